@@ -1,1 +1,8 @@
-//! placeholder
+//! The migration itself, blind to which database it moves.
+//!
+//! Owns the order of things: copy, follow, verify, and what happens when any of it fails. It holds no SQL and
+//! knows no database; it speaks to both through [`ports`], and leaves every decision that can be pure to
+//! `segue-model`.
+
+pub mod fault;
+pub mod ports;

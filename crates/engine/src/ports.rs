@@ -1,0 +1,224 @@
+//! What the engine asks of a database: the two sides of the wall.
+//!
+//! Adapters implement these for one kind of database. All of them are cancel-safe in one sense only: a value
+//! whose future was dropped half-way must be dropped too.
+
+use crate::fault::Fault;
+use bytes::Bytes;
+use segue_model::change::{Change, TransactionHead};
+use segue_model::key::KeyText;
+use segue_model::net::Net;
+use segue_model::position::Position;
+use segue_model::region::{CopiedRegion, Extent};
+use segue_model::seam::{Seam, Xid};
+use segue_model::table::{Table, UnitId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::future::Future;
+
+/// A result whose error is a [`Fault`].
+pub type Outcome<T> = Result<T, Fault>;
+
+/// One thing the change stream delivers, in commit order, a transaction never interrupted by another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// A transaction begins.
+    Begin(TransactionHead),
+    /// It changed something.
+    Change(Change),
+    /// It contains a signal that [`Source::signal`] emitted.
+    Signal(u64),
+    /// It ends. `end` is the position after its commit record: what may be acknowledged once it is applied.
+    Commit {
+        /// Position after the commit record.
+        end: Position,
+    },
+    /// Between transactions: everything before this position has been delivered.
+    Idle {
+        /// That position.
+        position: Position,
+    },
+}
+
+/// How far a stream has come, as it is stored on the side its rows land on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Everything that ends at or before it has been applied.
+    pub position: Position,
+    /// Transactions skipped for regions that had not begun, and that no snapshot has shown yet.
+    pub skipped: BTreeMap<UnitId, Vec<Xid>>,
+}
+
+/// The side that changes are captured from.
+pub trait Source: Send + Sync + 'static {
+    /// A running change stream.
+    type Stream: ChangeStream;
+    /// A session that reads regions.
+    type Reader: RegionReader;
+
+    /// Opens the change stream after `from`. Transactions that end at or before `from` are not delivered.
+    fn stream(&self, from: Position) -> impl Future<Output = Outcome<Self::Stream>> + Send;
+    /// Opens a session for reading regions.
+    fn reader(&self) -> impl Future<Output = Outcome<Self::Reader>> + Send;
+    /// What a snapshot taken now contains.
+    fn seam(&self) -> impl Future<Output = Outcome<Seam>> + Send;
+    /// Commits a signal that the stream will deliver as [`StreamEvent::Signal`] with this number.
+    fn signal(&self, id: u64) -> impl Future<Output = Outcome<()>> + Send;
+    /// For each key, how many of `bounds` (ascending) the source orders before it.
+    fn places(
+        &self,
+        table: &Table,
+        bounds: &[KeyText],
+        keys: &[KeyText],
+    ) -> impl Future<Output = Outcome<Vec<usize>>> + Send;
+    /// Where the log ends now (what has been written, flushed or not).
+    fn log_end(&self) -> impl Future<Output = Outcome<Position>> + Send;
+}
+
+/// A running change stream.
+pub trait ChangeStream: Send {
+    /// The next event. Events of one transaction come without an event of another between them.
+    fn next(&mut self) -> impl Future<Output = Outcome<StreamEvent>> + Send;
+    /// Tells the source that everything up to `position` is durable on the other side and need not be kept.
+    fn acknowledge(&mut self, position: Position);
+}
+
+/// A session on the source that reads regions, one after the other.
+pub trait RegionReader: Send {
+    /// The key of the row that lies `rows` rows after `lower`, if it lies before `upper`; `None`: the range ends before.
+    fn bound_after(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        within: &Extent,
+        rows: u64,
+    ) -> impl Future<Output = Outcome<Option<KeyText>>> + Send;
+    /// Begins a snapshot that no TRUNCATE or rewrite of `unit` can fall into. Returns what it contains, and a log
+    /// position that covers the end of every transaction in it.
+    fn begin(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+    ) -> impl Future<Output = Outcome<(Seam, Position)>> + Send;
+    /// Starts reading the rows of `extent` under the snapshot, in the copy form both adapters share.
+    fn copy(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+    /// The next piece (tens of KiB), `None` at the end.
+    fn next_piece(&mut self) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
+    /// Ends the snapshot, whether or not everything was read.
+    fn end(&mut self) -> impl Future<Output = Outcome<()>> + Send;
+    /// Waits, in this very session, until the log is durable on the source up to `position`.
+    fn durable(&mut self, position: Position) -> impl Future<Output = Outcome<()>> + Send;
+}
+
+/// The side that changes land on.
+pub trait Target: Send + Sync + 'static {
+    /// A session that writes regions.
+    type Writer: RegionWriter;
+    /// A session that applies batches.
+    type Applier: Applier;
+
+    /// Opens a session for writing regions.
+    fn writer(&self) -> impl Future<Output = Outcome<Self::Writer>> + Send;
+    /// Opens the session that applies the stream.
+    fn applier(&self) -> impl Future<Output = Outcome<Self::Applier>> + Send;
+    /// The stored checkpoint.
+    fn checkpoint(&self) -> impl Future<Output = Outcome<Checkpoint>> + Send;
+    /// The stored regions of every unit, ranges in the order of their keys.
+    fn copied_regions(&self) -> impl Future<Output = Outcome<BTreeMap<UnitId, Vec<CopiedRegion>>>> + Send;
+    /// Forgets all stored regions: the stream has passed the last seam.
+    fn forget_regions(&self) -> impl Future<Output = Outcome<()>> + Send;
+}
+
+/// What is stored with a region's rows, in the same transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionRecord {
+    /// Its unit.
+    pub unit: UnitId,
+    /// Which rows.
+    pub extent: Extent,
+    /// Under which snapshot.
+    pub seam: Seam,
+    /// The log position that covers the end of every transaction in the seam.
+    pub covered_by: Position,
+    /// Bytes copied.
+    pub bytes: u64,
+    /// How long the copy took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// A session on the target that writes regions, one after the other.
+pub trait RegionWriter: Send {
+    /// Begins the region's transaction (with the token check) and starts taking rows. With `replace`, rows of `extent`
+    /// that are already there are removed first; otherwise there must be none.
+    fn begin(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        replace: bool,
+    ) -> impl Future<Output = Outcome<()>> + Send;
+    /// Writes a piece as the reader delivered it.
+    fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;
+    /// Ends the rows; returns how many there were. Nothing is committed yet.
+    fn finish(&mut self) -> impl Future<Output = Outcome<u64>> + Send;
+    /// Stores the record and commits, durably.
+    fn commit(&mut self, record: &RegionRecord) -> impl Future<Output = Outcome<()>> + Send;
+    /// Throws everything since `begin` away.
+    fn abandon(&mut self) -> impl Future<Output = Outcome<()>> + Send;
+}
+
+/// Why a step of a batch did not work.
+#[derive(Debug)]
+pub enum ApplyError {
+    /// Rows were not as the changes require (a duplicate, a missing row): replay row by row, or report.
+    Mismatch(Mismatch),
+    /// Anything else.
+    Fault(Fault),
+}
+
+impl From<Fault> for ApplyError {
+    fn from(fault: Fault) -> Self {
+        ApplyError::Fault(fault)
+    }
+}
+
+/// A change that does not fit the rows on the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// The target table.
+    pub table: String,
+    /// The key, if one row is known to be meant.
+    pub key: Option<String>,
+    /// What was expected and what was found; values as text.
+    pub what: String,
+}
+
+/// The session that applies the stream. One target transaction is `begin` … `commit`.
+///
+/// The steps between them are written in the order of the calls. After an error the transaction is over;
+/// `rollback` must be called before the next `begin`.
+pub trait Applier: Send {
+    /// Begins a transaction: token check, replica role, origin. May be sent together with the first step.
+    fn begin(&mut self) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    /// Writes the net effect on one table, set-wise: deletes, updates, inserts. Counts must come out exactly.
+    fn net(&mut self, table: &Table, net: &Net) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    /// Writes changes of one table one by one, in order (TRUNCATE included), each tested for presence.
+    fn in_order(
+        &mut self,
+        table: &Table,
+        changes: &[Change],
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    /// Moves the checkpoint from `from` to `to` (a compare-and-swap) and commits durably.
+    fn commit(
+        &mut self,
+        from: Position,
+        to: &Checkpoint,
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    /// Gives the transaction up.
+    fn rollback(&mut self) -> impl Future<Output = Outcome<()>> + Send;
+}
