@@ -1,1 +1,7 @@
-//! placeholder
+//! Source and target for PostgreSQL.
+//!
+//! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
+
+pub mod connect;
+pub mod error;
+pub mod schema;

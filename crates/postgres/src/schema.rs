@@ -1,0 +1,157 @@
+//! What Segue keeps in a database: the schema `segue`, the same in every database it writes to.
+//!
+//! Every object is made with IF NOT EXISTS or OR REPLACE, so that making it twice is harmless. The format
+//! version is stored with it; a newer one than this build knows is refused.
+
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use tokio_postgres::Client;
+
+/// Version of the tables below.
+pub const FORMAT_VERSION: i32 = 1;
+
+const DDL: &str = r#"
+CREATE SCHEMA IF NOT EXISTS segue;
+CREATE TABLE IF NOT EXISTS segue.format (version int NOT NULL);
+
+-- the fencing token of a migration: who writes must hold the highest one
+CREATE TABLE IF NOT EXISTS segue.token (migration text PRIMARY KEY, token bigint NOT NULL);
+
+-- who drives a migration (control database)
+CREATE TABLE IF NOT EXISTS segue.lease (
+    migration text PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL, taken_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS segue.heartbeat (
+    migration text PRIMARY KEY, token bigint NOT NULL, beat_at timestamptz NOT NULL);
+
+-- signals to be found again in the change stream (published)
+CREATE TABLE IF NOT EXISTS segue.signal (migration text PRIMARY KEY, id bigint NOT NULL, at timestamptz NOT NULL);
+
+-- the source's side of a stream's identity
+CREATE TABLE IF NOT EXISTS segue.slot (
+    migration text, direction text, slot text NOT NULL, incarnation bigint NOT NULL, made_at timestamptz NOT NULL,
+    PRIMARY KEY (migration, direction));
+
+-- the target's side: identity and checkpoint
+CREATE TABLE IF NOT EXISTS segue.stream (
+    migration text, direction text, slot text NOT NULL, system_id text NOT NULL, timeline int NOT NULL,
+    incarnation bigint NOT NULL, position pg_lsn NOT NULL, skipped jsonb NOT NULL DEFAULT '{}',
+    updated_at timestamptz NOT NULL, PRIMARY KEY (migration, direction));
+
+-- copied regions, each stored in the transaction that wrote its rows
+CREATE TABLE IF NOT EXISTS segue.region (
+    migration text, direction text, unit int NOT NULL, extent jsonb NOT NULL, seam text NOT NULL,
+    covered_by pg_lsn NOT NULL, rows bigint NOT NULL, bytes bigint NOT NULL, took_ms bigint NOT NULL,
+    copied_at timestamptz NOT NULL, no bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (migration, direction, unit, no));
+
+-- commands to the driver and their answers (control database)
+CREATE TABLE IF NOT EXISTS segue.command (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, verb text NOT NULL,
+    arguments jsonb NOT NULL, asked_by text NOT NULL, asked_at timestamptz NOT NULL DEFAULT now(),
+    taken_at timestamptz, progress jsonb, answered_at timestamptz, answer jsonb);
+
+-- what the driver last reported (control database)
+CREATE TABLE IF NOT EXISTS segue.status (
+    migration text PRIMARY KEY, token bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
+
+-- the journal: append-only, compare-and-swap on the sequence number (control database)
+CREATE TABLE IF NOT EXISTS segue.journal (
+    migration text, seq bigint, version int NOT NULL, at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL,
+    kind text NOT NULL, body jsonb NOT NULL, PRIMARY KEY (migration, seq));
+
+-- confirmed differences
+CREATE TABLE IF NOT EXISTS segue.divergence (
+    migration text, table_id int, key jsonb, found_at timestamptz NOT NULL DEFAULT now(), class text NOT NULL,
+    columns jsonb NOT NULL, owner_row jsonb, other_row jsonb, owner_position pg_lsn, other_position pg_lsn,
+    repaired_at timestamptz, PRIMARY KEY (migration, table_id, key, found_at));
+
+-- verification: one row a run, and the ranges it has compared
+CREATE TABLE IF NOT EXISTS segue.verification (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, mode text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(), ended_at timestamptz, body jsonb NOT NULL DEFAULT '{}');
+CREATE TABLE IF NOT EXISTS segue.verified_range (
+    verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int, upper jsonb, rows bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(), no bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (verification, table_id, no));
+
+-- begins a writing transaction: shuts out processes whose token is not the newest. The lock comes first, the token is
+-- read by a later statement of a READ COMMITTED transaction, so a taker that holds the lock exclusively is seen.
+CREATE OR REPLACE FUNCTION segue.enter(_migration text, _token bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE current bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('segue:' || _migration, 0));
+    SELECT t.token INTO current FROM segue.token t WHERE t.migration = _migration;
+    IF current IS DISTINCT FROM _token THEN
+        RAISE EXCEPTION 'segue: token % of migration % has been superseded by %', _token, _migration, current
+            USING ERRCODE = '55006';
+    END IF;
+END $$;
+
+-- shuts out every earlier process. Waits for writing transactions that hold the lock shared.
+CREATE OR REPLACE FUNCTION segue.raise_token(_migration text, _token bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE current bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('segue:' || _migration, 0));
+    SELECT t.token INTO current FROM segue.token t WHERE t.migration = _migration;
+    IF current > _token THEN
+        RAISE EXCEPTION 'segue: token % of migration % has been superseded by %', _token, _migration, current
+            USING ERRCODE = '55006';
+    END IF;
+    INSERT INTO segue.token VALUES (_migration, _token)
+        ON CONFLICT (migration) DO UPDATE SET token = excluded.token;
+END $$;
+
+-- moves a stream's checkpoint: a compare-and-swap on position and incarnation
+CREATE OR REPLACE FUNCTION segue.advance(_migration text, _direction text, _incarnation bigint, _from pg_lsn, _to pg_lsn, _skipped jsonb)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE current pg_lsn;
+BEGIN
+    UPDATE segue.stream s SET position = _to, skipped = _skipped, updated_at = clock_timestamp()
+     WHERE s.migration = _migration AND s.direction = _direction AND s.incarnation = _incarnation AND s.position = _from;
+    IF NOT FOUND THEN
+        SELECT s.position INTO current FROM segue.stream s WHERE s.migration = _migration AND s.direction = _direction;
+        RAISE EXCEPTION 'segue: checkpoint of % (%) is at %, not at %', _migration, _direction, current, _from
+            USING ERRCODE = '55006';
+    END IF;
+END $$;
+"#;
+
+/// Makes the schema, or checks that the one there is of a version this build knows.
+pub async fn ensure(client: &mut Client) -> Outcome<()> {
+    let during = |e| fault_of(&e).during("making the schema segue");
+    let transaction = client.transaction().await.map_err(during)?;
+    transaction
+        .batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('segue:schema', 0))")
+        .await
+        .map_err(during)?;
+    let exists: bool = transaction
+        .query_one("SELECT to_regclass('segue.format') IS NOT NULL", &[])
+        .await
+        .map_err(during)?
+        .get(0);
+    if exists {
+        let version =
+            transaction.query_opt("SELECT max(version) FROM segue.format", &[]).await.map_err(during)?;
+        let version: Option<i32> = version.and_then(|row| row.get(0));
+        if version.is_some_and(|v| v > FORMAT_VERSION) {
+            return Err(Fault::operator(
+                "SEGUE-FORMAT",
+                format!(
+                    "the schema segue has format {}, this build knows up to {FORMAT_VERSION}",
+                    version.unwrap_or(0)
+                ),
+                "use the newer segue that made it",
+            ));
+        }
+    }
+    transaction.batch_execute(DDL).await.map_err(during)?;
+    transaction
+        .execute(
+            "INSERT INTO segue.format SELECT $1 WHERE NOT EXISTS (SELECT FROM segue.format)",
+            &[&FORMAT_VERSION],
+        )
+        .await
+        .map_err(during)?;
+    transaction.commit().await.map_err(during)
+}
