@@ -79,8 +79,24 @@ pub trait Source: Send + Sync + 'static {
 pub trait ChangeStream: Send {
     /// The next event. Events of one transaction come without an event of another between them.
     fn next(&mut self) -> impl Future<Output = Outcome<StreamEvent>> + Send;
-    /// Tells the source that everything up to `position` is durable on the other side and need not be kept.
-    fn acknowledge(&mut self, position: Position);
+    /// The way to tell the source what is durable on the other side and need not be kept.
+    fn acknowledger(&self) -> Acknowledger;
+}
+
+/// Tells a source that everything up to a position is durable on the other side.
+#[derive(Clone)]
+pub struct Acknowledger(std::sync::Arc<dyn Fn(Position) + Send + Sync>);
+
+impl Acknowledger {
+    /// An acknowledger that hands positions to `tell`, from any thread, never blocking.
+    pub fn new(tell: impl Fn(Position) + Send + Sync + 'static) -> Self {
+        Acknowledger(std::sync::Arc::new(tell))
+    }
+
+    /// Everything up to `position` is durable.
+    pub fn acknowledge(&self, position: Position) {
+        (self.0)(position);
+    }
 }
 
 /// A session on the source that reads regions, one after the other.
