@@ -98,6 +98,13 @@ fn report(error: &serde_saphyr::Error, problems: &mut Problems<'_>) {
             "remove one of the two",
         );
     }
+    if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
+        return problems.add_with_help(
+            place,
+            "a second YAML document begins",
+            "one file describes one migration",
+        );
+    }
     let rendered = error.render();
     let message = rendered.lines().next().unwrap_or("unreadable").to_owned();
     let message = match (error.location(), message.rfind(" at line ")) {

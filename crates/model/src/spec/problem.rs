@@ -26,31 +26,41 @@ pub struct Problem {
     pub message: String,
     /// What to do about it; shown beside the carets.
     pub help: Option<String>,
+    /// The line without passwords, and the column and width of the place in it.
     excerpt: String,
+    excerpt_column: usize,
+    excerpt_width: usize,
 }
 
 impl Problem {
     fn new(place: Place, message: &str, help: Option<&str>, source_line: &str) -> Self {
         let excerpt = Redacted::of(source_line);
-        let start = excerpt.column(place.column);
-        let width = excerpt.column(place.column + place.width).saturating_sub(start).max(1);
+        let excerpt_column = excerpt.column(place.column);
+        let end = excerpt.column(place.column + place.width);
         Self {
-            place: Place { column: start, width, ..place },
+            place,
             message: redact(message),
             help: help.map(redact),
             excerpt: excerpt.text,
+            excerpt_column,
+            excerpt_width: end.saturating_sub(excerpt_column).max(1),
         }
     }
 
     fn write(&self, f: &mut fmt::Formatter<'_>, file: &str) -> fmt::Result {
-        let Place { line, column, width } = self.place;
+        let Place { line, column, .. } = self.place;
         writeln!(f, "{file}:{line}:{column}: {}", self.message)?;
         let gutter = " ".repeat(line.to_string().len());
         // Tabs stay tabs, so that the carets stand where the terminal puts the text.
-        let indent: String =
-            self.excerpt.chars().chain(std::iter::repeat(' ')).take(column - 1).map(blank).collect();
+        let indent: String = self
+            .excerpt
+            .chars()
+            .chain(std::iter::repeat(' '))
+            .take(self.excerpt_column - 1)
+            .map(blank)
+            .collect();
         writeln!(f, "{gutter} |\n{line} | {}", self.excerpt)?;
-        write!(f, "{gutter} | {indent}{}", "^".repeat(width))?;
+        write!(f, "{gutter} | {indent}{}", "^".repeat(self.excerpt_width))?;
         if let Some(help) = &self.help {
             write!(f, " {help}")?;
         }
@@ -128,13 +138,22 @@ impl<'a> Problems<'a> {
     }
 }
 
-/// `did you mean …?` for the candidate nearest to `written`, if one is near enough to be a slip.
-pub(super) fn nearest<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<String> {
+/// The candidate nearest to `written`, if it is near enough to be a slip or a longer word for the same.
+pub(super) fn nearest<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let written = written.to_lowercase();
     let slips_max = 1 + written.chars().count() / 4;
+    let is_near = |slips: usize, candidate: &str| {
+        slips <= slips_max || (candidate.len() >= 3 && written.starts_with(candidate))
+    };
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&written.to_lowercase(), candidate), candidate))
-        .filter(|(slips, _)| *slips <= slips_max)
+        .map(|candidate| (strsim::damerau_levenshtein(&written, candidate), candidate))
+        .filter(|(slips, candidate)| is_near(*slips, candidate))
         .min_by_key(|(slips, _)| *slips)
-        .map(|(_, candidate)| format!("did you mean `{candidate}`?"))
+        .map(|(_, candidate)| candidate)
+}
+
+/// The help for a word that has a [`nearest`] one.
+pub(super) fn did_you_mean(candidate: &str) -> String {
+    format!("did you mean `{candidate}`?")
 }

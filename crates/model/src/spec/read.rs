@@ -2,7 +2,7 @@
 
 use super::Profile;
 use super::document::{Content, Node};
-use super::problem::{Place, Problems, nearest};
+use super::problem::{Place, Problems, did_you_mean, nearest};
 use super::quantity::{parse_bytes, parse_duration};
 
 /// A value and where it stands.
@@ -125,6 +125,7 @@ impl Read for Profile {
         let found = Profile::ALL.into_iter().find(|profile| profile.name() == text);
         if found.is_none() {
             let help = nearest(&text, Profile::ALL.map(Profile::name))
+                .map(did_you_mean)
                 .unwrap_or_else(|| "use dev, staging or prod".to_owned());
             problems.add_with_help(place, format!("there is no profile `{text}`"), help);
         }
@@ -212,24 +213,32 @@ impl Fields {
             Content::Map(entries) => entries,
             // A key whose every line is commented out.
             Content::Nothing => Vec::new(),
-            _ => return expected(&format!("{what} as a map"), &node, problems),
+            Content::Faulty => return None,
+            other => {
+                let message = format!("expected a map, found {}", other.kind());
+                problems.add_with_help(node.place, message, format!("its keys: {}", known.join(", ")));
+                return None;
+            }
         };
-        for (key, value) in &entries {
-            if !known.contains(&key.as_str()) {
-                let help = nearest(key, known.iter().copied())
-                    .unwrap_or_else(|| format!("known here: {}", known.join(", ")));
-                let place = value.key_place.unwrap_or(value.place);
-                problems.add_with_help(place, format!("unknown key `{key}`"), help);
-            }
+        let mut missing: Vec<&str> = required
+            .iter()
+            .copied()
+            .filter(|key| !entries.iter().any(|(present, _)| present == key))
+            .collect();
+        for (key, value) in entries.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
+            let meant = nearest(key, known.iter().copied());
+            let help = meant.map_or_else(|| format!("known here: {}", known.join(", ")), did_you_mean);
+            problems.add_with_help(
+                value.key_place.unwrap_or(value.place),
+                format!("unknown key `{key}`"),
+                help,
+            );
+            // A misspelt key is one mistake, not two.
+            missing.retain(|key| Some(*key) != meant);
         }
-        for key in required {
-            if !entries.iter().any(|(present, _)| present == key) {
-                problems.add_with_help(
-                    key_place,
-                    format!("{what} lacks the key `{key}`"),
-                    format!("add `{key}:`"),
-                );
-            }
+        if !missing.is_empty() {
+            let missing: Vec<String> = missing.iter().map(|key| format!("`{key}`")).collect();
+            problems.add(key_place, format!("{what} lacks {}", missing.join(", ")));
         }
         Some(Self { entries })
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::problem::nearest;
+use super::problem::{did_you_mean, nearest};
 use crate::name::{Pattern, QualifiedName};
 
 /// How one source table becomes one target table. For now under the same or another name, in the same shape.
@@ -147,7 +147,7 @@ impl Selection {
 
 fn no_such_table(line: usize, table: &QualifiedName, on_source: &[QualifiedName]) -> SelectionError {
     let names: Vec<String> = on_source.iter().map(QualifiedName::to_string).collect();
-    let help = nearest(&table.to_string(), names.iter().map(String::as_str));
+    let help = nearest(&table.to_string(), names.iter().map(String::as_str)).map(did_you_mean);
     SelectionError::NoSuchTable { line, table: table.clone(), help }
 }
 

@@ -115,6 +115,14 @@ fn bad_name(text: &At<String>, error: &NameError, problems: &mut Problems<'_>) {
     }
 }
 
+/// An item of `tables` that could be read.
+struct Listed {
+    place: Place,
+    /// Where its target is written; its own place if that follows from the source.
+    target_place: Place,
+    choice: TableChoice,
+}
+
 /// What is claimed by which line, to find what is claimed twice.
 #[derive(Default)]
 struct Claims {
@@ -133,15 +141,15 @@ fn tables(list: At<Vec<RawTable>>, exclude: &[At<Pattern>], problems: &mut Probl
     let mut claims = Claims::default();
     let mut entries = Vec::with_capacity(list.value.len());
     for item in list.value {
-        let Some((place, choice)) = table(item, problems) else { continue };
-        check_claims(&choice, place, &mut claims, problems);
-        check_reach(&choice, place, exclude, problems);
-        entries.push(TableEntry { line: place.line, choice });
+        let Some(listed) = table(item, problems) else { continue };
+        check_claims(&listed, &mut claims, problems);
+        check_reach(&listed, exclude, problems);
+        entries.push(TableEntry { line: listed.place.line, choice: listed.choice });
     }
     entries
 }
 
-fn table(item: RawTable, problems: &mut Problems<'_>) -> Option<(Place, TableChoice)> {
+fn table(item: RawTable, problems: &mut Problems<'_>) -> Option<Listed> {
     let (from, to) = match item {
         RawTable::Name(name) => (name, None),
         RawTable::Mapping(mapping) => {
@@ -155,13 +163,14 @@ fn table(item: RawTable, problems: &mut Problems<'_>) -> Option<(Place, TableCho
         if let Some(to) = to {
             problems.add_with_help(to.key_place, "a pattern cannot have `to`", "list the tables one by one");
         }
-        return Some((place, TableChoice::Matching(pattern)));
+        return Some(Listed { place, target_place: place, choice: TableChoice::Matching(pattern) });
     };
+    let target_place = to.as_ref().map_or(place, |to| to.place);
     let target = match to {
         Some(to) => QualifiedName::parse(&to.value).map_err(|error| bad_name(&to, &error, problems)).ok()?,
         None => source.clone(),
     };
-    Some((place, TableChoice::One(Mapping { source, target })))
+    Some(Listed { place, target_place, choice: TableChoice::One(Mapping { source, target }) })
 }
 
 fn refuse_later_keys(mapping: &RawMapping, problems: &mut Problems<'_>) {
@@ -185,11 +194,12 @@ fn refuse_later_keys(mapping: &RawMapping, problems: &mut Problems<'_>) {
     }
 }
 
-fn check_claims(choice: &TableChoice, place: Place, claims: &mut Claims, problems: &mut Problems<'_>) {
+fn check_claims(listed: &Listed, claims: &mut Claims, problems: &mut Problems<'_>) {
+    let Listed { place, target_place, choice } = listed;
     let source = choice.to_string();
     if let Some(first) = claims.sources.get(&source) {
         problems.add_with_help(
-            place,
+            *place,
             format!("`{source}` is listed twice"),
             format!("the first is on line {first}"),
         );
@@ -199,7 +209,7 @@ fn check_claims(choice: &TableChoice, place: Place, claims: &mut Claims, problem
     if let TableChoice::One(mapping) = choice {
         match claims.targets.get(&mapping.target) {
             Some(first) => problems.add_with_help(
-                place,
+                *target_place,
                 format!("two tables would go to `{}`", mapping.target),
                 format!("the other is on line {first}"),
             ),
@@ -209,17 +219,19 @@ fn check_claims(choice: &TableChoice, place: Place, claims: &mut Claims, problem
 }
 
 /// Tables that a migration must not touch, and those that are listed and left out at the same time.
-fn check_reach(choice: &TableChoice, place: Place, exclude: &[At<Pattern>], problems: &mut Problems<'_>) {
-    let TableChoice::One(mapping) = choice else { return };
-    if let Some(table) = [&mapping.source, &mapping.target].into_iter().find(|table| is_off_limits(table)) {
-        let message = format!("`{table}` belongs to PostgreSQL or to Segue itself");
-        problems.add_with_help(place, message, "list tables of the application only");
+fn check_reach(listed: &Listed, exclude: &[At<Pattern>], problems: &mut Problems<'_>) {
+    let TableChoice::One(mapping) = &listed.choice else { return };
+    for (table, place) in [(&mapping.source, listed.place), (&mapping.target, listed.target_place)] {
+        if is_off_limits(table) {
+            let message = format!("`{table}` belongs to PostgreSQL or to Segue itself");
+            problems.add_with_help(place, message, "list tables of the application only");
+        }
     }
     if let Some(pattern) = exclude.iter().find(|pattern| pattern.value.matches(&mapping.source)) {
         problems.add_with_help(
             pattern.place,
             format!("`{}` leaves out `{}`, which `tables` lists by name", pattern.value, mapping.source),
-            format!("it is listed on line {}; remove one of the two", place.line),
+            format!("it is listed on line {}; remove one of the two", listed.place.line),
         );
     }
 }
