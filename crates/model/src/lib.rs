@@ -10,5 +10,6 @@ pub mod position;
 pub mod region;
 pub mod route;
 pub mod seam;
+pub mod spec;
 pub mod sqltext;
 pub mod table;
