@@ -4,6 +4,8 @@
 //! be the product's own opinion of itself.
 //!
 //! * [`cluster`]: throw-away PostgreSQL servers of any installed major, their crashes, restores and standbys
+//! * [`proxy`]: a network that cuts, delays, throttles and freezes
+//! * [`kill`]: programs under test, killed at named points and random moments
 //!
 //! Everything here panics with a full sentence when the *test's own* ground gives way (a server that does not
 //! start, a lost temporary directory): a test has no better answer to that. What a test may want to observe comes
@@ -13,5 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod cluster;
+pub mod kill;
+pub mod proxy;
 
 pub use cluster::{Cluster, Options};
