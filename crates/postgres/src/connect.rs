@@ -5,7 +5,7 @@ mod tls;
 
 pub use tls::{RootCertificates, Tls, TlsMode};
 
-use crate::error::fault_of;
+use crate::error::{describe, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::fmt;
@@ -177,7 +177,7 @@ fn connection_fault(error: &tokio_postgres::Error) -> Fault {
             Some(next_step) => Fault::operator("SEGUE-TLS", format!("TLS: {tls}"), next_step),
             None => Fault::retry("SEGUE-CONNECTION", format!("TLS: {tls}")),
         },
-        None if error.to_string().contains("server does not support TLS") => Fault::operator(
+        None if describe(error).contains("server does not support TLS") => Fault::operator(
             "SEGUE-TLS",
             "the server does not offer TLS, and sslmode asks for it",
             "turn ssl on at the server, or use sslmode=prefer where the network is trusted",

@@ -14,7 +14,7 @@ pub fn fault_of(error: &Error) -> Fault {
 }
 
 /// The error with all its causes; tokio-postgres shows only the outermost one.
-fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {

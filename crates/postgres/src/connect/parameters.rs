@@ -148,7 +148,12 @@ fn strip_url(text: &str) -> Outcome<(String, Ours)> {
     let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), ours)) };
     let mut kept = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some((key, value)) = pair.split_once('=') else {
+            return Err(refused(
+                "an option of the connection URL has no value",
+                "write ?option=value; percent-encode a `?` in the password as %3F",
+            ));
+        };
         if !ours.take(&percent_decoded(key)?, &percent_decoded(value)?)? {
             kept.push(pair);
         }
