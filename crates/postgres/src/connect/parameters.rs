@@ -145,7 +145,16 @@ impl Ours {
 
 fn strip_url(text: &str) -> Outcome<(String, Ours)> {
     let mut ours = Ours::default();
-    let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), ours)) };
+    // As libpq does: everything up to an `@` before the first `/` is user and password, a `?` in it included.
+    let authority = text.find("://").map_or(0, |at| at + 3);
+    let credentials = match text[authority..].find(['@', '/']) {
+        Some(at) if text[authority + at..].starts_with('@') => authority + at,
+        _ => 0,
+    };
+    let Some(mark) = text[credentials..].find('?').map(|at| credentials + at) else {
+        return Ok((text.to_owned(), ours));
+    };
+    let (base, query) = (&text[..mark], &text[mark + 1..]);
     let mut kept = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=') else {
@@ -290,8 +299,8 @@ mod tests {
     #[test]
     fn an_error_never_holds_a_part_of_the_password() {
         for text in [
-            "postgres://u:hush?hush@h/d",
-            "postgres://u:hush?hush=hush@h/d",
+            "postgres://u:hush/hush?hush@h/d",
+            "postgres://u:hush/hush?hush=hush@h/d",
             "postgres://u:hush%zz@h/d",
             "host=h password=hush hush",
             "host=h password='hush",
