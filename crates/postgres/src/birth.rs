@@ -81,6 +81,11 @@ pub fn stream_name(migration: &str, direction: Direction) -> Outcome<String> {
     ))
 }
 
+/// Name of the replication origin under which one stream's rows are written on the other side.
+pub fn origin_name(migration: &str, direction: Direction) -> String {
+    format!("segue_{migration}_{direction}")
+}
+
 /// What makes a stream this very one; stored beside its checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamIdentity {

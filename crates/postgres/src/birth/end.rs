@@ -1,6 +1,6 @@
 //! Removing everything that a migration made.
 
-use super::{Direction, stream_name};
+use super::{Direction, origin_name, stream_name};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -77,12 +77,10 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
             client.batch_execute(&sql).await.map_err(|e| fault_of(&e))?;
             done.push(format!("{side}: publication {name}"));
         }
-        if exists(client, "pg_replication_origin", "roname", &name).await? {
-            client
-                .execute("SELECT pg_replication_origin_drop($1)", &[&name])
-                .await
-                .map_err(|e| fault_of(&e))?;
-            done.push(format!("{side}: replication origin {name}"));
+        let origin = origin_name(migration, direction);
+        if exists(client, "pg_replication_origin", "roname", &origin).await? {
+            drop_origin(client, &origin).await?;
+            done.push(format!("{side}: replication origin {origin}"));
         }
     }
     if let Some(line) = forget(client, migration).await? {
@@ -123,6 +121,25 @@ async fn drop_slot(client: &Client, name: &str) -> Outcome<bool> {
         "SEGUE-SLOT-ACTIVE",
         format!("the replication slot {name} is still in use"),
         "stop the process that streams from it (pg_replication_slots.active_pid), then cancel again",
+    ))
+}
+
+/// Drops an origin; a session that has it set up is given a moment to end.
+async fn drop_origin(client: &Client, name: &str) -> Outcome<()> {
+    for _ in 0..RELEASE_TRIES {
+        match client.execute("SELECT pg_replication_origin_drop($1)", &[&name]).await {
+            Ok(_) => return Ok(()),
+            Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(e) => return Err(fault_of(&e)),
+        }
+    }
+    Err(Fault::operator(
+        "SEGUE-ORIGIN-ACTIVE",
+        format!("the replication origin {name} is still in use"),
+        "stop the process that applies this migration's changes, then cancel again",
     ))
 }
 

@@ -79,8 +79,23 @@ const WAITED_FOR: &str = "
                      AND h.virtualxid IS NOT DISTINCT FROM w.virtualxid
       LEFT JOIN pg_stat_activity a ON a.pid = h.pid
       LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND p.transaction = h.transactionid
-     WHERE w.pid = $1 AND NOT w.granted AND w.locktype IN ('transactionid', 'virtualxid')
+     WHERE w.pid = $1::text::int AND NOT w.granted AND w.locktype IN ('transactionid', 'virtualxid')
      ORDER BY age_ms DESC";
+
+/// Looks who is waited for.
+struct Look<'a> {
+    watcher: &'a Client,
+    sql: &'static str,
+    /// What [`BLOCKERS`] or [`WAITED_FOR`] take as `$1`.
+    about: String,
+}
+
+impl Look<'_> {
+    async fn now(&self) -> Outcome<Vec<Blocker>> {
+        let rows = self.watcher.query(self.sql, &[&self.about, &QUERY_CHARS_MAX]).await;
+        Ok(rows.map_err(|e| fault_of(&e))?.iter().map(blocker).collect())
+    }
+}
 
 fn blocker(row: &Row) -> Blocker {
     Blocker {
@@ -108,10 +123,7 @@ pub(super) async fn make_slot(
         let sql = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
         maker.execute(sql, &[&slot]).await.map(drop).map_err(|e| fault_of(&e))
     };
-    let look = async || -> Outcome<Vec<Blocker>> {
-        let rows = watcher.query(WAITED_FOR, &[&pid, &QUERY_CHARS_MAX]).await.map_err(|e| fault_of(&e))?;
-        Ok(rows.iter().map(blocker).collect())
-    };
+    let look = Look { watcher, sql: WAITED_FOR, about: pid.to_string() };
     watched(WaitStep::Slot, make, look, report).await
 }
 
@@ -119,7 +131,7 @@ pub(super) async fn make_slot(
 async fn watched<T>(
     step: WaitStep,
     work: impl Future<Output = Outcome<T>>,
-    look: impl AsyncFn() -> Outcome<Vec<Blocker>>,
+    look: Look<'_>,
     report: &mut (impl FnMut(WaitReport) + Send),
 ) -> Outcome<T> {
     let began = Instant::now();
@@ -131,7 +143,7 @@ async fn watched<T>(
         }
         let waiting_for = tokio::select! {
             done = &mut work => return done,
-            found = look() => found?,
+            found = look.now() => found?,
         };
         report(WaitReport { step, since_ms: millis(began), waiting_for });
     }
@@ -157,7 +169,6 @@ pub(super) async fn barrier(
         maker.query_one(&format!("SELECT {number}::text::bigint"), &[]).await.map_err(|e| fault_of(&e))?;
     let mark: i64 = row.get(0);
     maker.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
-    let low = (mark & 0xffff_ffff).to_string();
     let passed = async {
         loop {
             let row = maker
@@ -170,10 +181,7 @@ pub(super) async fn barrier(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let look = async || -> Outcome<Vec<Blocker>> {
-        let rows = watcher.query(BLOCKERS, &[&low, &QUERY_CHARS_MAX]).await.map_err(|e| fault_of(&e))?;
-        Ok(rows.iter().map(blocker).collect())
-    };
+    let look = Look { watcher, sql: BLOCKERS, about: (mark & 0xffff_ffff).to_string() };
     watched(WaitStep::Barrier, passed, look, report).await
 }
 
