@@ -2,6 +2,8 @@
 //!
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
+pub mod birth;
+pub mod catalog;
 pub mod connect;
 pub mod error;
 pub mod schema;
