@@ -4,4 +4,5 @@
 
 pub mod connect;
 pub mod error;
+pub mod pgoutput;
 pub mod schema;
