@@ -1,14 +1,37 @@
 //! Opening sessions: where a server is, how to reach it, and the settings every session of ours has.
 
-use crate::error::fault_of;
+mod parameters;
+mod tls;
+
+pub use tls::{RootCertificates, Tls, TlsMode};
+
+use crate::error::{describe, fault_of};
+use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::fmt;
-use tokio_postgres::{Client, Config, NoTls};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// A dead peer is noticed after about this long when nothing is being sent …
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// … and after this long when something is, unless the connection string says otherwise.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the TCP connection alone, unless the connection string says otherwise.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS, login and settings on top of the TCP connection: a server under load may be slow, a half-open one is silent.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a database is and how to log in. Never shows its password.
 #[derive(Clone)]
 pub struct Endpoint {
     config: Config,
+    tls: Tls,
 }
 
 impl fmt::Debug for Endpoint {
@@ -30,37 +53,135 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Settings that pin how values are written as text, whatever the role or database has set.
+/// Settings that pin how values are written as text, whatever the role or database has set; that keep the server
+/// from ending our sessions; and that make a commit wait until it is durable.
 pub const PINNED_SETTINGS: &str = "SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; \
     SET extra_float_digits = 3; SET bytea_output = 'hex'; SET TimeZone = 'UTC'; SET lc_monetary = 'C'; SET xmloption = 'content'; \
     SET search_path = pg_catalog; SET row_security = off; SET statement_timeout = 0; SET lock_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_isolation = 'read committed'; \
-    SET default_transaction_read_only = off; SET default_transaction_deferrable = off; SET synchronize_seqscans = off";
+    SET default_transaction_read_only = off; SET default_transaction_deferrable = off; SET synchronize_seqscans = off; \
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout'); \
+    SELECT set_config(name, 'on', false) FROM pg_settings \
+     WHERE name = 'synchronous_commit' AND setting NOT IN ('on', 'remote_apply')";
 
 impl Endpoint {
-    /// Reads a connection URL or a `key=value` string.
-    pub fn parse(text: &str) -> Result<Endpoint, tokio_postgres::Error> {
-        Ok(Endpoint { config: text.parse()? })
+    /// Reads a connection URL or a `key=value` string, with libpq's parameters. The fault never quotes the text.
+    pub fn parse(text: &str) -> Outcome<Endpoint> {
+        let parameters::Parameters { mut config, tls } = parameters::parse(text)?;
+        config.keepalives_idle(KEEPALIVE_IDLE);
+        config.keepalives_interval(KEEPALIVE_INTERVAL);
+        config.keepalives_retries(KEEPALIVE_RETRIES);
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        Ok(Endpoint { config, tls })
     }
 
     /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server.
     pub async fn connect(&self, purpose: &str) -> Outcome<Client> {
+        let given = self.config.get_application_name().unwrap_or_default();
+        let name = format!("segue {purpose} {given}");
+        let limit = LOGIN_TIMEOUT + self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+        match tokio::time::timeout(limit, self.open(name.trim_end())).await {
+            Ok(opened) => opened.map_err(|fault| fault.during(format_args!("connecting to {self}"))),
+            Err(_) => Err(Fault::retry(
+                "SEGUE-CONNECTION",
+                format!("connecting to {self}: no answer to the login within {} s", limit.as_secs()),
+            )),
+        }
+    }
+
+    async fn open(&self, application_name: &str) -> Outcome<Client> {
+        let tls = self.tls_connector()?;
         let mut config = self.config.clone();
-        config.application_name(format!("segue {purpose}"));
-        config.keepalives_idle(std::time::Duration::from_secs(10));
-        let lost = |e| fault_of(&e).during(format_args!("connecting to {self}"));
-        let (client, connection) = config.connect(NoTls).await.map_err(lost)?;
-        tokio::spawn(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!("session ended: {e}");
-            }
-        });
-        client.batch_execute(PINNED_SETTINGS).await.map_err(lost)?;
+        config.application_name(application_name);
+        let client = match self.tls.mode().attempts() {
+            [only] => login(&config, *only, tls).await,
+            [first, .., last] => match login(&config, *first, tls.clone()).await {
+                Err(e) if may_try_the_other_way(&e) => match login(&config, *last, tls).await {
+                    // Say what was wrong first: the fallback is usually refused for a duller reason.
+                    Err(_) => Err(e),
+                    client => client,
+                },
+                client => client,
+            },
+            [] => login(&config, SslMode::Disable, tls).await,
+        };
+        let client = client.map_err(|e| connection_fault(&e))?;
+        client.batch_execute(PINNED_SETTINGS).await.map_err(|e| fault_of(&e))?;
         Ok(client)
     }
 
-    /// The parsed configuration, for the replication transport.
+    /// The parsed configuration, for the replication transport. Its `ssl_mode` is the first attempt of [`Tls::mode`].
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How sessions to this server are encrypted.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// The connector for [`tokio_postgres::Config::connect`] and `connect_raw`: verifies what the mode asks for.
+    pub fn tls_connector(&self) -> Outcome<MakeRustlsConnect> {
+        Ok(MakeRustlsConnect::new(Arc::unwrap_or_clone(self.tls.client_config()?)))
+    }
+}
+
+async fn login(
+    config: &Config,
+    mode: SslMode,
+    tls: MakeRustlsConnect,
+) -> Result<Client, tokio_postgres::Error> {
+    let mut config = config.clone();
+    config.ssl_mode(mode);
+    let (client, connection) = config.connect(tls).await?;
+    tokio::spawn(async move {
+        if let Err(e) = connection.await {
+            tracing::debug!("session ended: {e}");
+        }
+    });
+    Ok(client)
+}
+
+/// The server refused this way of connecting (no line in `pg_hba.conf` for it), or the handshake failed.
+fn may_try_the_other_way(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        None => tls_error(error).is_some(),
+    }
+}
+
+fn tls_error(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(found) = inner.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        // An I/O error shows the cause of what it wraps, not the wrapped error itself.
+        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(found) = wrapped.and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            return Some(found);
+        }
+        cause = inner.source();
+    }
+    None
+}
+
+fn connection_fault(error: &tokio_postgres::Error) -> Fault {
+    match tls_error(error) {
+        Some(tls) => match tls::advice(tls) {
+            Some(next_step) => Fault::operator("SEGUE-TLS", format!("TLS: {tls}"), next_step),
+            None => Fault::retry("SEGUE-CONNECTION", format!("TLS: {tls}")),
+        },
+        None if describe(error).contains("server does not support TLS") => Fault::operator(
+            "SEGUE-TLS",
+            "the server does not offer TLS, and sslmode asks for it",
+            "turn ssl on at the server, or use sslmode=prefer where the network is trusted",
+        ),
+        None => fault_of(error),
     }
 }

@@ -14,7 +14,7 @@ pub fn fault_of(error: &Error) -> Fault {
 }
 
 /// The error with all its causes; tokio-postgres shows only the outermost one.
-fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
@@ -24,19 +24,97 @@ fn describe(error: &Error) -> String {
     text
 }
 
+/// Whether the error is one of Segue's own functions saying that a newer token, checkpoint or decision is there.
+///
+/// PostgreSQL uses the same SQLSTATE for slots and databases in use; the message tells them apart.
+pub fn is_superseded(db: &DbError) -> bool {
+    *db.code() == SqlState::OBJECT_IN_USE && db.message().starts_with("segue: ")
+}
+
 /// The fault behind an error that a server reported.
 pub fn fault_of_db(db: &DbError) -> Fault {
-    let code = db.code();
-    let class = &code.code()[..2];
-    let recovery = match class {
-        // connection exceptions, shutdowns, cannot_connect_now, deadlocks, serialization, out of resources
-        "08" | "57" | "40" | "53" => Recovery::Retry,
-        _ if *code == SqlState::LOCK_NOT_AVAILABLE => Recovery::Retry,
-        _ => Recovery::Operator,
-    };
-    let mut what = format!("{}: {} (SQLSTATE {})", db.severity().to_lowercase(), db.message(), code.code());
-    if let Some(detail) = db.detail() {
-        what = format!("{what}; {detail}");
+    let mut what =
+        format!("{}: {} (SQLSTATE {})", db.severity().to_lowercase(), db.message(), db.code().code());
+    for more in
+        [db.detail(), db.where_().filter(|_| db.code().code().starts_with("22"))].into_iter().flatten()
+    {
+        what = format!("{what}; {more}");
     }
-    Fault { recovery, code: "SEGUE-SQL", what, next_step: db.hint().unwrap_or_default().to_owned() }
+    let (recovery, code, next_step) = if is_superseded(db) {
+        let next_step = "another segue process has taken this migration over: let it work, and stop this one";
+        (Recovery::Operator, "SEGUE-SUPERSEDED", next_step)
+    } else {
+        known(db.code())
+    };
+    let hint = db.hint().unwrap_or_default();
+    let next_step = match (next_step, hint) {
+        ("", hint) => hint.to_owned(),
+        (next_step, "") => next_step.to_owned(),
+        (next_step, hint) => format!("{next_step} ({hint})"),
+    };
+    Fault { recovery, code, what, next_step }
+}
+
+/// What each SQLSTATE means for a migration. Retry: it passes, or mends itself after a reconnect.
+fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
+    use Recovery::{Operator, Retry};
+    match state.code() {
+        "28P01" | "28000" => (
+            Operator,
+            "SEGUE-LOGIN",
+            "check user and password in the connection string, and pg_hba.conf on the server",
+        ),
+        "3D000" => (
+            Operator,
+            "SEGUE-NO-DATABASE",
+            "create the database, or correct its name in the connection string",
+        ),
+        "42501" => {
+            (Operator, "SEGUE-PRIVILEGE", "grant what the message names to the role that Segue logs in with")
+        }
+        "25006" => (
+            Operator,
+            "SEGUE-READ-ONLY",
+            "the server or the session is read-only: name the primary in the connection string, or lift the block",
+        ),
+        "53100" => {
+            (Operator, "SEGUE-DISK-FULL", "free space on that server, then start again; nothing was lost")
+        }
+        "53300" => (
+            Retry,
+            "SEGUE-CONNECTIONS",
+            "free connections on the server, raise max_connections or the role's limit, or give Segue fewer workers",
+        ),
+        "53400" => (
+            Operator,
+            "SEGUE-LIMIT",
+            "raise the limit that the message names (max_replication_slots, max_wal_senders, temp_file_limit, …)",
+        ),
+        "57014" => (Retry, "SEGUE-CANCELLED", "someone cancelled the statement, or a time limit did"),
+        "57P01" | "57P02" | "57P03" | "57P05" => (Retry, "SEGUE-SERVER-DOWN", ""),
+        "55P03" => (Retry, "SEGUE-LOCKED", "a lock could not be had in time; see who holds it in pg_locks"),
+        "55006" => (
+            Retry,
+            "SEGUE-IN-USE",
+            "something else uses the object; see pg_stat_activity and pg_replication_slots",
+        ),
+        "55000" => (Operator, "SEGUE-STATE", "check wal_level, the slot's state and the server's log"),
+        "58030" | "58P01" | "58P02" => {
+            (Operator, "SEGUE-STORAGE", "the server cannot use its storage: see its log")
+        }
+        "XX001" | "XX002" => {
+            (Operator, "SEGUE-CORRUPT", "the server reports damaged data: see its log before anything else")
+        }
+        "42P01" | "42703" | "3F000" => (
+            Operator,
+            "SEGUE-SCHEMA-CHANGED",
+            "a table, column or schema that was there is gone: put it back, or cancel the migration",
+        ),
+        _ => match state.code().get(..2).unwrap_or_default() {
+            // Connection exceptions, rolled back for another's sake, out of resources, operator intervention.
+            "08" | "40" | "53" | "57" => (Retry, "SEGUE-SQL", ""),
+            // Everything else is about one statement and would fail again: data, constraints, syntax, internal.
+            _ => (Operator, "SEGUE-SQL", ""),
+        },
+    }
 }
