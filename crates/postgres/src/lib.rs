@@ -5,4 +5,6 @@
 pub mod connect;
 pub mod error;
 pub mod pgoutput;
+pub mod replication;
 pub mod schema;
+pub mod stream;
