@@ -6,4 +6,7 @@ pub mod birth;
 pub mod catalog;
 pub mod connect;
 pub mod error;
+pub mod pgoutput;
+pub mod replication;
 pub mod schema;
+pub mod stream;
