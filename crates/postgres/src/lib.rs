@@ -5,8 +5,10 @@
 pub mod birth;
 pub mod catalog;
 pub mod connect;
+pub mod copy;
 pub mod error;
 pub mod pgoutput;
 pub mod replication;
 pub mod schema;
+pub mod source;
 pub mod stream;
