@@ -2,6 +2,7 @@
 //!
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
+pub mod apply;
 pub mod connect;
 pub mod error;
 pub mod pgoutput;
