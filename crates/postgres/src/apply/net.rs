@@ -90,16 +90,16 @@ impl Batch<'_> {
         key: &Key,
         group: &UpdateGroup,
     ) -> Result<(), ApplyError> {
-        if group.set.is_empty() {
-            let present = target.present_many(key);
-            return self.write(Step::Present, &group.rows, &key.columns, present.clone(), present).await;
-        }
         let fixed = |i: usize| self.table.columns[i].identity_always && !key.columns.contains(&i);
         let carries_fixed = |row: &Row| (0..row.len()).any(|i| fixed(i) && row[i] != Value::Unchanged);
         // A column that cannot be updated and is not the key may have changed: such rows are replaced one by one.
         let (replaced, plain): (Vec<Row>, Vec<Row>) = group.rows.iter().cloned().partition(carries_fixed);
         for row in &replaced {
             self.push(Step::Update, update_request(target, key, None, row)).await?;
+        }
+        if group.set.is_empty() {
+            let present = target.present_many(key);
+            return self.write(Step::Present, &plain, &key.columns, present.clone(), present).await;
         }
         let columns: Vec<usize> = key.columns.iter().chain(&group.set).copied().collect();
         let (one, many) = (target.update_one(key, &group.set), target.update_many(key, &group.set));

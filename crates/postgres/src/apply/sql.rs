@@ -183,14 +183,15 @@ impl Target<'_> {
         format!("WITH gone AS ({gone}) {} SELECT {values} FROM gone", self.insert_into())
     }
 
-    /// The place of one row that equals the whole image in the parameters from 1 on.
+    /// The place of one row that equals the whole image in the parameters from 1 on. As records: without the casts the
+    /// rows would be compared column by column, each by an operator `*=` of its own type.
     fn whole(&self) -> String {
         let count = self.table.columns.len();
         let row = list((0..count).map(|i| format!("t.{}", self.column(i))), ", ");
         let image = list((0..count).map(|i| self.param(i, i + 1)), ", ");
         format!(
             "(t.tableoid, t.ctid) = (SELECT t.tableoid, t.ctid FROM {} AS t \
-             WHERE ROW({row}) OPERATOR(pg_catalog.*=) ROW({image}) LIMIT 1)",
+             WHERE ROW({row})::record OPERATOR(pg_catalog.*=) ROW({image})::record LIMIT 1)",
             qualified(self.table)
         )
     }
