@@ -115,12 +115,8 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
     table(&cluster, "src", identity).await;
     let planned = table(&cluster, "dst", identity).await;
     let source = cluster.connect("src").await;
-    source
-        .batch_execute(
-            "CREATE PUBLICATION p FOR TABLE zoo; SELECT pg_create_logical_replication_slot('s', 'pgoutput')",
-        )
-        .await
-        .unwrap();
+    source.batch_execute("CREATE PUBLICATION p FOR TABLE zoo").await.unwrap();
+    source.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
     let oid = source.query_one("SELECT 'zoo'::regclass::oid", &[]).await.unwrap().get(0);
     let relation =
         RelationPlan { table: Arc::new(planned.clone()), unit: UnitId(0), leaf: None, expected: vec![] };
@@ -157,8 +153,7 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
         PgApplier::open(&Endpoint::parse(&cluster.url("dst")).unwrap(), stream_identity).await.unwrap();
 
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut inserts =
-        String::from("INSERT INTO zoo DEFAULT VALUES;").replace("DEFAULT VALUES", "(id) VALUES (0)");
+    let mut inserts = String::from("INSERT INTO zoo (id) VALUES (0);");
     let longest = ZOO.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     for n in 0..longest.max(5) {
         let values: String =

@@ -24,6 +24,17 @@ fn cast_type(column: &Column) -> &str {
     }
 }
 
+/// As planned, except for types of which `unnest` or an array's text makes something else: a composite is taken apart
+/// into columns (and any type of the user's may be one), and the values of a `box[]` are not separated by commas.
+/// Casting from text is right for every type.
+fn array_form(column: &Column) -> ArrayForm {
+    match column.target_type.as_str() {
+        "box" => ArrayForm::CastText,
+        qualified if qualified.contains('.') => ArrayForm::CastText,
+        _ => column.array,
+    }
+}
+
 fn list(items: impl IntoIterator<Item = String>, between: &str) -> String {
     let mut text = String::new();
     for item in items {
@@ -49,7 +60,7 @@ impl Target<'_> {
     fn many(&self, columns: &[usize], first: usize) -> String {
         let arrays = columns.iter().enumerate().map(|(n, &i)| {
             let column = &self.table.columns[i];
-            match column.array {
+            match array_form(column) {
                 ArrayForm::Typed => format!("${}::{}[]", first + n, cast_type(column)),
                 ArrayForm::CastText => format!("${}::text[]", first + n),
             }
@@ -61,7 +72,7 @@ impl Target<'_> {
     /// Column `i` of the table, which is the `n`th of `s`.
     fn from_many(&self, i: usize, n: usize) -> String {
         let column = &self.table.columns[i];
-        match column.array {
+        match array_form(column) {
             ArrayForm::Typed => format!("s.c{n}"),
             ArrayForm::CastText => format!("s.c{n}::{}", cast_type(column)),
         }

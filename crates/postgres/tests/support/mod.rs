@@ -10,6 +10,8 @@ use tokio_postgres::Client;
 
 /// A table of schema `public`, the same on both sides.
 pub async fn table(client: &Client, id: u32, name: &str) -> Table {
+    // So that names of types come with their schema.
+    client.batch_execute("SET search_path = pg_catalog").await.unwrap();
     let columns = client
         .query(
             "SELECT a.attname::text, format_type(a.atttypid, -1), a.attnotnull, a.attidentity = 'a', t.typarray = 0 OR t.typcategory = 'A' \
@@ -42,6 +44,7 @@ pub async fn table(client: &Client, id: u32, name: &str) -> Table {
         )
         .await
         .unwrap();
+    client.batch_execute("RESET search_path").await.unwrap();
     let identity = if key.is_empty() {
         Identity::WholeRow
     } else {
