@@ -2,6 +2,8 @@
 //!
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
+pub mod apply;
+pub mod authority;
 pub mod birth;
 pub mod catalog;
 pub mod connect;
@@ -12,3 +14,4 @@ pub mod replication;
 pub mod schema;
 pub mod source;
 pub mod stream;
+pub mod target;

@@ -7,8 +7,7 @@ mod writer;
 
 pub(crate) use reader::places;
 pub use reader::{PgReader, Relations};
-pub(crate) use writer::commit_fault;
-pub use writer::{Authority, PgWriter};
+pub use writer::PgWriter;
 
 use segue_model::key::KeyText;
 use segue_model::region::Extent;

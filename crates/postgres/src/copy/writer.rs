@@ -1,6 +1,7 @@
 //! The target's side of a region: rows and record in one transaction, behind the token.
 
 use super::{CopyForm, Side, column_list, extent_condition};
+use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use bytes::Bytes;
@@ -11,19 +12,6 @@ use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
 use std::pin::Pin;
 use tokio_postgres::{Client, CopyInSink};
-
-/// Whose work a session on the target does.
-#[derive(Clone, Debug)]
-pub struct Authority {
-    /// The migration.
-    pub migration: String,
-    /// `forward` or `reverse`.
-    pub direction: &'static str,
-    /// The fencing token.
-    pub token: i64,
-    /// The stream's incarnation.
-    pub incarnation: i64,
-}
 
 /// Writes regions in one session.
 pub struct PgWriter {
@@ -97,7 +85,7 @@ impl RegionWriter for PgWriter {
                 store,
                 &[
                     &self.authority.migration,
-                    &self.authority.direction,
+                    &self.authority.direction.as_str(),
                     &i32::try_from(record.unit.0).unwrap_or(i32::MAX),
                     &extent,
                     &record.seam.to_string(),
@@ -119,7 +107,7 @@ impl RegionWriter for PgWriter {
 }
 
 /// A commit whose answer was lost may have taken effect.
-pub(crate) fn commit_fault(fault: Fault) -> Fault {
+fn commit_fault(fault: Fault) -> Fault {
     match fault.recovery {
         Recovery::Retry => Fault { recovery: Recovery::Ambiguous, ..fault },
         Recovery::Operator | Recovery::Ambiguous | Recovery::Bug => fault,
