@@ -5,5 +5,6 @@
 pub mod birth;
 pub mod catalog;
 pub mod connect;
+pub mod control;
 pub mod error;
 pub mod schema;
