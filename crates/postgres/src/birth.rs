@@ -25,11 +25,11 @@ use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
-use segue_model::sqltext::quote_ident;
+use segue_model::sqltext::{quote_ident, quote_literal};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Which way a stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,20 +109,22 @@ pub struct StreamIdentity {
 
 /// Makes publication and slot and passes the barrier; see the module's page. The schema must be there already.
 ///
-/// `report` is called about every second while something is waited for.
+/// Everything it writes is under `token`, which must have been raised on the source. `report` is called several times
+/// a second while something is waited for.
 pub async fn birth(
     source: &Endpoint,
     migration: &str,
     direction: Direction,
+    token: i64,
     relations: &[SourceRelation],
     mut report: impl FnMut(WaitReport) + Send,
 ) -> Outcome<StreamIdentity> {
     let name = stream_name(migration, direction)?;
     let client = source.connect("birth").await?;
     let during = |fault: Fault| fault.during(format_args!("making the change stream {name}"));
-    publish(&client, &name, relations).await.map_err(during)?;
-    drop_leftover(&client, &name).await.map_err(during)?;
-    let incarnation = number(&client, migration, direction, &name).await.map_err(during)?;
+    publish(&client, (migration, token), &name, relations).await.map_err(during)?;
+    drop_leftover(&client, (migration, token), &name).await.map_err(during)?;
+    let incarnation = number(&client, (migration, token), direction, &name).await.map_err(during)?;
     let maker = source.connect("slot").await?;
     let watcher = source.connect("watch").await?;
     wait::make_slot(&maker, &watcher, &name, &mut report).await.map_err(during)?;
@@ -141,15 +143,48 @@ pub async fn birth(
     })
 }
 
+/// A migration and the token it is driven with.
+pub(crate) type Authority<'a> = (&'a str, i64);
+
+/// The statement that shuts out processes with an older token; for the beginning of a transaction.
+pub(crate) fn enter((migration, token): Authority<'_>) -> String {
+    format!("SELECT segue.enter({}, {token})", quote_literal(migration))
+}
+
+/// Runs `sql`, which returns one value, in a transaction under the token.
+async fn under_token(client: &Client, authority: Authority<'_>, sql: &str) -> Outcome<Option<String>> {
+    let sql = format!("BEGIN; {}; {sql}; COMMIT", enter(authority));
+    match client.simple_query(&sql).await {
+        Ok(messages) => Ok(messages
+            .iter()
+            .rev()
+            .find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+                _ => None,
+            })
+            .flatten()),
+        Err(error) => {
+            client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
+            Err(fault_of(&error))
+        }
+    }
+}
+
 /// Step 1. Publishing needs a lock on each table that conflicts with writers' only for a moment, but one that waits
 /// would make them wait behind it: bounded, and tried again.
-async fn publish(client: &Client, name: &str, relations: &[SourceRelation]) -> Outcome<()> {
+async fn publish(
+    client: &Client,
+    authority: Authority<'_>,
+    name: &str,
+    relations: &[SourceRelation],
+) -> Outcome<()> {
     let mut tables: Vec<String> = relations.iter().map(|r| format!("ONLY {}", r.name.sql())).collect();
     tables.push("segue.signal".to_owned());
     let quoted = quote_ident(name);
     let sql = format!(
-        "BEGIN; SET LOCAL lock_timeout = '2s'; DROP PUBLICATION IF EXISTS {quoted};
+        "BEGIN; {}; SET LOCAL lock_timeout = '2s'; DROP PUBLICATION IF EXISTS {quoted};
          CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish = 'insert, update, delete, truncate'); COMMIT",
+        enter(authority),
         tables.join(", ")
     );
     bounded_lock(client, &sql).await
@@ -179,7 +214,7 @@ pub(crate) async fn bounded_lock(client: &Client, sql: &str) -> Outcome<()> {
 }
 
 /// A slot of our name that no target knows: only its maker could have claimed it, and did not live to.
-async fn drop_leftover(client: &Client, name: &str) -> Outcome<()> {
+async fn drop_leftover(client: &Client, authority: Authority<'_>, name: &str) -> Outcome<()> {
     let sql =
         "SELECT s.active, s.active_pid, s.database::text, s.plugin::text, current_database()::text AS here
            FROM pg_replication_slots s WHERE s.slot_name = $1";
@@ -205,20 +240,27 @@ async fn drop_leftover(client: &Client, name: &str) -> Outcome<()> {
             "another segue may still be starting this migration: let it work or stop it, then start again",
         ));
     }
-    client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await.map_err(|e| fault_of(&e))?;
-    Ok(())
+    let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(name));
+    under_token(client, authority, &drop).await.map(|_| ())
 }
 
 /// Step 2. The number is never given twice as long as the row lives; `cancel` removes it together with the stream.
-async fn number(client: &Client, migration: &str, direction: Direction, slot: &str) -> Outcome<i64> {
+async fn number(client: &Client, authority: Authority<'_>, direction: Direction, slot: &str) -> Outcome<i64> {
     // Seconds since 1970 keep it growing when the schema was dropped in between.
-    let sql = "INSERT INTO segue.slot AS s (migration, direction, slot, incarnation, made_at)
-         VALUES ($1, $2, $3, extract(epoch FROM clock_timestamp())::bigint, clock_timestamp())
+    let sql = format!(
+        "INSERT INTO segue.slot AS s (migration, direction, slot, incarnation, made_at)
+         VALUES ({}, {}, {}, extract(epoch FROM clock_timestamp())::bigint, clock_timestamp())
          ON CONFLICT (migration, direction) DO UPDATE SET slot = excluded.slot, made_at = excluded.made_at,
              incarnation = greatest(s.incarnation + 1, excluded.incarnation)
-         RETURNING incarnation";
-    let row = client.query_one(sql, &[&migration, &direction.as_str(), &slot]).await;
-    Ok(row.map_err(|e| fault_of(&e))?.get(0))
+         RETURNING incarnation",
+        quote_literal(authority.0),
+        quote_literal(direction.as_str()),
+        quote_literal(slot)
+    );
+    let number = under_token(client, authority, &sql).await?;
+    number
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| Fault::bug("SEGUE-SLOT", "the slot got no incarnation number"))
 }
 
 /// System identifier and timeline.
@@ -238,36 +280,30 @@ async fn confirmed(client: &Client, slot: &str) -> Outcome<Position> {
     Ok(Position(u64::from(row.get::<_, PgLsn>(0))))
 }
 
-/// Step 5: binds the target to this stream. From here on the stream is resumed, never born again.
+/// Step 5: binds the target to this stream, under `token`. From here on the stream is resumed, never born again.
 ///
 /// Fails if another stream of this migration and direction is stored already.
-pub async fn claim(target: &Client, identity: &StreamIdentity) -> Outcome<()> {
-    let sql = "INSERT INTO segue.stream
-             (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp()) ON CONFLICT DO NOTHING";
-    let made = target
-        .execute(
-            sql,
-            &[
-                &identity.migration,
-                &identity.direction.as_str(),
-                &identity.slot,
-                &identity.system_id,
-                &identity.timeline,
-                &identity.incarnation,
-                &PgLsn::from(identity.start.0),
-            ],
-        )
-        .await
-        .map_err(|e| fault_of(&e).during("binding the target to the change stream"))?;
-    if made == 0 {
-        return Err(Fault::operator(
-            "SEGUE-SUPERSEDED",
-            format!("the target is bound to another stream of migration {} already", identity.migration),
-            "another segue process has taken this migration over: let it work, and stop this one",
-        ));
+pub async fn claim(target: &Client, token: i64, identity: &StreamIdentity) -> Outcome<()> {
+    let StreamIdentity { migration, direction, slot, system_id, timeline, incarnation, start, .. } = identity;
+    let sql = format!(
+        "INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)
+         VALUES ({}, {}, {}, {}, {timeline}, {incarnation}, '{start}', clock_timestamp())
+         ON CONFLICT DO NOTHING RETURNING 'claimed'",
+        quote_literal(migration),
+        quote_literal(direction.as_str()),
+        quote_literal(slot),
+        quote_literal(system_id),
+    );
+    let claimed = under_token(target, (migration, token), &sql).await;
+    let claimed = claimed.map_err(|f| f.during("binding the target to the change stream"))?;
+    if claimed.as_deref() == Some("claimed") {
+        return Ok(());
     }
-    Ok(())
+    Err(Fault::operator(
+        "SEGUE-SUPERSEDED",
+        format!("the target is bound to another stream of migration {migration} already"),
+        "another segue process has taken this migration over: let it work, and stop this one",
+    ))
 }
 
 #[cfg(test)]

@@ -9,7 +9,23 @@ pub fn fault_of(error: &Error) -> Fault {
     match error.as_db_error() {
         Some(db) => fault_of_db(db),
         None if error.is_closed() => Fault::retry("SEGUE-CONNECTION", "the connection was lost"),
-        None => Fault::retry("SEGUE-CONNECTION", describe(error)),
+        None => {
+            let what = describe(error);
+            // The client library does not tell these kinds apart in any other way.
+            let of_ours = [
+                "error serializing",
+                "error deserializing",
+                "invalid column",
+                "error encoding",
+                "error parsing",
+                "query returned",
+            ];
+            if of_ours.iter().any(|start| what.starts_with(start)) {
+                Fault::bug("SEGUE-STATEMENT", what)
+            } else {
+                Fault::retry("SEGUE-CONNECTION", what)
+            }
+        }
     }
 }
 

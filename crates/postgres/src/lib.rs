@@ -7,6 +7,7 @@ pub mod authority;
 pub mod birth;
 pub mod catalog;
 pub mod connect;
+pub mod control;
 pub mod copy;
 pub mod error;
 pub mod pgoutput;

@@ -32,6 +32,7 @@ impl Setting {
         let mut target = there.connect("test").await.expect("target");
         for client in [&mut source, &mut target] {
             schema::ensure(client).await.expect("schema");
+            client.batch_execute("SELECT segue.raise_token('orders-move', 1)").await.expect("token");
             client.batch_execute("CREATE TABLE public.t (id int PRIMARY KEY)").await.expect("a table");
         }
         let name = QualifiedName::parse("public.t").expect("a name");
@@ -41,7 +42,7 @@ impl Setting {
     }
 
     async fn born(&self) -> StreamIdentity {
-        birth(&self.endpoint, "orders-move", Direction::Forward, &self.relations, |_| {})
+        birth(&self.endpoint, "orders-move", Direction::Forward, 1, &self.relations, |_| {})
             .await
             .expect("birth")
     }
@@ -57,7 +58,7 @@ impl Setting {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let (endpoint, relations, sink) = (self.endpoint.clone(), self.relations.clone(), reports.clone());
         let task = tokio::spawn(async move {
-            birth(&endpoint, "orders-move", Direction::Forward, &relations, |r| {
+            birth(&endpoint, "orders-move", Direction::Forward, 1, &relations, |r| {
                 sink.lock().expect("sink").push(r)
             })
             .await
@@ -101,8 +102,8 @@ async fn a_stream_is_born_claimed_and_recognised_on_the_oldest_and_newest_server
             .expect("publication")
             .get(0);
         assert_eq!(published, 2, "the table and segue.signal");
-        claim(&setting.target, &stream).await.expect("claim");
-        assert!(claim(&setting.target, &stream).await.is_err(), "a stream is claimed once");
+        claim(&setting.target, 1, &stream).await.expect("claim");
+        assert!(claim(&setting.target, 1, &stream).await.is_err(), "a stream is claimed once");
         setting.check("claimed").await.expect("nothing was lost");
         setting.cluster.restart().await;
     }
@@ -114,6 +115,16 @@ async fn a_start_that_was_cut_short_leaves_nothing_that_matters() {
     let first = setting.born().await;
     let second = setting.born().await;
     assert!(second.incarnation > first.incarnation && second.start >= first.start);
+    // A process that was taken over in between binds nothing and drops nothing any more.
+    for client in [&setting.source, &setting.target] {
+        client.batch_execute("SELECT segue.raise_token('orders-move', 2)").await.expect("taken over");
+    }
+    assert_eq!(claim(&setting.target, 1, &second).await.expect_err("late").code, "SEGUE-SUPERSEDED");
+    let late =
+        birth(&setting.endpoint, "orders-move", Direction::Forward, 1, &setting.relations, |_| {}).await;
+    assert_eq!(late.expect_err("late").code, "SEGUE-SUPERSEDED");
+    claim(&setting.target, 2, &second).await.expect("the slot is untouched");
+    setting.check("claimed").await.expect("nothing was lost");
 }
 
 #[tokio::test]
@@ -166,7 +177,7 @@ async fn a_commit_that_is_logged_but_not_yet_visible_is_waited_for() {
 async fn what_was_lost_is_said() {
     let setting = Setting::new(Options::default()).await;
     let stream = setting.born().await;
-    claim(&setting.target, &stream).await.expect("claim");
+    claim(&setting.target, 1, &stream).await.expect("claim");
     let code = async |what: &str| setting.check(what).await.expect_err(what).code;
     let source = async |sql: &str| setting.source.batch_execute(sql).await.expect(sql);
 
@@ -193,7 +204,8 @@ async fn what_was_lost_is_said() {
     assert_eq!(code("dropped").await, "SEGUE-SLOT-LOST");
     source("SELECT pg_create_logical_replication_slot('segue_orders_move_fwd', 'test_decoding')").await;
     assert_eq!(code("foreign").await, "SEGUE-SLOT-FOREIGN");
-    let fault = birth(&setting.endpoint, "orders-move", Direction::Forward, &setting.relations, |_| {}).await;
+    let fault =
+        birth(&setting.endpoint, "orders-move", Direction::Forward, 1, &setting.relations, |_| {}).await;
     assert_eq!(fault.expect_err("not ours").code, "SEGUE-SLOT-FOREIGN");
 }
 
@@ -203,7 +215,7 @@ async fn an_invalidated_slot_is_named_as_such() {
     let options = options.with("min_wal_size", "32MB").with("max_wal_size", "32MB");
     let setting = Setting::new(options).await;
     let stream = setting.born().await;
-    claim(&setting.target, &stream).await.expect("claim");
+    claim(&setting.target, 1, &stream).await.expect("claim");
     for _ in 0..4 {
         setting.source.batch_execute("SELECT pg_switch_wal()").await.expect("switch");
         setting.source.batch_execute("CREATE TABLE public.x (); DROP TABLE public.x").await.expect("wal");
@@ -218,7 +230,7 @@ async fn an_invalidated_slot_is_named_as_such() {
 async fn cancel_removes_what_was_made_and_nothing_else() {
     let setting = Setting::new(Options::default()).await;
     let stream = setting.born().await;
-    claim(&setting.target, &stream).await.expect("claim");
+    claim(&setting.target, 1, &stream).await.expect("claim");
     setting
         .target
         .batch_execute("SELECT pg_replication_origin_create('segue_orders-move_forward')")
@@ -237,7 +249,7 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
         "source: publication segue_orders_move_fwd",
         "source: the schema segue",
         "replication origin segue_orders-move_forward",
-        "target: 1 rows in the schema segue",
+        "target: 2 rows in the schema segue",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
@@ -250,4 +262,62 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
     let kept: i64 =
         setting.source.query_one("SELECT count(*) FROM public.t", &[]).await.expect("source").get(0);
     assert_eq!(kept, 0);
+}
+
+#[tokio::test]
+async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publication() {
+    let mut setting = Setting::new(Options::default()).await;
+    let ddl = "CREATE TABLE public.p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+        CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES FROM (0) TO (10);
+        CREATE TABLE public.p2 PARTITION OF public.p FOR VALUES FROM (10) TO (20);";
+    setting.source.batch_execute(ddl).await.expect("source");
+    setting.target.batch_execute(ddl).await.expect("target");
+    let name = QualifiedName::parse("public.p").expect("a name");
+    let read =
+        catalog::read(&mut setting.source, &mut setting.target, &[(name.clone(), name)]).await.expect("read");
+    setting.relations = read.relations.clone();
+    let stream = setting.born().await;
+    let was = catalog::drift::shapes(&setting.source, &read.tables).await.expect("shapes");
+    let source = async |sql: &str| setting.source.batch_execute(sql).await.expect(sql);
+    let look = async || {
+        catalog::drift::drift(&setting.source, &read.tables, &read.relations, &was).await.expect("drift").0
+    };
+    assert_eq!(look().await, Default::default());
+
+    source("CREATE TABLE public.p3 (LIKE public.p); ALTER TABLE public.p ATTACH PARTITION public.p3 FOR VALUES FROM (20) TO (30);
+        ALTER TABLE public.p DETACH PARTITION public.p1").await;
+    let drift = look().await;
+    assert_eq!(drift.detached.iter().map(|r| r.name.name.as_str()).collect::<Vec<_>>(), ["p1"]);
+    let [attached] = drift.attached.as_slice() else { panic!("{drift:?}") };
+    assert_eq!(
+        (attached.relation.name.name.as_str(), attached.relation.unit.0, attached.table.0),
+        ("p3", 1, 0)
+    );
+    assert!(attached.relation.leaf.as_ref().expect("a leaf").condition.contains("20"));
+
+    let published = async || {
+        let sql = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE schemaname = 'public'";
+        setting.source.query_one(sql, &[]).await.expect("publication").get::<_, String>(0)
+    };
+    for _ in 0..2 {
+        let join = catalog::drift::join_publication(
+            &setting.source,
+            ("orders-move", 1),
+            &stream.publication,
+            &attached.relation.name,
+        );
+        join.await.expect("join");
+        let leave = catalog::drift::leave_publication(
+            &setting.source,
+            ("orders-move", 1),
+            &stream.publication,
+            &drift.detached[0].name,
+        );
+        leave.await.expect("leave");
+        assert_eq!(published().await, "p2 p3");
+    }
+    source("ALTER TABLE public.p ALTER COLUMN v TYPE varchar(9)").await;
+    assert!(look().await.faults.iter().any(|fault| fault.what.contains("public.p2 was altered")));
+    source("DROP TABLE public.p").await;
+    assert!(look().await.faults.iter().any(|fault| fault.what.contains("dropped or renamed")));
 }

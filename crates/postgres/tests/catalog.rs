@@ -388,3 +388,22 @@ async fn filled_targets_are_found() {
     assert_eq!(found.len(), 1);
     assert!(found[0].what.starts_with("public.b"));
 }
+
+#[tokio::test]
+async fn thousands_of_leaves_are_read_in_seconds() {
+    let mut pair = Pair::empty().await;
+    pair.both(
+        "DO $$ BEGIN FOR i IN 1..50 LOOP
+            EXECUTE format('CREATE TABLE s%s (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)', i);
+            FOR j IN 1..20 LOOP EXECUTE format('CREATE TABLE s%s_%s PARTITION OF s%s FOR VALUES FROM (%s) TO (%s)', i, j, i, j, j + 1); END LOOP;
+         END LOOP; END $$",
+    )
+    .await;
+    let names: Vec<String> = (1..=50).map(|i| format!("s{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let began = std::time::Instant::now();
+    let catalog = pair.read(&names).await;
+    assert_eq!(catalog.refusals, vec![]);
+    assert_eq!((catalog.tables.len(), catalog.relations.len()), (50, 1000));
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}

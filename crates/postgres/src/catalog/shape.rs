@@ -97,8 +97,8 @@ fn missing(source_exists: bool, (source, target): (&QualifiedName, &QualifiedNam
     )
 }
 
-/// The published relation, with its partition constraint as the target can evaluate it.
-pub(super) fn source_relation(
+/// The published relation.
+fn source_relation(
     relation: &Relation,
     unit: UnitId,
     partitioned: &HashMap<u32, QualifiedName>,
@@ -111,9 +111,18 @@ pub(super) fn source_relation(
         name: relation.name.clone(),
         leaf: condition.map(|condition| Leaf {
             name: relation.name.to_string(),
-            condition: condition_on_target(condition, |oid| target_of(oid, partitioned, roots)),
+            condition: leaf_condition(condition, partitioned, roots),
         }),
     }
+}
+
+/// A leaf's partition constraint as the target can evaluate it.
+pub(super) fn leaf_condition(
+    condition: &str,
+    partitioned: &HashMap<u32, QualifiedName>,
+    roots: (&QualifiedName, &QualifiedName),
+) -> String {
+    condition_on_target(condition, |oid| target_of(oid, partitioned, roots))
 }
 
 /// The target's table for a partitioned source table: of the same name below the root.

@@ -10,7 +10,7 @@ const FIRST_USER_OID: u32 = 16_384;
 const DEPTH_MAX: u32 = 32;
 
 /// The type below all domains, with the modifier in effect.
-fn base<'a>(side: &'a Side, oid: u32, typmod: i32) -> Option<(&'a TypeFacts, i32)> {
+fn base(side: &Side, oid: u32, typmod: i32) -> Option<(&TypeFacts, i32)> {
     let mut found = (side.types.get(&oid)?, typmod);
     while let Some((base, base_typmod)) = found.0.base {
         found = (side.types.get(&base)?, if found.1 >= 0 { found.1 } else { base_typmod });
