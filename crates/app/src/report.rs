@@ -144,7 +144,10 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
     }
     if status.live.compared > 0 {
         let live = &status.live;
-        lines.push(format!("  live verification  {} compared  {} divergent  {} hot", live.compared, live.divergent, live.hot));
+        lines.push(format!(
+            "  live verification  {} compared  {} divergent  {} hot",
+            live.compared, live.divergent, live.hot
+        ));
     }
     for wait in &p.waits {
         lines.push(format!("  {} waits {:.1} s: {}", wait.who, wait.since_ms as f64 / 1000.0, wait.reason));
@@ -184,12 +187,19 @@ fn copy_lines(progress: &Snapshot, rates: Rates, lines: &mut Vec<String>) {
         bytes_text(rates.bytes_per_s as u64)
     ));
     for t in progress.tables.iter().filter(busy).take(TABLES_SHOWN_MAX) {
-        let share = if t.rows_estimated == 0 { 0.0 } else { (t.rows as f64 / t.rows_estimated as f64).min(1.0) };
+        let share =
+            if t.rows_estimated == 0 { 0.0 } else { (t.rows as f64 / t.rows_estimated as f64).min(1.0) };
         let mut bar = String::new();
         for i in 0..20 {
             let _ = write!(bar, "{}", if f64::from(i) < share * 20.0 { '#' } else { '.' });
         }
-        lines.push(format!("    {:<32} {bar} {:>3.0} %  {} rows  {}", t.table, share * 100.0, t.rows, bytes_text(t.bytes)));
+        lines.push(format!(
+            "    {:<32} {bar} {:>3.0} %  {} rows  {}",
+            t.table,
+            share * 100.0,
+            t.rows,
+            bytes_text(t.bytes)
+        ));
     }
     let hidden = progress.tables.iter().filter(busy).count().saturating_sub(TABLES_SHOWN_MAX);
     if hidden > 0 {

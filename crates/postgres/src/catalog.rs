@@ -14,7 +14,7 @@ use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::Leaf;
-use segue_model::name::{Pattern, QualifiedName};
+use segue_model::name::QualifiedName;
 use segue_model::table::{Table, UnitId};
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -106,54 +106,19 @@ fn named_twice(pairs: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
     found
 }
 
-/// The source tables that `patterns` mean, without those that `exclude` means, sorted by name.
+/// The tables of a database that a wildcard may mean, sorted by name.
 ///
-/// A table named without a wildcard is taken as it is, whether it exists or not. A wildcard means permanent tables
-/// and partitioned ones, but not partitions (they belong to their table) nor what an extension made. System schemas
-/// and Segue's own never match.
-pub async fn expand(
-    source: &Client,
-    patterns: &[Pattern],
-    exclude: &[Pattern],
-) -> Outcome<Vec<QualifiedName>> {
+/// Permanent tables and partitioned ones, but not partitions (they belong to their table) nor what an extension made;
+/// no system schema, nor Segue's own.
+pub async fn all_tables(client: &Client) -> Outcome<Vec<QualifiedName>> {
     let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
             AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'segue')
             AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                                AND d.deptype = 'e')
           ORDER BY 1, 2";
-    let rows =
-        source.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing the source's tables"))?;
-    let all: Vec<QualifiedName> =
-        rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
-    let mut found = Vec::new();
-    for pattern in patterns {
-        let before = found.len();
-        match pattern.exact() {
-            Some(name) if is_system(&name.schema) => {
-                let what = "belongs to the server or to Segue itself";
-                return Err(refusal("SEGUE-SYSTEM-TABLE", &name, what, "leave it out"));
-            }
-            Some(name) => found.push(name),
-            None => found.extend(all.iter().filter(|name| pattern.matches(name)).cloned()),
-        }
-        if found.len() == before {
-            let what = "a wildcard in `tables` matches no table of the source";
-            return Err(Fault::operator(
-                "SEGUE-NO-MATCH",
-                what,
-                "correct it, or check which database the URL names",
-            ));
-        }
-    }
-    found.retain(|name| !exclude.iter().any(|pattern| pattern.matches(name)));
-    found.sort();
-    found.dedup();
-    Ok(found)
-}
-
-fn is_system(schema: &str) -> bool {
-    schema.starts_with("pg_") || matches!(schema, "information_schema" | "segue")
+    let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing tables"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
 }
 
 /// A refusal for every target table that holds rows: Segue would mix its rows with them.

@@ -9,10 +9,11 @@ use segue_engine::killpoint;
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
+use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog};
-use segue_postgres::control::{Lease, shut_out};
-use segue_postgres::copy::Authority;
+use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
+
 use segue_postgres::schema;
 use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
@@ -38,7 +39,11 @@ pub(super) enum Ended {
 
 impl Attempt<'_> {
     pub(super) async fn run(&self) -> Ended {
-        let (run, service) = match self.prepare().await {
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared,
+            fault = self.keep_lease() => Err(fault),
+        };
+        let (run, service) = match prepared {
             Ok(prepared) => prepared,
             Err(fault) => return Ended::Fault { fault, prepared: false },
         };
@@ -49,6 +54,16 @@ impl Attempt<'_> {
         match ended {
             Ok(why) => Ended::Done(why),
             Err(fault) => Ended::Fault { fault, prepared: true },
+        }
+    }
+
+    /// Beats the heart while nothing else does; ends only when the lease is lost.
+    async fn keep_lease(&self) -> Fault {
+        loop {
+            if let Err(fault) = self.driver.control.beat(self.lease).await {
+                return fault;
+            }
+            tokio::time::sleep(HEARTBEAT).await;
         }
     }
 
@@ -80,7 +95,11 @@ impl Attempt<'_> {
     }
 
     /// Makes the stream: publication, slot, barrier, and the target's row that binds them.
-    async fn give_birth(&self, catalog: &Catalog, target: &tokio_postgres::Client) -> Outcome<StreamIdentity> {
+    async fn give_birth(
+        &self,
+        catalog: &Catalog,
+        target: &tokio_postgres::Client,
+    ) -> Outcome<StreamIdentity> {
         let Driver { spec, sides, screen, .. } = self.driver;
         let filled = catalog::nonempty_targets(target, &catalog.tables).await?;
         match filled.len() {
@@ -99,7 +118,8 @@ impl Attempt<'_> {
             }
         };
         let identity =
-            birth::birth(&sides.source, spec.name.as_str(), Direction::Forward, &catalog.relations, report).await?;
+            birth::birth(&sides.source, spec.name.as_str(), Direction::Forward, &catalog.relations, report)
+                .await?;
         self.driver.record(self.lease, "born", body).await?;
         birth::claim(target, &identity).await?;
         killpoint::pass("birth.claimed");
@@ -116,12 +136,13 @@ impl Attempt<'_> {
         let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
         let authority = Authority {
             migration: identity.migration.clone(),
-            direction: identity.direction.as_str(),
+            direction: identity.direction,
             token,
             incarnation: identity.incarnation,
         };
         let slot = identity.slot.clone();
-        let source = PgSource::open(sides.source.clone(), identity, token, &tables, &catalog.relations).await?;
+        let source =
+            PgSource::open(sides.source.clone(), identity, token, &tables, &catalog.relations).await?;
         let target = PgTarget::new(sides.target.clone(), authority);
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let settings = Settings {

@@ -4,7 +4,7 @@
 //! end or a person is needed. Every attempt begins by reading what is durable; there is no other way to recover.
 
 mod attempt;
-mod plan;
+pub(crate) mod plan;
 mod screen;
 mod service;
 
@@ -77,7 +77,8 @@ pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
 /// Ends when the process is asked to end.
 async fn interrupted() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;
     };
@@ -146,7 +147,8 @@ impl Driver {
             match self.control.acquire(&self.holder).await? {
                 Acquired::Lease(lease) => return Ok(lease),
                 Acquired::Standby(other) => {
-                    let what = format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str());
+                    let what =
+                        format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str());
                     if what != said {
                         self.screen.say(&what);
                         said = what;
@@ -166,7 +168,9 @@ impl Driver {
                 Err(fault) => match fault.recovery {
                     Recovery::Retry | Recovery::Ambiguous => {
                         if !said {
-                            self.screen.say(&format!("the control database cannot be reached: {fault}; trying again"));
+                            self.screen.say(&format!(
+                                "the control database cannot be reached: {fault}; trying again"
+                            ));
                             said = true;
                         }
                         tokio::time::sleep(PAUSES[1]).await;

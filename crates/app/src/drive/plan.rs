@@ -4,6 +4,7 @@ use super::Driver;
 use crate::sides::Sides;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::spec::{Mapping, Spec};
 use segue_model::table::Table;
 use segue_postgres::catalog::{self, Catalog};
@@ -14,12 +15,11 @@ use serde_json::{Value, json};
 pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     let mut source = sides.source.connect("plan").await?;
     let mut target = sides.target.connect("plan").await?;
-    let all = catalog::all_tables(&source).await?;
-    let mappings = spec.selection.resolve(&all).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Fault::operator("SEGUE-SELECTION", lines.join("\n  "), "correct `tables` in the spec")
-    })?;
-    let pairs: Vec<_> = mappings.into_iter().map(|Mapping { source, target }| (source, target)).collect();
+    let pairs: Vec<_> = mappings(spec, &source)
+        .await?
+        .into_iter()
+        .map(|Mapping { source, target }| (source, target))
+        .collect();
     let mut refusals = catalog::server::source_refusals(&source).await?;
     refusals.extend(catalog::server::target_refusals(&source, &target).await?);
     let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
@@ -66,4 +66,18 @@ impl Driver {
             "put the spec or the table back as it was; or `segue cancel` and begin anew",
         ))
     }
+}
+
+/// The target tables of `spec`, as its selection reads against the source now.
+pub(crate) async fn target_tables(spec: &Spec, sides: &Sides) -> Outcome<Vec<QualifiedName>> {
+    let source = sides.source.connect("plan").await?;
+    Ok(mappings(spec, &source).await?.into_iter().map(|m| m.target).collect())
+}
+
+async fn mappings(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<Mapping>> {
+    let all = catalog::all_tables(source).await?;
+    spec.selection.resolve(&all).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Fault::operator("SEGUE-SELECTION", lines.join("\n  "), "correct `tables` in the spec")
+    })
 }

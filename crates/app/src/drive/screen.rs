@@ -58,7 +58,8 @@ impl Screen {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.drawn = 0;
         if self.manner == Manner::Json {
-            let object = serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step });
+            let object =
+                serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step });
             print(&format!("{object}\n"));
         } else {
             eprintln!("segue: {fault}");

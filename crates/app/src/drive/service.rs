@@ -124,7 +124,9 @@ impl Service<'_> {
             let (answer, end) = match self.obey(&command) {
                 Ok(Obeyed::GoOn(answer)) => (answer, None),
                 Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
-                Err(fault) => (json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }), None),
+                Err(fault) => {
+                    (json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }), None)
+                }
             };
             if end.is_none() {
                 let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
@@ -143,7 +145,8 @@ impl Service<'_> {
         let mut limits = throttle.limits();
         let done = match command.verb.as_str() {
             "pause" => {
-                let reason = command.arguments.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
+                let reason =
+                    command.arguments.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
                 limits.paused = Some(format!("by {}: {reason}", command.asked_by));
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
@@ -155,7 +158,9 @@ impl Service<'_> {
                 let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
                 limits = Limits {
                     paused: limits.paused,
-                    workers_max: number("workers").and_then(|n| usize::try_from(n).ok()).or(limits.workers_max.filter(|_| !off)),
+                    workers_max: number("workers")
+                        .and_then(|n| usize::try_from(n).ok())
+                        .or(limits.workers_max.filter(|_| !off)),
                     bytes_per_s_max: number("rate").or(limits.bytes_per_s_max.filter(|_| !off)),
                 };
                 "the copy is throttled as asked"

@@ -3,6 +3,7 @@
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use serde::Serialize;
+use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -51,6 +52,34 @@ pub struct WaitReport {
     pub since_ms: u64,
     /// Whose transactions, the oldest first.
     pub waiting_for: Vec<Blocker>,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { pid, user, database, application, age_ms, state, query } = self;
+        let age_s = age_ms / 1000;
+        match pid {
+            Some(pid) => write!(
+                f,
+                "pid {pid} ({user}@{database}, '{application}', {state}, open for {age_s} s): {query}"
+            ),
+            None => write!(f, "prepared transaction {query} ({user}@{database}, open for {age_s} s)"),
+        }
+    }
+}
+
+impl fmt::Display for WaitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            WaitStep::Slot => "making the slot",
+            WaitStep::Barrier => "passing the barrier behind the slot",
+        };
+        write!(f, "{step} waits for {} older transaction(s) on the source to end", self.waiting_for.len())?;
+        for blocker in &self.waiting_for {
+            write!(f, "\n    {blocker}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Transactions with a number below `$1`, sessions' and prepared ones. Numbers are compared on the circle of 2^32, as

@@ -178,6 +178,28 @@ pub async fn synchronous_walsender(source: &Client, slot: &str) -> Outcome<Optio
     }))
 }
 
+/// What the source keeps for a slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// Bytes of log that the slot holds back.
+    pub retained_bytes: u64,
+    /// `reserved`, `extended`, `unreserved` or `lost`; empty before PostgreSQL 13.
+    pub wal_status: String,
+}
+
+/// Looks at a slot. One that does not exist keeps nothing.
+pub async fn slot_state(source: &Client, slot: &str) -> Outcome<SlotState> {
+    let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint,
+                  coalesce(to_jsonb(s) ->> 'wal_status', '')
+           FROM pg_replication_slots s WHERE s.slot_name = $1";
+    let row = source.query_opt(sql, &[&slot]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking at the slot"))?;
+    Ok(row.map_or_else(SlotState::default, |row| SlotState {
+        retained_bytes: row.get::<_, Option<i64>>(0).and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+        wal_status: row.get(1),
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,6 +98,27 @@ impl Control {
         Ok(Acquired::Lease(Lease { token }))
     }
 
+    /// A new, higher token for a holder that starts over, so that what is still on its way under the old one is shut
+    /// out. Fails for good once the lease was taken over.
+    pub async fn renew(&self, lease: &Lease, holder: &str) -> Outcome<Lease> {
+        let sql = "WITH mine AS (UPDATE segue.lease SET token = token + 1, taken_at = clock_timestamp()
+                 WHERE migration = $1 AND token = $2 AND holder = $3 RETURNING token),
+             beat AS (UPDATE segue.heartbeat h SET token = mine.token, beat_at = clock_timestamp()
+                 FROM mine WHERE h.migration = $1)
+             SELECT token FROM mine";
+        let row = self.row(sql, &[&self.migration, &lease.token, &holder]).await?;
+        match row {
+            Some(row) => Ok(Lease { token: row.get(0) }),
+            // The answer to an earlier try may have been lost: then the lease is still ours, under the next token.
+            None => match self.driver().await? {
+                Some(driver) if driver.holder == holder && !driver.released => {
+                    Ok(Lease { token: driver.token })
+                }
+                _ => Err(superseded(&self.migration)),
+            },
+        }
+    }
+
     /// Shows that the holder lives. Fails for good once the lease was taken over.
     pub async fn beat(&self, lease: &Lease) -> Outcome<()> {
         let sql = "UPDATE segue.heartbeat SET beat_at = clock_timestamp() WHERE migration = $1 AND token = $2
