@@ -23,3 +23,18 @@ pub struct PgSource {
     /// so that their numbers ascend in commit order.
     session: Mutex<Option<Arc<Client>>>,
 }
+
+impl PgSource {
+    /// Runs `ask` in the shared session, opening it anew if it was lost.
+    async fn session(&self) -> Outcome<Arc<Client>> {
+        let mut session = self.session.lock().await;
+        match &*session {
+            Some(client) if !client.is_closed() => Ok(client.clone()),
+            _ => {
+                let client = Arc::new(self.endpoint.connect("source").await?);
+                *session = Some(client.clone());
+                Ok(client)
+            }
+        }
+    }
+}

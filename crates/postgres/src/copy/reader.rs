@@ -163,27 +163,29 @@ fn flushable(inserted: Position) -> Position {
 
 /// For each key, how many of `bounds` the source orders before it.
 pub async fn places(client: &Client, table: &Table, bounds: &[KeyText], keys: &[KeyText]) -> Outcome<Vec<usize>> {
-    if bounds.is_empty() {
+    if bounds.is_empty() || keys.is_empty() {
         return Ok(vec![0; keys.len()]);
     }
     let key_names = key_names(table, Side::Source);
     let names = (0..key_names.len()).map(|i| format!("k{i}")).collect::<Vec<_>>().join(", ");
+    let prefixed = |side: &str| {
+        (0..key_names.len()).map(|i| format!("{side}.k{i}")).collect::<Vec<_>>().join(", ")
+    };
     let bounds: Vec<String> = bounds.iter().map(|b| format!("({})", key_literals(table, b))).collect();
-    let mut out = Vec::with_capacity(keys.len());
-    for key in keys {
-        // The comparison must use the column's own collation, hence the empty relation that lends its types.
-        let statement = format!(
-            "SELECT count(*) FROM (SELECT {} FROM {} WHERE false UNION ALL VALUES {}) AS b({names}) WHERE ({names}) < ({})",
-            key_names.join(", "),
-            table.source.sql(),
-            bounds.join(", "),
-            key_literals(table, key)
-        );
-        let row = client.query_one(&statement, &[]).await.map_err(|e| fault_of(&e))?;
-        let below: i64 = row.get(0);
-        out.push(usize::try_from(below).unwrap_or(0));
-    }
-    Ok(out)
+    let asked = keys.iter().enumerate().map(|(i, key)| format!("({i}, {})", key_literals(table, key)));
+    // The comparison must use the column's own collation, hence the empty relation that lends its types.
+    let statement = format!(
+        "WITH b({names}) AS (SELECT {} FROM {} WHERE false UNION ALL VALUES {}) \
+         SELECT (SELECT count(*) FROM b WHERE ({}) < ({})) FROM (VALUES {}) AS q(i, {names}) ORDER BY i",
+        key_names.join(", "),
+        table.source.sql(),
+        bounds.join(", "),
+        prefixed("b"),
+        prefixed("q"),
+        asked.collect::<Vec<_>>().join(", "),
+    );
+    let rows = client.query(&statement, &[]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| usize::try_from(row.get::<_, i64>(0)).unwrap_or(0)).collect())
 }
 
 #[cfg(test)]
