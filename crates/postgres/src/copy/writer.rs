@@ -49,8 +49,9 @@ impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
         let _ = unit;
         self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|e| fault_of(&e))?;
-        let enter = self.client.execute("SELECT segue.enter($1, $2)", &[&self.authority.migration, &self.authority.token]);
-        enter.await.map_err(|e| fault_of(&e))?;
+        let Authority { migration, token, .. } = &self.authority;
+        let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
+        entered.map_err(|e| fault_of(&e))?;
         if replace {
             let delete = format!(
                 "DELETE FROM {} WHERE {}",
