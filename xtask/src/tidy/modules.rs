@@ -19,8 +19,16 @@ pub(super) fn check(path: &str, source: &Source<'_>) -> Vec<Finding> {
         let what = format!("a module named `{name}` says nothing: name it after what it owns");
         Finding::new(path, line, what)
     };
-    let parts = path.trim_end_matches(".rs").split('/').skip_while(|part| !matches!(*part, "src" | "tests"));
-    findings.extend(parts.filter(|part| NAMES.contains(part)).map(|part| refuse(part, 0)));
+    let parts: Vec<&str> = path
+        .trim_end_matches(".rs")
+        .split('/')
+        .skip_while(|part| !matches!(*part, "src" | "tests"))
+        .collect();
+    // A file directly in `tests/` is a program, named after what it tests.
+    if !matches!(parts[..], ["tests", _]) {
+        let nameless = parts.iter().filter(|part| NAMES.contains(*part));
+        findings.extend(nameless.map(|part| refuse(part, 0)));
+    }
     for (at, line) in words(&source.code, "mod") {
         let name = source.code[at + "mod".len()..].trim_start();
         let name = &name[..name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len())];
@@ -55,6 +63,7 @@ mod tests {
         for path in ["crates/a/src/utils.rs", "crates/a/src/common/x.rs", "crates/a/tests/common/mod.rs"] {
             assert_eq!(found(path, "//! x\n"), 1, "{path}");
         }
+        assert_eq!(found("crates/a/tests/types.rs", ""), 0, "a test of all types");
         assert_eq!(found("crates/a/src/b.rs", "//! x\npub(crate) mod helpers {\n}\n"), 1);
         assert_eq!(
             found("crates/a/src/b.rs", "//! mod utils {}\nmod name { mod tests {} }\nfn types() {}\n"),
