@@ -2,7 +2,7 @@
 
 use super::identity::{self, Carried};
 use super::read::{ColumnFacts, Relation, Side};
-use super::{SourceRelation, refusal, types};
+use super::{SourceRelation, column_type, refusal};
 use segue_engine::fault::Fault;
 use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
@@ -243,7 +243,7 @@ fn columns<'a>(pair: &Pair<'a>, built: &mut Built) -> Travelling<'a> {
             built.refusals.push(fault);
         } else if let (Some(to), false) = (to, from.generated) {
             travelling.push((column(pair, from, to), from, to));
-            if types::may_name_large_objects(pair.source, from) {
+            if column_type::may_name_large_objects(pair.source, from) {
                 built.warnings.push(format!(
                     "{}.{} may hold numbers of large objects: the numbers travel, the objects do not",
                     pair.from.name, from.name
@@ -276,8 +276,8 @@ fn column(pair: &Pair<'_>, from: &ColumnFacts, to: &ColumnFacts) -> Column {
         source: from.name.clone(),
         target: to.name.clone(),
         target_type: pair.target.types.get(&to.type_oid).map(|t| t.sql.clone()).unwrap_or_default(),
-        transport: types::transport(pair.source, pair.target, from, to),
-        array: types::array_form(pair.target, to),
+        transport: column_type::transport(pair.source, pair.target, from, to),
+        array: column_type::array_form(pair.target, to),
         nullable: !to.not_null,
         identity_always: to.identity == Some('a'),
     }
@@ -309,7 +309,7 @@ fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>)
             format!("{alter} ALTER COLUMN {column} DROP EXPRESSION;"),
         ),
         Some(to) => {
-            if let Some(why) = types::mismatch(pair.source, pair.target, from, to) {
+            if let Some(why) = column_type::mismatch(pair.source, pair.target, from, to) {
                 (
                     format!("has the column {column} in another form on the target: {why}"),
                     format!("{alter} ALTER COLUMN {column} TYPE {};", from.shown_type),
@@ -347,7 +347,7 @@ fn identity(
     let facts = |at: &usize| (columns[*at].1, columns[*at].2);
     let loose = places.iter().copied().find(|at| {
         let (from, to) = facts(at);
-        !types::is_bytewise(pair.source, pair.target, from, to)
+        !column_type::is_bytewise(pair.source, pair.target, from, to)
     });
     let colliding = identity::colliding(pair.target, &targets, Some(key));
     let one_region = match (loose, colliding.first()) {
@@ -364,7 +364,7 @@ fn identity(
         (None, None) => None,
     };
     let key = Key {
-        order: places.iter().map(|at| types::key_order(pair.source, facts(at).0)).collect(),
+        order: places.iter().map(|at| column_type::key_order(pair.source, facts(at).0)).collect(),
         columns: places,
         bytewise: loose.is_none(),
         target_deferrable: backing.deferrable,
