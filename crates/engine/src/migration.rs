@@ -107,22 +107,29 @@ impl<S: Source, T: Target> Run<S, T> {
         std::future::pending().await
     }
 
-    /// Everything is copied: once the stream has passed a signal emitted now, every event applies and no
-    /// region needs to be remembered.
+    /// Everything is copied: once the stream has passed a signal emitted after the last seam, every event applies
+    /// and no region needs to be remembered. A single row that the stream had copied meanwhile has a later seam
+    /// and asks for another signal.
     async fn hand_over(&self) -> Outcome<()> {
-        let progress = &self.shared.progress;
-        let mut applied = progress.watch_applied();
-        let signal = self.shared.source.signal().await?;
-        killpoint::pass("backfill.signalled");
+        let Shared { progress, regions, source, target, .. } = &*self.shared;
         progress
             .waiting("copy", Some("everything is copied; the stream catches up with the last region".into()));
-        let passed = applied.wait_for(|a| a.signal >= signal).await;
-        passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
+        loop {
+            let marked = regions.marked();
+            let mut applied = progress.watch_applied();
+            let signal = source.signal().await?;
+            killpoint::pass("backfill.signalled");
+            let passed = applied.wait_for(|a| a.signal >= signal).await;
+            passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
+            if regions.retire(marked) {
+                break;
+            }
+        }
         progress.waiting("copy", None);
         killpoint::pass("backfill.passed");
-        self.shared.target.forget_regions().await?;
+        // Killed before this line, the next start finds regions whose seams lie before everything still to come.
+        target.forget_regions().await?;
         killpoint::pass("backfill.forgotten");
-        self.shared.regions.retire();
         Ok(())
     }
 }

@@ -106,16 +106,9 @@ fn named_twice(pairs: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
     found
 }
 
-/// The source tables that `patterns` mean, without those that `exclude` means, sorted by name.
-///
-/// A table named without a wildcard is taken as it is, whether it exists or not. A wildcard means permanent tables
-/// and partitioned ones, but not partitions (they belong to their table) nor what an extension made. System schemas
-/// and Segue's own never match.
-pub async fn expand(
-    source: &Client,
-    patterns: &[Pattern],
-    exclude: &[Pattern],
-) -> Outcome<Vec<QualifiedName>> {
+/// Every table of the source that a wildcard can mean, sorted by name: permanent and unlogged tables and partitioned
+/// ones, but not partitions (they belong to their table) nor what an extension, the server or Segue itself made.
+pub async fn all_tables(source: &Client) -> Outcome<Vec<QualifiedName>> {
     let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
             AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'segue')
@@ -124,8 +117,23 @@ pub async fn expand(
           ORDER BY 1, 2";
     let rows =
         source.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing the source's tables"))?;
-    let all: Vec<QualifiedName> =
+    let mut found: Vec<QualifiedName> =
         rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    // By bytes, whatever collation the catalog's names have.
+    found.sort();
+    Ok(found)
+}
+
+/// The source tables that `patterns` mean, without those that `exclude` means, sorted by name.
+///
+/// A table named without a wildcard is taken as it is, whether it exists or not; a wildcard means some of
+/// [`all_tables`], and at least one.
+pub async fn expand(
+    source: &Client,
+    patterns: &[Pattern],
+    exclude: &[Pattern],
+) -> Outcome<Vec<QualifiedName>> {
+    let all = all_tables(source).await?;
     let mut found = Vec::new();
     for pattern in patterns {
         let before = found.len();
@@ -139,11 +147,8 @@ pub async fn expand(
         }
         if found.len() == before {
             let what = "a wildcard in `tables` matches no table of the source";
-            return Err(Fault::operator(
-                "SEGUE-NO-MATCH",
-                what,
-                "correct it, or check which database the URL names",
-            ));
+            let next_step = "correct it, or check which database the URL names";
+            return Err(Fault::operator("SEGUE-NO-MATCH", what, next_step));
         }
     }
     found.retain(|name| !exclude.iter().any(|pattern| pattern.matches(name)));

@@ -1,8 +1,9 @@
 //! The target side of a PostgreSQL migration: sessions and statements behind the engine's [`Target`] port.
 
 use crate::apply::PgApplier;
+use crate::authority::Authority;
 use crate::connect::Endpoint;
-use crate::copy::{Authority, PgWriter};
+use crate::copy::PgWriter;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::{Checkpoint, Outcome, Stored, StoredRegion, Target};
@@ -34,7 +35,7 @@ impl PgTarget {
         let statement = "SELECT unit, extent::text, seam, rows, bytes FROM segue.region \
              WHERE migration = $1 AND direction = $2 ORDER BY unit, no";
         let rows = client
-            .query(statement, &[&self.authority.migration, &self.authority.direction])
+            .query(statement, &[&self.authority.migration, &self.authority.direction.as_str()])
             .await
             .map_err(|e| fault_of(&e))?;
         let mut regions: BTreeMap<UnitId, Vec<StoredRegion>> = BTreeMap::new();
@@ -47,7 +48,8 @@ impl PgTarget {
 }
 
 fn region_of(row: &Row) -> Outcome<(UnitId, StoredRegion)> {
-    let broken = |what: String| Fault::bug("SEGUE-REGIONS", format!("a stored region cannot be read: {what}"));
+    let broken =
+        |what: String| Fault::bug("SEGUE-REGIONS", format!("a stored region cannot be read: {what}"));
     let unit: i32 = row.get(0);
     let extent: String = row.get(1);
     let seam: String = row.get(2);
@@ -78,7 +80,10 @@ impl Target for PgTarget {
              WHERE migration = $1 AND direction = $2 AND incarnation = $3";
         let authority = &self.authority;
         let row = client
-            .query_opt(statement, &[&authority.migration, &authority.direction, &authority.incarnation])
+            .query_opt(
+                statement,
+                &[&authority.migration, &authority.direction.as_str(), &authority.incarnation],
+            )
             .await
             .map_err(|e| fault_of(&e))?;
         let Some(row) = row else {
@@ -86,8 +91,9 @@ impl Target for PgTarget {
         };
         let position: PgLsn = row.get(0);
         let skipped: String = row.get(1);
-        let skipped: BTreeMap<UnitId, Vec<Xid>> = serde_json::from_str(&skipped)
-            .map_err(|e| Fault::bug("SEGUE-STREAM-ROW", format!("the skipped transactions cannot be read: {e}")))?;
+        let skipped: BTreeMap<UnitId, Vec<Xid>> = serde_json::from_str(&skipped).map_err(|e| {
+            Fault::bug("SEGUE-STREAM-ROW", format!("the skipped transactions cannot be read: {e}"))
+        })?;
         let checkpoint = Checkpoint { position: Position(position.into()), skipped };
         Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await? })
     }
@@ -97,9 +103,14 @@ impl Target for PgTarget {
         let authority = &self.authority;
         let transaction = client.transaction().await.map_err(|e| fault_of(&e))?;
         let done = async {
-            transaction.execute("SELECT segue.enter($1, $2)", &[&authority.migration, &authority.token]).await?;
-            let whose: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&authority.migration, &authority.direction];
-            transaction.execute("DELETE FROM segue.region WHERE migration = $1 AND direction = $2", &whose).await?;
+            transaction
+                .execute("SELECT segue.enter($1, $2)", &[&authority.migration, &authority.token])
+                .await?;
+            let direction = authority.direction.as_str();
+            let whose: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&authority.migration, &direction];
+            transaction
+                .execute("DELETE FROM segue.region WHERE migration = $1 AND direction = $2", &whose)
+                .await?;
             let remember = "UPDATE segue.stream SET backfilled_at = coalesce(backfilled_at, clock_timestamp()) \
                  WHERE migration = $1 AND direction = $2";
             transaction.execute(remember, &whose).await

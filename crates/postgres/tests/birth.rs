@@ -1,5 +1,7 @@
 //! Streams are born, recognised after a restart, refused when something is lost, and removed.
 
+#![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
+
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;

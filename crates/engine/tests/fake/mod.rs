@@ -363,7 +363,7 @@ impl Target for FakeTarget {
         Ok(FakeWriter { target: self.clone(), copying: Extent::ALL, replace: false, rows: Vec::new() })
     }
     async fn applier(&self) -> Outcome<FakeApplier> {
-        Ok(FakeApplier { target: self.clone(), open: None })
+        Ok(FakeApplier { target: self.clone(), open: BTreeMap::new() })
     }
     async fn stored(&self) -> Outcome<Stored> {
         Ok(self.durable.lock().unwrap().stored.clone())
@@ -427,7 +427,8 @@ impl RegionWriter for FakeWriter {
 
 pub struct FakeApplier {
     target: FakeTarget,
-    open: Option<Rows>,
+    /// What the open transaction has done, key by key.
+    open: BTreeMap<i64, Option<(String, String)>>,
 }
 
 fn mismatch(what: String) -> ApplyError {
@@ -435,18 +436,17 @@ fn mismatch(what: String) -> ApplyError {
 }
 
 impl FakeApplier {
-    fn rows(&mut self) -> &mut Rows {
-        self.open.get_or_insert_default()
-    }
     fn take(&mut self, id: i64) -> Result<(String, String), ApplyError> {
-        self.rows().remove(&id).ok_or_else(|| mismatch(format!("no row {id}")))
+        let durable = self.target.durable.lock().unwrap().rows.get(&id).cloned();
+        let now = self.open.get(&id).cloned().unwrap_or(durable);
+        self.open.insert(id, None);
+        now.ok_or_else(|| mismatch(format!("no row {id}")))
     }
     fn put(&mut self, id: i64, value: (String, String)) -> Result<(), ApplyError> {
-        if self.rows().insert(id, value).is_some() {
-            Err(mismatch(format!("row {id} exists")))
-        } else {
-            Ok(())
-        }
+        let there = self.target.durable.lock().unwrap().rows.contains_key(&id);
+        let there = self.open.get(&id).map_or(there, Option::is_some);
+        self.open.insert(id, Some(value));
+        if there { Err(mismatch(format!("row {id} exists"))) } else { Ok(()) }
     }
     fn overlay(old: (String, String), new: &Row) -> (String, String) {
         let (_, a, big) = parse(new);
@@ -456,8 +456,7 @@ impl FakeApplier {
 
 impl Applier for FakeApplier {
     async fn begin(&mut self) -> Result<(), ApplyError> {
-        // Rows that regions commit meanwhile must not be lost: the changes are replayed on what is there at commit.
-        self.open = Some(self.target.durable.lock().unwrap().rows.clone());
+        self.open.clear();
         Ok(())
     }
     async fn net(&mut self, _: &Table, net: &Net) -> Result<(), ApplyError> {
@@ -488,25 +487,29 @@ impl Applier for FakeApplier {
                     let before = self.take(parse(old.as_ref().unwrap_or(new)).0)?;
                     self.put(parse(new).0, Self::overlay(before, new))?;
                 }
-                Action::Truncate { .. } => self.rows().clear(),
+                Action::Truncate { .. } => return Err(mismatch("no TRUNCATE here".into())),
             }
         }
         Ok(())
     }
     async fn commit(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
-        // No await between begin's copy and here in one poll would be unrealistic; so merge: only keys the
-        // batch touched are written, everything else stays as it is now.
-        let open = self.open.take().unwrap_or_default();
+        dither(&self.target.source.db).await;
+        let open = std::mem::take(&mut self.open);
         let mut durable = self.target.durable.lock().unwrap();
         if durable.stored.checkpoint.position != from {
             return Err(Fault::bug("TEST-CHECKPOINT", "the checkpoint is elsewhere").into());
         }
-        durable.rows = open;
+        for (id, value) in open {
+            match value {
+                Some(value) => durable.rows.insert(id, value),
+                None => durable.rows.remove(&id),
+            };
+        }
         durable.stored.checkpoint = to.clone();
         Ok(())
     }
     async fn rollback(&mut self) -> Outcome<()> {
-        self.open = None;
+        self.open.clear();
         Ok(())
     }
 }

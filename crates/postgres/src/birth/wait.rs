@@ -3,6 +3,7 @@
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use serde::Serialize;
+use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -51,6 +52,31 @@ pub struct WaitReport {
     pub since_ms: u64,
     /// Whose transactions, the oldest first.
     pub waiting_for: Vec<Blocker>,
+}
+
+/// One line, the same as long as the same transactions are waited for; ages are left out of it.
+impl fmt::Display for WaitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            WaitStep::Slot => "making the replication slot",
+            WaitStep::Barrier => "waiting for transactions older than the slot",
+        };
+        f.write_str(step)?;
+        for (i, blocker) in self.waiting_for.iter().enumerate() {
+            write!(f, "{}{blocker}", if i == 0 { ": waits for " } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { pid, user, database, application, state, query, .. } = self;
+        match pid {
+            None => write!(f, "the prepared transaction '{query}' of {user} in {database}"),
+            Some(pid) => write!(f, "pid {pid} ({user} in {database}, '{application}', {state}: {query})"),
+        }
+    }
 }
 
 /// Transactions with a number below `$1`, sessions' and prepared ones. Numbers are compared on the circle of 2^32, as
