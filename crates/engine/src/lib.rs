@@ -4,5 +4,12 @@
 //! knows no database; it speaks to both through [`ports`], and leaves every decision that can be pure to
 //! `segue-model`.
 
+pub mod backfill;
 pub mod fault;
+pub mod follow;
+pub mod killpoint;
+pub mod migration;
 pub mod ports;
+pub mod progress;
+pub mod regions;
+pub mod throttle;

@@ -10,5 +10,7 @@ pub mod position;
 pub mod region;
 pub mod route;
 pub mod seam;
+pub mod spec;
 pub mod sqltext;
+pub mod stage;
 pub mod table;

@@ -1,22 +1,13 @@
 //! Net effect: many changes of one table, in commit order, collapsed to at most one per key.
 //!
-//! Pure. Only for tables whose key has bytewise equality; whatever cannot be collapsed safely is handed
-//! back in order, to be written row by row.
+//! Pure. Only for tables whose key has bytewise equality; whatever cannot be collapsed safely is refused,
+//! to be written row by row.
 
 use crate::change::{Action, Change, Row, Value};
 use crate::key::{KeyIncomplete, KeyText};
 use crate::table::{Key, Table};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-
-/// What one batch does to one table.
-#[derive(Debug, PartialEq, Eq)]
-pub enum TableEffect {
-    /// At most one entry per key; to be written as DELETE, UPDATE, INSERT.
-    Net(Net),
-    /// In commit order, to be written row by row.
-    InOrder(Vec<Change>),
-}
 
 /// The net effect on a table, in the order in which it must be written.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -55,22 +46,18 @@ struct Held {
     now: Option<Row>,
 }
 
-/// Collapses `changes`, all of `table`, in commit order.
-pub fn collapse(table: &Table, changes: Vec<Change>) -> Result<TableEffect, KeyIncomplete> {
-    let plain_inserts = || changes.iter().all(|c| matches!(c.action, Action::Insert { .. }));
+/// Collapses `changes`, all of `table`, in commit order. `None`: they must be written row by row, in order.
+pub fn collapse(table: &Table, changes: &[Change]) -> Result<Option<Net>, KeyIncomplete> {
     match table.key() {
-        Some(key) if key.bytewise => match collapse_keyed(key, &changes)? {
-            Some(held) => Ok(TableEffect::Net(emit(table, key, held))),
-            None => Ok(TableEffect::InOrder(changes)),
-        },
-        _ if plain_inserts() => {
-            let inserts = changes.into_iter().filter_map(|c| match c.action {
-                Action::Insert { new } => Some(new),
-                _ => None,
-            });
-            Ok(TableEffect::Net(Net { inserts: inserts.collect(), ..Net::default() }))
+        Some(key) if key.bytewise => Ok(collapse_keyed(key, changes)?.map(|held| emit(table, key, held))),
+        _ => {
+            let insert = |c: &Change| match &c.action {
+                Action::Insert { new } => Some(new.clone()),
+                Action::Update { .. } | Action::Delete { .. } | Action::Truncate { .. } => None,
+            };
+            let inserts: Option<Vec<Row>> = changes.iter().map(insert).collect();
+            Ok(inserts.map(|inserts| Net { inserts, ..Net::default() }))
         }
-        _ => Ok(TableEffect::InOrder(changes)),
     }
 }
 
@@ -227,10 +214,7 @@ mod tests {
         change(Action::Delete { old: row(&format!("{old} - -")) })
     }
     fn net(changes: Vec<Change>) -> Net {
-        match collapse(&keyed(), changes).expect("keys are complete") {
-            TableEffect::Net(net) => net,
-            TableEffect::InOrder(_) => panic!("should collapse"),
-        }
+        collapse(&keyed(), &changes).expect("keys are complete").expect("should collapse")
     }
 
     #[test]
@@ -269,8 +253,7 @@ mod tests {
             vec![del("1"), del("1")],
             vec![del("1"), upd("1 x y")],
         ] {
-            let effect = collapse(&keyed(), changes.clone()).unwrap();
-            assert_eq!(effect, TableEffect::InOrder(changes));
+            assert_eq!(collapse(&keyed(), &changes), Ok(None));
         }
     }
 
@@ -281,12 +264,12 @@ mod tests {
             key.bytewise = false;
         }
         let changes = vec![del("1.0"), ins("1.00 x y")];
-        assert_eq!(collapse(&table, changes.clone()), Ok(TableEffect::InOrder(changes)));
+        assert_eq!(collapse(&table, &changes), Ok(None));
     }
 
     #[test]
     fn a_missing_key_value_is_an_error() {
-        assert_eq!(collapse(&keyed(), vec![upd("- x y")]), Err(KeyIncomplete { column: 0 }));
+        assert_eq!(collapse(&keyed(), &[upd("- x y")]), Err(KeyIncomplete { column: 0 }));
     }
 
     /// Applies changes one by one to a map, the way a table would.
@@ -337,7 +320,7 @@ mod tests {
                     changes.push(c);
                 }
             }
-            if let TableEffect::Net(n) = collapse(&keyed(), changes).unwrap() {
+            if let Some(n) = collapse(&keyed(), &changes).unwrap() {
                 let mut out = start;
                 let text = |k: &KeyText| String::from_utf8(k.0[0].to_vec()).unwrap();
                 for k in &n.deletes { prop_assert!(out.remove(&text(k)).is_some()); }

@@ -3,9 +3,13 @@
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
 pub mod apply;
+pub mod birth;
+pub mod catalog;
 pub mod connect;
+pub mod copy;
 pub mod error;
 pub mod pgoutput;
 pub mod replication;
 pub mod schema;
+pub mod source;
 pub mod stream;

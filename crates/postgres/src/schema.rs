@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS segue.slot (
 CREATE TABLE IF NOT EXISTS segue.stream (
     migration text, direction text, slot text NOT NULL, system_id text NOT NULL, timeline int NOT NULL,
     incarnation bigint NOT NULL, position pg_lsn NOT NULL, skipped jsonb NOT NULL DEFAULT '{}',
-    updated_at timestamptz NOT NULL, PRIMARY KEY (migration, direction));
+    backfilled_at timestamptz, updated_at timestamptz NOT NULL,
+    PRIMARY KEY (migration, direction));
 
 -- copied regions, each stored in the transaction that wrote its rows
 CREATE TABLE IF NOT EXISTS segue.region (

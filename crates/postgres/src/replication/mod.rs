@@ -18,7 +18,7 @@ use dial::Io;
 use frame::Backend;
 use login::Session;
 use segue_engine::fault::{Fault, Recovery};
-use segue_engine::ports::Outcome;
+use segue_engine::ports::{Acknowledger, Outcome};
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use std::collections::VecDeque;
@@ -129,15 +129,18 @@ impl Replication {
         }
     }
 
-    /// Tells the source that everything up to `position` need not be kept. Never goes back.
-    pub fn acknowledge(&self, position: Position) {
-        self.acknowledged.send_if_modified(|held| {
-            let further = position > *held;
-            if further {
-                *held = position;
-            }
-            further
-        });
+    /// The way to tell the source up to where it need not keep its log. Never goes back.
+    pub fn acknowledger(&self) -> Acknowledger {
+        let acknowledged = self.acknowledged.clone();
+        Acknowledger::new(move |position| {
+            acknowledged.send_if_modified(|held| {
+                let further = position > *held;
+                if further {
+                    *held = position;
+                }
+                further
+            });
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::pgoutput::{self, Message, Old};
 use crate::replication::{Connection, Frame, Replication};
 use relations::{Found, Relations, Shape};
 use segue_engine::fault::Fault;
-use segue_engine::ports::{ChangeStream, Outcome, StreamEvent};
+use segue_engine::ports::{Acknowledger, ChangeStream, Outcome, StreamEvent};
 use segue_model::change::{Action, Change, Row, TransactionHead, Value};
 use segue_model::position::Position;
 use segue_model::seam::Xid32;
@@ -75,8 +75,8 @@ impl ChangeStream for PgStream {
         }
     }
 
-    fn acknowledge(&mut self, position: Position) {
-        self.replication.acknowledge(position);
+    fn acknowledger(&self) -> Acknowledger {
+        self.replication.acknowledger()
     }
 }
 

@@ -1,0 +1,339 @@
+//! The command line: what can be asked of `segue`, and the words that explain it.
+//!
+//! Nothing is done here. Values are checked for their form; what they mean to a migration is known elsewhere.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use segue_model::name::QualifiedName;
+use segue_model::spec;
+
+const LONG_ABOUT: &str = "\
+Segue moves live PostgreSQL tables from one server to another while the application keeps reading and writing, and \
+proves that both sides are equal. One file describes a migration, one process (`segue run`) does it; every other \
+command reaches that process through the control database, from any machine.";
+
+const AFTER_LONG_HELP: &str = "\
+Examples:
+  segue demo                      see it work, on two throw-away servers of its own
+  segue run                       do the migration that segue.yaml describes, or go on with it
+  segue status --watch            see how far it is and what it waits for
+  segue verify --table orders     compare one table on both sides
+  segue wait following && deploy  go on once the target follows the source
+
+Exit codes:
+  0  done
+  1  a fault; the message says what to do next
+  2  the command line or the spec is wrong; nothing was done
+  3  a gate refused; what blocks it is printed
+  4  a difference between the two sides was found";
+
+/// Moves live PostgreSQL tables, exactly once, and proves it.
+#[derive(Debug, Parser)]
+#[command(name = "segue", version, long_about = LONG_ABOUT, after_long_help = AFTER_LONG_HELP, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The spec: the file that describes the migration
+    #[arg(
+        short = 'f',
+        long = "spec",
+        global = true,
+        help_heading = "Options of every command",
+        value_name = "FILE",
+        env = "SEGUE_SPEC",
+        default_value = "segue.yaml"
+    )]
+    pub(crate) spec: PathBuf,
+    /// Print one JSON object instead of text (run, status, verify, wait, journal, demo and the short commands)
+    #[arg(long, global = true, help_heading = "Options of every command")]
+    pub(crate) json: bool,
+    /// Log more: -v for decisions, -vv for every message
+    #[arg(short, long, global = true, help_heading = "Options of every command", action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Run),
+    Status(Status),
+    Verify(Verify),
+    Pause(Pause),
+    Resume(Resume),
+    Throttle(Throttle),
+    Cancel(Cancel),
+    Wait(Wait),
+    Journal(Journal),
+    Schema(Schema),
+    Demo(Demo),
+}
+
+/// Do the migration, or go on with it
+///
+/// This is the one long-running process of a migration. It can be stopped and started at any time, also by kill -9 or a
+/// crash: it goes on where it was. A second `segue run` for the same migration stands by and takes over if the first dies.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue run                       until stopped; the target keeps following the source
+  segue run --until following     end, with 0, once all rows are copied and the stream has caught up")]
+pub(crate) struct Run {
+    /// End with 0 once this stage is reached, instead of going on
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) until: Option<StageName>,
+}
+
+/// Show how far the migration is, what it waits for, and why
+///
+/// Read from the control database: it also answers when no `segue run` is alive, and says so.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Keep showing it, until interrupted; with --json one object a line
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+/// Compare both sides, and show every difference that is real
+///
+/// Works while both sides change: a row still in flight is looked at again, never reported. Ends with 4 if a difference
+/// was found (or is left after --repair).
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue verify                             digests of all tables
+  segue verify --table public.orders       of one table
+  segue verify --mode sample               random rows, field by field: a quick look
+  segue verify --repair --dry-run          print the SQL that would mend the differences
+  segue verify --repair                    write the owner's row over each difference")]
+pub(crate) struct Verify {
+    /// Compare only this table, named as on the source; may be given several times
+    #[arg(long = "table", value_name = "TABLE", value_parser = table_name)]
+    pub(crate) tables: Vec<QualifiedName>,
+    /// How to compare
+    #[arg(long, value_enum, default_value_t = VerifyMode::Digest)]
+    pub(crate) mode: VerifyMode,
+    /// Write the owner's row over each difference
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// With --repair: print the SQL and change nothing
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+}
+
+/// How two sides are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VerifyMode {
+    /// Row counts only: cheap, and no proof
+    Aggregate,
+    /// Every row by hash, halving ranges that differ down to single rows
+    Digest,
+    /// Random rows, field by field
+    Sample,
+}
+
+/// Stop copying and applying until `resume`
+///
+/// Nothing is lost: the source keeps its log for Segue meanwhile, so watch its disk (`segue status` shows how much).
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// Why; shown by `status` and kept in the journal
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+/// Go on after `pause`
+#[derive(Debug, Args)]
+pub(crate) struct Resume {}
+
+/// Limit what the copying of rows takes from the servers
+///
+/// Applies at once and until changed again. The stream of changes is never throttled.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("limit").required(true).multiple(true).args(["workers", "rate", "off"]),
+    after_long_help = "\
+Examples:
+  segue throttle --workers 1             one region at a time
+  segue throttle --rate 20MiB            at most 20 MiB of rows a second
+  segue throttle --off                   back to what the spec says"
+)]
+pub(crate) struct Throttle {
+    /// Copy at most this many regions at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: Option<u16>,
+    /// Copy at most this many bytes a second; takes units such as 20MiB
+    #[arg(long, value_name = "BYTES_PER_S", value_parser = bytes_per_second)]
+    pub(crate) rate: Option<u64>,
+    /// Lift every limit set here
+    #[arg(long, conflicts_with_all = ["workers", "rate"])]
+    pub(crate) off: bool,
+}
+
+/// Give the migration up, and remove what Segue made on both sides
+///
+/// Removes the publication, the replication slot, triggers and the schema `segue`, and lists them. The application's own
+/// tables and rows stay, on both sides, unless --drop-target-tables is given.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// Also drop the migrated tables on the target, with the rows in them
+    #[arg(long)]
+    pub(crate) drop_target_tables: bool,
+}
+
+/// Wait until the migration has reached a stage
+///
+/// Ends with 0 when it is reached, with 1 if that takes longer than --timeout or can no longer happen.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue wait following                   however long it takes
+  segue wait following --timeout 30min")]
+pub(crate) struct Wait {
+    /// The stage to wait for
+    #[arg(value_name = "STAGE")]
+    pub(crate) stage: StageName,
+    /// Give up after this long: 500ms, 30s, 10min, 2h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// The stages that can be waited for, in the words of `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StageName {
+    /// The stream's slot is being made
+    Preparing,
+    /// Rows are being copied
+    Backfilling,
+    /// All rows are there, and the target follows the source
+    Following,
+    /// The target takes the writes
+    Switched,
+    /// The way back is given up
+    Completed,
+    /// The migration was given up
+    Cancelled,
+}
+
+/// Show every decision of the migration, with time and reason
+#[derive(Debug, Args)]
+pub(crate) struct Journal {}
+
+/// Print the JSON Schema of the spec, for editors
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  segue schema > segue.schema.json
+  then, as the first line of the spec:  # yaml-language-server: $schema=segue.schema.json")]
+pub(crate) struct Schema {}
+
+/// See it work: two throw-away servers, a shop under load, and a proof at the end
+///
+/// Needs PostgreSQL's server programs on this machine, but no configuration and no spec. Ends with 0 only if both sides
+/// are equal and no acknowledged write is lost.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Leave the servers running, and print how to reach them
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// How long the load goes on once the target follows
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) seconds: u32,
+    /// How much data: 1 is about two million rows
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) scale: u32,
+}
+
+fn table_name(text: &str) -> Result<QualifiedName, String> {
+    QualifiedName::parse(text).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    spec::parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn bytes_per_second(text: &str) -> Result<u64, String> {
+    match spec::parse_bytes(text) {
+        Ok(0) => Err("0 would stop the copy; use `segue pause` for that".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_lines_are_understood() {
+        for line in [
+            "segue run",
+            "segue run --until following -v",
+            "segue -f other.yaml run",
+            "segue status --watch --json --spec other.yaml",
+            "segue verify --table public.orders --table customers --mode sample",
+            "segue verify --repair --dry-run",
+            "segue pause --reason lunch",
+            "segue resume",
+            "segue throttle --workers 2 --rate 20MiB",
+            "segue throttle --off",
+            "segue cancel --drop-target-tables",
+            "segue wait following --timeout 30min",
+            "segue journal --json",
+            "segue schema",
+            "segue demo --keep --seconds 5 --scale 1",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (line, kind) in [
+            ("segue verify --dry-run", ErrorKind::MissingRequiredArgument),
+            ("segue verify --table a.b.c", ErrorKind::ValueValidation),
+            ("segue throttle", ErrorKind::MissingRequiredArgument),
+            ("segue throttle --off --workers 1", ErrorKind::ArgumentConflict),
+            ("segue throttle --workers 0", ErrorKind::ValueValidation),
+            ("segue throttle --rate 0", ErrorKind::ValueValidation),
+            ("segue wait", ErrorKind::MissingRequiredArgument),
+            ("segue wait somewhere", ErrorKind::InvalidValue),
+            ("segue wait following --timeout soon", ErrorKind::ValueValidation),
+            ("segue demo --scale 0", ErrorKind::ValueValidation),
+            ("segue rnu", ErrorKind::InvalidSubcommand),
+        ] {
+            assert_eq!(parse(line).err(), Some(kind), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_and_option_is_explained() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Backfill: copying all regions of all units with several workers, biggest tables first.
+//!
+//! A region is there with its seam or not at all. Nothing here knows what a snapshot is made of, or which
+//! events the stream drops; it only marks regions in the shared map at the right moments.
+
+mod region;
+
+pub use region::copy_region;
+
+use crate::fault::Fault;
+use crate::ports::{Outcome, RegionReader, Source, Target};
+use crate::progress::Progress;
+use crate::regions::Regions;
+use crate::throttle::Throttle;
+use region::Copied;
+use segue_model::region::{Extent, RegionId};
+use segue_model::table::{Table, UnitId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Rows of the first region of a table, before its speed is known.
+const FIRST_REGION_ROWS: u64 = 20_000;
+/// A region never has more rows than this, however fast the table is.
+const REGION_ROWS_MAX: u64 = 5_000_000;
+/// A worker that finds no gap but incomplete units looks again after this long.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A unit to be copied.
+#[derive(Debug)]
+pub struct Work {
+    /// The unit.
+    pub unit: UnitId,
+    /// Its table.
+    pub table: Arc<Table>,
+    /// Rows that are already there are removed first (a leaf attached later).
+    pub replace: bool,
+    /// Held while a bound is looked up, so that two workers do not cut the same gap.
+    cutting: tokio::sync::Mutex<()>,
+    /// Rows of the next region.
+    region_rows: AtomicU64,
+}
+
+impl Work {
+    /// Work for one unit.
+    pub fn new(unit: UnitId, table: Arc<Table>, replace: bool) -> Work {
+        Work {
+            unit,
+            table,
+            replace,
+            cutting: tokio::sync::Mutex::default(),
+            region_rows: AtomicU64::new(FIRST_REGION_ROWS),
+        }
+    }
+
+    /// Steers the size of the next region towards the target time.
+    fn steer(&self, copied: &Copied, target: Duration) {
+        let took_ms = copied.took_ms.max(1);
+        let ideal = copied.rows.saturating_mul(target.as_millis() as u64) / took_ms;
+        let now = self.region_rows.load(Ordering::Relaxed);
+        // At most doubled or halved at a time: one odd region must not make the next one huge.
+        let next = ideal.clamp(now / 2, now * 2).clamp(100, REGION_ROWS_MAX);
+        self.region_rows.store(next, Ordering::Relaxed);
+    }
+}
+
+/// What the backfill shares with the rest of the migration.
+pub struct Shared<S, T> {
+    /// Where rows come from.
+    pub source: Arc<S>,
+    /// Where rows go.
+    pub target: Arc<T>,
+    /// The map.
+    pub regions: Arc<Regions>,
+    /// Counters.
+    pub progress: Arc<Progress>,
+    /// Pause, workers and rate.
+    pub throttle: Arc<Throttle>,
+    /// How long the copy of a region should take.
+    pub region_target: Duration,
+}
+
+/// Copies everything in `work`. Ends when every region is committed, or with the first fault.
+pub async fn run<S: Source, T: Target>(
+    shared: Arc<Shared<S, T>>,
+    mut work: Vec<Work>,
+    workers: usize,
+) -> Outcome<()> {
+    work.sort_by_key(|w| std::cmp::Reverse(w.table.estimate.bytes));
+    let work: Arc<[Work]> = work.into();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..workers {
+        tasks.spawn(worker(shared.clone(), work.clone(), number));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(|e| Fault::bug("SEGUE-TASK", format!("a copy worker ended unexpectedly: {e}")))??;
+    }
+    Ok(())
+}
+
+async fn worker<S: Source, T: Target>(
+    shared: Arc<Shared<S, T>>,
+    work: Arc<[Work]>,
+    number: usize,
+) -> Outcome<()> {
+    let mut reader = shared.source.reader().await?;
+    let mut writer = shared.target.writer().await?;
+    loop {
+        tokio::select! {
+            () = shared.throttle.admit(number, &shared.progress) => {}
+            () = complete(&shared.regions, &work) => return Ok(()),
+        }
+        let Some((task, id, extent)) = take(&shared, &work, &mut reader).await? else {
+            if work.iter().all(|w| shared.regions.is_complete(w.unit)) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            continue;
+        };
+        crate::killpoint::pass("region.marked");
+        let copied = copy_region(&shared, &mut reader, &mut writer, task, id, &extent)
+            .await
+            .map_err(|f| f.during(format_args!("copying {}", task.table.source)))?;
+        let Some(copied) = copied else { continue };
+        task.steer(&copied, shared.region_target);
+        if shared.regions.is_complete(task.unit) {
+            shared.progress.table_complete(task.table.id);
+        }
+    }
+}
+
+/// Ends when every unit of `work` has been copied.
+async fn complete(regions: &Regions, work: &[Work]) {
+    let mut changed = regions.watch();
+    while !work.iter().all(|w| regions.is_complete(w.unit)) && changed.changed().await.is_ok() {}
+}
+
+/// Marks the next region to copy: the first gap of the biggest unit that has one.
+async fn take<'w, S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    work: &'w [Work],
+    reader: &mut S::Reader,
+) -> Outcome<Option<(&'w Work, RegionId, Extent)>> {
+    for task in work {
+        let _cutting = task.cutting.lock().await;
+        let Some((gap, within)) = shared.regions.next_gap(task.unit) else { continue };
+        let upper = match task.table.one_region {
+            Some(_) => None,
+            None => {
+                let rows = task.region_rows.load(Ordering::Relaxed);
+                reader.bound_after(&task.table, task.unit, &within, rows).await?
+            }
+        };
+        if let Some((id, extent)) = shared.regions.begin(task.unit, gap, upper) {
+            return Ok(Some((task, id, extent)));
+        }
+    }
+    Ok(None)
+}
+
+/// Milliseconds since `start`, at least 1.
+fn elapsed_ms(start: Instant) -> u64 {
+    (start.elapsed().as_millis() as u64).max(1)
+}

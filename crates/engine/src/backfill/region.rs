@@ -1,0 +1,90 @@
+//! Copying one region: snapshot, seam, rows, durable source, commit. In that order.
+
+use super::{Shared, Work, elapsed_ms};
+use crate::killpoint;
+use crate::ports::{Outcome, RegionReader, RegionRecord, RegionWriter, Source, Target};
+use segue_model::region::{Extent, RegionId};
+use std::time::{Duration, Instant};
+
+/// How often a snapshot that lacks a skipped transaction is taken again before the region is put back.
+const SNAPSHOTS_MAX: u32 = 20;
+/// The first pause between two snapshots; it doubles.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a region's copy came to.
+#[derive(Debug)]
+pub struct Copied {
+    /// Rows.
+    pub rows: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// Copies the region `id`, which the map has marked as being copied.
+///
+/// `None`: no snapshot contained everything that had been skipped; the region has been put back as not begun.
+/// After a fault the region stays marked: it cannot be known here whether the target committed it, so the
+/// map must be thrown away and read again.
+pub async fn copy_region<S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    reader: &mut S::Reader,
+    writer: &mut T::Writer,
+    work: &Work,
+    id: RegionId,
+    extent: &Extent,
+) -> Outcome<Option<Copied>> {
+    let start = Instant::now();
+    let Some((seam, covered_by)) = snapshot(shared, reader, work, id).await? else { return Ok(None) };
+    killpoint::pass("region.seam");
+    let replace = work.replace || matches!(extent, Extent::Key(_));
+    writer.begin(&work.table, work.unit, extent, replace).await?;
+    reader.copy(&work.table, work.unit, extent).await?;
+    let mut bytes = 0;
+    while let Some(piece) = reader.next_piece().await? {
+        bytes += piece.len() as u64;
+        shared.throttle.spend(piece.len()).await;
+        writer.write(piece).await?;
+    }
+    let rows = writer.finish().await?;
+    reader.end().await?;
+    killpoint::pass("region.copied");
+    let took_ms = elapsed_ms(start);
+    // A crash of the source can undo what was read and give its numbers to others, until the log is durable
+    // up to here; that this session sees it durable proves that there was no crash in between.
+    reader.durable(covered_by).await?;
+    killpoint::pass("region.durable");
+    let record = RegionRecord { unit: work.unit, extent: extent.clone(), seam, covered_by, bytes, took_ms };
+    writer.commit(&record).await?;
+    killpoint::pass("region.committed");
+    shared.regions.copied(work.unit, id);
+    shared.progress.region_copied(work.table.id, rows, bytes);
+    Ok(Some(Copied { rows, took_ms }))
+}
+
+/// Takes snapshots until one contains everything skipped for the region.
+async fn snapshot<S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    reader: &mut S::Reader,
+    work: &Work,
+    id: RegionId,
+) -> Outcome<Option<(segue_model::seam::Seam, segue_model::position::Position)>> {
+    let mut pause = SNAPSHOT_PAUSE;
+    for _ in 0..SNAPSHOTS_MAX {
+        let (seam, covered_by) = reader.begin(&work.table, work.unit).await?;
+        match shared.regions.offer_seam(work.unit, id, &seam) {
+            Ok(()) => {
+                shared.progress.waiting("copy", None);
+                return Ok(Some((seam, covered_by)));
+            }
+            Err(old) => {
+                reader.end().await?;
+                let table = &work.table.source;
+                shared.progress.waiting("copy", Some(format!("{table}: {old}; taking another one")));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(500));
+            }
+        }
+    }
+    shared.regions.give_up(work.unit, id);
+    Ok(None)
+}

@@ -1,0 +1,276 @@
+//! From arrived transactions to batches: routing while the backfill runs, and how much goes into one batch.
+//!
+//! Holds no lock on the target: where the stream must wait for a region, the open batch is handed on first.
+
+use super::arrive::{Arrived, Transaction};
+use super::spool::Changes;
+use crate::backfill::{self, Work, copy_region};
+use crate::fault::Fault;
+use crate::ports::{Checkpoint, Outcome, Source, Target};
+use crate::progress::{Applied, Progress};
+use crate::regions::Regions;
+use segue_model::change::Change;
+use segue_model::key::KeyText;
+use segue_model::position::Position;
+use segue_model::region::{Extent, Place};
+use segue_model::route::{Routed, ToldPlaces};
+use segue_model::seam::Xid32;
+use segue_model::table::{Table, TableId, UnitId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+/// An idle stream moves its checkpoint at most this often.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whole transactions that become one target transaction.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// What to write, in commit order.
+    pub changes: Vec<Change>,
+    /// A transaction larger than memory; then it is alone in the batch and `changes` is empty.
+    pub spilled: Option<Changes>,
+    /// The checkpoint after it.
+    pub checkpoint: Checkpoint,
+    /// The highest signal in it.
+    pub signal: u64,
+    /// When its transactions were committed on the source, in µs since the Unix epoch.
+    pub committed_at_us: Vec<u64>,
+    bytes: usize,
+    _memory: Vec<OwnedSemaphorePermit>,
+}
+
+/// Bounds of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Bytes of row images.
+    pub bytes_max: usize,
+    /// Transactions.
+    pub transactions_max: usize,
+}
+
+/// Routes and batches.
+pub struct Builder<S: Source, T: Target> {
+    /// What the backfill shares.
+    pub shared: Arc<backfill::Shared<S, T>>,
+    /// All tables.
+    pub tables: BTreeMap<TableId, Arc<Table>>,
+    /// Bounds.
+    pub limits: BatchLimits,
+    /// Where batches go. One waits while one is written.
+    pub out: mpsc::Sender<Batch>,
+    /// Sessions for copying single keys, opened when first needed.
+    pub sessions: Option<(S::Reader, T::Writer)>,
+    /// Memory a routed transaction may hold before it goes to disk.
+    pub spill_bytes: usize,
+}
+
+impl<S: Source, T: Target> Builder<S, T> {
+    fn regions(&self) -> &Regions {
+        &self.shared.regions
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.shared.progress
+    }
+
+    /// Batches everything that arrives until the channel closes.
+    pub async fn run(mut self, mut arrivals: mpsc::Receiver<Arrived>) -> Outcome<()> {
+        let mut batch = Batch::default();
+        let mut next = None;
+        let mut last_idle: Option<Instant> = None;
+        loop {
+            let arrived = match next.take() {
+                Some(arrived) => arrived,
+                None => match arrivals.recv().await {
+                    Some(arrived) => arrived,
+                    None => return Ok(()),
+                },
+            };
+            match arrived {
+                Arrived::Idle(_) if last_idle.is_some_and(|at| at.elapsed() < IDLE_PAUSE) => continue,
+                Arrived::Idle(position) => {
+                    last_idle = Some(Instant::now());
+                    batch.checkpoint.position = batch.checkpoint.position.max(position);
+                }
+                Arrived::Transaction(transaction, memory) => {
+                    batch = self.add(batch, transaction, memory).await?;
+                }
+            }
+            let full = batch.bytes >= self.limits.bytes_max
+                || batch.committed_at_us.len() >= self.limits.transactions_max
+                || batch.spilled.is_some();
+            if !full {
+                // More may be there already; it then rides in the same batch. While the writer is busy, wait for more.
+                match arrivals.try_recv() {
+                    Ok(arrived) => next = Some(arrived),
+                    Err(mpsc::error::TryRecvError::Empty) if self.out.capacity() == 0 => {
+                        tokio::select! {
+                            biased;
+                            permit = self.out.reserve() => { permit.map_err(|_| gone())?; }
+                            arrived = arrivals.recv() => match arrived {
+                                Some(arrived) => next = Some(arrived),
+                                None => return Ok(()),
+                            },
+                        }
+                    }
+                    Err(_) => {}
+                }
+                if next.is_some() {
+                    continue;
+                }
+            }
+            self.hand_on(&mut batch).await?;
+        }
+    }
+
+    /// Sends the open batch to the writer, if there is anything in it.
+    async fn hand_on(&mut self, batch: &mut Batch) -> Outcome<()> {
+        if batch.checkpoint.position == Position(0) {
+            return Ok(());
+        }
+        let mut full = std::mem::take(batch);
+        full.checkpoint.skipped = self.regions().skipped();
+        self.out.send(full).await.map_err(|_| gone())
+    }
+
+    async fn add(
+        &mut self,
+        mut batch: Batch,
+        transaction: Transaction,
+        memory: OwnedSemaphorePermit,
+    ) -> Outcome<Batch> {
+        let Transaction { head, end, changes, signal } = transaction;
+        let count = changes.count();
+        let changes = if self.regions().is_active() {
+            self.route_all(&mut batch, head.xid, changes).await?
+        } else {
+            changes
+        };
+        self.progress().dropped(count.saturating_sub(changes.count()));
+        batch.bytes += changes.memory_bytes();
+        match changes.into_memory() {
+            Ok(changes) if batch.changes.is_empty() => batch.changes = changes,
+            Ok(changes) => batch.changes.extend(changes),
+            Err(spilled) => {
+                self.hand_on(&mut batch).await?;
+                batch.spilled = Some(spilled);
+            }
+        }
+        batch.checkpoint.position = end;
+        batch.signal = batch.signal.max(signal);
+        batch.committed_at_us.push(head.committed_at_us.unsigned_abs());
+        batch._memory.push(memory);
+        Ok(batch)
+    }
+
+    /// What is left of a transaction after routing.
+    async fn route_all(&mut self, batch: &mut Batch, xid: Xid32, mut changes: Changes) -> Outcome<Changes> {
+        'again: loop {
+            let mut left = Changes::new(self.spill_bytes);
+            for index in 0..changes.pieces() {
+                for change in changes.piece(index)? {
+                    let table = self.table(change.table)?;
+                    match self.route(batch, &table, xid, &change).await? {
+                        Next::Keep(change) => left.push(change)?,
+                        Next::Drop => {}
+                        // The row now has a seam of its own, which may cover earlier changes of this transaction.
+                        Next::StartAgain => continue 'again,
+                    }
+                }
+            }
+            return Ok(left);
+        }
+    }
+
+    fn table(&self, id: TableId) -> Outcome<Arc<Table>> {
+        let unknown = || {
+            Fault::bug("SEGUE-TABLE", format!("the stream names table number {}, which the plan lacks", id.0))
+        };
+        self.tables.get(&id).cloned().ok_or_else(unknown)
+    }
+
+    async fn route(
+        &mut self,
+        batch: &mut Batch,
+        table: &Arc<Table>,
+        xid: Xid32,
+        change: &Change,
+    ) -> Outcome<Next> {
+        let mut told = ToldPlaces::new();
+        loop {
+            let mut changed = self.regions().watch();
+            changed.borrow_and_update();
+            let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", table.source));
+            match self.regions().route(table, xid, change, &told).map_err(incomplete)? {
+                Routed::Apply(change) => return Ok(Next::Keep(change)),
+                Routed::Drop => return Ok(Next::Drop),
+                Routed::Locate(keys) => told = self.locate(table, change.unit, keys).await?,
+                Routed::Wait => {
+                    self.hand_on(batch).await?;
+                    let reason = format!("a region of {} is being copied", table.source);
+                    self.progress().waiting("stream", Some(reason));
+                    let woken = changed.changed().await;
+                    self.progress().waiting("stream", None);
+                    woken.map_err(|_| gone())?;
+                }
+                Routed::CopyKey(key) => {
+                    self.copy_key(batch, table, change.unit, xid, key).await?;
+                    return Ok(Next::StartAgain);
+                }
+            }
+        }
+    }
+
+    /// Asks the source where keys lie among the unit's current bounds.
+    async fn locate(&mut self, table: &Table, unit: UnitId, keys: Vec<KeyText>) -> Outcome<ToldPlaces> {
+        let (bounds, cuts) = self.regions().bounds(unit);
+        let places = self.shared.source.places(table, &bounds, &keys).await?;
+        Ok(keys
+            .into_iter()
+            .zip(places)
+            .map(|(key, bounds_below)| (key, Place { bounds_below, cuts }))
+            .collect())
+    }
+
+    /// Copies the row of one key as a region of its own, after everything before this transaction is durable.
+    async fn copy_key(
+        &mut self,
+        batch: &mut Batch,
+        table: &Arc<Table>,
+        unit: UnitId,
+        xid: Xid32,
+        key: KeyText,
+    ) -> Outcome<()> {
+        let before = batch.checkpoint.position;
+        self.hand_on(batch).await?;
+        let mut applied = self.progress().watch_applied();
+        let durable = |a: &Applied| a.position >= before;
+        applied.wait_for(durable).await.map_err(|_| gone())?;
+        let (mut reader, mut writer) = match self.sessions.take() {
+            Some(sessions) => sessions,
+            None => (self.shared.source.reader().await?, self.shared.target.writer().await?),
+        };
+        let work = Work::new(unit, table.clone(), true);
+        while let Some(id) = self.regions().begin_key(unit, key.clone(), xid) {
+            let extent = Extent::Key(key.clone());
+            if copy_region(&self.shared, &mut reader, &mut writer, &work, id, &extent).await?.is_some() {
+                break;
+            }
+        }
+        self.sessions = Some((reader, writer));
+        Ok(())
+    }
+}
+
+enum Next {
+    Keep(Change),
+    Drop,
+    StartAgain,
+}
+
+/// The other half of the pipeline has ended; its own fault says why.
+fn gone() -> Fault {
+    Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed")
+}

@@ -1,0 +1,73 @@
+//! Follow: the stream, applied. Collect → route and batch → write, three tasks with bounded queues between.
+
+pub mod arrive;
+pub mod build;
+pub mod spool;
+pub mod write;
+
+use crate::backfill::Shared;
+use crate::fault::Fault;
+use crate::ports::{ChangeStream, Outcome, Source, Target};
+use arrive::{Budget, collect};
+use build::{BatchLimits, Builder};
+use segue_model::position::Position;
+use segue_model::table::{Table, TableId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use write::Writer;
+
+/// Arrived transactions that may queue before the builder (their bytes are bounded by the budget).
+const ARRIVALS_MAX: usize = 8192;
+
+/// Bounds of the stream's pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Memory for transactions that have arrived.
+    pub memory_bytes_max: usize,
+    /// A batch.
+    pub batch: BatchLimits,
+}
+
+/// Follows the source from the stored checkpoint `from` on. Returns only with a fault.
+pub async fn run<S: Source, T: Target>(
+    shared: Arc<Shared<S, T>>,
+    tables: BTreeMap<TableId, Arc<Table>>,
+    from: Position,
+    limits: Limits,
+) -> Outcome<()> {
+    let stream = shared.source.stream(from).await?;
+    let applier = shared.target.applier().await?;
+    let acknowledger = stream.acknowledger();
+    let (arrivals, arrived) = mpsc::channel(ARRIVALS_MAX);
+    let (out, batches) = mpsc::channel(1);
+    let spill_bytes = limits.memory_bytes_max / 4;
+    let writer = Writer {
+        applier,
+        tables: tables.clone(),
+        progress: shared.progress.clone(),
+        acknowledger,
+        position: from,
+    };
+    let progress = shared.progress.clone();
+    let builder = Builder { shared, tables, limits: limits.batch, out, sessions: None, spill_bytes };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(collect(stream, arrivals, progress, Budget::new(limits.memory_bytes_max), spill_bytes));
+    tasks.spawn(builder.run(arrived));
+    tasks.spawn(writer.run(batches));
+    first_fault(tasks).await
+}
+
+/// The fault that ended the pipeline: what closed the channels, not the complaint that they were closed.
+async fn first_fault(mut tasks: tokio::task::JoinSet<Outcome<()>>) -> Outcome<()> {
+    let mut closed = None;
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) if fault.code == "SEGUE-PIPELINE" => closed = Some(fault),
+            Ok(Err(fault)) => return Err(fault),
+            Err(e) => return Err(Fault::bug("SEGUE-TASK", format!("the stream ended unexpectedly: {e}"))),
+        }
+    }
+    Err(closed.unwrap_or_else(|| Fault::retry("SEGUE-PIPELINE", "the stream has ended")))
+}

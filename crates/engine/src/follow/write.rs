@@ -1,0 +1,145 @@
+//! Writing batches: one target transaction each, set-wise, else row by row; the checkpoint moves with the rows.
+
+use super::build::Batch;
+use super::spool::Changes;
+use crate::fault::Fault;
+use crate::killpoint;
+use crate::ports::{Acknowledger, Applier, ApplyError, Mismatch, Outcome};
+use crate::progress::{Applied, Progress};
+use segue_model::change::{Action, Change};
+use segue_model::net::collapse;
+use segue_model::position::Position;
+use segue_model::table::{Table, TableId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// How the changes of a batch are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// The net effect of each table, set-wise.
+    SetWise,
+    /// One by one.
+    RowByRow,
+}
+
+/// Writes batches and acknowledges them.
+pub struct Writer<A> {
+    /// The session.
+    pub applier: A,
+    /// All tables.
+    pub tables: BTreeMap<TableId, Arc<Table>>,
+    /// Counters.
+    pub progress: Arc<Progress>,
+    /// Tells the source.
+    pub acknowledger: Acknowledger,
+    /// The stored checkpoint.
+    pub position: Position,
+}
+
+impl<A: Applier> Writer<A> {
+    /// Writes every batch that comes, until the channel closes.
+    pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>) -> Outcome<()> {
+        while let Some(mut batch) = batches.recv().await {
+            if batch.checkpoint.position <= self.position {
+                continue;
+            }
+            let changes = self.write(&mut batch).await?;
+            self.position = batch.checkpoint.position;
+            let point = if batch.committed_at_us.is_empty() { "idle.committed" } else { "batch.committed" };
+            killpoint::pass(point);
+            self.acknowledger.acknowledge(self.position);
+            let applied = Applied { position: self.position, signal: batch.signal };
+            let transactions = batch.committed_at_us.len() as u64;
+            self.progress.applied(applied, transactions, changes, &batch.committed_at_us);
+            killpoint::pass("batch.acknowledged");
+        }
+        Ok(())
+    }
+
+    /// Writes one batch durably; returns how many changes it held.
+    async fn write(&mut self, batch: &mut Batch) -> Outcome<u64> {
+        let first = self.attempt(batch, Manner::SetWise).await;
+        let second = match first {
+            Err(ApplyError::Mismatch(why)) => {
+                tracing::debug!("replaying a batch row by row: {}: {}", why.table, why.what);
+                self.progress.replayed();
+                self.applier.rollback().await?;
+                self.attempt(batch, Manner::RowByRow).await
+            }
+            other => other,
+        };
+        second.map_err(|e| match e {
+            ApplyError::Fault(fault) => fault.during("applying the stream"),
+            ApplyError::Mismatch(mismatch) => row_fault(mismatch),
+        })
+    }
+
+    async fn attempt(&mut self, batch: &mut Batch, manner: Manner) -> Result<u64, ApplyError> {
+        self.applier.begin().await?;
+        killpoint::pass("batch.begun");
+        let changes = match &mut batch.spilled {
+            None => {
+                self.steps(&batch.changes, manner).await?;
+                batch.changes.len() as u64
+            }
+            Some(spilled) => self.spilled(spilled, manner).await?,
+        };
+        killpoint::pass("batch.written");
+        self.applier.commit(self.position, &batch.checkpoint).await?;
+        Ok(changes)
+    }
+
+    async fn spilled(&mut self, changes: &mut Changes, manner: Manner) -> Result<u64, ApplyError> {
+        for index in 0..changes.pieces() {
+            let piece = changes.piece(index)?;
+            self.steps(&piece, manner).await?;
+        }
+        Ok(changes.count())
+    }
+
+    /// Writes changes table by table; a TRUNCATE stands between what came before it and what comes after.
+    async fn steps(&mut self, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
+        let mut open: BTreeMap<TableId, Vec<Change>> = BTreeMap::new();
+        for change in changes {
+            let truncate = matches!(change.action, Action::Truncate { .. });
+            if truncate && let Some(before) = open.remove(&change.table) {
+                self.step(change.table, &before, manner).await?;
+            }
+            if truncate {
+                self.step(change.table, std::slice::from_ref(change), Manner::RowByRow).await?;
+            } else {
+                open.entry(change.table).or_default().push(change.clone());
+            }
+        }
+        for (table, changes) in open {
+            self.step(table, &changes, manner).await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, table: TableId, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
+        let unknown = || Fault::bug("SEGUE-TABLE", format!("table number {} is not in the plan", table.0));
+        let table = self.tables.get(&table).ok_or_else(unknown)?;
+        let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", table.source));
+        let net = match manner {
+            Manner::SetWise => collapse(table, changes).map_err(incomplete)?,
+            Manner::RowByRow => None,
+        };
+        match net {
+            Some(net) => self.applier.net(table, &net).await,
+            None => self.applier.in_order(table, changes).await,
+        }
+    }
+}
+
+fn row_fault(mismatch: Mismatch) -> Fault {
+    let Mismatch { table, key, what } = mismatch;
+    let row = key.map_or_else(|| "a row".to_owned(), |key| format!("the row {key}"));
+    Fault::operator(
+        "SEGUE-ROW",
+        format!("{row} of {table} cannot be applied: {what}"),
+        "the stream stands here and nothing was skipped; something other than Segue has changed the target, \
+         or a constraint of the target forbids the row. Mend the row or the constraint, then run `segue resume`",
+    )
+}

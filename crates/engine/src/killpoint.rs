@@ -1,0 +1,56 @@
+//! Named places where a test lets the process die, as `kill -9` would.
+//!
+//! Compiled in under the feature `killpoints` only. `SEGUE_KILL_AT=name[:n]` aborts at the n-th passage
+//! (default the first); `SEGUE_KILL_REPORT=1` prints each passage to standard error.
+
+/// Passes the named point.
+#[cfg(not(feature = "killpoints"))]
+#[inline(always)]
+pub fn pass(_name: &'static str) {}
+
+/// Passes the named point, or dies there.
+#[cfg(feature = "killpoints")]
+pub fn pass(name: &'static str) {
+    use std::collections::HashMap;
+    use std::sync::{LazyLock, Mutex, PoisonError};
+    static PASSED: LazyLock<Mutex<HashMap<&'static str, u64>>> = LazyLock::new(Mutex::default);
+    let nth = {
+        let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = passed.entry(name).or_default();
+        *count += 1;
+        *count
+    };
+    if std::env::var_os("SEGUE_KILL_REPORT").is_some() {
+        eprintln!("kill point {name} passed ({nth})");
+    }
+    let Ok(wanted) = std::env::var("SEGUE_KILL_AT") else { return };
+    let (wanted_name, wanted_nth) = match wanted.rsplit_once(':') {
+        Some((name, n)) => (name, n.parse().unwrap_or(1)),
+        None => (wanted.as_str(), 1),
+    };
+    if wanted_name == name && nth == wanted_nth {
+        eprintln!("kill point {name} reached ({nth}): dying");
+        std::process::abort();
+    }
+}
+
+/// Every named point, so that a test can walk them all.
+pub const ALL: &[&str] = &[
+    "birth.incarnation",
+    "birth.slot",
+    "birth.barrier",
+    "birth.claimed",
+    "region.marked",
+    "region.seam",
+    "region.copied",
+    "region.durable",
+    "region.committed",
+    "batch.begun",
+    "batch.written",
+    "batch.committed",
+    "batch.acknowledged",
+    "idle.committed",
+    "backfill.signalled",
+    "backfill.passed",
+    "backfill.forgotten",
+];

@@ -1,0 +1,145 @@
+//! The numbers of a spec: what they are by default in each profile, and how far they may be moved.
+
+use std::time::Duration;
+
+use super::Profile;
+use super::problem::Problems;
+use super::quantity::{ShownBytes, ShownDuration};
+use super::read::At;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What a profile decides. This table is the only place where profiles differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Defaults {
+    pub(super) copy_workers: u64,
+    pub(super) region_target: Duration,
+    pub(super) batch_bytes_max: u64,
+    pub(super) retained_wal_bytes_max: u64,
+    pub(super) memory_bytes_max: u64,
+    pub(super) live: bool,
+    pub(super) live_keys_per_second_max: u64,
+    pub(super) range_rows: u64,
+}
+
+const PROD: Defaults = Defaults {
+    copy_workers: 4,
+    region_target: Duration::from_millis(1000),
+    batch_bytes_max: 16 * MIB,
+    retained_wal_bytes_max: 10 * GIB,
+    memory_bytes_max: 256 * MIB,
+    live: true,
+    live_keys_per_second_max: 200,
+    range_rows: 20_000,
+};
+
+/// The defaults of a profile: those of prod, with fewer workers where the servers are small.
+pub(super) const fn defaults(profile: Profile) -> Defaults {
+    match profile {
+        Profile::Dev | Profile::Staging => Defaults { copy_workers: 2, ..PROD },
+        Profile::Prod => PROD,
+    }
+}
+
+/// How the numbers of one key are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Count,
+    Bytes,
+    Milliseconds,
+}
+
+impl Unit {
+    fn show(self, number: u64) -> String {
+        match self {
+            Unit::Count => number.to_string(),
+            Unit::Bytes => ShownBytes(number).to_string(),
+            Unit::Milliseconds => ShownDuration(Duration::from_millis(number)).to_string(),
+        }
+    }
+}
+
+/// The least and the most that the number of a key may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    key: &'static str,
+    unit: Unit,
+    pub(super) min: u64,
+    pub(super) max: u64,
+}
+
+impl Bounds {
+    /// The number that counts: the written one, if it is within the bounds, else the default (beside a problem).
+    pub(super) fn settle<T: Into<u64>>(
+        &self,
+        written: Option<At<T>>,
+        default: u64,
+        problems: &mut Problems<'_>,
+    ) -> u64 {
+        let Some(At { value, place, .. }) = written else { return default };
+        let number = value.into();
+        if (self.min..=self.max).contains(&number) {
+            return number;
+        }
+        let [shown, min, max] = [number, self.min, self.max].map(|number| self.unit.show(number));
+        problems.add_with_help(
+            place,
+            format!("`{}` cannot be {shown}", self.key),
+            format!("from {min} to {max}"),
+        );
+        default
+    }
+}
+
+/// Each worker holds a connection on both sides; more than this only takes CPU from the application.
+pub(super) const COPY_WORKERS: Bounds = Bounds { key: "copy.workers", unit: Unit::Count, min: 1, max: 64 };
+/// Below, the cost of a snapshot is most of a region; above, a region pins the source's xmin for long.
+pub(super) const REGION_TARGET: Bounds =
+    Bounds { key: "copy.region_target_ms", unit: Unit::Milliseconds, min: 50, max: 60_000 };
+/// Below, a batch is a handful of rows; above, one batch holds target locks for seconds.
+pub(super) const BATCH_BYTES: Bounds =
+    Bounds { key: "apply.batch_bytes_max", unit: Unit::Bytes, min: 64 << 10, max: GIB };
+/// Below, a few log segments (16 MiB each) of ordinary jitter would stop the backfill.
+pub(super) const RETAINED_WAL_BYTES: Bounds =
+    Bounds { key: "limits.retained_wal_bytes_max", unit: Unit::Bytes, min: 256 * MIB, max: 16 << 40 };
+/// Below, every larger transaction goes through the disk.
+pub(super) const MEMORY_BYTES: Bounds =
+    Bounds { key: "limits.memory_bytes_max", unit: Unit::Bytes, min: 64 * MIB, max: 64 * GIB };
+/// `verify.live: false` says none; a bound of 0 would say it by accident.
+pub(super) const LIVE_KEYS_PER_SECOND: Bounds =
+    Bounds { key: "verify.live_keys_per_second_max", unit: Unit::Count, min: 1, max: 100_000 };
+/// Below, a digest is one query for few rows; above, one query runs for long.
+pub(super) const RANGE_ROWS: Bounds =
+    Bounds { key: "verify.range_rows", unit: Unit::Count, min: 100, max: 10_000_000 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_within_its_bounds() {
+        for profile in [Profile::Dev, Profile::Staging, Profile::Prod] {
+            let d = defaults(profile);
+            let region_ms = u64::try_from(d.region_target.as_millis()).unwrap();
+            for (value, bounds) in [
+                (d.copy_workers, COPY_WORKERS),
+                (region_ms, REGION_TARGET),
+                (d.batch_bytes_max, BATCH_BYTES),
+                (d.retained_wal_bytes_max, RETAINED_WAL_BYTES),
+                (d.memory_bytes_max, MEMORY_BYTES),
+                (d.live_keys_per_second_max, LIVE_KEYS_PER_SECOND),
+                (d.range_rows, RANGE_ROWS),
+            ] {
+                assert!(bounds.min <= value && value <= bounds.max, "{profile}: {value} outside {bounds:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn safety_is_on_in_every_profile() {
+        for profile in [Profile::Dev, Profile::Staging, Profile::Prod] {
+            assert!(defaults(profile).live);
+        }
+    }
+}

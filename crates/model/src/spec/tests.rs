@@ -1,0 +1,208 @@
+//! Specs that are read, and what comes of them. Specs that are refused are in `tests/bad_specs` of this crate.
+
+use super::*;
+use crate::name::QualifiedName;
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "SOURCE_URL" => Some("postgres://app:s3cret@old.example/shop".to_owned()),
+        "TARGET_URL" => Some("host=new.example password='s3cret' dbname=shop".to_owned()),
+        "WORKERS" => Some("8".to_owned()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Spec {
+    Spec::parse("segue.yaml", text, &environment).unwrap_or_else(|error| panic!("{error}"))
+}
+
+const SMALL: &str = "
+migration: orders-move
+source: { postgres: \"${SOURCE_URL}\" }
+target: { postgres: \"${TARGET_URL}\" }
+tables: [public.orders]
+";
+
+#[test]
+fn a_small_spec_gets_safe_defaults() {
+    let spec = parse(SMALL);
+    assert_eq!(spec.name.as_str(), "orders-move");
+    assert_eq!(spec.name.identifier(), "orders_move");
+    assert_eq!(spec.profile, Profile::Prod);
+    assert_eq!(spec.source.expose(), "postgres://app:s3cret@old.example/shop");
+    assert_eq!(spec.control.expose(), spec.target.expose());
+    let orders = QualifiedName::new("public", "orders");
+    let mapping = Mapping { source: orders.clone(), target: orders };
+    assert_eq!(spec.selection.tables, [TableEntry { line: 5, choice: TableChoice::One(mapping) }]);
+    assert_eq!(spec.copy, Copy { workers: 4, region_target: Duration::from_secs(1) });
+    assert_eq!(spec.apply, Apply { batch_bytes_max: 16 << 20 });
+    assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 10 << 30, memory_bytes_max: 256 << 20 });
+    assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
+}
+
+#[test]
+fn a_profile_moves_the_defaults() {
+    for (profile, workers) in [("dev", 2), ("staging", 2), ("prod", 4)] {
+        assert_eq!(parse(&format!("{SMALL}profile: {profile}")).copy.workers, workers, "{profile}");
+    }
+}
+
+#[test]
+fn everything_can_be_written() {
+    let spec = parse(
+        r#"
+migration: m
+profile: ${PROFILE:-staging}
+source:
+  postgres: ${SOURCE_URL}
+target: {postgres: "${TARGET_URL}"}
+control:
+  postgres: postgres://control.example/segue
+tables:
+  - public.*
+  - "*.order_*"
+  - '"Shop"."Größe"'
+  - from: public.customers
+    to: crm.customer
+  - {from: a.b}
+exclude: [public.tmp_*, other]
+copy: {workers: "${WORKERS}", region_target_ms: 2s}
+apply:
+  batch_bytes_max: 1MiB
+limits: {retained_wal_bytes_max: 1GiB, memory_bytes_max: 134217728}
+verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
+"#,
+    );
+    assert_eq!(spec.profile, Profile::Staging);
+    assert_eq!(spec.control.expose(), "postgres://control.example/segue");
+    let listed: Vec<String> = spec.selection.tables.iter().map(|entry| entry.choice.to_string()).collect();
+    assert_eq!(listed, ["public.*", "*.order_*", r#""Shop"."Größe""#, "public.customers", "a.b"]);
+    let lines: Vec<usize> = spec.selection.tables.iter().map(|entry| entry.line).collect();
+    assert_eq!(lines, [10, 11, 12, 13, 15]);
+    let excluded: Vec<String> = spec.selection.exclude.iter().map(ToString::to_string).collect();
+    assert_eq!(excluded, ["public.tmp_*", "public.other"]);
+    assert_eq!(spec.copy, Copy { workers: 8, region_target: Duration::from_secs(2) });
+    assert_eq!(spec.apply, Apply { batch_bytes_max: 1 << 20 });
+    assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 1 << 30, memory_bytes_max: 128 << 20 });
+    assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
+}
+
+#[test]
+fn an_empty_section_means_its_defaults() {
+    let spec = parse(&format!("{SMALL}copy:\n  # workers: 2\nverify: {{}}\n"));
+    assert_eq!(spec.copy.workers, 4);
+}
+
+#[test]
+fn a_spec_never_prints_a_password() {
+    let shown = format!("{:?}", parse(SMALL));
+    assert!(shown.contains("app:***@old.example"), "{shown}");
+    assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+#[test]
+fn migration_names_fit_slot_names() {
+    let longest = "a".repeat(40);
+    for (text, good) in [
+        ("orders-move", true),
+        ("m2", true),
+        (longest.as_str(), true),
+        ("", false),
+        ("2m", false),
+        ("-m", false),
+        ("Orders", false),
+        ("a_b", false),
+        ("größe", false),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
+    ] {
+        assert_eq!(MigrationName::parse(text).is_some(), good, "{text}");
+    }
+}
+
+/// The example of the design, which uses all that a spec shall be able to say one day.
+const EXAMPLE: &str = r#"
+# segue.yaml: the JSON Schema is published by `segue schema`, so editors complete and check it
+migration: orders-move
+profile: prod                       # dev | staging | prod: defaults for pools, budgets, windows, gates
+source: { postgres: "${SOURCE_URL}" }
+target: { postgres: "${TARGET_URL}" }
+tables:
+  - public.orders                   # same name, same shape
+  - from: public.customers
+    to: crm.customer
+    columns:                        # target column: SQL over the source row, evaluated by PostgreSQL
+      id: id
+      full_name: "first_name || ' ' || last_name"
+      status: "coalesce(status, 'active')"
+    reverse: { first_name: "split_part(full_name, ' ', 1)", last_name: "split_part(full_name, ' ', 2)", status: status }
+    where: "tenant_id = 42"
+"#;
+
+#[test]
+fn the_example_of_the_design_is_refused_only_for_what_is_not_supported_yet() {
+    let error = Spec::parse("segue.yaml", EXAMPLE, &environment).unwrap_err();
+    let messages: Vec<&str> = error.problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        ["`columns` is not supported yet", "`reverse` is not supported yet", "`where` is not supported yet"]
+    );
+}
+
+/// The keys of a section's schema.
+fn properties(schema: &serde_json::Value) -> Vec<String> {
+    let keys = schema["properties"].as_object().map(|map| map.keys().cloned().collect::<Vec<_>>());
+    let mut keys = keys.unwrap_or_default();
+    keys.sort();
+    keys
+}
+
+#[test]
+fn the_schema_knows_the_keys_that_the_reader_knows() {
+    let schema = json_schema();
+    let of = |keys: Vec<&str>| {
+        let mut keys: Vec<String> = keys.into_iter().map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    let root = &schema["properties"];
+    assert_eq!(properties(&schema), of(raw::RawSpec::keys()));
+    assert_eq!(properties(&root["source"]), of(raw::RawSide::keys()));
+    assert_eq!(properties(&root["tables"]["items"]["anyOf"][1]), of(raw::RawMapping::keys()));
+    assert_eq!(properties(&root["copy"]), of(raw::RawCopy::keys()));
+    assert_eq!(properties(&root["apply"]), of(raw::RawApply::keys()));
+    assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
+    assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
+}
+
+#[test]
+fn the_schema_describes_requires_and_bounds() {
+    let schema = json_schema();
+    assert_eq!(schema["required"], serde_json::json!(["migration", "source", "target", "tables"]));
+    assert_eq!(schema["additionalProperties"], false);
+    let profile = &schema["properties"]["profile"];
+    assert_eq!(profile["anyOf"][0]["enum"], serde_json::json!(["dev", "staging", "prod"]));
+    assert_eq!(profile["default"], "prod");
+    let workers = &schema["properties"]["copy"]["properties"]["workers"];
+    assert_eq!((&workers["minimum"], &workers["maximum"]), (&1.into(), &64.into()));
+    assert!(!schema.to_string().contains("\"null\""), "{schema:#}");
+    for (key, property) in schema["properties"].as_object().unwrap() {
+        assert!(property["description"].is_string(), "{key} has no description: {property:#}");
+    }
+}
+
+#[test]
+fn the_defaults_in_the_schema_are_those_of_prod() {
+    let schema = json_schema();
+    let prod = bounds::defaults(Profile::Prod);
+    let default =
+        |section: &str, key: &str| schema["properties"][section]["properties"][key]["default"].clone();
+    let bytes = |value: serde_json::Value| parse_bytes(value.as_str().unwrap()).unwrap();
+    assert_eq!(default("copy", "workers"), prod.copy_workers);
+    assert_eq!(default("copy", "region_target_ms"), prod.region_target.as_millis() as u64);
+    assert_eq!(bytes(default("apply", "batch_bytes_max")), prod.batch_bytes_max);
+    assert_eq!(bytes(default("limits", "retained_wal_bytes_max")), prod.retained_wal_bytes_max);
+    assert_eq!(bytes(default("limits", "memory_bytes_max")), prod.memory_bytes_max);
+    assert_eq!(default("verify", "live"), prod.live);
+    assert_eq!(default("verify", "live_keys_per_second_max"), prod.live_keys_per_second_max);
+    assert_eq!(default("verify", "range_rows"), prod.range_rows);
+}

@@ -1,0 +1,211 @@
+//! The source's side of a region: a short snapshot, its seam, and the rows under it.
+
+use super::{CopyForm, Side, column_list, extent_condition, key_literals, key_names};
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use segue_engine::fault::Fault;
+use segue_engine::ports::{Outcome, RegionReader};
+use segue_model::key::KeyText;
+use segue_model::position::Position;
+use segue_model::region::Extent;
+use segue_model::seam::Seam;
+use segue_model::table::{Table, UnitId};
+use std::pin::Pin;
+use std::time::Duration;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, CopyOutStream};
+
+/// Rows are gathered into pieces of this size.
+const PIECE_BYTES: usize = 128 * 1024;
+/// PostgreSQL's page size in the log; an insert position just behind a page header is the page's start when flushed.
+const LOG_PAGE: u64 = 8192;
+/// Sizes of the log's page headers: of a page, and of a segment's first page.
+const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
+/// How long to wait for the source to flush by itself before asking it to.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Where the rows of each unit are read: a relation as SQL, `ONLY` included where it belongs.
+pub trait Relations: Send + Sync + 'static {
+    /// What stands behind FROM for `unit`.
+    fn relation(&self, table: &Table, unit: UnitId) -> String;
+}
+
+/// Reads regions in one session.
+pub struct PgReader {
+    client: Client,
+    relations: std::sync::Arc<dyn Relations>,
+    /// `pg_current_snapshot` is called so before PostgreSQL 13.
+    snapshot_function: &'static str,
+    rows: Option<Pin<Box<CopyOutStream>>>,
+}
+
+impl PgReader {
+    /// Opens the session. Refuses a server in recovery: its snapshots do not list transactions in progress.
+    pub async fn open(endpoint: &Endpoint, relations: std::sync::Arc<dyn Relations>) -> Outcome<PgReader> {
+        let client = endpoint.connect("copy").await?;
+        let row = client
+            .query_one("SELECT pg_is_in_recovery(), current_setting('server_version_num')::int", &[])
+            .await
+            .map_err(|e| fault_of(&e))?;
+        if row.get(0) {
+            return Err(Fault::operator(
+                "SEGUE-RECOVERY",
+                format!("the source {endpoint} is a standby in recovery; its snapshots cannot be trusted"),
+                "point `source` at the primary",
+            ));
+        }
+        let version: i32 = row.get(1);
+        let snapshot_function =
+            if version >= 130_000 { "pg_current_snapshot()" } else { "txid_current_snapshot()" };
+        Ok(PgReader { client, relations, snapshot_function, rows: None })
+    }
+}
+
+impl RegionReader for PgReader {
+    async fn bound_after(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        within: &Extent,
+        rows: u64,
+    ) -> Outcome<Option<KeyText>> {
+        let names = key_names(table, Side::Source);
+        let texts: Vec<String> = names.iter().map(|k| format!("{k}::text")).collect();
+        let statement = format!(
+            "SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {rows} LIMIT 1",
+            texts.join(", "),
+            self.relations.relation(table, unit),
+            extent_condition(table, within, Side::Source),
+            names.join(", "),
+        );
+        let row = self.client.query_opt(&statement, &[]).await.map_err(|e| fault_of(&e))?;
+        let bound = row.map(|row| KeyText::from_texts((0..row.len()).map(|i| row.get::<_, String>(i))));
+        // A bound that equals the range's own end cuts nothing off.
+        Ok(bound.filter(|b| !matches!(within, Extent::Range { upper: Some(upper), .. } if upper == b)))
+    }
+
+    async fn begin(&mut self, table: &Table, unit: UnitId) -> Outcome<(Seam, Position)> {
+        let from = self.relations.relation(table, unit);
+        let lock = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {from} IN ACCESS SHARE MODE"
+        );
+        self.client.batch_execute(&lock).await.map_err(|e| fault_of(&e))?;
+        let seam = format!("SELECT {}::text", self.snapshot_function);
+        let seam: String = self.client.query_one(&seam, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+        // In a statement of its own, after the snapshot: it must cover the end of every transaction the snapshot shows.
+        let end = self.client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+        let end: PgLsn = end.await.map_err(|e| fault_of(&e))?.get(0);
+        let seam = seam.parse().map_err(|e| Fault::bug("SEGUE-SNAPSHOT", format!("{e}")))?;
+        Ok((seam, flushable(Position(end.into()))))
+    }
+
+    async fn copy(&mut self, table: &Table, unit: UnitId, extent: &Extent) -> Outcome<()> {
+        let statement = format!(
+            "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT {}",
+            column_list(table, Side::Source),
+            self.relations.relation(table, unit),
+            extent_condition(table, extent, Side::Source),
+            CopyForm::of(table).sql()
+        );
+        let rows = self.client.copy_out(&statement).await.map_err(|e| fault_of(&e))?;
+        self.rows = Some(Box::pin(rows));
+        Ok(())
+    }
+
+    async fn next_piece(&mut self) -> Outcome<Option<Bytes>> {
+        let Some(rows) = &mut self.rows else { return Ok(None) };
+        let mut piece = BytesMut::new();
+        while piece.len() < PIECE_BYTES {
+            match rows.next().await {
+                Some(Ok(row)) if piece.is_empty() && row.len() >= PIECE_BYTES => return Ok(Some(row)),
+                Some(Ok(row)) => piece.extend_from_slice(&row),
+                Some(Err(e)) => return Err(fault_of(&e)),
+                None => {
+                    self.rows = None;
+                    break;
+                }
+            }
+        }
+        Ok((!piece.is_empty()).then(|| piece.freeze()))
+    }
+
+    async fn end(&mut self) -> Outcome<()> {
+        self.rows = None;
+        self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
+    }
+
+    async fn durable(&mut self, position: Position) -> Outcome<()> {
+        let mut pause = Duration::from_millis(1);
+        let mut waited = Duration::ZERO;
+        loop {
+            let flushed = self.client.query_one("SELECT pg_current_wal_flush_lsn()", &[]);
+            let flushed: PgLsn = flushed.await.map_err(|e| fault_of(&e))?.get(0);
+            if u64::from(flushed) >= position.0 {
+                return Ok(());
+            }
+            if waited >= FLUSH_PATIENCE {
+                // Nobody commits, so nobody flushes: commit something of our own. It need not reach a standby.
+                let flush = "BEGIN; SET LOCAL synchronous_commit = local; \
+                             SELECT pg_logical_emit_message(true, 'segue', ''); COMMIT";
+                self.client.batch_execute(flush).await.map_err(|e| fault_of(&e))?;
+            }
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The position that must be flushed so that everything before `inserted` is.
+///
+/// At a page's beginning the insert position is reported behind the page header, which is written only with
+/// the next record; the flush position is reported at the page's start (`XLogBytePosToRecPtr` and `…ToEndRecPtr`).
+fn flushable(inserted: Position) -> Position {
+    let into_page = inserted.0 % LOG_PAGE;
+    if LOG_PAGE_HEADERS.contains(&into_page) { Position(inserted.0 - into_page) } else { inserted }
+}
+
+/// For each key, how many of `bounds` the source orders before it.
+pub(crate) async fn places(
+    client: &Client,
+    table: &Table,
+    bounds: &[KeyText],
+    keys: &[KeyText],
+) -> Outcome<Vec<usize>> {
+    if bounds.is_empty() || keys.is_empty() {
+        return Ok(vec![0; keys.len()]);
+    }
+    let key_names = key_names(table, Side::Source);
+    let names = (0..key_names.len()).map(|i| format!("k{i}")).collect::<Vec<_>>().join(", ");
+    let prefixed =
+        |side: &str| (0..key_names.len()).map(|i| format!("{side}.k{i}")).collect::<Vec<_>>().join(", ");
+    let bounds: Vec<String> = bounds.iter().map(|b| format!("({})", key_literals(table, b))).collect();
+    let asked = keys.iter().enumerate().map(|(i, key)| format!("({i}, {})", key_literals(table, key)));
+    // The comparison must use the column's own collation, hence the empty relation that lends its types.
+    let statement = format!(
+        "WITH b({names}) AS (SELECT {} FROM {} WHERE false UNION ALL VALUES {}) \
+         SELECT (SELECT count(*) FROM b WHERE ({}) < ({})) FROM (VALUES {}) AS q(i, {names}) ORDER BY i",
+        key_names.join(", "),
+        table.source.sql(),
+        bounds.join(", "),
+        prefixed("b"),
+        prefixed("q"),
+        asked.collect::<Vec<_>>().join(", "),
+    );
+    let rows = client.query(&statement, &[]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| usize::try_from(row.get::<_, i64>(0)).unwrap_or(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_behind_a_page_header_is_flushed_with_the_page_before() {
+        assert_eq!(flushable(Position(8192 * 5 + 24)), Position(8192 * 5));
+        assert_eq!(flushable(Position(8192 * 2048 + 40)), Position(8192 * 2048));
+        assert_eq!(flushable(Position(8192 * 5 + 25)), Position(8192 * 5 + 25));
+    }
+}

@@ -1,0 +1,127 @@
+//! The target's side of a region: rows and record in one transaction, behind the token.
+
+use super::{CopyForm, Side, column_list, extent_condition};
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use bytes::Bytes;
+use futures_util::SinkExt;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::ports::{Outcome, RegionRecord, RegionWriter};
+use segue_model::region::Extent;
+use segue_model::table::{Table, UnitId};
+use std::pin::Pin;
+use tokio_postgres::{Client, CopyInSink};
+
+/// Whose work a session on the target does.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// The migration.
+    pub migration: String,
+    /// `forward` or `reverse`.
+    pub direction: &'static str,
+    /// The fencing token.
+    pub token: i64,
+    /// The stream's incarnation.
+    pub incarnation: i64,
+}
+
+/// Writes regions in one session.
+pub struct PgWriter {
+    client: Client,
+    authority: Authority,
+    sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
+    rows: u64,
+}
+
+impl PgWriter {
+    /// Opens the session: replica role (no triggers, no foreign keys), the stream's origin name is not needed here.
+    pub async fn open(endpoint: &Endpoint, authority: Authority) -> Outcome<PgWriter> {
+        let client = endpoint.connect("copy").await?;
+        client
+            .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
+            .await
+            .map_err(|e| fault_of(&e))?;
+        Ok(PgWriter { client, authority, sink: None, rows: 0 })
+    }
+}
+
+impl RegionWriter for PgWriter {
+    async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
+        let _ = unit;
+        self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|e| fault_of(&e))?;
+        let Authority { migration, token, .. } = &self.authority;
+        let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
+        entered.map_err(|e| fault_of(&e))?;
+        if replace {
+            let delete = format!(
+                "DELETE FROM {} WHERE {}",
+                table.target.sql(),
+                extent_condition(table, extent, Side::Target)
+            );
+            self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
+        }
+        let statement = format!(
+            "COPY {} ({}) FROM STDIN {}",
+            table.target.sql(),
+            column_list(table, Side::Target),
+            CopyForm::of(table).sql()
+        );
+        let sink = self.client.copy_in(&statement).await.map_err(|e| fault_of(&e))?;
+        self.sink = Some(Box::pin(sink));
+        Ok(())
+    }
+
+    async fn write(&mut self, piece: Bytes) -> Outcome<()> {
+        let Some(sink) = &mut self.sink else {
+            return Err(Fault::bug("SEGUE-COPY", "rows written outside a region"));
+        };
+        sink.send(piece).await.map_err(|e| fault_of(&e))
+    }
+
+    async fn finish(&mut self) -> Outcome<u64> {
+        let Some(mut sink) = self.sink.take() else {
+            return Err(Fault::bug("SEGUE-COPY", "a region ended that was not begun"));
+        };
+        self.rows = sink.as_mut().finish().await.map_err(|e| fault_of(&e))?;
+        Ok(self.rows)
+    }
+
+    async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
+        let extent = serde_json::to_string(&record.extent)
+            .map_err(|e| Fault::bug("SEGUE-REGION", format!("a region's bounds cannot be stored: {e}")))?;
+        let store = "INSERT INTO segue.region (migration, direction, unit, extent, seam, covered_by, rows, bytes, took_ms, copied_at) \
+             VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9, clock_timestamp())";
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.client
+            .execute(
+                store,
+                &[
+                    &self.authority.migration,
+                    &self.authority.direction,
+                    &i32::try_from(record.unit.0).unwrap_or(i32::MAX),
+                    &extent,
+                    &record.seam.to_string(),
+                    &tokio_postgres::types::PgLsn::from(record.covered_by.0),
+                    &number(self.rows),
+                    &number(record.bytes),
+                    &number(record.took_ms),
+                ],
+            )
+            .await
+            .map_err(|e| fault_of(&e))?;
+        self.client.batch_execute("COMMIT").await.map_err(|e| commit_fault(fault_of(&e)))
+    }
+
+    async fn abandon(&mut self) -> Outcome<()> {
+        self.sink = None;
+        self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
+    }
+}
+
+/// A commit whose answer was lost may have taken effect.
+pub(crate) fn commit_fault(fault: Fault) -> Fault {
+    match fault.recovery {
+        Recovery::Retry => Fault { recovery: Recovery::Ambiguous, ..fault },
+        Recovery::Operator | Recovery::Ambiguous | Recovery::Bug => fault,
+    }
+}
