@@ -1,5 +1,8 @@
 //! The applier against real servers.
 
+// A helper that fails is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use segue_engine::fault::{Fault, Recovery};

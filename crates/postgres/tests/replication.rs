@@ -1,5 +1,8 @@
 //! Logging in to a walsender session every way that a server may ask for, encrypted and not.
 
+// A helper that fails is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use segue_postgres::connect::Endpoint;
 use segue_postgres::replication::Connection;
 use segue_testkit::{Cluster, Options};

@@ -1,5 +1,8 @@
 //! The change stream against real servers, the oldest and the newest source among them.
 
+// A helper that fails is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use segue_engine::ports::{ChangeStream, StreamEvent};

@@ -1,5 +1,8 @@
 //! Every kind of type from a real stream through the applier onto another database: text must round trip.
 
+// A helper that fails is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use segue_engine::ports::{Applier, ChangeStream, Checkpoint, StreamEvent};
