@@ -3,12 +3,12 @@
 //! [`read`] asks both servers a handful of questions for all tables together; everything that is decided from the
 //! answers is decided without I/O, in the modules below. Nothing here changes either database.
 
+mod column_type;
 pub mod drift;
 mod identity;
 mod read;
 pub mod server;
 mod shape;
-mod types;
 
 use crate::error::fault_of;
 use segue_engine::fault::Fault;

@@ -1,5 +1,11 @@
 //! A pair of real servers, the real binary, and what tests do with them.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test file uses its own part"
+)]
 
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options, compare};
