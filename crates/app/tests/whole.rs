@@ -1,5 +1,7 @@
 //! The whole way on real servers, with the real binary: copy under load, follow, compare, cancel.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
 mod support;
 
 use segue_testkit::workload::{self, Workload, schema};
@@ -9,9 +11,9 @@ use support::Pair;
 async fn a_schema_under_load_is_copied_followed_and_equal() {
     let pair = Pair::start(&["shop.*"]).await;
     let source = pair.source.connect("postgres").await;
-    schema::create(&source).await;
-    schema::create(&pair.target.connect("postgres").await).await;
-    schema::seed_data(&source, 50_000).await;
+    schema::create(&source).await.unwrap();
+    schema::create(&pair.target.connect("postgres").await).await.unwrap();
+    schema::seed_data(&source, 50_000).await.unwrap();
     let load = Workload::start(&pair.source.url("postgres"), workload::Options::default()).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
