@@ -1,6 +1,7 @@
 //! The `segue` binary: reads the command line and hands over to the command.
 
 mod cli;
+mod demo;
 mod exit;
 mod load;
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> Exit {
     match &cli.command {
         Command::Schema(_) => schema(),
-        Command::Demo(_) => not_built_yet("demo"),
+        Command::Demo(demo) => demo::run(demo, &cli.global),
         Command::Run(_) => with_spec(&cli.global, "run"),
         Command::Status(_) => with_spec(&cli.global, "status"),
         Command::Verify(_) => with_spec(&cli.global, "verify"),
