@@ -59,18 +59,22 @@ pub(crate) fn run(options: &cli::Demo, global: &cli::Global) -> Exit {
             () = interrupted() => None,
         }
     });
-    match told {
-        Some(Ok(report)) => conclude(&report, &narrator, global.json),
-        Some(Err(error)) => {
+    let Some((outcome, farewell)) = told else {
+        narrator.line("\nInterrupted: the servers are stopped, and their data removed.");
+        return Exit::Fault;
+    };
+    let exit = match outcome {
+        Ok(report) => conclude(&report, &narrator, global.json),
+        Err(error) => {
             narrator.line("");
             eprintln!("{error}");
             Exit::Fault
         }
-        None => {
-            narrator.line("\nInterrupted: the servers are stopped, and their data removed.");
-            Exit::Fault
-        }
+    };
+    if let Some(farewell) = farewell {
+        narrator.line(&farewell);
     }
+    exit
 }
 
 fn conclude(report: &Report, narrator: &Narrator, as_json: bool) -> Exit {
@@ -94,15 +98,19 @@ async fn interrupted() {
     }
 }
 
-/// The whole story. Whatever it started is gone when it ends, or is dropped.
-async fn tell(options: &cli::Demo, narrator: &Arc<Narrator>) -> Result<Report, DemoError> {
+/// The whole story: how it went, and with `--keep` how to go on. Whatever else it started is gone when it ends, or is
+/// dropped.
+async fn tell(options: &cli::Demo, narrator: &Arc<Narrator>) -> (Result<Report, DemoError>, Option<String>) {
     narrator.line(&narrator.paint(
         narrator::Tone::Strong,
         "segue demo: a shop moves to another PostgreSQL server while it is open",
     ));
     narrator.step(1, "Start two servers");
     let begun = Instant::now();
-    let servers = Servers::start(options.keep).await?;
+    let servers = match Servers::start(options.keep).await {
+        Ok(servers) => servers,
+        Err(error) => return (Err(error), None),
+    };
     narrator.detail(&format!(
         "PostgreSQL {}: source on {}, target on {} ({})",
         servers.version,
@@ -110,7 +118,7 @@ async fn tell(options: &cli::Demo, narrator: &Arc<Narrator>) -> Result<Report, D
         servers.target.address(),
         time(begun.elapsed())
     ));
-    let mut story = Story {
+    let story = Story {
         spec: servers.dir().join("segue.yaml"),
         servers,
         size: Size::of_scale(options.scale),
@@ -120,11 +128,9 @@ async fn tell(options: &cli::Demo, narrator: &Arc<Narrator>) -> Result<Report, D
         narrator: Arc::clone(narrator),
         begun,
     };
-    let told = story.go_on().await;
-    if options.keep {
-        story.leave();
-    }
-    told
+    let outcome = story.go_on().await;
+    let farewell = options.keep.then(|| story.leave());
+    (outcome, farewell)
 }
 
 struct Story {
@@ -149,7 +155,7 @@ struct Moved {
 }
 
 impl Story {
-    async fn go_on(&mut self) -> Result<Report, DemoError> {
+    async fn go_on(&self) -> Result<Report, DemoError> {
         self.open_the_shop().await?;
         self.narrator.step(3, "Let customers in");
         let pace = Pace::default();
@@ -161,12 +167,9 @@ impl Story {
 
         self.narrator.step(4, "Move the shop");
         write_spec(&self.spec, &self.servers)?;
-        let segue = Segue::new(&self.spec, Arc::clone(&self.narrator))?;
+        let segue = Segue::new(&self.spec, Arc::clone(&self.narrator), self.servers.guard())?;
         self.narrator.detail(&format!("$ segue run -f {}", self.spec.display()));
         let mut running = segue.run()?;
-        if let Some(pid) = running.id() {
-            self.servers.guard(pid);
-        }
         let moved = tokio::select! {
             moved = self.migrate(&segue, load) => moved,
             early = running.ends_early() => Err(early),
@@ -228,12 +231,12 @@ impl Story {
         self.tell_verified(under_load, following.elapsed());
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
-        let status = segue.status().await?;
 
         narrator.step(6, "Close the shop, and ask the target for everything that was acknowledged");
         let loaded = load.stop().await;
         let last_write_after = self.last_write().await?;
         narrator.detail(&format!("The last write was on the target after {}.", time(last_write_after)));
+        let status = segue.status().await?;
         let verdict = self.judge(&loaded).await?;
         let begun = Instant::now();
         narrator.detail("$ segue verify");
@@ -300,12 +303,12 @@ impl Story {
         }
         let verdict = oracle.check(&self.servers.target.connect().await?).await?;
         let lost = match verdict.lost {
-            0 => "all of them are there".to_owned(),
-            lost => format!("{} not there", of(lost, "is", "are")),
+            0 => "each is as it was acknowledged".to_owned(),
+            lost => format!("{} not as acknowledged", of(lost, "is", "are")),
         };
         self.narrator.detail(&format!(
-            "{} acknowledged, {} to look up: {lost}",
-            of(oracle.acknowledged(), "transaction was", "transactions were"),
+            "{} wrote {}: {lost}.",
+            of(oracle.acknowledged(), "acknowledged transaction", "acknowledged transactions"),
             of(verdict.checked, "row", "rows")
         ));
         Ok(verdict)
@@ -337,19 +340,22 @@ impl Story {
     }
 
     /// Says how to go on with the servers, which stay.
-    fn leave(self) {
+    fn leave(self) -> String {
         let (source, target) = (self.servers.source.url(), self.servers.target.url());
-        let (spec, narrator) = (self.spec.display(), &self.narrator);
         let stop = self.servers.keep();
-        narrator.line(&format!(
-            "\nThe servers stay, and so does the migration. Look around:\n   \
-             psql {source}   (the source)\n   \
-             psql {target}   (the target)\n   \
-             segue run -f {spec}   goes on, from where it was\n   \
-             segue status -f {spec}\n   \
-             segue cancel -f {spec}\n\
-             Stop both servers and remove their data:\n   {stop}"
-        ));
+        // As it was called: most who see the demo have not put it on PATH.
+        let program = std::env::args().next().unwrap_or_else(|| "segue".to_owned());
+        let segue = |command| format!("{program} {command} -f {}", self.spec.display());
+        format!(
+            "\nThe servers stay. Look around:\n   \
+             psql {source}\n   psql {target}\n\
+             The migration stays too. Go on with it, look at it, give it up:\n   \
+             {}\n   {}\n   {}\n\
+             Stop both servers and remove their data:\n   {stop}",
+            segue("run"),
+            segue("status"),
+            segue("cancel"),
+        )
     }
 }
 

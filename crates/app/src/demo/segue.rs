@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::DemoError;
 use super::narrator::Narrator;
+use super::servers::Guard;
 
 /// `verify`'s exit code for differences; any other than 0 is a fault.
 const DIVERGENCE: i32 = 4;
@@ -25,18 +26,18 @@ pub(super) struct Segue {
     program: PathBuf,
     spec: PathBuf,
     narrator: Arc<Narrator>,
+    guard: Guard,
 }
 
 impl Segue {
-    pub(super) fn new(spec: &Path, narrator: Arc<Narrator>) -> Result<Self, DemoError> {
+    pub(super) fn new(spec: &Path, narrator: Arc<Narrator>, guard: Guard) -> Result<Self, DemoError> {
         let program =
             std::env::current_exe().map_err(|error| DemoError::io("finding", Path::new("segue"), error))?;
-        Ok(Self { program, spec: spec.to_owned(), narrator })
+        Ok(Self { program, spec: spec.to_owned(), narrator, guard })
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command
+    fn start(&self, name: &'static str, arguments: &[&str]) -> Result<Child, DemoError> {
+        let child = Command::new(&self.program)
             .args(arguments)
             .arg("-f")
             .arg(&self.spec)
@@ -46,13 +47,16 @@ impl Segue {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             // A terminal's Ctrl-C is for the demo, which then ends its children in order.
-            .process_group(0);
-        command
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(name, error.to_string()))?;
+        self.guard.over(child.id());
+        Ok(child)
     }
 
     /// Starts `segue run`, and quotes what it says.
     pub(super) fn run(&self) -> Result<Running, DemoError> {
-        let mut child = self.command(&["run"]).spawn().map_err(|error| failed("run", error.to_string()))?;
+        let mut child = self.start("run", &["run"])?;
         let quotes = [
             child.stdout.take().map(|output| self.quote(output)),
             child.stderr.take().map(|output| self.quote(output)),
@@ -103,8 +107,8 @@ impl Segue {
         arguments: &[&str],
         also_good: i32,
     ) -> Result<String, DemoError> {
-        let output =
-            self.command(arguments).output().await.map_err(|error| failed(name, error.to_string()))?;
+        let child = self.start(name, arguments)?;
+        let output = child.wait_with_output().await.map_err(|error| failed(name, error.to_string()))?;
         if output.status.success() || output.status.code() == Some(also_good) {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -125,10 +129,6 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn id(&self) -> Option<u32> {
-        self.child.id()
-    }
-
     /// Comes back only if `run` ends, which it should not: the error says so.
     pub(super) async fn ends_early(&mut self) -> DemoError {
         let outcome = self.ended().await;
@@ -194,7 +194,6 @@ pub(super) struct Status {
     pub(super) bytes: u64,
     pub(super) transactions: Option<u64>,
     pub(super) changes: Option<u64>,
-    pub(super) lag_bytes: Option<u64>,
     /// Commit on the source to visible on the target: median, 99th percentile, longest.
     pub(super) latency_ms: Option<[f64; 3]>,
 }
@@ -211,7 +210,6 @@ impl Status {
             bytes: sum("bytes"),
             transactions: number(&progress["transactions"]),
             changes: number(&progress["changes"]),
-            lag_bytes: number(&progress["lag_bytes"]),
             latency_ms: latency.and_then(|all| all.try_into().ok()),
         }
     }
@@ -244,7 +242,7 @@ mod tests {
         });
         let status = Status::read(&answer);
         assert_eq!((status.rows, status.bytes), (15, 150));
-        assert_eq!((status.transactions, status.changes, status.lag_bytes), (Some(7), Some(21), Some(0)));
+        assert_eq!((status.transactions, status.changes), (Some(7), Some(21)));
         assert_eq!(status.latency_ms, Some([1.0, 2.5, 30.0]));
         assert_eq!(Status::read(&json!({"stage": "preparing", "progress": null})), Status::default());
     }

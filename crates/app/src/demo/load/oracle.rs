@@ -41,7 +41,7 @@ pub(crate) struct Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |state: &Option<String>| state.clone().unwrap_or_else(|| "no row".to_owned());
-        write!(f, "{}: {} was acknowledged, found {}", self.place, shown(&self.expected), shown(&self.found))
+        write!(f, "{}: expected {}, found {}", self.place, shown(&self.expected), shown(&self.found))
     }
 }
 

@@ -21,6 +21,8 @@ use super::DemoError;
 use install::{Installation, ServerUser};
 use watchdog::Watchdog;
 
+pub(super) use watchdog::Guard;
+
 /// The one database of each server.
 pub(super) const DATABASE: &str = "shop";
 /// Where the servers are with `--keep`, in the current directory.
@@ -74,9 +76,9 @@ impl Servers {
         &self.home.dir
     }
 
-    /// Ends the process, too, if the demo is killed. Its command line must name [`Servers::dir`].
-    pub(super) fn guard(&mut self, pid: u32) {
-        self.home.watchdog.guard(pid);
+    /// Ends processes besides the servers, too, if the demo is killed.
+    pub(super) fn guard(&self) -> Guard {
+        self.home.watchdog.guard()
     }
 
     /// Leaves both servers running for good; the answer is the command that stops and removes them.
@@ -98,7 +100,7 @@ fn stop_script(dir: &Path) -> String {
         "# Stops the two servers of `segue demo --keep` and removes their data.\n\
          cd / || exit\n\
          for side in source target; do\n\
-         \x20   read -r pid <'{dir}'/$side/data/postmaster.pid && kill -s INT \"$pid\" &&\n\
+         \x20   read -r pid <'{dir}'/$side/data/postmaster.pid && kill -s QUIT \"$pid\" &&\n\
          \x20       while kill -0 \"$pid\" 2>/dev/null; do sleep 0.1; done\n\
          done\n\
          rm -rf '{dir}'\n"
@@ -356,6 +358,10 @@ impl Server {
 
     /// At once: whatever it still had to write is thrown away anyhow.
     fn stop(&mut self) {
+        // A server that has ended by itself has no number any more, or somebody else has it.
+        if self.has_ended() {
+            return;
+        }
         let Some(mut child) = self.child.take() else { return };
         // There is no safe call for signals other than KILL, which would leave the server's own children behind.
         let quit = Command::new("sh").args(["-c", &format!("kill -s QUIT {}", child.id())]).status();
@@ -389,4 +395,39 @@ fn free_port() -> Option<u16> {
     (0..1_000)
         .map(|_| rand::random_range(PORTS))
         .find(|number| TcpListener::bind(("127.0.0.1", *number)).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_outlives_a_demo_that_is_killed() {
+        let mut servers = Servers::start(false).await.unwrap();
+        let dir = servers.dir().to_owned();
+        let waiting = |name: &Path| {
+            let mut sh = tokio::process::Command::new("sh");
+            sh.args(["-c", "read -r line; :"])
+                .arg(name)
+                .stdin(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap()
+        };
+        // The number of a process that has ended may have come to somebody else.
+        let (mut child, mut stranger) = (waiting(&dir), waiting(Path::new("/elsewhere")));
+        servers.guard().over(child.id());
+        servers.guard().over(stranger.id());
+
+        servers.home.watchdog.hang_up();
+
+        let deadline = Instant::now() + START_LIMIT;
+        while dir.exists() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!dir.exists());
+        assert!(servers.source.has_ended() && servers.target.has_ended());
+        assert!(child.wait().await.unwrap().code().is_none(), "killed");
+        assert!(stranger.try_wait().unwrap().is_none(), "left alone");
+    }
 }

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::demo::DemoError;
 
@@ -36,11 +37,18 @@ rm -rf "$dir"
 /// A small shell that outlives a killed demo. (A parent-death signal would not do: it follows the *thread* that started
 /// a child.)
 #[derive(Debug)]
-pub(super) struct Watchdog(Child);
+pub(super) struct Watchdog {
+    shell: Child,
+    guard: Guard,
+}
+
+/// Tells the watchdog whom to end if the demo is killed.
+#[derive(Debug, Clone)]
+pub(in crate::demo) struct Guard(Arc<Mutex<Option<ChildStdin>>>);
 
 impl Watchdog {
     pub(super) fn over(dir: &Path) -> Result<Self, DemoError> {
-        Command::new("sh")
+        let mut shell = Command::new("sh")
             .args(["-c", SCRIPT, "segue-demo-watchdog"])
             .arg(dir)
             .current_dir("/")
@@ -50,24 +58,39 @@ impl Watchdog {
             // A terminal's Ctrl-C is not meant for it.
             .process_group(0)
             .spawn()
-            .map(Watchdog)
-            .map_err(|error| DemoError::io("starting a watchdog over", dir, error))
+            .map_err(|error| DemoError::io("starting a watchdog over", dir, error))?;
+        let guard = Guard(Arc::new(Mutex::new(shell.stdin.take())));
+        Ok(Self { shell, guard })
     }
 
-    /// Ends the process too, if the demo is killed.
-    pub(super) fn guard(&mut self, pid: u32) {
-        self.tell(&format!("guard {pid}\n"));
+    pub(super) fn guard(&self) -> Guard {
+        self.guard.clone()
+    }
+
+    /// As if the demo were killed.
+    #[cfg(test)]
+    pub(super) fn hang_up(&self) {
+        *self.guard.0.lock().unwrap() = None;
     }
 
     /// Has nothing to do any more: all is cleaned up, or shall stay.
     pub(super) fn release(&mut self) {
-        self.tell("release\n");
-        let _ = self.0.wait();
+        self.guard.tell("release\n");
+        let _ = self.shell.wait();
+    }
+}
+
+impl Guard {
+    /// Over a process whose command line names the watchdog's directory.
+    pub(in crate::demo) fn over(&self, pid: Option<u32>) {
+        if let Some(pid) = pid {
+            self.tell(&format!("guard {pid}\n"));
+        }
     }
 
-    fn tell(&mut self, line: &str) {
+    fn tell(&self, line: &str) {
         // A watchdog that is gone cannot be helped, and the demo cleans up by itself as long as it lives.
-        if let Some(pipe) = self.0.stdin.as_mut() {
+        if let Some(pipe) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             let _ = pipe.write_all(line.as_bytes());
         }
     }
