@@ -12,3 +12,4 @@ pub mod ports;
 pub mod progress;
 pub mod regions;
 pub mod throttle;
+pub mod verify;
