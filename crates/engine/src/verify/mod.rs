@@ -29,7 +29,7 @@ use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
 use segue_model::region::Extent;
 use segue_model::table::{Identity, Table, TableId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +44,9 @@ const FIRST_RANGE_ROWS: u64 = 20_000;
 const FIRST_RANGE_BYTES: u64 = 32 << 20;
 /// A range never has fewer rows than this, however slow the table is.
 const RANGE_ROWS_MIN: u64 = 256;
+
+/// Keys of differing rows that are remembered, so that no row is counted twice.
+const MET_KEYS_MAX: usize = 200_000;
 
 /// What comparing needs.
 pub struct Parts<O, X, P, S, R> {
@@ -79,6 +82,29 @@ struct Done {
     range: VerifiedRange,
     divergences: Vec<Divergence>,
     hot_keys: Vec<String>,
+}
+
+impl Done {
+    /// Leaves out differences of rows that were met in another range: where the sides order keys differently, a row of
+    /// the other side can lie in several ranges.
+    fn forget_known(&mut self, met: &mut HashSet<KeyText>) {
+        let before = self.divergences.len();
+        let repaired = |ds: &[Divergence]| ds.iter().filter(|d| d.repaired).count() as u64;
+        let repaired_before = repaired(&self.divergences);
+        self.divergences.retain(|d| match &d.key {
+            Some(key) if met.contains(key) => false,
+            Some(key) => {
+                if met.len() < MET_KEYS_MAX {
+                    met.insert(key.clone());
+                }
+                true
+            }
+            None => true,
+        });
+        let counts = &mut self.range.counts;
+        counts.divergent -= (before - self.divergences.len()) as u64;
+        counts.repaired -= repaired_before - repaired(&self.divergences);
+    }
 }
 
 /// The place of one table in a running verification.
@@ -179,6 +205,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
         let mut tasks = JoinSet::new();
         let (mut cut, mut stored) = (0_u64, 0_u64);
         let mut waiting = BTreeMap::new();
+        let mut met = HashSet::new();
         let mut all_cut = false;
         loop {
             while !all_cut && tasks.len() < run.request.ranges_at_once.max(1) {
@@ -199,7 +226,8 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
             let (done, took) = done?;
             rows = steered(rows, &done.range.counts, took).min(run.request.range_rows_max.max(1));
             waiting.insert(number, done);
-            while let Some(done) = waiting.remove(&stored) {
+            while let Some(mut done) = waiting.remove(&stored) {
+                done.forget_known(&mut met);
                 self.store(run, table, done).await?;
                 stored += 1;
             }

@@ -11,8 +11,9 @@
 //! it too, and `x1` and `x2` differ, against the premise. Comparing versions and not values matters: a row that goes
 //! A → B → A, or comes and goes between `a1` and `a2`, has been away however equal the readings look.
 //!
-//! So an unequal item with all four versions unchanged is a **divergence**. Equal in any comparison of neighbours is
-//! equal: the copy then had what the owner had at that reading. An item that keeps changing is **hot**.
+//! So an unequal item with all four versions unchanged is a **divergence**. A row that is equal in any comparison of
+//! neighbours is equal: the copy then had what the owner had at that reading. Of rows without a key only their number
+//! is compared, so they are equal only with all four versions unchanged. What keeps changing is **hot**.
 
 use super::ports::{Comparable, Cost, FullRow, Item, Passage, RangeCounts, Reading, Repairer, Store};
 use super::{Parts, metered};
@@ -58,6 +59,13 @@ struct Open {
     between: Option<Reading>,
 }
 
+impl Open {
+    /// One row, and not a number of equal ones: equal numbers at different moments can be a coincidence.
+    fn is_one_row(&self) -> bool {
+        matches!(self.item, Item::Key(_))
+    }
+}
+
 impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X, P, S, R> {
     /// Settles every item. With `remedies`, each difference carries the statement that would mend it.
     pub async fn settle(
@@ -100,9 +108,10 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             let mut proven = Vec::new();
             let mut rest = Vec::new();
             for (o, other) in open.into_iter().zip(others) {
-                if other.same(&o.owner) {
+                let steady = o.between.as_ref().is_some_and(|b| b.version == other.version);
+                if other.same(&o.owner) && (steady || o.is_one_row()) {
                     settled.equal += 1;
-                } else if o.between.as_ref().is_some_and(|b| b.version == other.version) {
+                } else if steady {
                     proven.push((o, other));
                 } else {
                     rest.push((o, other));
@@ -137,7 +146,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         let owners = metered(&mut counts.owner, self.owner.read(table, &items), |r| cost_of(r)).await?;
         let mut open = Vec::with_capacity(rest.len());
         for ((before, other), owner) in rest.into_iter().zip(owners) {
-            if owner.same(&other) {
+            if owner.same(&other) && before.is_one_row() {
                 settled.equal += 1;
                 continue;
             }

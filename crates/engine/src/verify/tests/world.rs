@@ -141,14 +141,14 @@ impl World {
                     let at = self.rng.random_range(0..self.hung.len());
                     self.show(at);
                 }
-                3..=5 => self.apply(),
+                3 => self.apply(),
                 _ => {}
             }
         }
     }
 
     fn apply(&mut self) {
-        let until = (self.applied + self.rng.random_range(1..4)).min(self.log.len());
+        let until = (self.applied + self.rng.random_range(1..8)).min(self.log.len());
         for number in self.applied..until {
             World::write(&mut self.other, &mut self.versions, &self.log[number].writes);
         }
