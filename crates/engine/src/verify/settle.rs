@@ -190,7 +190,12 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                 match difference(table, &o, &reading, owner.as_ref(), other.as_ref()) {
                     None => settled.equal += 1,
                     Some(difference) => {
-                        let rows = (owner.as_ref(), other.as_ref());
+                        let rows = match (&o.item, difference.class) {
+                            // Of equal rows, one is lacking or one is too many.
+                            (Item::Image(_), Class::Missing) => (owner.as_ref(), None),
+                            (Item::Image(_), _) => (None, other.as_ref()),
+                            (Item::Key(_), _) => (owner.as_ref(), other.as_ref()),
+                        };
                         let mut d = divergence(table, &o, &reading, difference, rows);
                         (d.owner_position, d.other_position) = positions;
                         d.remedy = remedies.then(|| short(self.other.remedy(table, rows.0, rows.1)));
