@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use segue_engine::fault::Fault;
 use segue_model::name::QualifiedName;
 use segue_model::spec;
+use segue_model::stage::Stage;
 
 const LONG_ABOUT: &str = "\
 Segue moves live PostgreSQL tables from one server to another while the application keeps reading and writing, and \
@@ -223,6 +225,23 @@ pub(crate) enum StageName {
     Completed,
     /// The migration was given up
     Cancelled,
+}
+
+impl StageName {
+    /// The stage, or a fault for one that this build cannot reach.
+    pub(crate) fn stage(self) -> Result<Stage, Fault> {
+        match self {
+            StageName::Preparing => Ok(Stage::Preparing),
+            StageName::Backfilling => Ok(Stage::Backfilling),
+            StageName::Following => Ok(Stage::Following),
+            StageName::Cancelled => Ok(Stage::Cancelled),
+            StageName::Switched | StageName::Completed => Err(Fault::operator(
+                "SEGUE-STAGE",
+                "this build cannot switch writes yet, so that stage is never reached",
+                "wait for `following`",
+            )),
+        }
+    }
 }
 
 /// Show every decision of the migration, with time and reason

@@ -1,47 +1,91 @@
 //! The `segue` binary: reads the command line and hands over to the command.
 
 mod cli;
+mod commands;
+mod drive;
 mod exit;
 mod load;
+mod report;
+mod sides;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, Global};
+use cli::{Cli, Command};
 use exit::Exit;
+use serde_json::json;
 
 fn main() -> ExitCode {
     // clap ends with 2 by itself when the command line is wrong.
     let cli = Cli::parse();
+    log(cli.global.verbose);
     dispatch(&cli).into()
 }
 
-fn dispatch(cli: &Cli) -> Exit {
-    match &cli.command {
-        Command::Schema(_) => schema(),
-        Command::Demo(_) => not_built_yet("demo"),
-        Command::Run(_) => with_spec(&cli.global, "run"),
-        Command::Status(_) => with_spec(&cli.global, "status"),
-        Command::Verify(_) => with_spec(&cli.global, "verify"),
-        Command::Pause(_) => with_spec(&cli.global, "pause"),
-        Command::Resume(_) => with_spec(&cli.global, "resume"),
-        Command::Throttle(_) => with_spec(&cli.global, "throttle"),
-        Command::Cancel(_) => with_spec(&cli.global, "cancel"),
-        Command::Wait(_) => with_spec(&cli.global, "wait"),
-        Command::Journal(_) => with_spec(&cli.global, "journal"),
-    }
+/// Log lines go to standard error; the display has standard output to itself.
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "info,segue=debug,segue_engine=debug,segue_postgres=debug",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SEGUE_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
-/// Loads the spec, as every command of a migration does first.
-fn with_spec(global: &Global, name: &str) -> Exit {
-    match load::load(&global.spec) {
-        Ok(_spec) => not_built_yet(name),
+fn dispatch(cli: &Cli) -> Exit {
+    if let Command::Schema(_) = &cli.command {
+        return schema();
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("segue: cannot start: {error}");
+            return Exit::Fault;
+        }
+    };
+    let exit = runtime.block_on(command(cli));
+    // Sessions that wait for a server that does not answer must not keep the process.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn command(cli: &Cli) -> Exit {
+    let json = cli.global.json;
+    if let Command::Demo(_) = &cli.command {
+        return not_built_yet("demo");
+    }
+    let spec = match load::load(&cli.global.spec) {
+        Ok(spec) => spec,
         Err(error) => {
             eprintln!("{error}");
-            Exit::Usage
+            return Exit::Usage;
         }
+    };
+    match &cli.command {
+        Command::Run(run) => match run.until.map(cli::StageName::stage).transpose() {
+            Ok(until) => drive::run(spec, until, json).await,
+            Err(fault) => commands::fault(&fault, json),
+        },
+        Command::Status(status) => commands::status::run(&spec, status.watch, json).await,
+        Command::Pause(pause) => {
+            commands::order::run(&spec, "pause", &json!({ "reason": pause.reason }), json).await
+        }
+        Command::Resume(_) => commands::order::run(&spec, "resume", &json!({}), json).await,
+        Command::Throttle(t) => {
+            let limits = json!({ "workers": t.workers, "rate": t.rate, "off": t.off });
+            commands::order::run(&spec, "throttle", &limits, json).await
+        }
+        Command::Cancel(cancel) => commands::cancel::run(&spec, cancel.drop_target_tables, json).await,
+        Command::Wait(wait) => match wait.stage.stage() {
+            Ok(stage) => commands::wait::run(&spec, stage, wait.timeout, json).await,
+            Err(fault) => commands::fault(&fault, json),
+        },
+        Command::Journal(_) => commands::journal::run(&spec, json).await,
+        Command::Verify(_) => not_built_yet("verify"),
+        Command::Schema(_) | Command::Demo(_) => Exit::Done,
     }
 }
 

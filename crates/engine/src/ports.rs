@@ -62,8 +62,9 @@ pub trait Source: Send + Sync + 'static {
     fn reader(&self) -> impl Future<Output = Outcome<Self::Reader>> + Send;
     /// What a snapshot taken now contains.
     fn seam(&self) -> impl Future<Output = Outcome<Seam>> + Send;
-    /// Commits a signal that the stream will deliver as [`StreamEvent::Signal`] with this number.
-    fn signal(&self, id: u64) -> impl Future<Output = Outcome<()>> + Send;
+    /// Commits a signal and returns its number; the stream will deliver it as [`StreamEvent::Signal`].
+    /// Numbers ascend in commit order, over restarts too.
+    fn signal(&self) -> impl Future<Output = Outcome<u64>> + Send;
     /// For each key, how many of `bounds` (ascending) the source orders before it.
     fn places(
         &self,
@@ -142,12 +143,32 @@ pub trait Target: Send + Sync + 'static {
     fn writer(&self) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     /// Opens the session that applies the stream.
     fn applier(&self) -> impl Future<Output = Outcome<Self::Applier>> + Send;
-    /// The stored checkpoint.
-    fn checkpoint(&self) -> impl Future<Output = Outcome<Checkpoint>> + Send;
-    /// The stored regions of every unit, ranges in the order of their keys.
-    fn copied_regions(&self) -> impl Future<Output = Outcome<BTreeMap<UnitId, Vec<CopiedRegion>>>> + Send;
-    /// Forgets all stored regions: the stream has passed the last seam.
+    /// What is stored about this stream.
+    fn stored(&self) -> impl Future<Output = Outcome<Stored>> + Send;
+    /// Forgets all stored regions and remembers that the backfill is done: the stream has passed the last seam.
     fn forget_regions(&self) -> impl Future<Output = Outcome<()>> + Send;
+}
+
+/// What a target has stored about a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// How far it was applied.
+    pub checkpoint: Checkpoint,
+    /// The backfill is done; regions that are stored all the same are overrides by later repairs.
+    pub backfilled: bool,
+    /// The copied regions of every unit, in the order in which they were stored.
+    pub regions: BTreeMap<UnitId, Vec<StoredRegion>>,
+}
+
+/// A stored region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRegion {
+    /// Which rows, under which snapshot.
+    pub copied: CopiedRegion,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes copied.
+    pub bytes: u64,
 }
 
 /// What is stored with a region's rows, in the same transaction.

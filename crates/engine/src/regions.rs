@@ -24,12 +24,14 @@ struct State {
     units: BTreeMap<UnitId, UnitRegions>,
     /// A transaction number of recent times, to widen the stream's numbers by.
     near: Xid,
+    /// How many regions have been marked as being copied so far.
+    marked: u64,
 }
 
 impl Regions {
     /// Guards `units`. `near` is a recent transaction number of the source.
     pub fn new(units: BTreeMap<UnitId, UnitRegions>, near: Xid) -> Self {
-        Regions { state: Mutex::new(State { units, near }), changed: watch::Sender::new(0) }
+        Regions { state: Mutex::new(State { units, near, marked: 0 }), changed: watch::Sender::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -81,13 +83,17 @@ impl Regions {
 
     /// Marks a range as being copied. See [`UnitRegions::begin`].
     pub fn begin(&self, unit: UnitId, id: RegionId, upper: Option<KeyText>) -> Option<(RegionId, Extent)> {
-        self.change(|s| s.units.get_mut(&unit)?.begin(id, upper))
+        self.change(|s| {
+            s.marked += 1;
+            s.units.get_mut(&unit)?.begin(id, upper)
+        })
     }
 
     /// Marks one key as being copied, for the transaction `xid` that asks for it. See [`UnitRegions::begin_key`].
     pub fn begin_key(&self, unit: UnitId, key: KeyText, xid: Xid32) -> Option<RegionId> {
         self.change(|s| {
             let x = xid.widen(s.near);
+            s.marked += 1;
             Some(s.units.get_mut(&unit)?.begin_key(key, x))
         })
     }
@@ -149,8 +155,20 @@ impl Regions {
         self.change(|s| s.units.insert(unit, regions));
     }
 
-    /// The stream has passed everything that was copied: the maps are no longer needed.
-    pub fn retire(&self) {
-        self.change(|s| s.units.clear());
+    /// How many regions have been marked so far, for [`Regions::retire`].
+    pub fn marked(&self) -> u64 {
+        self.lock().marked
+    }
+
+    /// Drops all maps, if every region is copied and none was marked since `marked` was read. The stream must have passed
+    /// a signal emitted after that reading: then no event that any seam contains is still to come.
+    pub fn retire(&self, marked: u64) -> bool {
+        self.change(|s| {
+            let may = s.marked == marked && s.units.values().all(UnitRegions::is_complete);
+            if may {
+                s.units.clear();
+            }
+            may
+        })
     }
 }

@@ -13,4 +13,5 @@ pub mod route;
 pub mod seam;
 pub mod spec;
 pub mod sqltext;
+pub mod stage;
 pub mod table;

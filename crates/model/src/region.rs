@@ -137,6 +137,27 @@ impl UnitRegions {
         }
     }
 
+    /// A unit that the stream has wholly in hand: every event applies, until a key is copied over it.
+    pub fn followed(order: Vec<KeyOrder>) -> Self {
+        let mut unit = UnitRegions::new(order);
+        let before_all = Seam::new(Xid(0), Xid(0), Vec::new());
+        unit.ranges[0].state = State::Copied { seam: before_all };
+        unit
+    }
+
+    /// Puts a stored override back: the row of `key` was copied under `seam`.
+    pub fn override_key(&mut self, key: KeyText, seam: Seam) {
+        let id = self.new_id();
+        self.keys.insert(key, (id, State::Copied { seam }));
+    }
+
+    /// Puts a stored override back: every row was copied anew under `seam`.
+    pub fn override_all(&mut self, seam: Seam) {
+        for range in &mut self.ranges {
+            range.state = State::Copied { seam: seam.clone() };
+        }
+    }
+
     /// Rebuilds the map from what is stored. `copied` must list ranges in the order of their keys (as the
     /// source orders them); gaps between them have not begun.
     pub fn restore(

@@ -11,9 +11,10 @@ use segue_engine::ports::Outcome;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// A dead peer is noticed after about this long when nothing is being sent …
@@ -82,10 +83,22 @@ impl Endpoint {
 
     /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server.
     pub async fn connect(&self, purpose: &str) -> Outcome<Client> {
+        self.connect_waking(purpose, &Arc::default()).await
+    }
+
+    /// Opens a session that listens on `channel`.
+    pub async fn listen(&self, purpose: &str, channel: &'static str) -> Outcome<Listener> {
+        let woken = Arc::default();
+        let client = self.connect_waking(purpose, &woken).await?;
+        client.batch_execute(&format!("LISTEN {channel}")).await.map_err(|e| fault_of(&e))?;
+        Ok(Listener { client, woken })
+    }
+
+    async fn connect_waking(&self, purpose: &str, woken: &Arc<Notify>) -> Outcome<Client> {
         let given = self.config.get_application_name().unwrap_or_default();
         let name = format!("segue {purpose} {given}");
         let limit = LOGIN_TIMEOUT + self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        match tokio::time::timeout(limit, self.open(name.trim_end())).await {
+        match tokio::time::timeout(limit, self.open(name.trim_end(), woken)).await {
             Ok(opened) => opened.map_err(|fault| fault.during(format_args!("connecting to {self}"))),
             Err(_) => Err(Fault::retry(
                 "SEGUE-CONNECTION",
@@ -94,21 +107,21 @@ impl Endpoint {
         }
     }
 
-    async fn open(&self, application_name: &str) -> Outcome<Client> {
+    async fn open(&self, application_name: &str, woken: &Arc<Notify>) -> Outcome<Client> {
         let tls = self.tls_connector()?;
         let mut config = self.config.clone();
         config.application_name(application_name);
         let client = match self.tls.mode().attempts() {
-            [only] => login(&config, *only, tls).await,
-            [first, .., last] => match login(&config, *first, tls.clone()).await {
-                Err(e) if may_try_the_other_way(&e) => match login(&config, *last, tls).await {
+            [only] => login(&config, *only, tls, woken).await,
+            [first, .., last] => match login(&config, *first, tls.clone(), woken).await {
+                Err(e) if may_try_the_other_way(&e) => match login(&config, *last, tls, woken).await {
                     // Say what was wrong first: the fallback is usually refused for a duller reason.
                     Err(_) => Err(e),
                     client => client,
                 },
                 client => client,
             },
-            [] => login(&config, SslMode::Disable, tls).await,
+            [] => login(&config, SslMode::Disable, tls, woken).await,
         };
         let client = client.map_err(|e| connection_fault(&e))?;
         client.batch_execute(PINNED_SETTINGS).await.map_err(|e| fault_of(&e))?;
@@ -131,18 +144,54 @@ impl Endpoint {
     }
 }
 
+/// A session that is woken by notifications, and by its own end.
+pub struct Listener {
+    client: Client,
+    woken: Arc<Notify>,
+}
+
+impl Listener {
+    /// Waits for a notification, but no longer than `limit`; fails once the session is lost.
+    pub async fn wait(&self, limit: Duration) -> Outcome<()> {
+        // A limit is no error: whoever waits looks again at what it waits for.
+        let _ = tokio::time::timeout(limit, self.woken.notified()).await;
+        if self.client.is_closed() {
+            return Err(Fault::retry("SEGUE-CONNECTION", "the connection was lost"));
+        }
+        Ok(())
+    }
+
+    /// The session, for short requests.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
 async fn login(
     config: &Config,
     mode: SslMode,
     tls: MakeRustlsConnect,
+    woken: &Arc<Notify>,
 ) -> Result<Client, tokio_postgres::Error> {
     let mut config = config.clone();
     config.ssl_mode(mode);
-    let (client, connection) = config.connect(tls).await?;
+    let (client, mut connection) = config.connect(tls).await?;
+    let woken = woken.clone();
     tokio::spawn(async move {
-        if let Err(e) = connection.await {
-            tracing::debug!("session ended: {e}");
+        loop {
+            match std::future::poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => woken.notify_one(),
+                Some(Ok(_)) => {}
+                Some(Err(e)) => {
+                    tracing::debug!("session ended: {e}");
+                    break;
+                }
+                None => break,
+            }
         }
+        // The client learns that it is closed when the connection is dropped, which must come first.
+        drop(connection);
+        woken.notify_one();
     });
     Ok(client)
 }

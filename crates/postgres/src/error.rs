@@ -9,7 +9,23 @@ pub fn fault_of(error: &Error) -> Fault {
     match error.as_db_error() {
         Some(db) => fault_of_db(db),
         None if error.is_closed() => Fault::retry("SEGUE-CONNECTION", "the connection was lost"),
-        None => Fault::retry("SEGUE-CONNECTION", describe(error)),
+        None => {
+            let what = describe(error);
+            // The client library does not tell these kinds apart in any other way.
+            let of_ours = [
+                "error serializing",
+                "error deserializing",
+                "invalid column",
+                "error encoding",
+                "error parsing",
+                "query returned",
+            ];
+            if of_ours.iter().any(|start| what.starts_with(start)) {
+                Fault::bug("SEGUE-STATEMENT", what)
+            } else {
+                Fault::retry("SEGUE-CONNECTION", what)
+            }
+        }
     }
 }
 
@@ -28,25 +44,49 @@ pub(crate) fn describe(error: &Error) -> String {
 ///
 /// PostgreSQL uses the same SQLSTATE for slots and databases in use; the message tells them apart.
 pub fn is_superseded(db: &DbError) -> bool {
-    *db.code() == SqlState::OBJECT_IN_USE && db.message().starts_with("segue: ")
+    says_superseded(db.code(), db.message())
+}
+
+fn says_superseded(code: &SqlState, message: &str) -> bool {
+    *code == SqlState::OBJECT_IN_USE && message.starts_with("segue: ")
+}
+
+/// What a server said when it refused something, however it reached us.
+pub(crate) struct Report<'a> {
+    pub(crate) severity: &'a str,
+    pub(crate) code: &'a SqlState,
+    pub(crate) message: &'a str,
+    pub(crate) detail: Option<&'a str>,
+    pub(crate) context: Option<&'a str>,
+    pub(crate) hint: Option<&'a str>,
 }
 
 /// The fault behind an error that a server reported.
 pub fn fault_of_db(db: &DbError) -> Fault {
-    let mut what =
-        format!("{}: {} (SQLSTATE {})", db.severity().to_lowercase(), db.message(), db.code().code());
-    for more in
-        [db.detail(), db.where_().filter(|_| db.code().code().starts_with("22"))].into_iter().flatten()
-    {
+    fault_of_report(&Report {
+        severity: db.severity(),
+        code: db.code(),
+        message: db.message(),
+        detail: db.detail(),
+        context: db.where_(),
+        hint: db.hint(),
+    })
+}
+
+/// The fault behind a server's report.
+pub(crate) fn fault_of_report(report: &Report<'_>) -> Fault {
+    let state = report.code.code();
+    let mut what = format!("{}: {} (SQLSTATE {state})", report.severity.to_lowercase(), report.message);
+    for more in [report.detail, report.context.filter(|_| state.starts_with("22"))].into_iter().flatten() {
         what = format!("{what}; {more}");
     }
-    let (recovery, code, next_step) = if is_superseded(db) {
+    let (recovery, code, next_step) = if says_superseded(report.code, report.message) {
         let next_step = "another segue process has taken this migration over: let it work, and stop this one";
         (Recovery::Operator, "SEGUE-SUPERSEDED", next_step)
     } else {
-        known(db.code())
+        known(report.code)
     };
-    let hint = db.hint().unwrap_or_default();
+    let hint = report.hint.unwrap_or_default();
     let next_step = match (next_step, hint) {
         ("", hint) => hint.to_owned(),
         (next_step, "") => next_step.to_owned(),

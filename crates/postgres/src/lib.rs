@@ -2,8 +2,18 @@
 //!
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
+pub mod apply;
+pub mod authority;
+pub mod birth;
+pub mod catalog;
 pub mod connect;
+pub mod control;
 pub mod copy;
 pub mod error;
+pub mod pgoutput;
+pub mod replication;
 pub mod schema;
+pub mod source;
+pub mod stream;
+pub mod target;
 pub mod verify;

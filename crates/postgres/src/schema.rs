@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS segue.token (migration text PRIMARY KEY, token bigint
 
 -- who drives a migration (control database)
 CREATE TABLE IF NOT EXISTS segue.lease (
-    migration text PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL, taken_at timestamptz NOT NULL);
+    migration text PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL, taken_at timestamptz NOT NULL,
+    released_at timestamptz);
 CREATE TABLE IF NOT EXISTS segue.heartbeat (
     migration text PRIMARY KEY, token bigint NOT NULL, beat_at timestamptz NOT NULL);
 
@@ -49,7 +50,7 @@ CREATE TABLE IF NOT EXISTS segue.region (
 CREATE TABLE IF NOT EXISTS segue.command (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, verb text NOT NULL,
     arguments jsonb NOT NULL, asked_by text NOT NULL, asked_at timestamptz NOT NULL DEFAULT now(),
-    taken_at timestamptz, progress jsonb, answered_at timestamptz, answer jsonb);
+    taken_at timestamptz, taken_token bigint, progress jsonb, answered_at timestamptz, answer jsonb);
 
 -- what the driver last reported (control database)
 CREATE TABLE IF NOT EXISTS segue.status (

@@ -7,6 +7,7 @@
 //! * [`proxy`]: a network that cuts, delays, throttles and freezes
 //! * [`kill`]: programs under test, killed at named points and random moments
 //! * [`workload`]: writers that remember every acknowledged write, and the oracle that asks for them
+//! * [`compare`]: whole databases, row by row, without trust in the product
 //!
 //! Everything here panics with a full sentence when the *test's own* ground gives way (a server that does not
 //! start, a lost temporary directory): a test has no better answer to that. What a test may want to observe comes
@@ -16,6 +17,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod cluster;
+pub mod compare;
 pub mod kill;
 pub mod proxy;
 pub mod workload;

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[tokio::test]
-async fn a_cluster_from_the_template_starts_within_a_second() {
+async fn a_cluster_from_the_template_starts_quickly() {
     drop(Cluster::start(Options::default()).await);
     let mut quickest = Duration::MAX;
-    // The best of three: another test may hold the machine's cores for a moment.
+    // A quarter of a second where nothing else runs. The bound is for the best of three on a busy machine: what it
+    // guards against is an `initdb` per cluster.
     for _ in 0..3 {
         let began = Instant::now();
         let cluster = Cluster::start(Options::default().with("work_mem", "7MB")).await;
@@ -21,7 +22,7 @@ async fn a_cluster_from_the_template_starts_within_a_second() {
         assert_eq!(cluster.scalar("SHOW work_mem").await.as_deref(), Some("7MB"));
         assert_eq!(cluster.scalar("SHOW wal_level").await.as_deref(), Some("logical"));
     }
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    assert!(quickest < Duration::from_secs(3), "{quickest:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The workload's oracle accepts a server that lost nothing, through crashes and cut connections, and finds each loss.
 
+#![allow(clippy::expect_used)] // In a helper of tests a panic is a failed test.
+
 use segue_testkit::proxy::Proxy;
 use segue_testkit::workload::{self, Oracle, Workload, schema};
 use segue_testkit::{Cluster, Options};

@@ -6,7 +6,6 @@ use crate::ports::{Outcome, Source};
 use crate::progress::Applied;
 use segue_model::seam::{Seam, Xid, Xid32};
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -18,35 +17,6 @@ const UNSEEN_MAX: usize = 65_536;
 const STALLED_AFTER: Duration = Duration::from_secs(300);
 /// How long to wait for the owner to show what was applied before doing something else meanwhile.
 const SHOWN_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Emits signals on the owner, for all who need them.
-pub trait Signals: Send + Sync + 'static {
-    /// Commits a new signal and returns its number. Numbers ascend in the order of the commits.
-    fn emit(&self) -> impl Future<Output = Outcome<u64>> + Send;
-}
-
-/// [`Signals`] that numbers the signals of one [`Source`], one at a time.
-pub struct SerialSignals<S> {
-    source: Arc<S>,
-    last: tokio::sync::Mutex<u64>,
-}
-
-impl<S: Source> SerialSignals<S> {
-    /// The next signal is number `last + 1`.
-    pub fn new(source: Arc<S>, last: u64) -> Self {
-        SerialSignals { source, last: tokio::sync::Mutex::new(last) }
-    }
-}
-
-impl<S: Source> Signals for SerialSignals<S> {
-    async fn emit(&self) -> Outcome<u64> {
-        let mut last = self.last.lock().await;
-        // Taken even if the signal fails: it may have been committed all the same.
-        *last += 1;
-        self.source.signal(*last).await?;
-        Ok(*last)
-    }
-}
 
 /// Transactions that were applied on the other side and that the owner may not show yet: a commit reaches the log, and
 /// so the other side, before it is visible to new snapshots.
@@ -135,23 +105,17 @@ impl Unseen {
 }
 
 /// The passage along a running stream.
-pub struct StreamPassage<S, G> {
+pub struct StreamPassage<S> {
     source: Arc<S>,
-    signals: Arc<G>,
     applied: watch::Receiver<Applied>,
     unseen: Arc<Unseen>,
 }
 
-impl<S: Source, G: Signals> StreamPassage<S, G> {
+impl<S: Source> StreamPassage<S> {
     /// Along the stream from `source`, whose progress is watched by `applied` and whose transactions go to `unseen`
     /// before they are applied.
-    pub fn new(
-        source: Arc<S>,
-        signals: Arc<G>,
-        applied: watch::Receiver<Applied>,
-        unseen: Arc<Unseen>,
-    ) -> Self {
-        StreamPassage { source, signals, applied, unseen }
+    pub fn new(source: Arc<S>, applied: watch::Receiver<Applied>, unseen: Arc<Unseen>) -> Self {
+        StreamPassage { source, applied, unseen }
     }
 
     /// Takes one look at the owner's snapshot, so that the memory of applied transactions stays small.
@@ -163,9 +127,9 @@ impl<S: Source, G: Signals> StreamPassage<S, G> {
     }
 }
 
-impl<S: Source, G: Signals> Passage for StreamPassage<S, G> {
+impl<S: Source> Passage for StreamPassage<S> {
     async fn passed(&self) -> Outcome<()> {
-        let id = self.signals.emit().await?;
+        let id = self.source.signal().await?;
         let mut applied = self.applied.clone();
         while applied.borrow_and_update().signal < id {
             match tokio::time::timeout(STALLED_AFTER, applied.changed()).await {

@@ -5,7 +5,8 @@
 mod reader;
 mod writer;
 
-pub use reader::PgReader;
+pub(crate) use reader::places;
+pub use reader::{PgReader, Relations};
 pub use writer::PgWriter;
 
 use segue_model::key::KeyText;
@@ -73,7 +74,8 @@ pub(crate) fn key_literals(table: &Table, key: &KeyText) -> String {
 /// The condition that the rows of `extent`, and only those, fulfil on `side`.
 pub(crate) fn extent_condition(table: &Table, extent: &Extent, side: Side) -> String {
     let keys = key_names(table, side).join(", ");
-    let compare = |operator: &str, key: &KeyText| format!("({keys}) {operator} ({})", key_literals(table, key));
+    let compare =
+        |operator: &str, key: &KeyText| format!("({keys}) {operator} ({})", key_literals(table, key));
     match extent {
         Extent::Range { lower: None, upper: None } => "true".to_owned(),
         Extent::Range { lower: Some(lower), upper: None } => compare(">", lower),

@@ -29,7 +29,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
 /// Where the rows of each unit are read: a relation as SQL, `ONLY` included where it belongs.
 pub trait Relations: Send + Sync + 'static {
     /// What stands behind FROM for `unit`.
-    fn from_clause(&self, table: &Table, unit: UnitId) -> String;
+    fn relation(&self, table: &Table, unit: UnitId) -> String;
 }
 
 /// Reads regions in one session.
@@ -64,13 +64,19 @@ impl PgReader {
 }
 
 impl RegionReader for PgReader {
-    async fn bound_after(&mut self, table: &Table, unit: UnitId, within: &Extent, rows: u64) -> Outcome<Option<KeyText>> {
+    async fn bound_after(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        within: &Extent,
+        rows: u64,
+    ) -> Outcome<Option<KeyText>> {
         let names = key_names(table, Side::Source);
         let texts: Vec<String> = names.iter().map(|k| format!("{k}::text")).collect();
         let statement = format!(
             "SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {rows} LIMIT 1",
             texts.join(", "),
-            self.relations.from_clause(table, unit),
+            self.relations.relation(table, unit),
             extent_condition(table, within, Side::Source),
             names.join(", "),
         );
@@ -81,7 +87,7 @@ impl RegionReader for PgReader {
     }
 
     async fn begin(&mut self, table: &Table, unit: UnitId) -> Outcome<(Seam, Position)> {
-        let from = self.relations.from_clause(table, unit);
+        let from = self.relations.relation(table, unit);
         let lock = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {from} IN ACCESS SHARE MODE"
         );
@@ -99,7 +105,7 @@ impl RegionReader for PgReader {
         let statement = format!(
             "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT {}",
             column_list(table, Side::Source),
-            self.relations.from_clause(table, unit),
+            self.relations.relation(table, unit),
             extent_condition(table, extent, Side::Source),
             CopyForm::of(table).sql()
         );
@@ -162,28 +168,34 @@ fn flushable(inserted: Position) -> Position {
 }
 
 /// For each key, how many of `bounds` the source orders before it.
-pub async fn places(client: &Client, table: &Table, bounds: &[KeyText], keys: &[KeyText]) -> Outcome<Vec<usize>> {
-    if bounds.is_empty() {
+pub(crate) async fn places(
+    client: &Client,
+    table: &Table,
+    bounds: &[KeyText],
+    keys: &[KeyText],
+) -> Outcome<Vec<usize>> {
+    if bounds.is_empty() || keys.is_empty() {
         return Ok(vec![0; keys.len()]);
     }
     let key_names = key_names(table, Side::Source);
     let names = (0..key_names.len()).map(|i| format!("k{i}")).collect::<Vec<_>>().join(", ");
+    let prefixed =
+        |side: &str| (0..key_names.len()).map(|i| format!("{side}.k{i}")).collect::<Vec<_>>().join(", ");
     let bounds: Vec<String> = bounds.iter().map(|b| format!("({})", key_literals(table, b))).collect();
-    let mut out = Vec::with_capacity(keys.len());
-    for key in keys {
-        // The comparison must use the column's own collation, hence the empty relation that lends its types.
-        let statement = format!(
-            "SELECT count(*) FROM (SELECT {} FROM {} WHERE false UNION ALL VALUES {}) AS b({names}) WHERE ({names}) < ({})",
-            key_names.join(", "),
-            table.source.sql(),
-            bounds.join(", "),
-            key_literals(table, key)
-        );
-        let row = client.query_one(&statement, &[]).await.map_err(|e| fault_of(&e))?;
-        let below: i64 = row.get(0);
-        out.push(usize::try_from(below).unwrap_or(0));
-    }
-    Ok(out)
+    let asked = keys.iter().enumerate().map(|(i, key)| format!("({i}, {})", key_literals(table, key)));
+    // The comparison must use the column's own collation, hence the empty relation that lends its types.
+    let statement = format!(
+        "WITH b({names}) AS (SELECT {} FROM {} WHERE false UNION ALL VALUES {}) \
+         SELECT (SELECT count(*) FROM b WHERE ({}) < ({})) FROM (VALUES {}) AS q(i, {names}) ORDER BY i",
+        key_names.join(", "),
+        table.source.sql(),
+        bounds.join(", "),
+        prefixed("b"),
+        prefixed("q"),
+        asked.collect::<Vec<_>>().join(", "),
+    );
+    let rows = client.query(&statement, &[]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| usize::try_from(row.get::<_, i64>(0)).unwrap_or(0)).collect())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The target's side of a region: rows and record in one transaction, behind the token.
 
 use super::{CopyForm, Side, column_list, extent_condition};
+use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use bytes::Bytes;
@@ -11,19 +12,6 @@ use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
 use std::pin::Pin;
 use tokio_postgres::{Client, CopyInSink};
-
-/// Whose work a session on the target does.
-#[derive(Clone, Debug)]
-pub struct Authority {
-    /// The migration.
-    pub migration: String,
-    /// `forward` or `reverse`.
-    pub direction: &'static str,
-    /// The fencing token.
-    pub token: i64,
-    /// The stream's incarnation.
-    pub incarnation: i64,
-}
 
 /// Writes regions in one session.
 pub struct PgWriter {
@@ -49,8 +37,9 @@ impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
         let _ = unit;
         self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|e| fault_of(&e))?;
-        let enter = self.client.execute("SELECT segue.enter($1, $2)", &[&self.authority.migration, &self.authority.token]);
-        enter.await.map_err(|e| fault_of(&e))?;
+        let Authority { migration, token, .. } = &self.authority;
+        let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
+        entered.map_err(|e| fault_of(&e))?;
         if replace {
             let delete = format!(
                 "DELETE FROM {} WHERE {}",
@@ -96,7 +85,7 @@ impl RegionWriter for PgWriter {
                 store,
                 &[
                     &self.authority.migration,
-                    &self.authority.direction,
+                    &self.authority.direction.as_str(),
                     &i32::try_from(record.unit.0).unwrap_or(i32::MAX),
                     &extent,
                     &record.seam.to_string(),
@@ -118,7 +107,7 @@ impl RegionWriter for PgWriter {
 }
 
 /// A commit whose answer was lost may have taken effect.
-pub(crate) fn commit_fault(fault: Fault) -> Fault {
+fn commit_fault(fault: Fault) -> Fault {
     match fault.recovery {
         Recovery::Retry => Fault { recovery: Recovery::Ambiguous, ..fault },
         Recovery::Operator | Recovery::Ambiguous | Recovery::Bug => fault,

@@ -45,7 +45,6 @@ impl HashForm {
 }
 
 /// How one table of one side is read.
-#[derive(Clone, Debug)]
 pub(super) struct TableForm {
     pub(super) side: Side,
     /// What stands behind FROM, named `t`.

@@ -174,7 +174,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// The directory of templates, port locks and clusters of this user.
+/// The directory of templates, port locks and clusters of this user; `SEGUE_TESTKIT_DIR` chooses another, for example
+/// on a file system in memory (an ext4 without a journal is slow to make files where many were just removed).
 pub(super) fn base_dir() -> PathBuf {
     let base = std::env::var_os("SEGUE_TESTKIT_DIR").map_or_else(
         || std::env::temp_dir().join(format!("segue-testkit-{}", super::install::own_uid())),

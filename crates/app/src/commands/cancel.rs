@@ -1,0 +1,78 @@
+//! `segue cancel`: stops the driver, if there is one, and removes everything that Segue made on both sides.
+
+use super::{fault, order, print, print_json};
+use crate::drive::{holder, plan};
+use crate::exit::Exit;
+use crate::sides::Sides;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::spec::Spec;
+use segue_postgres::birth;
+use segue_postgres::control::{Acquired, Control, shut_out};
+use segue_postgres::schema;
+use std::time::{Duration, Instant};
+
+/// A driver that was told to stop gives the lease back within this time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Cancels the migration.
+pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Exit {
+    match cancel(spec, drop_target_tables).await {
+        Ok(removed) => {
+            if json {
+                print_json(&serde_json::json!({ "removed": removed }));
+            } else if removed.is_empty() {
+                print("nothing was left of it on either side\n");
+            } else {
+                print(&format!("removed:\n  {}\n", removed.join("\n  ")));
+                if !drop_target_tables {
+                    print("the target's tables and their rows were left as they are\n");
+                }
+            }
+            Exit::Done
+        }
+        Err(f) => fault(&f, json),
+    }
+}
+
+async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
+    let sides = Sides::of(spec)?;
+    let migration = spec.name.as_str();
+    let tables: Vec<QualifiedName> =
+        if drop_target_tables { plan::target_tables(spec, &sides).await? } else { Vec::new() };
+    let control = Control::connect(&sides.control, migration).await?;
+    if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
+        order::give(spec, "stop", &serde_json::json!({})).await?;
+    }
+    let lease = take_lease(&control).await?;
+    for endpoint in sides.written() {
+        schema::ensure(&mut endpoint.connect("schema").await?).await?;
+        shut_out(endpoint, migration, lease.token, true).await?;
+    }
+    let source = sides.source.connect("cancel").await?;
+    let target = sides.target.connect("cancel").await?;
+    let mut removed = birth::drop_everything(&source, &target, migration, &tables).await?;
+    if !sides.control_is_target {
+        let control = sides.control.connect("cancel").await?;
+        removed.extend(birth::drop_from_control(&control, migration).await?);
+    }
+    Ok(removed)
+}
+
+async fn take_lease(control: &Control) -> Outcome<segue_postgres::control::Lease> {
+    let began = Instant::now();
+    loop {
+        match control.acquire(&holder()).await? {
+            Acquired::Lease(lease) => return Ok(lease),
+            Acquired::Standby(other) if began.elapsed() > PATIENCE => {
+                return Err(Fault::operator(
+                    "SEGUE-LEASE",
+                    format!("{} still drives the migration (a stand-by may have taken over)", other.holder),
+                    "stop every `segue run` of this migration, then cancel again",
+                ));
+            }
+            Acquired::Standby(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `segue journal`: every decision, with time, actor and reason.
+
+use super::{control, fault, print, print_json};
+use crate::exit::Exit;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_postgres::control::Entry;
+
+/// Prints the journal.
+pub(crate) async fn run(spec: &Spec, json: bool) -> Exit {
+    match read(spec).await {
+        Ok(entries) => {
+            for Entry { seq, at_us, entry } in entries {
+                if json {
+                    print_json(&serde_json::json!({ "seq": seq, "at_us": at_us, "version": entry.version,
+                        "actor": entry.actor, "kind": entry.kind, "body": entry.body }));
+                } else {
+                    print(&format!(
+                        "{seq:>5}  {}  {:<14} {}  {}\n",
+                        time_text(at_us),
+                        entry.kind,
+                        entry.actor,
+                        entry.body
+                    ));
+                }
+            }
+            Exit::Done
+        }
+        Err(f) => fault(&f, json),
+    }
+}
+
+async fn read(spec: &Spec) -> Outcome<Vec<Entry>> {
+    control(spec).await?.journal(0).await
+}
+
+/// A moment as `2026-11-21 03:04:05Z` (civil-from-days, Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+fn time_text(at_us: i64) -> String {
+    let seconds = at_us.div_euclid(1_000_000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_read_as_dates() {
+        assert_eq!(time_text(0), "1970-01-01 00:00:00Z");
+        assert_eq!(time_text(1_709_210_096_000_000), "2024-02-29 12:34:56Z");
+    }
+}

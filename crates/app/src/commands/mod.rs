@@ -1,0 +1,70 @@
+//! The commands that reach a migration through its control database. Each ends with an [`Exit`].
+
+pub(crate) mod cancel;
+pub(crate) mod journal;
+pub(crate) mod order;
+pub(crate) mod status;
+pub(crate) mod wait;
+
+use crate::exit::Exit;
+use crate::sides::Sides;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_postgres::control::Control;
+use serde_json::Value;
+use std::io::Write;
+
+/// Shows a fault, as text or as an object, and ends with it.
+pub(crate) fn fault(fault: &Fault, json: bool) -> Exit {
+    if json {
+        print_json(
+            &serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }),
+        );
+    } else {
+        eprintln!("segue: {fault}");
+    }
+    Exit::Fault
+}
+
+/// Prints one object.
+pub(crate) fn print_json(value: &Value) {
+    print(&format!("{value}\n"));
+}
+
+/// Prints text. A reader that has seen enough, as `head` does, is no fault.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// The control database of `spec`, without making anything there.
+pub(crate) async fn control(spec: &Spec) -> Outcome<Control> {
+    let sides = Sides::of(spec)?;
+    let found = Control::find(&sides.control, spec.name.as_str()).await?;
+    found.ok_or_else(|| never_run(spec))
+}
+
+/// Nobody has run this migration.
+pub(crate) fn never_run(spec: &Spec) -> Fault {
+    Fault::operator(
+        "SEGUE-NEVER-RUN",
+        format!("migration {} has never been run", spec.name.as_str()),
+        "start it with `segue run`",
+    )
+}
+
+/// Who asks: user and host.
+pub(crate) fn asker() -> String {
+    let user =
+        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "someone".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}
+
+/// The fault inside an answer, if the driver answered with one.
+pub(crate) fn fault_in(answer: &Value) -> Option<Fault> {
+    let text = |name: &str| answer.get(name).and_then(Value::as_str);
+    let what = text("fault")?;
+    Some(Fault::operator("SEGUE-ANSWER", what, text("next_step").unwrap_or_default()))
+}

@@ -1,0 +1,79 @@
+//! `segue status`: what the driver last reported, and whether it is alive.
+
+use super::{control, fault, never_run, print, print_json};
+use crate::exit::Exit;
+use crate::report::{Rates, RunState, Status, render};
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_postgres::control::Control;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// How often `--watch` looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is known of a migration now.
+pub(crate) struct Seen {
+    /// The last report.
+    pub(crate) status: Status,
+    /// How old it is.
+    pub(crate) age_ms: i64,
+    /// Somebody drives it.
+    pub(crate) alive: bool,
+}
+
+/// Reads the last report. `None`: nothing was reported yet.
+pub(crate) async fn look(control: &Control) -> Outcome<Option<Seen>> {
+    let Some((body, age_ms)) = control.read_status().await? else { return Ok(None) };
+    let mut status: Status = serde_json::from_value(body).map_err(|e| {
+        Fault::operator(
+            "SEGUE-STATUS",
+            format!("the stored status cannot be read: {e}"),
+            "use the same version of segue for the command and for `segue run`",
+        )
+    })?;
+    let alive = control.driver().await?.is_some_and(|d| d.is_alive());
+    if !alive && status.run == RunState::Running {
+        status.run = RunState::Stopped;
+    }
+    Ok(Some(Seen { status, age_ms, alive }))
+}
+
+/// Shows the status once, or again and again.
+pub(crate) async fn run(spec: &Spec, watch: bool, json: bool) -> Exit {
+    match show(spec, watch, json).await {
+        Ok(()) => Exit::Done,
+        Err(f) => fault(&f, json),
+    }
+}
+
+async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
+    let control = control(spec).await?;
+    let mut before: Option<Status> = None;
+    let mut drawn = 0;
+    loop {
+        let seen = look(&control).await?.ok_or_else(|| never_run(spec))?;
+        if json {
+            let mut object = serde_json::json!(seen.status);
+            object["alive"] = seen.alive.into();
+            object["age_ms"] = seen.age_ms.into();
+            print_json(&object);
+        } else {
+            let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
+            let mut lines = render(&seen.status, rates.unwrap_or_default());
+            if !seen.alive {
+                let age_s = seen.age_ms / 1000;
+                lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));
+            }
+            let erase = if drawn > 0 { format!("\x1b[{drawn}A\x1b[J") } else { String::new() };
+            print(&format!("{erase}{}\n", lines.join("\n")));
+            drawn = if std::io::stdout().is_terminal() { lines.len() } else { 0 };
+        }
+        if !watch {
+            return Ok(());
+        }
+        before = Some(seen.status);
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,224 @@
+//! `segue run`: the one long-running process of a migration.
+//!
+//! Takes the lease or stands by, then attempts the migration again and again under a fresh token until it is told to
+//! end or a person is needed. Every attempt begins by reading what is durable; there is no other way to recover.
+
+mod attempt;
+pub(crate) mod plan;
+mod screen;
+mod service;
+
+use crate::exit::Exit;
+use crate::report::{RunState, Status};
+use crate::sides::Sides;
+use attempt::{Attempt, Ended};
+use screen::Screen;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::ports::Outcome;
+use segue_engine::throttle::{Limits, Throttle};
+use segue_model::spec::Spec;
+use segue_model::stage::Stage;
+use segue_postgres::control::{Acquired, Control, Lease, NewEntry};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pauses between attempts, the last one repeated.
+const PAUSES: [Duration; 5] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+];
+/// An attempt that lasted this long makes the next pause short again.
+const STEADY: Duration = Duration::from_secs(60);
+/// How often a stand-by asks for the lease.
+const STANDBY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the driver works with, over all attempts.
+pub(crate) struct Driver {
+    /// The validated spec.
+    pub(crate) spec: Spec,
+    /// The databases.
+    pub(crate) sides: Sides,
+    /// The control database.
+    pub(crate) control: Arc<Control>,
+    /// Host and process.
+    pub(crate) holder: String,
+    /// Limits the operator can change.
+    pub(crate) throttle: Arc<Throttle>,
+    /// End when this stage is reached.
+    pub(crate) until: Option<Stage>,
+    /// What people see.
+    pub(crate) screen: Screen,
+}
+
+/// Runs the migration of `spec`.
+pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
+    let screen = Screen::new(json);
+    let driver = match Driver::open(spec, until, screen).await {
+        Ok(driver) => driver,
+        Err(fault) => {
+            screen.fault(&fault);
+            return Exit::Fault;
+        }
+    };
+    tokio::select! {
+        exit = driver.drive() => exit,
+        signal = interrupted() => {
+            driver.screen.say(&format!("stopped by {signal}; `segue run` goes on where it was"));
+            driver.hand_back().await;
+            Exit::Done
+        }
+    }
+}
+
+/// Ends when the process is asked to end.
+async fn interrupted() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}
+
+impl Driver {
+    async fn open(spec: Spec, until: Option<Stage>, screen: Screen) -> Outcome<Driver> {
+        let sides = Sides::of(&spec)?;
+        let control = Control::connect(&sides.control, spec.name.as_str()).await?;
+        Ok(Driver {
+            spec,
+            sides,
+            control: Arc::new(control),
+            holder: holder(),
+            throttle: Arc::new(Throttle::new(Limits::default())),
+            until,
+            screen,
+        })
+    }
+
+    async fn drive(&self) -> Exit {
+        let mut lease = match self.lease().await {
+            Ok(lease) => lease,
+            Err(fault) => return self.give_up(None, &fault).await,
+        };
+        let mut failures = 0;
+        let mut reached_once = false;
+        loop {
+            let began = Instant::now();
+            let attempt = Attempt { driver: self, lease: &lease };
+            let (fault, prepared) = match attempt.run().await {
+                Ended::Done(why) => {
+                    self.screen.say(&why);
+                    let _ = self.control.release(&lease).await;
+                    return Exit::Done;
+                }
+                Ended::Fault { fault, prepared } => (fault, prepared),
+            };
+            reached_once |= prepared;
+            match fault.recovery {
+                // What fails at the very first start is a mistake in the spec or a server that is not there: say so at once.
+                Recovery::Retry | Recovery::Ambiguous if reached_once => {}
+                Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
+                    return self.give_up(Some(&lease), &fault).await;
+                }
+            }
+            failures = if began.elapsed() > STEADY { 0 } else { failures + 1 };
+            let pause = PAUSES[(failures).min(PAUSES.len() - 1)];
+            self.screen.say(&format!("{fault}; trying again in {} ms", pause.as_millis()));
+            tokio::time::sleep(pause).await;
+            lease = match self.renew(lease).await {
+                Ok(lease) => lease,
+                Err(fault) => return self.give_up(None, &fault).await,
+            };
+        }
+    }
+
+    /// Takes the lease; stands by as long as another process holds it.
+    async fn lease(&self) -> Outcome<Lease> {
+        let mut said = String::new();
+        loop {
+            match self.control.acquire(&self.holder).await? {
+                Acquired::Lease(lease) => return Ok(lease),
+                Acquired::Standby(other) => {
+                    let what =
+                        format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str());
+                    if what != said {
+                        self.screen.say(&what);
+                        said = what;
+                    }
+                    tokio::time::sleep(STANDBY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A new token for the next attempt: requests of the last one that are still on their way are shut out by it.
+    async fn renew(&self, lease: Lease) -> Outcome<Lease> {
+        let mut said = false;
+        loop {
+            match self.control.renew(&lease, &self.holder).await {
+                Ok(lease) => return Ok(lease),
+                Err(fault) => match fault.recovery {
+                    Recovery::Retry | Recovery::Ambiguous => {
+                        if !said {
+                            self.screen.say(&format!(
+                                "the control database cannot be reached: {fault}; trying again"
+                            ));
+                            said = true;
+                        }
+                        tokio::time::sleep(PAUSES[1]).await;
+                    }
+                    Recovery::Operator | Recovery::Bug => return Err(fault),
+                },
+            }
+        }
+    }
+
+    /// Ends with a fault: shows it, stores it, gives the lease back.
+    async fn give_up(&self, lease: Option<&Lease>, fault: &Fault) -> Exit {
+        self.screen.fault(fault);
+        if let Some(lease) = lease {
+            let failed = RunState::Failed { fault: fault.what.clone(), next_step: fault.next_step.clone() };
+            if let Ok(Some((body, _))) = self.control.read_status().await
+                && let Ok(mut status) = serde_json::from_value::<Status>(body)
+            {
+                status.run = failed;
+                let _ = self.control.publish_status(lease, &json!(status)).await;
+            }
+            let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
+            let _ = self.record(lease, "fault", body).await;
+            let _ = self.control.release(lease).await;
+        }
+        Exit::Fault
+    }
+
+    /// Gives the lease back after an interrupt, if it is ours.
+    async fn hand_back(&self) {
+        if let Ok(Some(driver)) = self.control.driver().await
+            && driver.holder == self.holder
+        {
+            let _ = self.control.release(&Lease { token: driver.token }).await;
+        }
+    }
+
+    /// Appends a record to the journal.
+    pub(crate) async fn record(&self, lease: &Lease, kind: &str, body: Value) -> Outcome<i64> {
+        let last = self.control.journal(0).await?.last().map_or(0, |entry| entry.seq);
+        let entry = NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body };
+        self.control.append(lease, last, &entry).await
+    }
+}
+
+/// Host and process, for people.
+pub(crate) fn holder() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{} process {}", if host.is_empty() { "this host" } else { host }, std::process::id())
+}

@@ -1,0 +1,83 @@
+//! From the spec and both catalogs to what will be moved; and whether it is still what was begun.
+
+use super::Driver;
+use crate::sides::Sides;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::spec::{Mapping, Spec};
+use segue_model::table::Table;
+use segue_postgres::catalog::{self, Catalog};
+use segue_postgres::control::Entry;
+use serde_json::{Value, json};
+
+/// Reads both catalogs and refuses what cannot be moved, all reasons together.
+pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
+    let mut source = sides.source.connect("plan").await?;
+    let mut target = sides.target.connect("plan").await?;
+    let pairs: Vec<_> = mappings(spec, &source)
+        .await?
+        .into_iter()
+        .map(|Mapping { source, target }| (source, target))
+        .collect();
+    let mut refusals = catalog::server::source_refusals(&source).await?;
+    refusals.extend(catalog::server::target_refusals(&source, &target).await?);
+    let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    refusals.append(&mut catalog.refusals);
+    match refusals.len() {
+        0 => Ok(catalog),
+        1 => Err(refusals.remove(0)),
+        count => Err(together(count, &refusals)),
+    }
+}
+
+/// Many refusals as one fault.
+pub(crate) fn together(count: usize, refusals: &[Fault]) -> Fault {
+    let lines: Vec<String> = refusals
+        .iter()
+        .map(|f| format!("\n  - {} [{}]\n    next: {}", f.what, f.code, f.next_step))
+        .collect();
+    Fault::operator(
+        "SEGUE-PLAN",
+        format!("{count} things stand in the way:{}", lines.concat()),
+        "mend them, then start again; nothing has been changed",
+    )
+}
+
+/// What is remembered of a plan when its stream is born.
+pub(crate) fn remembered(tables: &[Table]) -> Value {
+    let table = |t: &Table| {
+        let columns: Vec<&str> = t.columns.iter().map(|c| c.source.as_str()).collect();
+        json!({ "id": t.id.0, "source": t.source.to_string(), "target": t.target.to_string(), "columns": columns })
+    };
+    json!({ "tables": tables.iter().map(table).collect::<Vec<_>>() })
+}
+
+impl Driver {
+    /// Whether the plan is still the one whose stream was born: table numbers are stored with regions.
+    pub(super) fn check_unchanged(&self, journal: &[Entry], tables: &[Table]) -> Outcome<()> {
+        let Some(born) = journal.iter().rev().find(|e| e.entry.kind == "born") else { return Ok(()) };
+        if born.entry.body.get("plan") == Some(&remembered(tables)) {
+            return Ok(());
+        }
+        Err(Fault::operator(
+            "SEGUE-PLAN-CHANGED",
+            "the tables or columns are no longer those that the migration was begun with: the spec, or a table, has changed",
+            "put the spec or the table back as it was; or `segue cancel` and begin anew",
+        ))
+    }
+}
+
+/// The target tables of `spec`, as its selection reads against the source now.
+pub(crate) async fn target_tables(spec: &Spec, sides: &Sides) -> Outcome<Vec<QualifiedName>> {
+    let source = sides.source.connect("plan").await?;
+    Ok(mappings(spec, &source).await?.into_iter().map(|m| m.target).collect())
+}
+
+async fn mappings(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<Mapping>> {
+    let all = catalog::all_tables(source).await?;
+    spec.selection.resolve(&all).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Fault::operator("SEGUE-SELECTION", lines.join("\n  "), "correct `tables` in the spec")
+    })
+}

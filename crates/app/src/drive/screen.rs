@@ -1,0 +1,131 @@
+//! What `segue run` shows: a live display on a terminal, plain lines elsewhere, objects with `--json`.
+
+use crate::report::{Rates, Status, render};
+use segue_engine::fault::Fault;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Without a terminal a line is printed this often, and whenever the stage or the run state changes.
+const LINE_PAUSE: Duration = Duration::from_secs(5);
+
+/// The display.
+pub(crate) struct Screen {
+    manner: Manner,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Live,
+    Lines,
+    Json,
+}
+
+#[derive(Default)]
+struct State {
+    drawn: usize,
+    last: Option<Status>,
+    printed: Option<Instant>,
+}
+
+impl Screen {
+    /// A display fit for standard output.
+    pub(crate) fn new(json: bool) -> Screen {
+        let manner = match (json, std::io::stdout().is_terminal()) {
+            (true, _) => Manner::Json,
+            (false, true) => Manner::Live,
+            (false, false) => Manner::Lines,
+        };
+        Screen { manner, state: Mutex::default() }
+    }
+
+    /// Says something that stays.
+    pub(crate) fn say(&self, text: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.manner {
+            Manner::Json => print(&format!("{}\n", serde_json::json!({ "message": text }))),
+            Manner::Lines => print(&format!("segue: {text}\n")),
+            Manner::Live => {
+                print(&format!("{}{text}\n", erase(state.drawn)));
+                state.drawn = 0;
+            }
+        }
+    }
+
+    /// Shows a fault.
+    pub(crate) fn fault(&self, fault: &Fault) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.drawn = 0;
+        if self.manner == Manner::Json {
+            let object =
+                serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step });
+            print(&format!("{object}\n"));
+        } else {
+            eprintln!("segue: {fault}");
+        }
+    }
+
+    /// Shows the status.
+    pub(crate) fn show(&self, status: &Status) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let rates = state.last.as_ref().map(|last| Rates::between(&last.progress, &status.progress));
+        let changed = state.last.as_ref().is_none_or(|l| l.stage != status.stage || l.run != status.run);
+        let due = state.printed.is_none_or(|at| at.elapsed() >= LINE_PAUSE) || changed;
+        match self.manner {
+            Manner::Live => {
+                let lines = render(status, rates.unwrap_or_default());
+                print(&format!("{}{}\n", erase(state.drawn), lines.join("\n")));
+                state.drawn = lines.len();
+                state.last = Some(status.clone());
+            }
+            Manner::Lines if due => {
+                print(&format!("{}\n", line(status, rates.unwrap_or_default())));
+                state.printed = Some(Instant::now());
+                state.last = Some(status.clone());
+            }
+            Manner::Json if due => {
+                print(&format!("{}\n", serde_json::json!(status)));
+                state.printed = Some(Instant::now());
+                state.last = Some(status.clone());
+            }
+            Manner::Lines | Manner::Json => {}
+        }
+    }
+}
+
+/// Moves up over what was drawn and clears it.
+fn erase(lines: usize) -> String {
+    if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
+}
+
+/// One line that says it all.
+fn line(status: &Status, rates: Rates) -> String {
+    let p = &status.progress;
+    let rows: u64 = p.tables.iter().map(|t| t.rows).sum();
+    let done = p.tables.iter().filter(|t| t.complete).count();
+    let mut text = format!(
+        "segue: {} {}  tables {done}/{}  rows {rows} ({:.0}/s)  tx {} ({:.0}/s)  lag {} B {} ms",
+        status.migration,
+        status.stage,
+        p.tables.len(),
+        rates.rows_per_s,
+        p.transactions,
+        rates.transactions_per_s,
+        p.lag_bytes,
+        p.lag_ms,
+    );
+    for wait in &p.waits {
+        text = format!("{text}  [{} waits: {}]", wait.who, wait.reason);
+    }
+    for warning in &status.warnings {
+        text = format!("{text}  [warning: {warning}]");
+    }
+    text
+}
+
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nobody reads any more: going on with the migration matters more than the display.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

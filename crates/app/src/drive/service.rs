@@ -1,0 +1,188 @@
+//! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
+
+use super::Driver;
+use crate::report::{LiveVerification, RunState, SlotState, Status};
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_engine::progress::Progress;
+use segue_engine::throttle::Limits;
+use segue_model::stage::Stage;
+use segue_postgres::catalog::server;
+use segue_postgres::control::{Command, Lease};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How often the heart beats and the status is stored.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often the source's health is looked at, in beats.
+const HEALTH_BEATS: u64 = 3;
+
+/// The driver's service during one attempt.
+pub(super) struct Service<'d> {
+    pub(super) driver: &'d Driver,
+    pub(super) lease: &'d Lease,
+    pub(super) progress: Arc<Progress>,
+    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) slot: String,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Service<'_> {
+    /// Serves until something ends the attempt: `Ok` says why it was meant to end.
+    pub(super) async fn serve(&self) -> Outcome<String> {
+        tokio::select! {
+            ended = self.beat() => ended,
+            ended = self.commands() => ended,
+            ended = self.stages() => ended,
+        }
+    }
+
+    /// Journals the stage that the run reaches, and ends at the one that was asked for.
+    async fn stages(&self) -> Outcome<String> {
+        let mut stage = self.stage.clone();
+        loop {
+            let now = *stage.borrow_and_update();
+            if self.driver.until.is_some_and(|until| now.has_reached(until)) {
+                self.publish(&SlotState::default()).await?;
+                return Ok(format!("stage {now} is reached; `segue run` goes on from here"));
+            }
+            if stage.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let now = *stage.borrow();
+            self.driver.record(self.lease, now.name(), json!({ "token": self.lease.token })).await?;
+        }
+    }
+
+    async fn beat(&self) -> Outcome<String> {
+        let mut ticks = tokio::time::interval(BEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut slot = SlotState::default();
+        for beat in 0u64.. {
+            ticks.tick().await;
+            self.driver.control.beat(self.lease).await?;
+            if beat % HEALTH_BEATS == 0 {
+                slot = self.health().await?;
+            }
+            self.publish(&slot).await?;
+        }
+        Ok(String::new())
+    }
+
+    /// The slot's state, and whether Segue's own walsender has become a standby that commits wait for.
+    async fn health(&self) -> Outcome<SlotState> {
+        let client = self.driver.sides.source.connect("health").await?;
+        if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
+            return Err(fault);
+        }
+        let state = server::slot_state(&client, &self.slot).await?;
+        Ok(SlotState {
+            name: self.slot.clone(),
+            retained_bytes: state.retained_bytes,
+            retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
+            wal_status: state.wal_status,
+        })
+    }
+
+    async fn publish(&self, slot: &SlotState) -> Outcome<()> {
+        let status = self.status(slot);
+        self.driver.screen.show(&status);
+        self.driver.control.publish_status(self.lease, &json!(status)).await
+    }
+
+    fn status(&self, slot: &SlotState) -> Status {
+        let Driver { spec, sides, throttle, holder, .. } = self.driver;
+        let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
+        let mut warnings = self.warnings.clone();
+        if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
+            warnings.push(
+                "the source keeps more log for the stream than `limits.retained_wal_bytes_max` allows; the backfill yields"
+                    .to_owned(),
+            );
+        }
+        Status {
+            migration: spec.name.as_str().to_owned(),
+            stage: *self.stage.borrow(),
+            run,
+            source: sides.source.to_string(),
+            target: sides.target.to_string(),
+            driver: holder.clone(),
+            token: self.lease.token,
+            progress: self.progress.snapshot(),
+            slot: slot.clone(),
+            live: LiveVerification::default(),
+            warnings,
+        }
+    }
+
+    async fn commands(&self) -> Outcome<String> {
+        let listener = self.driver.control.listen_for_commands().await?;
+        loop {
+            let command = self.driver.control.next_command(self.lease, &listener).await?;
+            let (answer, end) = match self.obey(&command) {
+                Ok(Obeyed::GoOn(answer)) => (answer, None),
+                Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
+                Err(fault) => {
+                    (json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }), None)
+                }
+            };
+            if end.is_none() {
+                let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
+                self.driver.record(self.lease, "command", body).await?;
+            }
+            self.driver.control.answer(self.lease, command.id, &answer).await?;
+            if let Some(why) = end {
+                return Ok(why);
+            }
+        }
+    }
+
+    fn obey(&self, command: &Command) -> Outcome<Obeyed> {
+        let throttle = &self.driver.throttle;
+        let number = |name: &str| command.arguments.get(name).and_then(Value::as_u64);
+        let mut limits = throttle.limits();
+        let done = match command.verb.as_str() {
+            "pause" => {
+                let reason =
+                    command.arguments.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
+                limits.paused = Some(format!("by {}: {reason}", command.asked_by));
+                "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
+            }
+            "resume" => {
+                limits.paused = None;
+                "resumed"
+            }
+            "throttle" => {
+                let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
+                limits = Limits {
+                    paused: limits.paused,
+                    workers_max: number("workers")
+                        .and_then(|n| usize::try_from(n).ok())
+                        .or(limits.workers_max.filter(|_| !off)),
+                    bytes_per_s_max: number("rate").or(limits.bytes_per_s_max.filter(|_| !off)),
+                };
+                "the copy is throttled as asked"
+            }
+            "stop" => {
+                let why = format!("stopped by {}", command.asked_by);
+                return Ok(Obeyed::End(json!({ "done": "stopped" }), why));
+            }
+            other => {
+                return Err(Fault::operator(
+                    "SEGUE-VERB",
+                    format!("the driver does not know the command `{other}`"),
+                    "use the same version of segue for the command and for `segue run`",
+                ));
+            }
+        };
+        throttle.set(limits);
+        Ok(Obeyed::GoOn(json!({ "done": done })))
+    }
+}
+
+enum Obeyed {
+    GoOn(Value),
+    End(Value, String),
+}

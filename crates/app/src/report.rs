@@ -1,0 +1,285 @@
+//! What a migration looks like to people and machines: the status object and its picture in text.
+//!
+//! The object is stable: `status --json` prints it, the driver stores it every second. Rendering is pure.
+
+use segue_engine::progress::Snapshot;
+use segue_model::stage::Stage;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// Whether the driver makes progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub(crate) enum RunState {
+    /// It does.
+    Running,
+    /// Someone paused it.
+    Paused {
+        /// Who, and why.
+        why: String,
+    },
+    /// It lost a connection or a server and tries again by itself.
+    Retrying {
+        /// What happened.
+        fault: String,
+    },
+    /// It needs a person.
+    Failed {
+        /// What happened.
+        fault: String,
+        /// What to do.
+        next_step: String,
+    },
+    /// It was stopped.
+    Stopped,
+}
+
+/// The state of the log that the source keeps for the stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SlotState {
+    /// Its name.
+    pub(crate) name: String,
+    /// Log that the source keeps because of it.
+    pub(crate) retained_bytes: u64,
+    /// The bound of the spec.
+    pub(crate) retained_bytes_max: u64,
+    /// `reserved`, `extended`, `unreserved`, `lost`; empty before PostgreSQL 13.
+    pub(crate) wal_status: String,
+}
+
+/// What live verification has compared since the driver started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LiveVerification {
+    /// Keys compared.
+    pub(crate) compared: u64,
+    /// Keys that changed too often to be compared.
+    pub(crate) hot: u64,
+    /// Confirmed differences.
+    pub(crate) divergent: u64,
+}
+
+/// The status object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The migration.
+    pub(crate) migration: String,
+    /// Where it is in its life.
+    pub(crate) stage: Stage,
+    /// Whether it makes progress.
+    pub(crate) run: RunState,
+    /// Where from, without password.
+    pub(crate) source: String,
+    /// Where to, without password.
+    pub(crate) target: String,
+    /// Who drives it.
+    pub(crate) driver: String,
+    /// The driver's fencing token.
+    pub(crate) token: i64,
+    /// The copy and the stream.
+    pub(crate) progress: Snapshot,
+    /// The slot.
+    pub(crate) slot: SlotState,
+    /// Live verification.
+    pub(crate) live: LiveVerification,
+    /// Things the operator should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Rates between two looks at a migration.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rates {
+    /// Rows copied a second.
+    pub(crate) rows_per_s: f64,
+    /// Bytes copied a second.
+    pub(crate) bytes_per_s: f64,
+    /// Transactions applied a second.
+    pub(crate) transactions_per_s: f64,
+}
+
+impl Rates {
+    /// Rates from `before` to `now`; zero without a distance in time.
+    pub(crate) fn between(before: &Snapshot, now: &Snapshot) -> Rates {
+        let seconds = now.running_ms.saturating_sub(before.running_ms) as f64 / 1000.0;
+        if seconds <= 0.0 {
+            return Rates::default();
+        }
+        let rows = |s: &Snapshot| s.tables.iter().map(|t| t.rows).sum::<u64>();
+        let bytes = |s: &Snapshot| s.tables.iter().map(|t| t.bytes).sum::<u64>();
+        let rate = |a: u64, b: u64| b.saturating_sub(a) as f64 / seconds;
+        Rates {
+            rows_per_s: rate(rows(before), rows(now)),
+            bytes_per_s: rate(bytes(before), bytes(now)),
+            transactions_per_s: rate(before.transactions, now.transactions),
+        }
+    }
+}
+
+/// Tables shown one by one; the rest is summed up.
+const TABLES_SHOWN_MAX: usize = 12;
+
+/// The status as lines for a screen of about 100 columns.
+pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
+    let mut lines = vec![
+        format!("{}  {}  {}", status.migration, status.stage, run_text(&status.run)),
+        format!("  {} -> {}", status.source, status.target),
+    ];
+    if status.stage == Stage::Backfilling {
+        copy_lines(&status.progress, rates, &mut lines);
+    }
+    let p = &status.progress;
+    if status.stage == Stage::Backfilling || status.stage == Stage::Following {
+        let [p50, p99, max] = p.latency_ms;
+        lines.push(format!(
+            "  stream  lag {} / {} ms  {:.0} tx/s  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
+            bytes_text(p.lag_bytes),
+            p.lag_ms,
+            rates.transactions_per_s,
+            p.transactions,
+        ));
+        lines.push(format!(
+            "  source keeps {} of log (bound {})",
+            bytes_text(status.slot.retained_bytes),
+            bytes_text(status.slot.retained_bytes_max)
+        ));
+    }
+    if status.live.compared > 0 {
+        let live = &status.live;
+        lines.push(format!(
+            "  live verification  {} compared  {} divergent  {} hot",
+            live.compared, live.divergent, live.hot
+        ));
+    }
+    for wait in &p.waits {
+        lines.push(format!("  {} waits {:.1} s: {}", wait.who, wait.since_ms as f64 / 1000.0, wait.reason));
+    }
+    lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
+    if let RunState::Failed { fault, next_step } = &status.run {
+        lines.push(format!("  fault: {fault}"));
+        lines.push(format!("  next: {next_step}"));
+    }
+    lines
+}
+
+fn run_text(run: &RunState) -> String {
+    match run {
+        RunState::Running => "running".to_owned(),
+        RunState::Paused { why } => format!("paused ({why})"),
+        RunState::Retrying { fault } => format!("retrying ({fault})"),
+        RunState::Failed { .. } => "failed".to_owned(),
+        RunState::Stopped => "stopped".to_owned(),
+    }
+}
+
+fn copy_lines(progress: &Snapshot, rates: Rates, lines: &mut Vec<String>) {
+    let busy = |t: &&segue_engine::progress::TableProgress| !t.complete;
+    let done = progress.tables.iter().filter(|t| t.complete).count();
+    let rows: u64 = progress.tables.iter().map(|t| t.rows).sum();
+    let promised: u64 = progress.tables.iter().map(|t| t.rows_estimated.max(t.rows)).sum();
+    let eta = if rates.rows_per_s > 0.0 && promised > rows {
+        format!("  about {:.0} s left", (promised - rows) as f64 / rates.rows_per_s)
+    } else {
+        String::new()
+    };
+    lines.push(format!(
+        "  copy    {done} of {} tables  {rows} of about {promised} rows  {:.0} rows/s  {}/s{eta}",
+        progress.tables.len(),
+        rates.rows_per_s,
+        bytes_text(rates.bytes_per_s as u64)
+    ));
+    for t in progress.tables.iter().filter(busy).take(TABLES_SHOWN_MAX) {
+        let share =
+            if t.rows_estimated == 0 { 0.0 } else { (t.rows as f64 / t.rows_estimated as f64).min(1.0) };
+        let mut bar = String::new();
+        for i in 0..20 {
+            let _ = write!(bar, "{}", if f64::from(i) < share * 20.0 { '#' } else { '.' });
+        }
+        lines.push(format!(
+            "    {:<32} {bar} {:>3.0} %  {} rows  {}",
+            t.table,
+            share * 100.0,
+            t.rows,
+            bytes_text(t.bytes)
+        ));
+    }
+    let hidden = progress.tables.iter().filter(busy).count().saturating_sub(TABLES_SHOWN_MAX);
+    if hidden > 0 {
+        lines.push(format!("    and {hidden} more"));
+    }
+}
+
+/// Bytes for people.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_engine::progress::{TableProgress, Wait};
+
+    fn status() -> Status {
+        let table = |name: &str, rows, complete| TableProgress {
+            table: name.into(),
+            rows,
+            bytes: rows * 100,
+            regions: 1,
+            rows_estimated: 1000,
+            complete,
+        };
+        let progress = Snapshot {
+            running_ms: 1000,
+            tables: vec![table("public.a", 250, false), table("public.b", 1000, true)],
+            waits: vec![Wait { who: "copy".into(), reason: "because".into(), since_ms: 1500 }],
+            ..Snapshot::default()
+        };
+        Status {
+            migration: "m".into(),
+            stage: Stage::Backfilling,
+            run: RunState::Running,
+            source: "a@h:1/x".into(),
+            target: "b@h:2/y".into(),
+            driver: "host 1".into(),
+            token: 3,
+            progress,
+            slot: SlotState::default(),
+            live: LiveVerification::default(),
+            warnings: vec!["look out".into()],
+        }
+    }
+
+    #[test]
+    fn the_screen_says_what_is_copied_what_is_left_and_what_is_waited_for() {
+        let before = Snapshot::default();
+        let status = status();
+        let text = render(&status, Rates::between(&before, &status.progress)).join("\n");
+        for part in [
+            "m  backfilling  running",
+            "1 of 2 tables  1250 of about 2000 rows  1250 rows/s",
+            "about 1 s left",
+            "public.a                         #####...............  25 %  250 rows  24.4 KiB",
+            "copy waits 1.5 s: because",
+            "warning: look out",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+        assert!(!text.contains("public.b "), "complete tables are summed up");
+    }
+
+    #[test]
+    fn the_object_round_trips() {
+        let text = serde_json::to_string(&status()).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status());
+    }
+
+    #[test]
+    fn bytes_read_well() {
+        assert_eq!([bytes_text(0), bytes_text(1536), bytes_text(3 << 30)], ["0 B", "1.5 KiB", "3.0 GiB"]);
+    }
+}

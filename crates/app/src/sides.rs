@@ -1,0 +1,40 @@
+//! The databases of a migration: source, target and control, reached as the spec says.
+
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_postgres::connect::Endpoint;
+
+/// Where the three databases are.
+#[derive(Debug, Clone)]
+pub(crate) struct Sides {
+    /// Owned the data when the migration was planned.
+    pub(crate) source: Endpoint,
+    /// The other one.
+    pub(crate) target: Endpoint,
+    /// Journal, lease and commands; the target unless the spec names another.
+    pub(crate) control: Endpoint,
+    /// The control database is the target.
+    pub(crate) control_is_target: bool,
+}
+
+impl Sides {
+    /// The databases of `spec`.
+    pub(crate) fn of(spec: &Spec) -> Outcome<Sides> {
+        let control_is_target = spec.control.expose() == spec.target.expose();
+        Ok(Sides {
+            source: Endpoint::parse(spec.source.expose()).map_err(|f| f.during("the spec's `source`"))?,
+            target: Endpoint::parse(spec.target.expose()).map_err(|f| f.during("the spec's `target`"))?,
+            control: Endpoint::parse(spec.control.expose()).map_err(|f| f.during("the spec's `control`"))?,
+            control_is_target,
+        })
+    }
+
+    /// Every database that is written to, each once.
+    pub(crate) fn written(&self) -> Vec<&Endpoint> {
+        let mut all = vec![&self.control, &self.source];
+        if !self.control_is_target {
+            all.push(&self.target);
+        }
+        all
+    }
+}

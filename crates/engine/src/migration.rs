@@ -1,0 +1,203 @@
+//! One run of a migration's pipelines, from the stored state to the first fault: restore the map, follow, copy,
+//! and hand everything to the stream when the copy is done.
+//!
+//! A first start, a restart after a crash and a retry after a lost connection all enter here.
+
+use crate::backfill::{self, Shared, Work};
+use crate::fault::Fault;
+use crate::follow;
+use crate::killpoint;
+use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
+use crate::progress::Progress;
+use crate::regions::Regions;
+use crate::throttle::Throttle;
+use segue_model::key::{KeyText, compare};
+use segue_model::region::{CopiedRegion, Extent, UnitRegions};
+use segue_model::seam::Xid;
+use segue_model::stage::Stage;
+use segue_model::table::{KeyOrder, Table, TableId, UnitId};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Bounds of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Copy workers.
+    pub workers: usize,
+    /// How long the copy of a region should take.
+    pub region_target: Duration,
+    /// Bounds of the stream's pipeline.
+    pub follow: follow::Limits,
+}
+
+/// One run. Made from the stored state, used once.
+pub struct Run<S, T> {
+    shared: Arc<Shared<S, T>>,
+    tables: BTreeMap<TableId, Arc<Table>>,
+    stored: Stored,
+    settings: Settings,
+    stage: watch::Sender<Stage>,
+}
+
+impl<S: Source, T: Target> Run<S, T> {
+    /// Reads the stored state and rebuilds the region map from it.
+    pub async fn prepare(
+        source: Arc<S>,
+        target: Arc<T>,
+        tables: Vec<Arc<Table>>,
+        throttle: Arc<Throttle>,
+        settings: Settings,
+    ) -> Outcome<Self> {
+        let stored = target.stored().await?;
+        let near = source.seam().await?.xmax();
+        let tables: BTreeMap<TableId, Arc<Table>> = tables.into_iter().map(|t| (t.id, t)).collect();
+        let units = restore(&*source, &tables, &stored).await?;
+        let progress = Progress::new(tables.values().map(|t| &**t), stored.checkpoint.position);
+        for (unit, regions) in &stored.regions {
+            let table = TableId(unit.0);
+            regions.iter().for_each(|r| progress.region_copied(table, r.rows, r.bytes));
+            if units.get(unit).is_none_or(UnitRegions::is_complete) {
+                progress.table_complete(table);
+            }
+        }
+        let stage = if stored.backfilled { Stage::Following } else { Stage::Backfilling };
+        let shared = Shared {
+            source,
+            target,
+            regions: Arc::new(Regions::new(units, near)),
+            progress: Arc::new(progress),
+            throttle,
+            region_target: settings.region_target,
+        };
+        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage: watch::Sender::new(stage) })
+    }
+
+    /// The counters of this run.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.shared.progress.clone()
+    }
+
+    /// The stage, as it changes.
+    pub fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    /// Runs until something fails. Dropping the future stops everything; what is durable stays so.
+    pub async fn run(self) -> Fault {
+        let from = self.stored.checkpoint.position;
+        let follow = follow::run(self.shared.clone(), self.tables.clone(), from, self.settings.follow);
+        let ended = tokio::select! {
+            ended = follow => ended,
+            fault = self.copy_all() => fault,
+        };
+        ended.err().unwrap_or_else(|| Fault::bug("SEGUE-ENDED", "the stream has ended without a fault"))
+    }
+
+    /// Copies everything, then waits for ever; ends only with a fault.
+    async fn copy_all(&self) -> Outcome<()> {
+        if !self.stored.backfilled {
+            let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
+            backfill::run(self.shared.clone(), work, self.settings.workers).await?;
+            self.hand_over().await?;
+            self.stage.send_replace(Stage::Following);
+        }
+        std::future::pending().await
+    }
+
+    /// Everything is copied: once the stream has passed a signal emitted after the last seam, every event applies
+    /// and no region needs to be remembered. A single row that the stream had copied meanwhile has a later seam
+    /// and asks for another signal.
+    async fn hand_over(&self) -> Outcome<()> {
+        let Shared { progress, regions, source, target, .. } = &*self.shared;
+        progress
+            .waiting("copy", Some("everything is copied; the stream catches up with the last region".into()));
+        loop {
+            let marked = regions.marked();
+            let mut applied = progress.watch_applied();
+            let signal = source.signal().await?;
+            killpoint::pass("backfill.signalled");
+            let passed = applied.wait_for(|a| a.signal >= signal).await;
+            passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
+            if regions.retire(marked) {
+                break;
+            }
+        }
+        progress.waiting("copy", None);
+        killpoint::pass("backfill.passed");
+        // Killed before this line, the next start finds regions whose seams lie before everything still to come.
+        target.forget_regions().await?;
+        killpoint::pass("backfill.forgotten");
+        Ok(())
+    }
+}
+
+/// The region maps as they are stored.
+async fn restore<S: Source>(
+    source: &S,
+    tables: &BTreeMap<TableId, Arc<Table>>,
+    stored: &Stored,
+) -> Outcome<BTreeMap<UnitId, UnitRegions>> {
+    let mut units = BTreeMap::new();
+    for table in tables.values() {
+        let unit = UnitId::from(table.id);
+        let regions = stored.regions.get(&unit).map_or(&[][..], Vec::as_slice);
+        let order: Vec<KeyOrder> = table.key().map_or_else(Vec::new, |k| k.order.clone());
+        if stored.backfilled {
+            if !regions.is_empty() {
+                units.insert(unit, overrides(order, regions));
+            }
+            continue;
+        }
+        let copied = in_key_order(source, table, regions).await?;
+        let skipped: BTreeSet<Xid> =
+            stored.checkpoint.skipped.get(&unit).into_iter().flatten().copied().collect();
+        let inconsistent =
+            |e| Fault::bug("SEGUE-REGIONS", format!("stored regions of {}: {e}", table.source));
+        units.insert(unit, UnitRegions::restore(order, copied, skipped).map_err(inconsistent)?);
+    }
+    Ok(units)
+}
+
+fn overrides(order: Vec<KeyOrder>, regions: &[StoredRegion]) -> UnitRegions {
+    let mut unit = UnitRegions::followed(order);
+    for region in regions {
+        match &region.copied.extent {
+            Extent::Key(key) => unit.override_key(key.clone(), region.copied.seam.clone()),
+            Extent::Range { .. } => unit.override_all(region.copied.seam.clone()),
+        }
+    }
+    unit
+}
+
+/// Stored regions sorted by their lower bounds; the source is asked where only it knows the order.
+async fn in_key_order<S: Source>(
+    source: &S,
+    table: &Table,
+    regions: &[StoredRegion],
+) -> Outcome<Vec<CopiedRegion>> {
+    let lower = |r: &StoredRegion| match &r.copied.extent {
+        Extent::Range { lower, .. } => lower.clone(),
+        Extent::Key(_) => None,
+    };
+    let lowers: Vec<KeyText> = regions.iter().filter_map(lower).collect();
+    let order = table.key().map_or(&[][..], |k| &k.order);
+    let mut places = if order.contains(&KeyOrder::AskSource) {
+        source.places(table, &lowers, &lowers).await?
+    } else {
+        let mut sorted = lowers.clone();
+        sorted.sort_by(|a, b| compare(order, a, b).unwrap_or(Ordering::Equal));
+        let below = |key| sorted.partition_point(|l| compare(order, l, key) == Some(Ordering::Less));
+        lowers.iter().map(below).collect()
+    }
+    .into_iter();
+    let mut placed: Vec<(usize, CopiedRegion)> = Vec::with_capacity(regions.len());
+    for region in regions {
+        let place = if lower(region).is_some() { places.next().map_or(0, |p| p + 1) } else { 0 };
+        placed.push((place, region.copied.clone()));
+    }
+    placed.sort_by_key(|(place, _)| *place);
+    Ok(placed.into_iter().map(|(_, region)| region).collect())
+}

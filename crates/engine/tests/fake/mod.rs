@@ -1,0 +1,515 @@
+//! In-memory source and target with the properties that matter: commits that are in the log before snapshots
+//! show them, row locks, snapshots, log positions, transactions on the target that vanish when dropped.
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use segue_engine::fault::Fault;
+use segue_engine::ports::*;
+use segue_model::change::{Action, Change, Row, TransactionHead, Value};
+use segue_model::key::{KeyText, compare};
+use segue_model::name::QualifiedName;
+use segue_model::net::Net;
+use segue_model::position::Position;
+use segue_model::region::{CopiedRegion, Extent};
+use segue_model::seam::{Seam, Xid, Xid32};
+use segue_model::table::*;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+pub type Rows = BTreeMap<i64, (String, String)>;
+
+pub fn table() -> Table {
+    let column = |name: &str, sql_type: &str| Column {
+        source: name.into(),
+        target: name.into(),
+        target_type: sql_type.into(),
+        transport: Transport::Binary,
+        array: ArrayForm::Typed,
+        nullable: false,
+        identity_always: false,
+    };
+    Table {
+        id: TableId(0),
+        source: QualifiedName::new("public", "t"),
+        target: QualifiedName::new("public", "t"),
+        columns: vec![column("id", "bigint"), column("a", "text"), column("big", "text")],
+        identity: Identity::Key(Key {
+            columns: vec![0],
+            order: vec![KeyOrder::Integer],
+            bytewise: true,
+            target_deferrable: false,
+        }),
+        one_region: None,
+        estimate: Estimate::default(),
+    }
+}
+
+fn text(s: &str) -> Value {
+    Value::Text(Bytes::copy_from_slice(s.as_bytes()))
+}
+fn row(id: i64, a: &str, big: Option<&str>) -> Row {
+    vec![text(&id.to_string()), text(a), big.map_or(Value::Unchanged, text)].into()
+}
+fn id_of(key: &KeyText) -> i64 {
+    std::str::from_utf8(&key.0[0]).unwrap().parse().unwrap()
+}
+fn parse(row: &Row) -> (i64, Option<String>, Option<String>) {
+    let get = |i: usize| row[i].text().map(|b| String::from_utf8(b.to_vec()).unwrap());
+    (get(0).unwrap().parse().unwrap(), get(1), get(2))
+}
+fn key(id: i64) -> KeyText {
+    KeyText::from_texts([id.to_string()])
+}
+fn within(extent: &Extent, id: i64) -> bool {
+    let order = [KeyOrder::Integer];
+    match extent {
+        Extent::Key(k) => id_of(k) == id,
+        Extent::Range { lower, upper } => {
+            lower.as_ref().is_none_or(|l| compare(&order, l, &key(id)) == Some(Ordering::Less))
+                && upper.as_ref().is_none_or(|u| compare(&order, &key(id), u) != Some(Ordering::Greater))
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    xid: u64,
+    changes: Vec<Change>,
+    signal: Option<u64>,
+    /// The rows it leaves behind, key by key.
+    writes: Vec<(i64, Option<(String, String)>)>,
+}
+
+#[derive(Debug)]
+pub struct Db {
+    rng: StdRng,
+    next_xid: u64,
+    /// Allocated and not yet ended for snapshots.
+    in_progress: BTreeSet<u64>,
+    /// Keys written by transactions that have not ended.
+    locked: BTreeMap<i64, u64>,
+    log: Vec<Entry>,
+    visible: Rows,
+    signals: u64,
+}
+
+/// The source, and the application that writes to it.
+#[derive(Clone)]
+pub struct FakeSource {
+    pub db: Arc<Mutex<Db>>,
+    grown: Arc<Notify>,
+}
+
+/// Gives way to other tasks a random number of times.
+pub async fn dither(rng: &Mutex<Db>) {
+    let n = rng.lock().unwrap().rng.random_range(0..4);
+    for _ in 0..n {
+        tokio::task::yield_now().await;
+    }
+}
+
+impl FakeSource {
+    pub fn new(seed: u64, rows: i64) -> Self {
+        let visible = (0..rows).map(|i| (i * 10, (format!("a{i}"), format!("big{i}")))).collect();
+        let db = Db {
+            rng: StdRng::seed_from_u64(seed),
+            next_xid: 100,
+            in_progress: BTreeSet::new(),
+            locked: BTreeMap::new(),
+            log: Vec::new(),
+            visible,
+            signals: 0,
+        };
+        FakeSource { db: Arc::new(Mutex::new(db)), grown: Arc::new(Notify::new()) }
+    }
+
+    pub fn rows(&self) -> Rows {
+        self.db.lock().unwrap().visible.clone()
+    }
+
+    /// One application transaction: writes, enters the log, is seen by snapshots some time later. Or rolls back.
+    pub async fn transact(&self, label: u64) {
+        let planned = self.db.lock().unwrap().plan(label);
+        dither(&self.db).await;
+        let Some((xid, entry)) = planned else { return };
+        let abort = self.db.lock().unwrap().rng.random_range(0..8) == 0;
+        if !abort {
+            self.db.lock().unwrap().log.push(entry.clone());
+            self.grown.notify_waiters();
+            // In the log, not yet visible: a synchronous standby takes its time.
+            let slow = self.db.lock().unwrap().rng.random_range(0..12) * 4;
+            for _ in 0..slow {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.db.lock().unwrap().end(xid, (!abort).then_some(&entry));
+    }
+
+    async fn entry(&self, index: usize) -> Entry {
+        loop {
+            let grown = self.grown.notified();
+            if let Some(entry) = self.db.lock().unwrap().log.get(index) {
+                return entry.clone();
+            }
+            grown.await;
+        }
+    }
+}
+
+impl Db {
+    /// Plans a transaction of one to three statements on keys nobody has locked, and locks them.
+    fn plan(&mut self, label: u64) -> Option<(u64, Entry)> {
+        let xid = self.next_xid;
+        let mut rows = self.visible.clone();
+        let (mut changes, mut touched) = (Vec::new(), BTreeSet::new());
+        for step in 0..self.rng.random_range(1..4) {
+            let id = self.rng.random_range(0..40) * 5;
+            let to = self.rng.random_range(0..40) * 5;
+            if [id, to].iter().any(|k| self.locked.contains_key(k)) {
+                continue;
+            }
+            let mark = format!("x{label}.{step}");
+            let action = match (self.rng.random_range(0..5), rows.get(&id).cloned(), rows.contains_key(&to)) {
+                (0, Some(_), _) => {
+                    rows.remove(&id);
+                    Action::Delete { old: vec![text(&id.to_string()), Value::Null, Value::Null].into() }
+                }
+                (1, Some((_, big)), false) if id != to => {
+                    rows.remove(&id);
+                    rows.insert(to, (mark.clone(), big));
+                    let old = Some(vec![text(&id.to_string()), Value::Null, Value::Null].into());
+                    Action::Update { old, new: row(to, &mark, None) }
+                }
+                (2, Some(_), _) => {
+                    rows.insert(id, (mark.clone(), mark.clone()));
+                    Action::Update { old: None, new: row(id, &mark, Some(&mark)) }
+                }
+                (_, Some((_, big)), _) => {
+                    rows.insert(id, (mark.clone(), big));
+                    Action::Update { old: None, new: row(id, &mark, None) }
+                }
+                (_, None, _) => {
+                    rows.insert(id, (mark.clone(), mark.clone()));
+                    Action::Insert { new: row(id, &mark, Some(&mark)) }
+                }
+            };
+            touched.extend([id, to]);
+            changes.push(Change { table: TableId(0), unit: UnitId(0), action });
+        }
+        if changes.is_empty() {
+            return None;
+        }
+        self.next_xid += 1;
+        self.in_progress.insert(xid);
+        touched.iter().for_each(|k| {
+            self.locked.insert(*k, xid);
+        });
+        let writes = touched.into_iter().map(|k| (k, rows.get(&k).cloned())).collect();
+        Some((xid, Entry { xid, changes, signal: None, writes }))
+    }
+
+    fn end(&mut self, xid: u64, committed: Option<&Entry>) {
+        self.in_progress.remove(&xid);
+        self.locked.retain(|_, owner| *owner != xid);
+        for (k, value) in committed.into_iter().flat_map(|e| &e.writes) {
+            match value {
+                Some(value) => self.visible.insert(*k, value.clone()),
+                None => self.visible.remove(k),
+            };
+        }
+    }
+
+    fn seam(&self) -> Seam {
+        let xmin = self.in_progress.first().copied().unwrap_or(self.next_xid);
+        Seam::new(Xid(xmin), Xid(self.next_xid), self.in_progress.iter().map(|x| Xid(*x)).collect())
+    }
+}
+
+fn after(index: usize) -> Position {
+    Position((index as u64 + 1) * 10)
+}
+
+impl Source for FakeSource {
+    type Stream = FakeStream;
+    type Reader = FakeReader;
+
+    async fn stream(&self, from: Position) -> Outcome<FakeStream> {
+        Ok(FakeStream { source: self.clone(), next: (from.0 / 10) as usize, queue: Vec::new() })
+    }
+    async fn reader(&self) -> Outcome<FakeReader> {
+        Ok(FakeReader { source: self.clone(), snapshot: None, pieces: Vec::new() })
+    }
+    async fn seam(&self) -> Outcome<Seam> {
+        Ok(self.db.lock().unwrap().seam())
+    }
+    async fn signal(&self) -> Outcome<u64> {
+        let mut db = self.db.lock().unwrap();
+        db.signals += 1;
+        let (xid, signal) = (db.next_xid, db.signals);
+        db.next_xid += 1;
+        db.log.push(Entry { xid, changes: Vec::new(), signal: Some(signal), writes: Vec::new() });
+        drop(db);
+        self.grown.notify_waiters();
+        Ok(signal)
+    }
+    async fn places(&self, _: &Table, bounds: &[KeyText], keys: &[KeyText]) -> Outcome<Vec<usize>> {
+        dither(&self.db).await;
+        Ok(keys.iter().map(|k| bounds.iter().filter(|b| id_of(b) < id_of(k)).count()).collect())
+    }
+    async fn log_end(&self) -> Outcome<Position> {
+        Ok(Position(self.db.lock().unwrap().log.len() as u64 * 10))
+    }
+}
+
+pub struct FakeStream {
+    source: FakeSource,
+    next: usize,
+    queue: Vec<StreamEvent>,
+}
+
+impl ChangeStream for FakeStream {
+    async fn next(&mut self) -> Outcome<StreamEvent> {
+        dither(&self.source.db).await;
+        if self.queue.is_empty() {
+            let entry = self.source.entry(self.next).await;
+            let head = TransactionHead { xid: Xid32(entry.xid as u32), committed_at_us: 1 };
+            self.queue.push(StreamEvent::Commit { end: after(self.next) });
+            self.queue.extend(entry.signal.map(StreamEvent::Signal));
+            self.queue.extend(entry.changes.into_iter().rev().map(StreamEvent::Change));
+            self.queue.push(StreamEvent::Begin(head));
+            self.next += 1;
+        }
+        Ok(self.queue.pop().unwrap())
+    }
+    fn acknowledger(&self) -> Acknowledger {
+        Acknowledger::new(|_| {})
+    }
+}
+
+pub struct FakeReader {
+    source: FakeSource,
+    snapshot: Option<Rows>,
+    pieces: Vec<Bytes>,
+}
+
+impl RegionReader for FakeReader {
+    async fn bound_after(
+        &mut self,
+        _: &Table,
+        _: UnitId,
+        extent: &Extent,
+        _: u64,
+    ) -> Outcome<Option<KeyText>> {
+        dither(&self.source.db).await;
+        let inside: Vec<i64> = self.source.rows().into_keys().filter(|id| within(extent, *id)).collect();
+        let upper = match extent {
+            Extent::Range { upper, .. } => upper.clone(),
+            Extent::Key(_) => None,
+        };
+        Ok(inside.get(3).map(|id| key(*id)).filter(|k| Some(k) != upper.as_ref()))
+    }
+    async fn begin(&mut self, _: &Table, _: UnitId) -> Outcome<(Seam, Position)> {
+        dither(&self.source.db).await;
+        let db = self.source.db.lock().unwrap();
+        self.snapshot = Some(db.visible.clone());
+        Ok((db.seam(), Position(db.log.len() as u64 * 10)))
+    }
+    async fn copy(&mut self, _: &Table, _: UnitId, extent: &Extent) -> Outcome<()> {
+        let rows: Rows = self
+            .snapshot
+            .iter()
+            .flatten()
+            .map(|(k, v)| (*k, v.clone()))
+            .filter(|(k, _)| within(extent, *k))
+            .collect();
+        self.pieces = rows.into_iter().map(|r| Bytes::from(serde_json::to_vec(&r).unwrap())).collect();
+        Ok(())
+    }
+    async fn next_piece(&mut self) -> Outcome<Option<Bytes>> {
+        dither(&self.source.db).await;
+        Ok(self.pieces.pop())
+    }
+    async fn end(&mut self) -> Outcome<()> {
+        self.snapshot = None;
+        Ok(())
+    }
+    async fn durable(&mut self, _: Position) -> Outcome<()> {
+        dither(&self.source.db).await;
+        Ok(())
+    }
+}
+
+/// What survives a kill.
+#[derive(Clone, Debug, Default)]
+pub struct Durable {
+    pub rows: Rows,
+    pub stored: Stored,
+}
+
+#[derive(Clone)]
+pub struct FakeTarget {
+    pub durable: Arc<Mutex<Durable>>,
+    /// Only for its randomness.
+    pub source: FakeSource,
+}
+
+impl Target for FakeTarget {
+    type Writer = FakeWriter;
+    type Applier = FakeApplier;
+    async fn writer(&self) -> Outcome<FakeWriter> {
+        Ok(FakeWriter { target: self.clone(), copying: Extent::ALL, replace: false, rows: Vec::new() })
+    }
+    async fn applier(&self) -> Outcome<FakeApplier> {
+        Ok(FakeApplier { target: self.clone(), open: BTreeMap::new() })
+    }
+    async fn stored(&self) -> Outcome<Stored> {
+        Ok(self.durable.lock().unwrap().stored.clone())
+    }
+    async fn forget_regions(&self) -> Outcome<()> {
+        let mut durable = self.durable.lock().unwrap();
+        durable.stored.regions.clear();
+        durable.stored.backfilled = true;
+        Ok(())
+    }
+}
+
+pub struct FakeWriter {
+    target: FakeTarget,
+    copying: Extent,
+    replace: bool,
+    rows: Vec<(i64, (String, String))>,
+}
+
+impl RegionWriter for FakeWriter {
+    async fn begin(&mut self, _: &Table, _: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
+        (self.copying, self.replace) = (extent.clone(), replace);
+        self.rows.clear();
+        Ok(())
+    }
+    async fn write(&mut self, piece: Bytes) -> Outcome<()> {
+        self.rows.push(serde_json::from_slice(&piece).unwrap());
+        dither(&self.target.source.db).await;
+        Ok(())
+    }
+    async fn finish(&mut self) -> Outcome<u64> {
+        Ok(self.rows.len() as u64)
+    }
+    async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
+        dither(&self.target.source.db).await;
+        let mut durable = self.target.durable.lock().unwrap();
+        if self.replace {
+            durable.rows.retain(|id, _| !within(&self.copying, *id));
+        }
+        for (id, value) in self.rows.drain(..) {
+            if durable.rows.insert(id, value).is_some() {
+                return Err(Fault::bug(
+                    "TEST-DUPLICATE",
+                    format!("region {:?} copies {id}, which is there", record.extent),
+                ));
+            }
+        }
+        let copied = CopiedRegion { extent: record.extent.clone(), seam: record.seam.clone() };
+        durable.stored.regions.entry(record.unit).or_default().push(StoredRegion {
+            copied,
+            rows: 0,
+            bytes: 0,
+        });
+        Ok(())
+    }
+    async fn abandon(&mut self) -> Outcome<()> {
+        self.rows.clear();
+        Ok(())
+    }
+}
+
+pub struct FakeApplier {
+    target: FakeTarget,
+    /// What the open transaction has done, key by key.
+    open: BTreeMap<i64, Option<(String, String)>>,
+}
+
+fn mismatch(what: String) -> ApplyError {
+    ApplyError::Mismatch(Mismatch { table: "t".into(), key: None, what })
+}
+
+impl FakeApplier {
+    fn take(&mut self, id: i64) -> Result<(String, String), ApplyError> {
+        let durable = self.target.durable.lock().unwrap().rows.get(&id).cloned();
+        let now = self.open.get(&id).cloned().unwrap_or(durable);
+        self.open.insert(id, None);
+        now.ok_or_else(|| mismatch(format!("no row {id}")))
+    }
+    fn put(&mut self, id: i64, value: (String, String)) -> Result<(), ApplyError> {
+        let there = self.target.durable.lock().unwrap().rows.contains_key(&id);
+        let there = self.open.get(&id).map_or(there, Option::is_some);
+        self.open.insert(id, Some(value));
+        if there { Err(mismatch(format!("row {id} exists"))) } else { Ok(()) }
+    }
+    fn overlay(old: (String, String), new: &Row) -> (String, String) {
+        let (_, a, big) = parse(new);
+        (a.unwrap_or(old.0), big.unwrap_or(old.1))
+    }
+}
+
+impl Applier for FakeApplier {
+    async fn begin(&mut self) -> Result<(), ApplyError> {
+        self.open.clear();
+        Ok(())
+    }
+    async fn net(&mut self, _: &Table, net: &Net) -> Result<(), ApplyError> {
+        for k in &net.deletes {
+            self.take(id_of(k))?;
+        }
+        for r in net.updates.iter().flat_map(|g| &g.rows) {
+            let old = self.take(parse(r).0)?;
+            self.put(parse(r).0, Self::overlay(old, r))?;
+        }
+        for r in &net.inserts {
+            let (id, a, big) = parse(r);
+            self.put(id, (a.unwrap(), big.unwrap()))?;
+        }
+        Ok(())
+    }
+    async fn in_order(&mut self, _: &Table, changes: &[Change]) -> Result<(), ApplyError> {
+        for change in changes {
+            match &change.action {
+                Action::Insert { new } => {
+                    let (id, a, big) = parse(new);
+                    self.put(id, (a.unwrap(), big.unwrap()))?;
+                }
+                Action::Delete { old } => {
+                    self.take(parse(old).0)?;
+                }
+                Action::Update { old, new } => {
+                    let before = self.take(parse(old.as_ref().unwrap_or(new)).0)?;
+                    self.put(parse(new).0, Self::overlay(before, new))?;
+                }
+                Action::Truncate { .. } => return Err(mismatch("no TRUNCATE here".into())),
+            }
+        }
+        Ok(())
+    }
+    async fn commit(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
+        dither(&self.target.source.db).await;
+        let open = std::mem::take(&mut self.open);
+        let mut durable = self.target.durable.lock().unwrap();
+        if durable.stored.checkpoint.position != from {
+            return Err(Fault::bug("TEST-CHECKPOINT", "the checkpoint is elsewhere").into());
+        }
+        for (id, value) in open {
+            match value {
+                Some(value) => durable.rows.insert(id, value),
+                None => durable.rows.remove(&id),
+            };
+        }
+        durable.stored.checkpoint = to.clone();
+        Ok(())
+    }
+    async fn rollback(&mut self) -> Outcome<()> {
+        self.open.clear();
+        Ok(())
+    }
+}

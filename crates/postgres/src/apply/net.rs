@@ -1,0 +1,193 @@
+//! The net effect on one table, set-wise: deletes, updates, inserts.
+
+use super::order::update_request;
+use super::session::{Refused, Request};
+use super::sql::Target;
+use super::value::Param;
+use super::{PgApplier, refused_rows};
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::{ApplyError, Mismatch};
+use segue_model::change::{Row, Value};
+use segue_model::net::{Net, UpdateGroup};
+use segue_model::table::{Key, Table};
+
+/// Fewer rows than this are sent as single statements: no array to take apart, and all of them in one round trip.
+const SET_ROWS_MIN: usize = 5;
+/// Rows in one statement.
+const SET_ROWS_MAX: usize = 5_000;
+/// Text in one statement: quoted in an array it may double, and the server holds it several times.
+const SET_BYTES_MAX: usize = 8 << 20;
+/// A row with more text than this goes alone, as plain parameters, which may be as large as the server allows.
+const ROW_BYTES_MAX: usize = 1 << 20;
+/// Text sent before an answer is waited for.
+const AHEAD_BYTES_MAX: usize = 16 << 20;
+/// Requests sent before an answer is waited for.
+pub(super) const AHEAD_MAX: usize = 64;
+
+/// What a request does, for the message when its count is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Delete,
+    Update,
+    Present,
+    Absent,
+    Insert,
+}
+
+impl Step {
+    fn wrong(self, expected: u64, found: u64) -> String {
+        match self {
+            Step::Delete => format!("{found} of {expected} rows to be deleted were there"),
+            Step::Update | Step::Present => format!("{found} of {expected} rows to be updated were there"),
+            Step::Absent => format!("{found} rows to be inserted were already there"),
+            Step::Insert => format!("{found} of {expected} rows were inserted"),
+        }
+    }
+}
+
+impl PgApplier {
+    pub(super) async fn write_net(&mut self, table: &Table, net: &Net) -> Result<(), ApplyError> {
+        let key_schemas = self.key_schemas(table).await?;
+        let target = Target { table, key_schemas: &key_schemas };
+        let mut batch = Batch { applier: self, table, requests: Vec::new(), steps: Vec::new(), bytes: 0 };
+        if let Some(key) = table.key() {
+            let deletes = net.deletes.iter().map(|k| k.clone().into_row(key, table.columns.len()));
+            let deletes: Vec<Row> = deletes.collect();
+            batch
+                .write(Step::Delete, &deletes, &key.columns, target.delete_one(key), target.delete_many(key))
+                .await?;
+            for group in &net.updates {
+                batch.update(&target, key, group).await?;
+            }
+            if key.target_deferrable {
+                let present = target.present_many(key);
+                batch.write(Step::Absent, &net.inserts, &key.columns, present.clone(), present).await?;
+            }
+        } else if !net.deletes.is_empty() || !net.updates.is_empty() {
+            return Err(
+                Fault::bug("SEGUE-APPLY", format!("{}: a net effect without a key", table.target)).into()
+            );
+        }
+        let all: Vec<usize> = (0..table.columns.len()).collect();
+        batch.write(Step::Insert, &net.inserts, &all, target.insert_one(), target.insert_many()).await?;
+        batch.flush().await
+    }
+}
+
+struct Batch<'a> {
+    applier: &'a mut PgApplier,
+    table: &'a Table,
+    requests: Vec<Request>,
+    steps: Vec<Step>,
+    bytes: usize,
+}
+
+impl Batch<'_> {
+    async fn update(
+        &mut self,
+        target: &Target<'_>,
+        key: &Key,
+        group: &UpdateGroup,
+    ) -> Result<(), ApplyError> {
+        let fixed = |i: usize| self.table.columns[i].identity_always && !key.columns.contains(&i);
+        let carries_fixed = |row: &Row| (0..row.len()).any(|i| fixed(i) && row[i] != Value::Unchanged);
+        // A column that cannot be updated and is not the key may have changed: such rows are replaced one by one.
+        let (replaced, plain): (Vec<Row>, Vec<Row>) = group.rows.iter().cloned().partition(carries_fixed);
+        for row in &replaced {
+            self.push(Step::Update, update_request(target, key, None, row)).await?;
+        }
+        if group.set.is_empty() {
+            let present = target.present_many(key);
+            return self.write(Step::Present, &plain, &key.columns, present.clone(), present).await;
+        }
+        let columns: Vec<usize> = key.columns.iter().chain(&group.set).copied().collect();
+        let (one, many) = (target.update_one(key, &group.set), target.update_many(key, &group.set));
+        self.write(Step::Update, &plain, &columns, one, many).await
+    }
+
+    /// Sends `columns` of `rows`: by `many` in arrays where that pays, else by `one`.
+    async fn write(
+        &mut self,
+        step: Step,
+        rows: &[Row],
+        columns: &[usize],
+        one: String,
+        many: String,
+    ) -> Result<(), ApplyError> {
+        let size = |row: &Row| columns.iter().map(|&i| row[i].len_bytes() + 4).sum::<usize>();
+        let tests = matches!(step, Step::Present | Step::Absent);
+        // The presence tests have no form for a single row; their arrays hold keys only, which are small.
+        let alone = |row: &Row| !tests && size(row) > ROW_BYTES_MAX;
+        let set_wise = tests || (!columns.is_empty() && rows.len() >= SET_ROWS_MIN);
+        let mut held: Vec<&Row> = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            if !set_wise || alone(row) {
+                let params = columns.iter().map(|&i| Param::One(row[i].clone())).collect();
+                self.push(step, Request { sql: one.clone(), params, rows: Some(1), bytes: size(row) })
+                    .await?;
+                continue;
+            }
+            if held.len() == SET_ROWS_MAX || bytes + size(row) > SET_BYTES_MAX {
+                self.push_set(step, &held, columns, &many, bytes).await?;
+                held.clear();
+                bytes = 0;
+            }
+            bytes += size(row);
+            held.push(row);
+        }
+        if held.is_empty() { Ok(()) } else { self.push_set(step, &held, columns, &many, bytes).await }
+    }
+
+    async fn push_set(
+        &mut self,
+        step: Step,
+        rows: &[&Row],
+        columns: &[usize],
+        many: &str,
+        bytes: usize,
+    ) -> Result<(), ApplyError> {
+        let array = |&i: &usize| Param::Many(rows.iter().map(|row| row[i].clone()).collect());
+        let params = columns.iter().map(array).collect();
+        let expected = if step == Step::Absent { 0 } else { rows.len() as u64 };
+        self.push(step, Request { sql: many.to_owned(), params, rows: Some(expected), bytes }).await
+    }
+
+    async fn push(&mut self, step: Step, request: Request) -> Result<(), ApplyError> {
+        if self.bytes + request.bytes > AHEAD_BYTES_MAX || self.requests.len() >= AHEAD_MAX {
+            self.flush().await?;
+        }
+        self.bytes += request.bytes;
+        self.requests.push(request);
+        self.steps.push(step);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), ApplyError> {
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let requests = std::mem::take(&mut self.requests);
+        let steps = std::mem::take(&mut self.steps);
+        self.bytes = 0;
+        let mismatch =
+            |what| ApplyError::Mismatch(Mismatch { table: self.table.target.to_string(), key: None, what });
+        let counts = match self.applier.send(&requests).await {
+            Ok(counts) => counts,
+            Err(Refused { error, .. }) => {
+                return Err(match refused_rows(&error) {
+                    Some(what) => mismatch(what),
+                    None => fault_of(&error).during(format_args!("writing {}", self.table.target)).into(),
+                });
+            }
+        };
+        for ((request, step), count) in requests.iter().zip(steps).zip(counts) {
+            match request.rows {
+                Some(expected) if expected != count => return Err(mismatch(step.wrong(expected, count))),
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+}

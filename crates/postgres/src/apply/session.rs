@@ -1,0 +1,169 @@
+//! The applier's session: its settings, its replication origin, its statements, and how requests are sent together.
+
+use super::value::Param;
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Error, Statement};
+
+/// Statements kept prepared. A statement is a few KiB here and a plan there; shapes beyond it are prepared again.
+const STATEMENTS_MAX: usize = 256;
+/// An origin is let go when the server has noticed that its earlier session is gone.
+const ORIGIN_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// * replica: no triggers, no foreign keys, and fences let us pass;
+/// * read-only by default: if a BEGIN fails, what was sent behind it must not commit by itself;
+/// * plans: rows are found by key, whatever the statistics of a table that is being filled say.
+const SETTINGS: &str = "SET session_replication_role = replica; SET plan_cache_mode = force_generic_plan; SET jit = off; \
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET default_transaction_read_only = on";
+
+/// A request: a statement, its parameters, and how many rows it must find.
+pub(super) struct Request {
+    pub(super) sql: String,
+    pub(super) params: Vec<Param>,
+    /// `None`: any number.
+    pub(super) rows: Option<u64>,
+    /// Text in the parameters.
+    pub(super) bytes: usize,
+}
+
+/// The error of one of several requests that were sent together.
+pub(super) struct Refused {
+    /// Which one; `None`: the beginning of the transaction.
+    pub(super) at: Option<usize>,
+    pub(super) error: Error,
+}
+
+pub(super) struct Session {
+    pub(super) client: Client,
+    statements: HashMap<String, (Statement, u64)>,
+    clock: u64,
+}
+
+impl Session {
+    pub(super) async fn open(endpoint: &Endpoint, origin: &str) -> Outcome<Session> {
+        let client = endpoint.connect("apply").await?;
+        let during = |e: Error| fault_of(&e).during("preparing to apply changes");
+        set_origin(&client, origin).await?;
+        client.batch_execute(SETTINGS).await.map_err(during)?;
+        Ok(Session { client, statements: HashMap::new(), clock: 0 })
+    }
+
+    async fn statement(&mut self, sql: &str) -> Result<Statement, Error> {
+        self.clock += 1;
+        if let Some((statement, used)) = self.statements.get_mut(sql) {
+            *used = self.clock;
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await?;
+        if self.statements.len() >= STATEMENTS_MAX {
+            let oldest =
+                self.statements.iter().min_by_key(|(_, (_, used))| *used).map(|(sql, _)| sql.clone());
+            oldest.and_then(|sql| self.statements.remove(&sql));
+        }
+        self.statements.insert(sql.to_owned(), (statement.clone(), self.clock));
+        Ok(statement)
+    }
+
+    /// Sends `first` (a simple query), all requests and `last` (a simple query whose only row is returned) without waiting
+    /// in between. Returns the row counts, and the row. The first error is the one returned: those after it only follow.
+    pub(super) async fn send(
+        &mut self,
+        first: Option<&str>,
+        requests: &[Request],
+        last: Option<&str>,
+    ) -> Result<(Vec<u64>, Option<String>), Refused> {
+        let mut statements = Vec::with_capacity(requests.len());
+        for (i, request) in requests.iter().enumerate() {
+            let statement = self.statement(&request.sql).await;
+            statements.push(statement.map_err(|error| Refused { at: Some(i), error })?);
+        }
+        let client = &self.client;
+        type Sent<'a> = Pin<Box<dyn Future<Output = Result<(u64, Option<String>), Error>> + Send + 'a>>;
+        let mut sent: Vec<Sent<'_>> = Vec::with_capacity(requests.len() + 2);
+        if let Some(first) = first {
+            sent.push(Box::pin(async move { client.batch_execute(first).await.map(|()| (0, None)) }));
+        }
+        for (request, statement) in requests.iter().zip(&statements) {
+            sent.push(Box::pin(async move {
+                client.execute_raw(statement, &request.params).await.map(|rows| (rows, None))
+            }));
+        }
+        if let Some(last) = last {
+            sent.push(Box::pin(async move {
+                let answers = client.simple_query(last).await?;
+                let row = answers.iter().find_map(|m| match m {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                    _ => None,
+                });
+                Ok((0, row))
+            }));
+        }
+        let mut counts = Vec::with_capacity(requests.len());
+        let mut row = None;
+        for (n, answer) in in_turn(sent).await.into_iter().enumerate() {
+            let at = n.checked_sub(usize::from(first.is_some()));
+            let (count, text) = answer.map_err(|error| Refused { at, error })?;
+            if at.is_some_and(|at| at < requests.len()) {
+                counts.push(count);
+            }
+            row = text.or(row);
+        }
+        Ok((counts, row))
+    }
+}
+
+/// Polls each future once, in order, which sends its request; then waits for the answers, which come in the same order.
+async fn in_turn<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
+    let early: Vec<Option<T>> = poll_fn(|context| {
+        let poll =
+            |future: &mut Pin<Box<dyn Future<Output = T> + Send + '_>>| match future.as_mut().poll(context) {
+                Poll::Ready(answer) => Some(answer),
+                Poll::Pending => None,
+            };
+        Poll::Ready(futures.iter_mut().map(poll).collect())
+    })
+    .await;
+    let mut answers = Vec::with_capacity(early.len());
+    for (future, answer) in futures.into_iter().zip(early) {
+        answers.push(match answer {
+            Some(answer) => answer,
+            None => future.await,
+        });
+    }
+    answers
+}
+
+/// Marks everything this session writes as coming from `origin`, so that the opposite stream can tell.
+async fn set_origin(client: &Client, origin: &str) -> Outcome<()> {
+    let during = |e: &Error| fault_of(e).during(format_args!("taking the replication origin {origin}"));
+    let create = "SELECT pg_replication_origin_create($1) WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)";
+    match client.execute(create, &[&origin]).await {
+        Ok(_) => {}
+        // Made by another session in this very moment.
+        Err(e) if matches!(e.code(), Some(c) if *c == SqlState::DUPLICATE_OBJECT || *c == SqlState::UNIQUE_VIOLATION) =>
+            {}
+        Err(e) => return Err(during(&e)),
+    }
+    let until = tokio::time::Instant::now() + ORIGIN_WAIT_MAX;
+    loop {
+        match client.execute("SELECT pg_replication_origin_session_setup($1)", &[&origin]).await {
+            Ok(_) => return Ok(()),
+            // The server names the process that holds it.
+            Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => {
+                if tokio::time::Instant::now() > until {
+                    return Err(Fault { code: "SEGUE-ORIGIN-BUSY", ..during(&e) });
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(e) => return Err(during(&e)),
+        }
+    }
+}

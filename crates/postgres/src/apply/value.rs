@@ -1,0 +1,97 @@
+//! Values as statement parameters: always text, never part of the statement.
+
+use bytes::{BufMut, BytesMut};
+use segue_model::change::Value;
+use std::error::Error;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
+
+/// A parameter in the text form of whatever type the statement gives it.
+#[derive(Debug)]
+pub(super) enum Param {
+    /// One value.
+    One(Value),
+    /// An array of values, in the text form of an array whose delimiter is a comma.
+    Many(Vec<Value>),
+}
+
+impl Param {
+    pub(super) fn text(text: impl Into<String>) -> Param {
+        Param::One(Value::Text(text.into().into()))
+    }
+}
+
+impl ToSql for Param {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match self {
+            Param::One(Value::Null) => return Ok(IsNull::Yes),
+            Param::One(Value::Text(text)) => out.put_slice(text),
+            Param::Many(values) => put_array(values, out)?,
+            Param::One(Value::Unchanged) => return Err("a value that the stream did not carry".into()),
+        }
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+/// `{"a","b",NULL}`: every value in quotes, so that nothing in it has a meaning.
+fn put_array(values: &[Value], out: &mut BytesMut) -> Result<(), &'static str> {
+    out.put_u8(b'{');
+    for (i, value) in values.iter().enumerate() {
+        if i > 0 {
+            out.put_u8(b',');
+        }
+        match value {
+            Value::Null => out.put_slice(b"NULL"),
+            Value::Unchanged => return Err("a value that the stream did not carry"),
+            Value::Text(text) => put_quoted(text, out),
+        }
+    }
+    out.put_u8(b'}');
+    Ok(())
+}
+
+fn put_quoted(text: &[u8], out: &mut BytesMut) {
+    out.reserve(text.len() + 2);
+    out.put_u8(b'"');
+    for piece in text.split_inclusive(|b| matches!(b, b'"' | b'\\')) {
+        match piece.split_last() {
+            Some((special @ (b'"' | b'\\'), before)) => {
+                out.put_slice(before);
+                out.put_u8(b'\\');
+                out.put_u8(*special);
+            }
+            _ => out.put_slice(piece),
+        }
+    }
+    out.put_u8(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_quote_every_value() {
+        let text = |t: &'static str| Value::Text(t.into());
+        let values = vec![text("a"), Value::Null, text("NULL"), text(""), text(r#"q"\x,{}"#)];
+        let mut out = BytesMut::new();
+        Param::Many(values).to_sql(&Type::TEXT_ARRAY, &mut out).unwrap();
+        assert_eq!(&out[..], br#"{"a",NULL,"NULL","","q\"\\x,{}"}"#);
+    }
+
+    #[test]
+    fn what_the_stream_did_not_carry_is_never_written() {
+        for param in [Param::One(Value::Unchanged), Param::Many(vec![Value::Unchanged])] {
+            assert!(param.to_sql(&Type::TEXT, &mut BytesMut::new()).is_err());
+        }
+    }
+}

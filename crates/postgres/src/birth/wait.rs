@@ -1,0 +1,226 @@
+//! Waiting for other people's transactions, and saying whose they are.
+
+use crate::error::fault_of;
+use segue_engine::ports::Outcome;
+use serde::Serialize;
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, Row};
+
+/// How often the wait is looked at and reported.
+const POLL: Duration = Duration::from_millis(250);
+/// How much of a blocker's statement is shown, in characters.
+const QUERY_CHARS_MAX: i32 = 200;
+
+/// Which step waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitStep {
+    /// The slot's creation waits for every transaction that was open, in any database of the server.
+    Slot,
+    /// The barrier waits until every transaction that began before it has ended.
+    Barrier,
+}
+
+/// A transaction that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Blocker {
+    /// Server process, if it is a session's.
+    pub pid: Option<i32>,
+    /// Role.
+    pub user: String,
+    /// Database.
+    pub database: String,
+    /// `application_name`.
+    pub application: String,
+    /// How long the transaction has been open.
+    pub age_ms: i64,
+    /// `idle in transaction`, `active`, …; `prepared` for a prepared transaction.
+    pub state: String,
+    /// Its latest statement, cut short; for a prepared transaction its name.
+    pub query: String,
+}
+
+/// What a wait is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WaitReport {
+    /// Which step waits.
+    pub step: WaitStep,
+    /// For how long.
+    pub since_ms: u64,
+    /// Whose transactions, the oldest first.
+    pub waiting_for: Vec<Blocker>,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { pid, user, database, application, age_ms, state, query } = self;
+        let age_s = age_ms / 1000;
+        match pid {
+            Some(pid) => write!(
+                f,
+                "pid {pid} ({user}@{database}, '{application}', {state}, open for {age_s} s): {query}"
+            ),
+            None => write!(f, "prepared transaction {query} ({user}@{database}, open for {age_s} s)"),
+        }
+    }
+}
+
+impl fmt::Display for WaitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            WaitStep::Slot => "making the slot",
+            WaitStep::Barrier => "passing the barrier behind the slot",
+        };
+        write!(f, "{step} waits for {} older transaction(s) on the source to end", self.waiting_for.len())?;
+        for blocker in &self.waiting_for {
+            write!(f, "\n    {blocker}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Transactions with a number below `$1`, sessions' and prepared ones. Numbers are compared on the circle of 2^32, as
+/// `age()` does: a transaction is waited for if it is at least as old as the given one.
+const BLOCKERS: &str = "
+    SELECT a.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.datname::text, '') AS datname,
+           coalesce(a.application_name, '') AS application,
+           coalesce(extract(epoch FROM clock_timestamp() - a.xact_start) * 1000, 0)::bigint AS age_ms,
+           coalesce(a.state, '') AS state, left(coalesce(a.query, ''), $2) AS query
+      FROM pg_stat_activity a
+     WHERE a.backend_xid IS NOT NULL AND age(a.backend_xid) >= age($1::text::xid) AND a.pid <> pg_backend_pid()
+    UNION ALL
+    SELECT NULL, p.owner::text, p.database::text, '',
+           (extract(epoch FROM clock_timestamp() - p.prepared) * 1000)::bigint, 'prepared', left(p.gid, $2)
+      FROM pg_prepared_xacts p WHERE age(p.transaction) >= age($1::text::xid)
+     ORDER BY age_ms DESC";
+
+/// Transactions that the session `$1` waits for now: slot creation waits for one number after the other.
+const WAITED_FOR: &str = "
+    SELECT h.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.datname::text, '') AS datname,
+           coalesce(a.application_name, '') AS application,
+           coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)) * 1000, 0)::bigint AS age_ms,
+           coalesce(a.state, 'prepared') AS state, left(coalesce(a.query, p.gid, ''), $2) AS query
+      FROM pg_locks w
+      JOIN pg_locks h ON h.granted AND h.locktype = w.locktype AND h.transactionid IS NOT DISTINCT FROM w.transactionid
+                     AND h.virtualxid IS NOT DISTINCT FROM w.virtualxid
+      LEFT JOIN pg_stat_activity a ON a.pid = h.pid
+      LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND p.transaction = h.transactionid
+     WHERE w.pid = $1::text::int AND NOT w.granted AND w.locktype IN ('transactionid', 'virtualxid')
+     ORDER BY age_ms DESC";
+
+/// Looks who is waited for.
+struct Look<'a> {
+    watcher: &'a Client,
+    sql: &'static str,
+    /// What [`BLOCKERS`] or [`WAITED_FOR`] take as `$1`.
+    about: String,
+}
+
+impl Look<'_> {
+    async fn now(&self) -> Outcome<Vec<Blocker>> {
+        let rows = self.watcher.query(self.sql, &[&self.about, &QUERY_CHARS_MAX]).await;
+        Ok(rows.map_err(|e| fault_of(&e))?.iter().map(blocker).collect())
+    }
+}
+
+fn blocker(row: &Row) -> Blocker {
+    Blocker {
+        pid: row.get("pid"),
+        user: row.get("usename"),
+        database: row.get("datname"),
+        application: row.get("application"),
+        age_ms: row.get("age_ms"),
+        state: row.get("state"),
+        query: row.get("query"),
+    }
+}
+
+/// Makes the permanent logical slot on `maker` while `watcher` looks who is waited for.
+///
+/// If this future is dropped, the server goes on making the slot: it is a leftover then.
+pub(super) async fn make_slot(
+    maker: &Client,
+    watcher: &Client,
+    slot: &str,
+    report: &mut (impl FnMut(WaitReport) + Send),
+) -> Outcome<()> {
+    let pid: i32 = maker.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    let make = async {
+        let sql = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
+        maker.execute(sql, &[&slot]).await.map(drop).map_err(|e| fault_of(&e))
+    };
+    let look = Look { watcher, sql: WAITED_FOR, about: pid.to_string() };
+    watched(WaitStep::Slot, make, look, report).await
+}
+
+/// Runs `work`, and reports who is waited for as long as it takes.
+async fn watched<T>(
+    step: WaitStep,
+    work: impl Future<Output = Outcome<T>>,
+    look: Look<'_>,
+    report: &mut (impl FnMut(WaitReport) + Send),
+) -> Outcome<T> {
+    let began = Instant::now();
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(POLL) => {}
+        }
+        let waiting_for = tokio::select! {
+            done = &mut work => return done,
+            found = look.now() => found?,
+        };
+        report(WaitReport { step, since_ms: millis(began), waiting_for });
+    }
+}
+
+fn millis(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Waits until every transaction that began before now has ended *and* shows so in new snapshots.
+///
+/// `xmin` of a snapshot is the right measure: a transaction whose commit is in the log but which still waits for a
+/// synchronous standby counts as running, whereas `xmax` may have passed it already.
+pub(super) async fn barrier(
+    maker: &Client,
+    watcher: &Client,
+    report: &mut (impl FnMut(WaitReport) + Send),
+) -> Outcome<()> {
+    let (number, oldest) = functions(maker).await?;
+    // In a transaction of its own, which leaves nothing behind.
+    maker.batch_execute("BEGIN").await.map_err(|e| fault_of(&e))?;
+    let row =
+        maker.query_one(&format!("SELECT {number}::text::bigint"), &[]).await.map_err(|e| fault_of(&e))?;
+    let mark: i64 = row.get(0);
+    maker.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
+    let passed = async {
+        loop {
+            let row = maker
+                .query_one(&format!("SELECT {oldest}::text::bigint"), &[])
+                .await
+                .map_err(|e| fault_of(&e))?;
+            if row.get::<_, i64>(0) >= mark {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let look = Look { watcher, sql: BLOCKERS, about: (mark & 0xffff_ffff).to_string() };
+    watched(WaitStep::Barrier, passed, look, report).await
+}
+
+/// How this version spells "a new transaction number" and "the oldest one running".
+async fn functions(client: &Client) -> Outcome<(&'static str, &'static str)> {
+    let sql = "SELECT current_setting('server_version_num')::int >= 130000";
+    let modern: bool = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    Ok(if modern {
+        ("pg_current_xact_id()", "pg_snapshot_xmin(pg_current_snapshot())")
+    } else {
+        ("txid_current()", "txid_snapshot_xmin(txid_current_snapshot())")
+    })
+}

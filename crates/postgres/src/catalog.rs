@@ -1,0 +1,142 @@
+//! The plan's facts: which tables there are, how each source table becomes a target table, and why one cannot.
+//!
+//! [`read`] asks both servers a handful of questions for all tables together; everything that is decided from the
+//! answers is decided without I/O, in the modules below. Nothing here changes either database.
+
+mod column_type;
+pub mod drift;
+mod identity;
+mod read;
+pub mod server;
+mod shape;
+
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::change::Leaf;
+use segue_model::name::QualifiedName;
+use segue_model::table::{Table, UnitId};
+use std::collections::HashSet;
+use std::fmt::Display;
+use tokio_postgres::Client;
+
+/// A source relation whose changes are published: a table, or a leaf of a partitioned one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRelation {
+    /// Its number on the source, as the change stream names it.
+    pub oid: u32,
+    /// The unit whose regions decide about its rows.
+    pub unit: UnitId,
+    /// Set for a leaf of a partitioned table.
+    pub leaf: Option<Leaf>,
+    /// Its name.
+    pub name: QualifiedName,
+}
+
+/// What both catalogs say about the tables of a migration.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// The tables that can be moved, numbered by their place in the list asked for.
+    pub tables: Vec<Table>,
+    /// Their relations on the source.
+    pub relations: Vec<SourceRelation>,
+    /// Why tables cannot be moved; empty when all can.
+    pub refusals: Vec<Fault>,
+    /// What the operator should know beforehand.
+    pub warnings: Vec<String>,
+}
+
+/// A refusal about one table: `table what`.
+fn refusal(
+    code: &'static str,
+    table: &QualifiedName,
+    what: impl Display,
+    next_step: impl Into<String>,
+) -> Fault {
+    Fault::operator(code, format!("{table} {what}"), next_step)
+}
+
+/// Reads both catalogs for pairs of source and target tables, in the order that numbers them.
+pub async fn read(
+    source: &mut Client,
+    target: &mut Client,
+    pairs: &[(QualifiedName, QualifiedName)],
+) -> Outcome<Catalog> {
+    let from: Vec<&QualifiedName> = pairs.iter().map(|(from, _)| from).collect();
+    let to: Vec<&QualifiedName> = pairs.iter().map(|(_, to)| to).collect();
+    let (source, target) = tokio::join!(
+        read::read(source, &from, &["SELECT"]),
+        read::read(target, &to, &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"]),
+    );
+    let source = source.map_err(|f| f.during("reading the source's catalog"))?;
+    let target = target.map_err(|f| f.during("reading the target's catalog"))?;
+    let mut catalog = Catalog { refusals: named_twice(pairs), ..Catalog::default() };
+    for (at, (from, to)) in pairs.iter().enumerate() {
+        let built = shape::build(&source, &target, at, (from, to));
+        catalog.tables.extend(built.table);
+        catalog.relations.extend(built.relations);
+        catalog.refusals.extend(built.refusals);
+        catalog.warnings.extend(built.warnings);
+    }
+    let mut seen = HashSet::new();
+    for relation in &catalog.relations {
+        if !seen.insert(relation.oid) {
+            let what = "is listed by itself and as a partition of a listed table";
+            catalog.refusals.push(refusal(
+                "SEGUE-TWICE",
+                &relation.name,
+                what,
+                "list the partitioned table only",
+            ));
+        }
+    }
+    Ok(catalog)
+}
+
+fn named_twice(pairs: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
+    let mut found = Vec::new();
+    let (mut sources, mut targets) = (HashSet::new(), HashSet::new());
+    for (from, to) in pairs {
+        if !sources.insert(from) {
+            found.push(refusal("SEGUE-TWICE", from, "is listed twice", "list it once"));
+        } else if !targets.insert(to) {
+            found.push(refusal("SEGUE-TWICE", to, "is the target of two tables", "give each its own target"));
+        }
+    }
+    found
+}
+
+/// The tables of a database that a wildcard may mean, sorted by name.
+///
+/// Permanent tables and partitioned ones, but not partitions (they belong to their table) nor what an extension made;
+/// no system schema, nor Segue's own.
+pub async fn all_tables(client: &Client) -> Outcome<Vec<QualifiedName>> {
+    let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
+            AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'segue')
+            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                               AND d.deptype = 'e')
+          ORDER BY 1, 2";
+    let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing tables"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
+/// A refusal for every target table that holds rows: Segue would mix its rows with them.
+pub async fn nonempty_targets(target: &Client, tables: &[Table]) -> Outcome<Vec<Fault>> {
+    let mut found = Vec::new();
+    for chunk in tables.chunks(200) {
+        let probes: Vec<String> =
+            chunk.iter().map(|table| format!("EXISTS (SELECT FROM {})", table.target.sql())).collect();
+        let sql = format!("SELECT ARRAY[{}]", probes.join(", "));
+        let row = target.query_one(&sql, &[]).await;
+        let row = row.map_err(|e| fault_of(&e).during("looking for rows in the target's tables"))?;
+        let filled: Vec<bool> = row.get(0);
+        for (table, _) in chunk.iter().zip(filled).filter(|(_, filled)| *filled) {
+            let next_step =
+                format!("on the target, if the rows are not needed: TRUNCATE {};", table.target.sql());
+            let what = "already holds rows on the target";
+            found.push(refusal("SEGUE-NOT-EMPTY", &table.target, what, next_step));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,191 @@
+//! What a column's type means for its journey: the form it travels in, how its values compare. No I/O.
+
+use super::read::{ColumnFacts, Side, TypeFacts};
+use segue_model::table::{ArrayForm, KeyOrder, Transport};
+
+/// The first OID that a server gives to what users make; smaller ones are the same on every server.
+const FIRST_USER_OID: u32 = 16_384;
+
+/// How deep domains, arrays and composites may be nested before Segue gives up on their binary form.
+const DEPTH_MAX: u32 = 32;
+
+/// The type below all domains, with the modifier in effect.
+fn base(side: &Side, oid: u32, typmod: i32) -> Option<(&TypeFacts, i32)> {
+    let mut found = (side.types.get(&oid)?, typmod);
+    while let Some((base, base_typmod)) = found.0.base {
+        found = (side.types.get(&base)?, if found.1 >= 0 { found.1 } else { base_typmod });
+    }
+    Some(found)
+}
+
+/// The form in which values of a column travel. Text only where the binary form holds numbers of one server's
+/// catalog, does not exist on a side, or means different things to the two versions.
+pub(super) fn transport(
+    source: &Side,
+    target: &Side,
+    source_column: &ColumnFacts,
+    target_column: &ColumnFacts,
+) -> Transport {
+    let versions = (source.server.major(), target.server.major());
+    let portable = |side, oid| is_portable(side, oid, versions, 0);
+    if portable(source, source_column.type_oid) && portable(target, target_column.type_oid) {
+        Transport::Binary
+    } else {
+        Transport::Text
+    }
+}
+
+fn is_portable(side: &Side, oid: u32, versions: (i32, i32), depth: u32) -> bool {
+    let Some(facts) = side.types.get(&oid) else { return false };
+    let inner = |oid: u32| is_portable(side, oid, versions, depth + 1);
+    let numbered_here = |oid: u32| oid >= FIRST_USER_OID;
+    if !facts.has_binary || depth > DEPTH_MAX {
+        return false;
+    }
+    match facts.kind {
+        'd' => facts.base.is_some_and(|(base, _)| inner(base)),
+        'e' => true,
+        // Bounds are written with their own send function; no type number is in it.
+        'r' | 'm' => facts.parts.iter().all(|part| inner(*part)),
+        // Every attribute is preceded by its type's number.
+        'c' => facts.parts.iter().all(|part| !numbered_here(*part) && inner(*part)),
+        'b' => match facts.element {
+            Some(element) => !numbered_here(element) && inner(element),
+            None => !(holds_catalog_numbers(facts) || changed_between(facts, versions)),
+        },
+        _ => false,
+    }
+}
+
+fn holds_catalog_numbers(facts: &TypeFacts) -> bool {
+    facts.schema == "pg_catalog" && (facts.name.starts_with("reg") || facts.name == "aclitem")
+}
+
+/// `interval` knows infinity from 17 on; an older server would take its binary form for a huge finite one in silence.
+fn changed_between(facts: &TypeFacts, (source, target): (i32, i32)) -> bool {
+    facts.schema == "pg_catalog" && facts.name == "interval" && (source >= 17) != (target >= 17)
+}
+
+/// Whether values can be put into an array parameter of the column's own type.
+pub(super) fn array_form(target: &Side, column: &ColumnFacts) -> ArrayForm {
+    let Some((below, _)) = base(target, column.type_oid, column.typmod) else { return ArrayForm::CastText };
+    let own = target.types.get(&column.type_oid);
+    let typed = own.is_some_and(|own| own.has_array) && below.element.is_none() && below.kind != 'p';
+    if typed { ArrayForm::Typed } else { ArrayForm::CastText }
+}
+
+/// How the source orders the column's values.
+pub(super) fn key_order(source: &Side, column: &ColumnFacts) -> KeyOrder {
+    let Some((facts, _)) = base(source, column.type_oid, column.typmod) else { return KeyOrder::AskSource };
+    if facts.schema != "pg_catalog" {
+        return KeyOrder::AskSource;
+    }
+    match facts.name.as_str() {
+        "int2" | "int4" | "int8" | "oid" => KeyOrder::Integer,
+        "uuid" | "bytea" => KeyOrder::Bytes,
+        "text" | "varchar" if column.collation.bytewise => KeyOrder::Bytes,
+        "date" | "timestamp" | "timestamptz" => KeyOrder::Moment,
+        _ => KeyOrder::AskSource,
+    }
+}
+
+/// Whether equal values always have equal text, on both sides.
+pub(super) fn is_bytewise(
+    source: &Side,
+    target: &Side,
+    source_column: &ColumnFacts,
+    target_column: &ColumnFacts,
+) -> bool {
+    let (Some((facts, typmod)), Some((_, target_typmod))) = (
+        base(source, source_column.type_oid, source_column.typmod),
+        base(target, target_column.type_oid, target_column.typmod),
+    ) else {
+        return false;
+    };
+    if facts.kind == 'e' {
+        return true;
+    }
+    if facts.schema != "pg_catalog" {
+        return false;
+    }
+    let deterministic = source_column.collation.deterministic && target_column.collation.deterministic;
+    let same_modifier = typmod >= 0 && typmod == target_typmod;
+    match facts.name.as_str() {
+        "int2" | "int4" | "int8" | "oid" | "uuid" | "bytea" | "bool" | "date" | "timestamp"
+        | "timestamptz" | "time" | "inet" | "cidr" | "macaddr" | "macaddr8" | "bit" | "varbit" | "name"
+        | "pg_lsn" | "xid8" => true,
+        "text" | "varchar" => deterministic,
+        // Padded to its length, or rounded to its scale: one value has one text.
+        "bpchar" => deterministic && same_modifier,
+        "numeric" => same_modifier,
+        _ => false,
+    }
+}
+
+/// Why a target column cannot hold every value of a source column exactly; `None` if it can.
+pub(super) fn mismatch(source: &Side, target: &Side, from: &ColumnFacts, to: &ColumnFacts) -> Option<String> {
+    let (Some(a), Some(b)) = (source.types.get(&from.type_oid), target.types.get(&to.type_oid)) else {
+        return Some("its type cannot be read".to_owned());
+    };
+    if let Some(why) = type_mismatch(source, target, a, b, 0) {
+        return Some(why);
+    }
+    let below = base(source, from.type_oid, from.typmod);
+    let name = below.map_or(a.name.as_str(), |(facts, _)| element_name(source, facts));
+    let fits = to.typmod == from.typmod || to.typmod < 0 || {
+        from.typmod >= 0
+            && match name {
+                "varchar" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => {
+                    to.typmod > from.typmod
+                }
+                // precision << 16 | scale; a different scale would change the text of the values.
+                "numeric" => {
+                    (from.typmod - 4) & 0xffff == (to.typmod - 4) & 0xffff && to.typmod > from.typmod
+                }
+                _ => false,
+            }
+    };
+    // Without a length, char(n) keeps the blanks it was padded with.
+    let loses_padding = name == "bpchar" && to.typmod != from.typmod;
+    (!fits || loses_padding)
+        .then(|| format!("it is {} on the source and {} on the target", from.shown_type, to.shown_type))
+}
+
+fn element_name<'a>(side: &'a Side, facts: &'a TypeFacts) -> &'a str {
+    facts.element.and_then(|element| side.types.get(&element)).map_or(&facts.name, |element| &element.name)
+}
+
+fn type_mismatch(source: &Side, target: &Side, a: &TypeFacts, b: &TypeFacts, depth: u32) -> Option<String> {
+    // An extension may live in another schema on the other server.
+    let same_name = a.name == b.name && (a.schema == b.schema || a.of_extension && b.of_extension);
+    let arrays = a.element.is_some() && b.element.is_some();
+    if depth > DEPTH_MAX || a.kind != b.kind || !(same_name || arrays) {
+        return Some(format!("its type is {} on the source and {} on the target", a.sql, b.sql));
+    }
+    if let Some(label) = a.labels.iter().find(|label| !b.labels.contains(label)) {
+        return Some(format!("the enum {} lacks the label '{label}' on the target", b.sql));
+    }
+    if a.kind == 'c' && (a.part_names != b.part_names || a.parts.len() != b.parts.len()) {
+        return Some(format!("the composite type {} has other attributes on the target", b.sql));
+    }
+    let inside = |facts: &TypeFacts| -> Vec<u32> {
+        facts
+            .element
+            .into_iter()
+            .chain(facts.base.map(|(base, _)| base))
+            .chain(facts.parts.iter().copied())
+            .collect()
+    };
+    inside(a).into_iter().zip(inside(b)).find_map(|(a, b)| {
+        match (source.types.get(&a), target.types.get(&b)) {
+            (Some(a), Some(b)) => type_mismatch(source, target, a, b, depth + 1),
+            _ => Some("a type inside its type cannot be read".to_owned()),
+        }
+    })
+}
+
+/// Columns that may hold numbers of large objects, which do not travel.
+pub(super) fn may_name_large_objects(source: &Side, column: &ColumnFacts) -> bool {
+    let named_lo = source.types.get(&column.type_oid).is_some_and(|facts| facts.name == "lo");
+    named_lo || base(source, column.type_oid, -1).is_some_and(|(facts, _)| facts.name == "oid")
+}

@@ -1,0 +1,234 @@
+//! What changed in the source's catalog since it was read, which the change stream does not announce: partitions that
+//! were attached or detached, columns and definitions that were altered. Polled.
+
+use super::{SourceRelation, refusal, shape};
+use crate::birth::{bounded_lock, enter};
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::change::Leaf;
+use segue_model::name::QualifiedName;
+use segue_model::sqltext::{quote_ident, quote_literal};
+use segue_model::table::{Table, TableId, UnitId};
+use std::collections::HashMap;
+use tokio_postgres::{Client, Row};
+
+/// A partition that was attached since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The table it now belongs to.
+    pub table: TableId,
+    /// The leaf; its unit is the next free number, to be stored by the caller before it is used.
+    pub relation: SourceRelation,
+}
+
+/// What changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Leaves that are new.
+    pub attached: Vec<Attached>,
+    /// Leaves that are detached or dropped.
+    pub detached: Vec<SourceRelation>,
+    /// Relations whose files were replaced (VACUUM FULL, CLUSTER, TRUNCATE, a rewrite): their rows may be the same.
+    pub rewritten: Vec<QualifiedName>,
+    /// Changes that the migration cannot follow.
+    pub faults: Vec<Fault>,
+}
+
+/// The form of the source's relations at one moment, to compare a later one with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shapes(HashMap<u32, Shape>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shape {
+    root: u32,
+    name: QualifiedName,
+    partitioned: bool,
+    file: u32,
+    /// Number of the names, types and numbers of all columns.
+    columns: i64,
+    replica_identity: String,
+}
+
+/// One light query without a lock on any table, so that it may run every few seconds beside DDL.
+const SHAPES: &str = "
+    WITH RECURSIVE tree(root, oid) AS (
+        SELECT c.oid, c.oid FROM unnest($1::text[], $2::text[]) w(nspname, relname)
+          JOIN pg_namespace n ON n.nspname = w.nspname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname
+        UNION ALL
+        SELECT t.root, i.inhrelid FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
+          JOIN pg_inherits i ON i.inhparent = t.oid)
+    SELECT t.root, c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned, c.relfilenode, c.relreplident::text,
+           coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod,
+                        a.attgenerated, a.attidentity, a.attnotnull), ';' ORDER BY a.attnum), 0)
+               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS columns
+      FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+     ORDER BY n.nspname, c.relname";
+
+fn shape_of(row: &Row) -> Shape {
+    Shape {
+        root: row.get("root"),
+        name: QualifiedName::new(row.get::<_, &str>("nspname"), row.get::<_, &str>("relname")),
+        partitioned: row.get("partitioned"),
+        file: row.get("relfilenode"),
+        columns: row.get("columns"),
+        replica_identity: row.get("relreplident"),
+    }
+}
+
+/// The form of all relations of `tables` now.
+pub async fn shapes(source: &Client, tables: &[Table]) -> Outcome<Shapes> {
+    let schemas: Vec<&str> = tables.iter().map(|t| t.source.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|t| t.source.name.as_str()).collect();
+    let rows = source.query(SHAPES, &[&schemas, &names]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("looking for changes of the source's tables"))?;
+    Ok(Shapes(rows.iter().map(|row| (row.get("oid"), shape_of(row))).collect()))
+}
+
+/// What changed between `was` and now. `relations` are those that the stream knows, later ones included.
+pub async fn drift(
+    source: &Client,
+    tables: &[Table],
+    relations: &[SourceRelation],
+    was: &Shapes,
+) -> Outcome<(Drift, Shapes)> {
+    let now = shapes(source, tables).await?;
+    let mut drift = Drift::default();
+    let mut by_root: HashMap<u32, &Table> = HashMap::new();
+    for table in tables {
+        match now.0.iter().find(|(oid, shape)| **oid == shape.root && shape.name == table.source) {
+            Some((oid, _)) => drop(by_root.insert(*oid, table)),
+            None => drift.faults.push(refusal(
+                "SEGUE-SCHEMA-CHANGED",
+                &table.source,
+                "was dropped or renamed on the source",
+                "give it its name back, or cancel the migration",
+            )),
+        }
+    }
+    for relation in relations {
+        match now.0.get(&relation.oid) {
+            Some(shape) => compare(relation, was.0.get(&relation.oid), shape, &mut drift),
+            None if relation.leaf.is_some() => drift.detached.push(relation.clone()),
+            None => {}
+        }
+    }
+    let next = relations.iter().map(|r| r.unit.0).chain(tables.iter().map(|t| t.id.0)).max();
+    let mut next = next.map_or(0, |unit| unit.saturating_add(1));
+    let known = |oid: &u32| relations.iter().any(|r| r.oid == *oid);
+    let mut fresh: Vec<_> = now.0.iter().filter(|(oid, shape)| !shape.partitioned && !known(oid)).collect();
+    fresh.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+    for (oid, shape) in fresh {
+        let Some(table) = by_root.get(&shape.root) else { continue };
+        let leaf = leaf(source, *oid, shape, table, &now).await?;
+        let relation = SourceRelation { oid: *oid, unit: UnitId(next), leaf, name: shape.name.clone() };
+        drift.attached.push(Attached { table: table.id, relation });
+        next = next.saturating_add(1);
+    }
+    Ok((drift, now))
+}
+
+fn compare(relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &mut Drift) {
+    let Some(was) = was else { return };
+    if was.columns != now.columns || was.replica_identity != now.replica_identity {
+        let what = "was altered on the source (columns, types or replica identity)";
+        let next_step =
+            "undo the change, or cancel the migration and start again with the new form on both sides";
+        drift.faults.push(refusal("SEGUE-SCHEMA-CHANGED", &relation.name, what, next_step));
+    }
+    if was.file != now.file {
+        drift.rewritten.push(now.name.clone());
+    }
+}
+
+async fn leaf(
+    source: &Client,
+    oid: u32,
+    shape: &Shape,
+    table: &Table,
+    now: &Shapes,
+) -> Outcome<Option<Leaf>> {
+    let sql = "SELECT pg_get_partition_constraintdef($1)";
+    let row = source.query_one(sql, &[&oid]).await;
+    let condition: Option<String> =
+        row.map_err(|e| fault_of(&e).during(format_args!("reading the bounds of {}", shape.name)))?.get(0);
+    let partitioned: HashMap<u32, QualifiedName> =
+        now.0.iter().filter(|(_, s)| s.partitioned).map(|(oid, s)| (*oid, s.name.clone())).collect();
+    Ok(condition.map(|condition| Leaf {
+        name: shape.name.to_string(),
+        condition: shape::leaf_condition(&condition, &partitioned, (&table.source, &table.target)),
+    }))
+}
+
+/// Adds a leaf to the publication, under a lock that waits for its writers: whatever is written to it after this
+/// returns is in the stream. Harmless if it is there already. `authority` is the migration and its token.
+pub async fn join_publication(
+    source: &Client,
+    authority: (&str, i64),
+    publication: &str,
+    leaf: &QualifiedName,
+) -> Outcome<()> {
+    if is_published(source, publication, leaf).await? {
+        return Ok(());
+    }
+    if !can_be_identified(source, leaf).await? {
+        let what =
+            "was attached without a usable replica identity: publishing it would make its updates fail";
+        let next_step = format!(
+            "on the source: ALTER TABLE {} REPLICA IDENTITY FULL; or give it the key of its table",
+            leaf.sql()
+        );
+        return Err(refusal("SEGUE-NO-KEY", leaf, what, next_step));
+    }
+    alter(source, authority, publication, "ADD", leaf).await
+}
+
+/// Takes a leaf out of the publication. Harmless if it is not in it, or gone.
+pub async fn leave_publication(
+    source: &Client,
+    authority: (&str, i64),
+    publication: &str,
+    leaf: &QualifiedName,
+) -> Outcome<()> {
+    if is_published(source, publication, leaf).await? {
+        alter(source, authority, publication, "DROP", leaf).await?;
+    }
+    Ok(())
+}
+
+async fn alter(
+    source: &Client,
+    authority: (&str, i64),
+    publication: &str,
+    verb: &str,
+    leaf: &QualifiedName,
+) -> Outcome<()> {
+    let sql = format!(
+        "BEGIN; {}; SET LOCAL lock_timeout = '2s'; LOCK TABLE ONLY {leaf} IN SHARE ROW EXCLUSIVE MODE;
+         ALTER PUBLICATION {} {verb} TABLE ONLY {leaf}; COMMIT",
+        enter(authority),
+        quote_ident(publication),
+        leaf = leaf.sql()
+    );
+    let done = bounded_lock(source, &sql).await;
+    done.map_err(|f| f.during(format_args!("changing the publication {publication} for {leaf}")))
+}
+
+async fn is_published(source: &Client, publication: &str, leaf: &QualifiedName) -> Outcome<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+          WHERE p.pubname = $1 AND r.prrelid = to_regclass({}))",
+        quote_literal(&leaf.sql())
+    );
+    Ok(source.query_one(&sql, &[&publication]).await.map_err(|e| fault_of(&e))?.get(0))
+}
+
+async fn can_be_identified(source: &Client, leaf: &QualifiedName) -> Outcome<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass({}) AND (c.relreplident = 'f'
+            OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
+                 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)))",
+        quote_literal(&leaf.sql())
+    );
+    Ok(source.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+}

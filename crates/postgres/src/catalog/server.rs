@@ -1,0 +1,221 @@
+//! What must hold for a whole server before a migration starts, and for Segue's own session while it runs.
+
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use tokio_postgres::{Client, Row};
+
+/// Majors that can be a source.
+const SOURCE_MAJORS: std::ops::RangeInclusive<i32> = 12..=18;
+/// Majors that can be a target.
+const TARGET_MAJORS: std::ops::RangeInclusive<i32> = 14..=18;
+
+async fn facts(client: &Client, sql: &str) -> Outcome<Row> {
+    client.query_one(sql, &[]).await.map_err(|e| fault_of(&e).during("asking a server about itself"))
+}
+
+/// Why this server cannot be a source; empty if it can.
+pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
+    let sql = "SELECT current_setting('server_version_num')::int / 10000 AS major, pg_is_in_recovery() AS standby,
+            current_setting('wal_level') AS wal_level, current_setting('synchronous_standby_names') AS synchronous,
+            current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots) AS slots,
+            current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication) AS senders,
+            (SELECT r.rolsuper OR r.rolreplication FROM pg_roles r WHERE r.rolname = current_user) AS replication,
+            has_database_privilege(current_database(), 'CREATE') AS may_create, current_user::text AS role,
+            current_database()::text AS database";
+    let row = facts(source, sql).await?;
+    let mut found = Vec::new();
+    let mut refuse =
+        |code, what: String, next_step: String| found.push(Fault::operator(code, what, next_step));
+    let (role, database): (&str, &str) = (row.get("role"), row.get("database"));
+    let major: i32 = row.get("major");
+    if !SOURCE_MAJORS.contains(&major) {
+        refuse(
+            "SEGUE-VERSION",
+            format!("the source is PostgreSQL {major}"),
+            "sources can be 12 to 18".into(),
+        );
+    }
+    if row.get("standby") {
+        let what = "the source is a standby: on a standby a snapshot does not say which transactions are in progress";
+        refuse("SEGUE-STANDBY", what.into(), "name the primary in the source's URL".into());
+    }
+    let wal_level: &str = row.get("wal_level");
+    if wal_level != "logical" {
+        let next_step = "on the source: ALTER SYSTEM SET wal_level = 'logical'; and restart it";
+        refuse(
+            "SEGUE-WAL-LEVEL",
+            format!("wal_level is {wal_level} on the source, not logical"),
+            next_step.into(),
+        );
+    }
+    let synchronous: &str = row.get("synchronous");
+    if let Some(name) = synchronous_for_segue(synchronous) {
+        let what = format!(
+            "synchronous_standby_names = '{synchronous}' on the source counts Segue's own session as a standby ({name}): \
+             the application's commits would wait for Segue"
+        );
+        let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
+        refuse("SEGUE-SYNC-STANDBY", what, next_step.into());
+    }
+    // One slot of ours may be there already, from a start that went before.
+    if row.get::<_, i64>("slots") < 0 || row.get::<_, i64>("senders") < 1 {
+        let what = "the source has no replication slot or WAL sender left";
+        let next_step = "raise max_replication_slots and max_wal_senders on the source and restart it, or drop unused slots";
+        refuse("SEGUE-LIMIT", what.into(), next_step.into());
+    }
+    if !row.get::<_, bool>("replication") {
+        let what = format!("the role {role} may not replicate from the source");
+        refuse("SEGUE-PRIVILEGE", what, format!("on the source: ALTER ROLE \"{role}\" REPLICATION;"));
+    }
+    if !row.get::<_, bool>("may_create") {
+        let what =
+            format!("the role {role} may not create a publication or a schema in the source's database");
+        let next_step = format!("on the source: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
+        refuse("SEGUE-PRIVILEGE", what, next_step);
+    }
+    Ok(found)
+}
+
+/// Why this server cannot be a target of that source; empty if it can.
+pub async fn target_refusals(source: &Client, target: &Client) -> Outcome<Vec<Fault>> {
+    let encoding = "SELECT current_setting('server_encoding')";
+    let source_encoding: String = facts(source, encoding).await?.get(0);
+    let sql =
+        "SELECT current_setting('server_version_num')::int / 10000 AS major, pg_is_in_recovery() AS standby,
+            current_setting('server_encoding') AS encoding, current_user::text AS role,
+            (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) AS superuser,
+            has_database_privilege(current_database(), 'CREATE') AS may_create,
+            has_function_privilege('pg_replication_origin_session_setup(text)', 'EXECUTE') AS may_origin,
+            current_setting('max_replication_slots')::int8 AS slots, current_database()::text AS database";
+    let row = facts(target, sql).await?;
+    let mut found = Vec::new();
+    let mut refuse =
+        |code, what: String, next_step: String| found.push(Fault::operator(code, what, next_step));
+    let (role, database): (&str, &str) = (row.get("role"), row.get("database"));
+    let (major, target_encoding): (i32, &str) = (row.get("major"), row.get("encoding"));
+    if !TARGET_MAJORS.contains(&major) {
+        refuse(
+            "SEGUE-VERSION",
+            format!("the target is PostgreSQL {major}"),
+            "targets can be 14 to 18".into(),
+        );
+    }
+    if row.get("standby") {
+        refuse(
+            "SEGUE-STANDBY",
+            "the target is a standby".into(),
+            "name the primary in the target's URL".into(),
+        );
+    }
+    if target_encoding != "UTF8" && target_encoding != source_encoding {
+        let what = format!(
+            "the target's encoding {target_encoding} cannot hold all text of the source's {source_encoding}"
+        );
+        refuse("SEGUE-ENCODING", what, "make the target database with ENCODING 'UTF8'".into());
+    }
+    if !row.get::<_, bool>("may_create") {
+        let what = format!("the role {role} may not create a schema in the target's database");
+        let next_step = format!("on the target: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
+        refuse("SEGUE-PRIVILEGE", what, next_step);
+    }
+    let may_set_role = row.get("superuser")
+        || major >= 15 && {
+            facts(target, "SELECT has_parameter_privilege('session_replication_role', 'SET')").await?.get(0)
+        };
+    if !may_set_role {
+        let what = format!(
+            "the role {role} may not set session_replication_role on the target: triggers and foreign keys would fire"
+        );
+        let next_step = if major >= 15 {
+            format!("on the target: GRANT SET ON PARAMETER session_replication_role TO \"{role}\";")
+        } else {
+            "use a superuser on the target: before PostgreSQL 15 nobody else may".to_owned()
+        };
+        refuse("SEGUE-PRIVILEGE", what, next_step);
+    }
+    if !row.get::<_, bool>("may_origin") {
+        let what = format!("the role {role} may not use replication origins on the target");
+        let next_step = format!(
+            "on the target, as superuser: GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), \
+             pg_replication_origin_drop(text), pg_replication_origin_oid(text), pg_replication_origin_session_setup(text), \
+             pg_replication_origin_session_reset(), pg_replication_origin_xact_setup(pg_lsn, timestamptz) TO \"{role}\";"
+        );
+        refuse("SEGUE-PRIVILEGE", what, next_step);
+    }
+    if row.get::<_, i64>("slots") < 1 {
+        let next_step = "on the target: ALTER SYSTEM SET max_replication_slots = 10; and restart it";
+        refuse("SEGUE-LIMIT", "the target has room for no replication origin".into(), next_step.into());
+    }
+    Ok(found)
+}
+
+/// The entry of `synchronous_standby_names` that Segue's session would match, if any.
+fn synchronous_for_segue(setting: &str) -> Option<&str> {
+    let list = match setting.split_once('(') {
+        Some((_, list)) => list.trim_end().trim_end_matches(')'),
+        None => setting,
+    };
+    list.split(',')
+        .map(|name| name.trim().trim_matches('"'))
+        .find(|name| *name == "*" || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("segue")))
+}
+
+/// A fault if the session that streams from `slot` has become a synchronous standby: commits would wait for Segue.
+pub async fn synchronous_walsender(source: &Client, slot: &str) -> Outcome<Option<Fault>> {
+    let sql = "SELECT r.application_name, r.sync_state, r.pid, current_setting('synchronous_standby_names') AS setting
+           FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+          WHERE s.slot_name = $1 AND r.sync_state IN ('sync', 'quorum', 'potential')";
+    let row = source.query_opt(sql, &[&slot]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking whether Segue became a standby"))?;
+    Ok(row.map(|row| {
+        let (name, state, pid, setting): (&str, &str, i32, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        Fault::operator(
+            "SEGUE-SYNC-STANDBY",
+            format!("Segue's session '{name}' (pid {pid}) counts as a {state} standby: synchronous_standby_names = '{setting}'"),
+            "on the source: name the real standbys in synchronous_standby_names, then SELECT pg_reload_conf();",
+        )
+    }))
+}
+
+/// What the source keeps for a slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// Bytes of log that the slot holds back.
+    pub retained_bytes: u64,
+    /// `reserved`, `extended`, `unreserved` or `lost`; empty before PostgreSQL 13.
+    pub wal_status: String,
+}
+
+/// Looks at a slot. One that does not exist keeps nothing.
+pub async fn slot_state(source: &Client, slot: &str) -> Outcome<SlotState> {
+    let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint,
+                  coalesce(to_jsonb(s) ->> 'wal_status', '')
+           FROM pg_replication_slots s WHERE s.slot_name = $1";
+    let row = source.query_opt(sql, &[&slot]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking at the slot"))?;
+    Ok(row.map_or_else(SlotState::default, |row| SlotState {
+        retained_bytes: row.get::<_, Option<i64>>(0).and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+        wal_status: row.get(1),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_match_segues_session_are_found() {
+        for (setting, found) in [
+            ("", None),
+            ("standby1", None),
+            ("FIRST 1 (a, b)", None),
+            ("*", Some("*")),
+            ("FIRST 1 (a, *)", Some("*")),
+            ("ANY 1 (\"segue stream\", b)", Some("segue stream")),
+            ("Segue", Some("Segue")),
+        ] {
+            assert_eq!(synchronous_for_segue(setting), found, "{setting}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The control database of a migration: who drives it, what it was asked, what it decided.
+//!
+//! Everything that several processes must agree on goes through rows here, judged by the database's clock: the
+//! lease and its heartbeat, commands and answers (with NOTIFY to shorten the wait, never instead of a look at the
+//! row), the journal, the last status. What the rows mean is the engine's business; bodies are plain JSON.
+
+mod command;
+mod journal;
+mod lease;
+mod token;
+
+pub use command::{Answer, Command};
+pub use journal::{Entry, NewEntry};
+pub use lease::{Acquired, Driver, HEARTBEAT, LEASE_TTL, Lease};
+pub use token::{Holder, shut_out};
+
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use crate::schema;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use serde_json::Value;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+/// One migration's rows in its control database. Opens its session again when it was lost; a request that was
+/// under way then fails with a fault that can be retried.
+pub struct Control {
+    endpoint: Endpoint,
+    migration: String,
+    session: Mutex<Option<Arc<Client>>>,
+}
+
+impl Control {
+    /// Connects, and makes the schema if it is not there.
+    pub async fn connect(endpoint: &Endpoint, migration: &str) -> Outcome<Control> {
+        let mut client = endpoint.connect("control").await?;
+        schema::ensure(&mut client).await?;
+        Ok(Control::over(endpoint, migration, Some(client)))
+    }
+
+    /// Connects without making anything; `None` if no segue has ever run here.
+    pub async fn find(endpoint: &Endpoint, migration: &str) -> Outcome<Option<Control>> {
+        let client = endpoint.connect("control").await?;
+        let sql = "SELECT to_regclass('segue.journal') IS NOT NULL";
+        let there: bool = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+        Ok(there.then(|| Control::over(endpoint, migration, Some(client))))
+    }
+
+    fn over(endpoint: &Endpoint, migration: &str, client: Option<Client>) -> Control {
+        Control {
+            endpoint: endpoint.clone(),
+            migration: migration.to_owned(),
+            session: Mutex::new(client.map(Arc::new)),
+        }
+    }
+
+    /// The migration.
+    pub fn migration(&self) -> &str {
+        &self.migration
+    }
+
+    async fn session(&self) -> Outcome<Arc<Client>> {
+        let mut session = self.session.lock().await;
+        match &*session {
+            Some(client) if !client.is_closed() => Ok(client.clone()),
+            _ => {
+                let client = Arc::new(self.endpoint.connect("control").await?);
+                *session = Some(client.clone());
+                Ok(client)
+            }
+        }
+    }
+
+    fn failed(&self, error: &tokio_postgres::Error) -> Fault {
+        fault_of(error).during(format_args!("in the control database of migration {}", self.migration))
+    }
+
+    async fn row(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Outcome<Option<Row>> {
+        self.session().await?.query_opt(sql, parameters).await.map_err(|e| self.failed(&e))
+    }
+
+    async fn rows(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Outcome<Vec<Row>> {
+        self.session().await?.query(sql, parameters).await.map_err(|e| self.failed(&e))
+    }
+
+    /// Stores what the driver has to report. Refused once a later driver has reported.
+    pub async fn publish_status(&self, lease: &Lease, body: &Value) -> Outcome<()> {
+        let sql = "INSERT INTO segue.status AS s (migration, token, at, body)
+             VALUES ($1, $2, clock_timestamp(), $3::text::jsonb)
+             ON CONFLICT (migration) DO UPDATE SET token = excluded.token, at = excluded.at, body = excluded.body
+              WHERE s.token <= excluded.token RETURNING token";
+        let row = self.row(sql, &[&self.migration, &lease.token, &body.to_string()]).await?;
+        row.map(drop).ok_or_else(|| superseded(&self.migration))
+    }
+
+    /// What was last reported, and how many milliseconds ago.
+    pub async fn read_status(&self) -> Outcome<Option<(Value, i64)>> {
+        let sql = "SELECT body::text, (extract(epoch FROM clock_timestamp() - at) * 1000)::bigint
+               FROM segue.status WHERE migration = $1";
+        let row = self.row(sql, &[&self.migration]).await?;
+        row.map(|row| Ok((json(row.get(0))?, row.get(1)))).transpose()
+    }
+}
+
+fn json(text: &str) -> Outcome<Value> {
+    serde_json::from_str(text)
+        .map_err(|e| Fault::bug("SEGUE-CONTROL", format!("a stored body is not JSON: {e}")))
+}
+
+fn superseded(migration: &str) -> Fault {
+    Fault::operator(
+        "SEGUE-SUPERSEDED",
+        format!("another segue process has taken migration {migration} over"),
+        "let it work, and stop this one",
+    )
+}

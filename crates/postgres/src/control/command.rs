@@ -1,0 +1,152 @@
+//! Commands to the driver, their progress and their answers: rows, with a notification to shorten the wait.
+
+use super::{Control, Lease, json, superseded};
+use crate::connect::Listener;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// A notification can be missed, a row cannot: so often the rows are looked at anyway.
+const POLL: Duration = Duration::from_millis(500);
+const COMMANDS: &str = "segue_command";
+const ANSWERS: &str = "segue_answer";
+
+/// A command that waits for its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    /// Its number.
+    pub id: i64,
+    /// What is to be done.
+    pub verb: String,
+    /// With what.
+    pub arguments: Value,
+    /// Who asked, for the journal.
+    pub asked_by: String,
+}
+
+/// How a command ended, as the driver wrote it.
+pub type Answer = Value;
+
+impl Control {
+    /// Asks the driver for something; fails if none is alive. Returns the command's number.
+    pub async fn ask(&self, verb: &str, arguments: &Value, asked_by: &str) -> Outcome<i64> {
+        self.live_driver().await?;
+        let sql = "WITH asked AS (INSERT INTO segue.command (migration, verb, arguments, asked_by)
+                 VALUES ($1, $2, $3::text::jsonb, $4) RETURNING id)
+             SELECT id, pg_notify('segue_command', $1) FROM asked";
+        let arguments = arguments.to_string();
+        let row = self.row(sql, &[&self.migration, &verb, &arguments, &asked_by]).await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Fault::bug("SEGUE-CONTROL", "a command got no number"))
+    }
+
+    /// The session on which the driver hears of commands.
+    pub async fn listen_for_commands(&self) -> Outcome<Listener> {
+        self.endpoint.listen("commands", COMMANDS).await
+    }
+
+    /// Waits for the next command and takes it. Fails once the lease was taken over.
+    ///
+    /// May be dropped while it waits; one dropped while it takes leaves a command that is answered by
+    /// [`Control::answer_orphans`].
+    pub async fn next_command(&self, lease: &Lease, listener: &Listener) -> Outcome<Command> {
+        loop {
+            if let Some(command) = self.take_command(lease).await? {
+                return Ok(command);
+            }
+            listener.wait(POLL).await?;
+        }
+    }
+
+    async fn take_command(&self, lease: &Lease) -> Outcome<Option<Command>> {
+        // Looking costs nothing; only a command that is there is worth a transaction under the token.
+        let sql = "SELECT EXISTS (SELECT FROM segue.lease WHERE migration = $1 AND token = $2) AS held,
+                    EXISTS (SELECT FROM segue.command WHERE migration = $1 AND taken_at IS NULL) AS pending";
+        let row = self.row(sql, &[&self.migration, &lease.token]).await?;
+        let Some(row) = row.filter(|row| row.get("held")) else { return Err(superseded(&self.migration)) };
+        if !row.get::<_, bool>("pending") {
+            return Ok(None);
+        }
+        let failed = |e: tokio_postgres::Error| self.failed(&e);
+        let mut client = self.endpoint.connect("command").await?;
+        let transaction = client.transaction().await.map_err(failed)?;
+        let enter = "SELECT segue.enter($1, $2)";
+        transaction.execute(enter, &[&self.migration, &lease.token]).await.map_err(failed)?;
+        let take = "UPDATE segue.command SET taken_at = clock_timestamp(), taken_token = $2
+              WHERE id = (SELECT c.id FROM segue.command c WHERE c.migration = $1 AND c.taken_at IS NULL
+                           ORDER BY c.id LIMIT 1)
+             RETURNING id, verb, arguments::text, asked_by";
+        let taken = transaction.query_opt(take, &[&self.migration, &lease.token]).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        let Some(row) = taken else { return Ok(None) };
+        let arguments = json(row.get(2))?;
+        Ok(Some(Command { id: row.get(0), verb: row.get(1), arguments, asked_by: row.get(3) }))
+    }
+
+    /// Answers, with `answer`, what an earlier driver took and did not live to answer. Returns how many.
+    pub async fn answer_orphans(&self, lease: &Lease, answer: &Value) -> Outcome<usize> {
+        let sql = "UPDATE segue.command SET answer = $3::text::jsonb, answered_at = clock_timestamp()
+              WHERE migration = $1 AND taken_token < $2 AND answered_at IS NULL
+             RETURNING pg_notify('segue_answer', id::text)";
+        let rows = self.rows(sql, &[&self.migration, &lease.token, &answer.to_string()]).await?;
+        Ok(rows.len())
+    }
+
+    /// Says how far a command has come.
+    pub async fn progress(&self, lease: &Lease, id: i64, body: &Value) -> Outcome<()> {
+        let sql = "UPDATE segue.command SET progress = $3::text::jsonb
+              WHERE id = $1 AND taken_token = $2 AND answered_at IS NULL RETURNING pg_notify('segue_answer', id::text)";
+        let row = self.row(sql, &[&id, &lease.token, &body.to_string()]).await?;
+        row.map(drop).ok_or_else(|| superseded(&self.migration))
+    }
+
+    /// Answers a command, once and for all.
+    pub async fn answer(&self, lease: &Lease, id: i64, body: &Value) -> Outcome<()> {
+        let sql = "UPDATE segue.command SET answer = $3::text::jsonb, answered_at = clock_timestamp()
+              WHERE id = $1 AND taken_token = $2 AND answered_at IS NULL RETURNING pg_notify('segue_answer', id::text)";
+        let row = self.row(sql, &[&id, &lease.token, &body.to_string()]).await?;
+        row.map(drop).ok_or_else(|| superseded(&self.migration))
+    }
+
+    /// Waits for a command's answer, and shows each progress report once. Fails after `limit`, or when the driver has
+    /// died and no other one has taken its place.
+    pub async fn await_answer(
+        &self,
+        id: i64,
+        limit: Duration,
+        mut on_progress: impl FnMut(&Value) + Send,
+    ) -> Outcome<Answer> {
+        let listener = self.endpoint.listen("answer", ANSWERS).await?;
+        let began = Instant::now();
+        let mut shown: Option<String> = None;
+        loop {
+            let sql = "SELECT progress::text, answer::text FROM segue.command WHERE id = $1";
+            let Some(row) = self.row(sql, &[&id]).await? else {
+                let what = format!("command {id} was removed before it was answered");
+                return Err(Fault::operator(
+                    "SEGUE-NO-ANSWER",
+                    what,
+                    "the migration was cancelled meanwhile",
+                ));
+            };
+            let progress: Option<String> = row.get(0);
+            if let Some(text) = progress.filter(|text| shown.as_ref() != Some(text)) {
+                on_progress(&json(&text)?);
+                shown = Some(text);
+            }
+            if let Some(answer) = row.get::<_, Option<&str>>(1) {
+                return json(answer);
+            }
+            self.live_driver().await?;
+            if began.elapsed() >= limit {
+                let what = format!("command {id} has had no answer for {} s", limit.as_secs());
+                return Err(Fault::operator(
+                    "SEGUE-NO-ANSWER",
+                    what,
+                    "it goes on all the same: see `segue status`",
+                ));
+            }
+            listener.wait(POLL.min(limit)).await?;
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Who drives the migration: a lease judged by the database's clock, kept by a heartbeat in a row of its own.
+//!
+//! The lease decides who *should* work; that nobody else *can* is the token's business ([`super::shut_out`]), which
+//! is why a lease may expire while its holder is only slow.
+
+use super::{Control, superseded};
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use std::time::Duration;
+use tokio_postgres::Row;
+
+/// Without a heartbeat for this long, a lease can be taken over.
+pub const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often the holder calls [`Control::beat`]: four may be lost.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// The right to drive the migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The fencing token: to be raised in every database ([`super::shut_out`]) before anything is read.
+    pub token: i64,
+}
+
+/// Who drives the migration, or did last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// As it named itself: host and process.
+    pub holder: String,
+    /// Its token.
+    pub token: i64,
+    /// How long it has held the lease.
+    pub held_ms: i64,
+    /// How long ago its last heartbeat was.
+    pub beat_ms_ago: i64,
+    /// It gave the lease back.
+    pub released: bool,
+}
+
+impl Driver {
+    /// Whether it holds the lease and its heart beats.
+    pub fn is_alive(&self) -> bool {
+        !self.released && u128::try_from(self.beat_ms_ago).unwrap_or(0) < LEASE_TTL.as_millis()
+    }
+}
+
+/// What asking for the lease came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Lease(Lease),
+    /// Another process holds it: stand by, and ask again.
+    Standby(Driver),
+}
+
+const DRIVER: &str = "SELECT l.holder, l.token, l.released_at IS NOT NULL AS released,
+        (extract(epoch FROM clock_timestamp() - l.taken_at) * 1000)::bigint AS held_ms,
+        (extract(epoch FROM clock_timestamp() - coalesce(h.beat_at, l.taken_at)) * 1000)::bigint AS beat_ms_ago
+   FROM segue.lease l LEFT JOIN segue.heartbeat h ON h.migration = l.migration AND h.token = l.token
+  WHERE l.migration = $1";
+
+fn driver(row: &Row) -> Driver {
+    Driver {
+        holder: row.get("holder"),
+        token: row.get("token"),
+        held_ms: row.get("held_ms"),
+        beat_ms_ago: row.get("beat_ms_ago"),
+        released: row.get("released"),
+    }
+}
+
+impl Control {
+    /// Takes the lease if nobody holds it or its holder's heart has stopped. `holder` is for people: host and process.
+    ///
+    /// The token grows with every take-over, and follows the clock, so that it grows also when the rows were removed.
+    pub async fn acquire(&self, holder: &str) -> Outcome<Acquired> {
+        // A session of its own: a take-over that was cut short must not leave a transaction open in the shared one.
+        let mut client = self.endpoint.connect("lease").await?;
+        let failed = |e| self.failed(&e);
+        let transaction = client.transaction().await.map_err(failed)?;
+        let lock = "SELECT pg_advisory_xact_lock(hashtextextended('segue:lease:' || $1, 0))";
+        transaction.execute(lock, &[&self.migration]).await.map_err(failed)?;
+        let found = transaction.query_opt(DRIVER, &[&self.migration]).await.map_err(failed)?;
+        if let Some(driver) = found.as_ref().map(driver).filter(Driver::is_alive) {
+            return Ok(Acquired::Standby(driver));
+        }
+        let take = "INSERT INTO segue.lease AS l (migration, holder, token, taken_at)
+             VALUES ($1, $2, greatest(extract(epoch FROM clock_timestamp())::bigint,
+                         1 + coalesce((SELECT t.token FROM segue.token t WHERE t.migration = $1), 0)), clock_timestamp())
+             ON CONFLICT (migration) DO UPDATE SET holder = excluded.holder, taken_at = excluded.taken_at,
+                 released_at = NULL, token = greatest(l.token + 1, excluded.token)
+             RETURNING token";
+        let row = transaction.query_one(take, &[&self.migration, &holder]).await.map_err(failed)?;
+        let token: i64 = row.get(0);
+        let beat = "INSERT INTO segue.heartbeat VALUES ($1, $2, clock_timestamp())
+             ON CONFLICT (migration) DO UPDATE SET token = excluded.token, beat_at = excluded.beat_at";
+        transaction.execute(beat, &[&self.migration, &token]).await.map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(Acquired::Lease(Lease { token }))
+    }
+
+    /// A new, higher token for a holder that starts over, so that what is still on its way under the old one is shut
+    /// out. Fails for good once the lease was taken over.
+    pub async fn renew(&self, lease: &Lease, holder: &str) -> Outcome<Lease> {
+        let sql = "WITH mine AS (UPDATE segue.lease SET token = token + 1, taken_at = clock_timestamp()
+                 WHERE migration = $1 AND token = $2 AND holder = $3 RETURNING token),
+             beat AS (UPDATE segue.heartbeat h SET token = mine.token, beat_at = clock_timestamp()
+                 FROM mine WHERE h.migration = $1)
+             SELECT token FROM mine";
+        let row = self.row(sql, &[&self.migration, &lease.token, &holder]).await?;
+        match row {
+            Some(row) => Ok(Lease { token: row.get(0) }),
+            // The answer to an earlier try may have been lost: then the lease is still ours, under the next token.
+            None => match self.driver().await? {
+                Some(driver) if driver.holder == holder && !driver.released => {
+                    Ok(Lease { token: driver.token })
+                }
+                _ => Err(superseded(&self.migration)),
+            },
+        }
+    }
+
+    /// Shows that the holder lives. Fails for good once the lease was taken over.
+    pub async fn beat(&self, lease: &Lease) -> Outcome<()> {
+        let sql = "UPDATE segue.heartbeat SET beat_at = clock_timestamp() WHERE migration = $1 AND token = $2
+             RETURNING token";
+        let row = self.row(sql, &[&self.migration, &lease.token]).await?;
+        row.map(drop).ok_or_else(|| superseded(&self.migration))
+    }
+
+    /// Gives the lease back, so that the next process need not wait. Harmless if it was taken over.
+    pub async fn release(&self, lease: &Lease) -> Outcome<()> {
+        let sql = "UPDATE segue.lease SET released_at = clock_timestamp() WHERE migration = $1 AND token = $2
+             RETURNING token";
+        self.row(sql, &[&self.migration, &lease.token]).await.map(drop)
+    }
+
+    /// Who drives the migration, or did last; `None`: nobody ever.
+    pub async fn driver(&self) -> Outcome<Option<Driver>> {
+        Ok(self.row(DRIVER, &[&self.migration]).await?.as_ref().map(driver))
+    }
+
+    /// The living driver, or a fault that says when it was last alive and how to start one.
+    pub async fn live_driver(&self) -> Outcome<Driver> {
+        let found = self.driver().await?;
+        let what = match &found {
+            Some(driver) if driver.is_alive() => return Ok(driver.clone()),
+            None => format!("migration {} has never been run", self.migration),
+            Some(driver) if driver.released => format!(
+                "nobody drives migration {}: {} ended {} s ago",
+                self.migration,
+                driver.holder,
+                driver.beat_ms_ago / 1000
+            ),
+            Some(driver) => format!(
+                "nobody drives migration {}: {} was last alive {} s ago",
+                self.migration,
+                driver.holder,
+                driver.beat_ms_ago / 1000
+            ),
+        };
+        Err(Fault::operator(
+            "SEGUE-NO-DRIVER",
+            what,
+            "start it with `segue run`, on any machine that reaches the databases",
+        ))
+    }
+}

@@ -1,0 +1,107 @@
+//! Shutting earlier processes out of a database, whatever state they are in.
+
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+use tokio_postgres::Client;
+
+/// How long transactions of earlier tokens may take to end by themselves.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long they are waited for after they were told to end.
+const PATIENCE_AFTER_END: Duration = Duration::from_secs(20);
+
+/// A session that still holds an earlier token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its server process.
+    pub pid: i32,
+    /// Role.
+    pub user: String,
+    /// `application_name`.
+    pub application: String,
+    /// `active`, `idle in transaction`, …
+    pub state: String,
+    /// How long its transaction has been open.
+    pub age_ms: i64,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Holder { pid, user, application, state, age_ms } = self;
+        write!(f, "pid {pid} ({user}, '{application}', {state} for {age_ms} ms)")
+    }
+}
+
+/// Sessions that hold the migration's lock: `segue.enter` and `segue.raise_token` take it.
+const HOLDERS: &str = "
+    SELECT a.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.application_name, '') AS application,
+           coalesce(a.state, '') AS state,
+           coalesce(extract(epoch FROM clock_timestamp() - a.xact_start) * 1000, 0)::bigint AS age_ms
+      FROM (SELECT hashtextextended('segue:' || $1, 0) AS key) k
+      JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> $2
+                     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+                     AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295
+      JOIN pg_stat_activity a ON a.pid = l.pid
+     ORDER BY a.xact_start";
+
+/// Raises the migration's token in one database: when this returns, no transaction of an earlier token is open there
+/// and none can begin. The schema must be there.
+///
+/// Transactions that do not end by themselves in [`PATIENCE`] are terminated if `may_terminate`, else named in the
+/// fault. Returns those that were terminated.
+pub async fn shut_out(
+    endpoint: &Endpoint,
+    migration: &str,
+    token: i64,
+    may_terminate: bool,
+) -> Outcome<Vec<Holder>> {
+    let raiser = endpoint.connect("token").await?;
+    let watcher = endpoint.connect("watch").await?;
+    let failed = |e| fault_of(&e).during(format_args!("shutting earlier processes out of {endpoint}"));
+    let pid: i32 = raiser.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed)?.get(0);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&migration, &token];
+    let mut raise = pin!(raiser.execute("SELECT segue.raise_token($1, $2)", &parameters));
+    tokio::select! {
+        done = &mut raise => return done.map(|_| Vec::new()).map_err(failed),
+        () = tokio::time::sleep(PATIENCE) => {}
+    }
+    let holders = holders(&watcher, migration, pid).await?;
+    if !may_terminate {
+        return Err(still_held(endpoint, &holders, "they were not to be terminated"));
+    }
+    for holder in &holders {
+        let ended = watcher.execute("SELECT pg_terminate_backend($1)", &[&holder.pid]).await;
+        ended.map_err(|e| still_held(endpoint, &holders, &fault_of(&e).what))?;
+    }
+    match tokio::time::timeout(PATIENCE_AFTER_END, raise).await {
+        Ok(done) => done.map(|_| holders).map_err(failed),
+        Err(_) => Err(still_held(endpoint, &holders, "they did not end when they were terminated")),
+    }
+}
+
+async fn holders(watcher: &Client, migration: &str, raiser: i32) -> Outcome<Vec<Holder>> {
+    let rows = watcher.query(HOLDERS, &[&migration, &raiser]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows
+        .iter()
+        .map(|row| Holder {
+            pid: row.get("pid"),
+            user: row.get("usename"),
+            application: row.get("application"),
+            state: row.get("state"),
+            age_ms: row.get("age_ms"),
+        })
+        .collect())
+}
+
+fn still_held(endpoint: &Endpoint, holders: &[Holder], why: &str) -> Fault {
+    let named: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    Fault::operator(
+        "SEGUE-STRAGGLER",
+        format!("sessions of an earlier process still write to {endpoint}: {} ({why})", named.join(", ")),
+        "end them with SELECT pg_terminate_backend(pid), then start again",
+    )
+}

@@ -1,0 +1,293 @@
+//! The change stream of one slot, as the engine reads it.
+//!
+//! Owns the order of transactions, the rule which of them are skipped, and the strict reading of rows against the plan:
+//! a row is delivered, or it belongs to what the plan says is not ours, or the stream ends with a fault.
+
+mod relations;
+
+pub use relations::{Expectation, RelationPlan, StreamPlan};
+
+use crate::connect::Endpoint;
+use crate::pgoutput::{self, Message, Old};
+use crate::replication::{Connection, Frame, Replication};
+use relations::{Found, Relations, Shape};
+use segue_engine::fault::Fault;
+use segue_engine::ports::{Acknowledger, ChangeStream, Outcome, StreamEvent};
+use segue_model::change::{Action, Change, Row, TransactionHead, Value};
+use segue_model::position::Position;
+use segue_model::seam::Xid32;
+use segue_model::sqltext::quote_literal;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Where a stream comes from.
+#[derive(Clone, Debug)]
+pub struct StreamSource {
+    /// The source database.
+    pub endpoint: Endpoint,
+    /// The logical slot.
+    pub slot: String,
+    /// The publications that the slot's stream is limited to.
+    pub publications: Vec<String>,
+}
+
+/// A running change stream.
+pub struct PgStream {
+    replication: Replication,
+    reader: Reader,
+    ready: VecDeque<StreamEvent>,
+}
+
+impl PgStream {
+    /// Opens the stream after `from`, which must be the stored checkpoint: the source is told at once that
+    /// everything before it is durable. `plan` may change while the stream runs.
+    pub async fn open(
+        source: &StreamSource,
+        plan: watch::Receiver<Arc<StreamPlan>>,
+        from: Position,
+    ) -> Outcome<PgStream> {
+        let mut connection = Connection::open(&source.endpoint).await?;
+        check_slot(&mut connection, &source.slot, from).await?;
+        let replication = connection.start(&source.slot, from, &source.publications).await?;
+        Ok(PgStream { replication, reader: Reader::new(plan, from), ready: VecDeque::new() })
+    }
+}
+
+impl ChangeStream for PgStream {
+    async fn next(&mut self) -> Outcome<StreamEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            match self.replication.next().await? {
+                Frame::Data { payload } => {
+                    let message = pgoutput::decode(payload).map_err(|e| {
+                        Fault::bug(
+                            "SEGUE-PGOUTPUT",
+                            format!("a message of the change stream cannot be read: {e}"),
+                        )
+                    })?;
+                    self.reader.read(message, &mut self.ready)?;
+                }
+                Frame::Keepalive { log_end, .. } => self.ready.extend(self.reader.idle(log_end)),
+            }
+        }
+    }
+
+    fn acknowledger(&self) -> Acknowledger {
+        self.replication.acknowledger()
+    }
+}
+
+/// A server that is asked for changes before the slot's confirmed position skips ahead without a word: refuse instead.
+async fn check_slot(connection: &mut Connection, slot: &str, from: Position) -> Outcome<()> {
+    let sql = format!(
+        "SELECT s.confirmed_flush_lsn, pg_catalog.to_jsonb(s) ->> 'wal_status', \
+         pg_catalog.to_jsonb(s) ->> 'invalidation_reason' FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = {}",
+        quote_literal(slot)
+    );
+    let rows = connection.query(&sql).await?;
+    let again =
+        "start the migration's stream anew: its rows must then be verified, and repaired where they differ";
+    let lost = |what: String| Err(Fault::operator("SEGUE-SLOT-LOST", what, again));
+    let Some(row) = rows.into_iter().next() else {
+        return lost(format!("the slot {slot} does not exist any more"));
+    };
+    let field = |i: usize| row.get(i).and_then(Option::as_deref);
+    if let Some(reason) = field(2) {
+        return lost(format!("the server has invalidated the slot {slot}: {reason}"));
+    }
+    if field(1) == Some("lost") {
+        return lost(format!("the log that the slot {slot} needs has been removed"));
+    }
+    match field(0).map(str::parse::<Position>) {
+        Some(Ok(confirmed)) if confirmed <= from => Ok(()),
+        Some(Ok(confirmed)) => lost(format!(
+            "the slot {slot} has been confirmed up to {confirmed}, but only changes up to {from} are on the other side"
+        )),
+        _ => lost(format!("the slot {slot} has no confirmed position")),
+    }
+}
+
+/// Which transaction the stream is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Within {
+    /// Between transactions.
+    None,
+    /// In one that has been applied already.
+    Applied,
+    /// In one of Segue's own, replayed here from the other side.
+    Own,
+    /// In one that is delivered.
+    Delivered,
+}
+
+/// From messages to events. No I/O.
+struct Reader {
+    relations: Relations,
+    from: Position,
+    within: Within,
+}
+
+fn out_of_order(what: &str) -> Fault {
+    Fault::bug("SEGUE-PGOUTPUT", format!("the change stream is out of order: {what}"))
+}
+
+impl Reader {
+    fn new(plan: watch::Receiver<Arc<StreamPlan>>, from: Position) -> Reader {
+        Reader { relations: Relations::new(plan), from, within: Within::None }
+    }
+
+    fn idle(&self, log_end: Position) -> Option<StreamEvent> {
+        (self.within == Within::None && log_end >= self.from)
+            .then_some(StreamEvent::Idle { position: log_end })
+    }
+
+    fn read(&mut self, message: Message, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        match message {
+            Message::Begin { commit_at, committed_at_us, xid } => {
+                self.begin(commit_at, TransactionHead { xid: Xid32(xid), committed_at_us }, out)
+            }
+            Message::Commit { end, .. } => self.commit(end, out),
+            Message::Origin { name, .. } => {
+                if self.within == Within::Delivered
+                    && self.relations.plan().own_origin.as_deref() == Some(&name)
+                {
+                    self.within = Within::Own;
+                }
+                Ok(())
+            }
+            Message::Relation(relation) => {
+                self.relations.describe(relation);
+                Ok(())
+            }
+            // Values are text: their types' names are not needed.
+            Message::Type { .. } => Ok(()),
+            Message::Message { .. } => Err(out_of_order("a logical message that was not asked for")),
+            Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Truncate { .. } => match self.within {
+                Within::None => Err(out_of_order("a change outside a transaction")),
+                Within::Applied | Within::Own => Ok(()),
+                Within::Delivered => self.change(message, out),
+            },
+        }
+    }
+
+    /// `from` lies between records, so a commit record that starts before it ends at or before it.
+    /// The end is what counts, and it is checked when it is known.
+    fn begin(
+        &mut self,
+        commit_at: Position,
+        head: TransactionHead,
+        out: &mut VecDeque<StreamEvent>,
+    ) -> Outcome<()> {
+        if self.within != Within::None {
+            return Err(out_of_order("a transaction within another"));
+        }
+        if commit_at < self.from {
+            self.within = Within::Applied;
+        } else {
+            self.within = Within::Delivered;
+            out.push_back(StreamEvent::Begin(head));
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, end: Position, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let within = std::mem::replace(&mut self.within, Within::None);
+        match within {
+            Within::None => Err(out_of_order("the end of a transaction that had not begun")),
+            Within::Applied if end <= self.from => Ok(()),
+            Within::Own | Within::Delivered if end > self.from => {
+                out.push_back(StreamEvent::Commit { end });
+                Ok(())
+            }
+            Within::Applied | Within::Own | Within::Delivered => Err(out_of_order(&format!(
+                "a transaction ends at {end} and lies across the checkpoint {}",
+                self.from
+            ))),
+        }
+    }
+
+    fn change(&mut self, message: Message, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let (relation, rows) = match message {
+            Message::Insert { relation, new } => (relation, Rows::Insert { new }),
+            Message::Update { relation, old, new } => (relation, Rows::Update { old, new }),
+            Message::Delete { relation, old } => (relation, Rows::Delete { old }),
+            Message::Truncate { relations, .. } => {
+                return relations.into_iter().try_for_each(|relation| self.truncate(relation, out));
+            }
+            _ => return Err(out_of_order("not a change")),
+        };
+        match self.relations.find(relation)? {
+            Found::Ignored => {}
+            Found::Signal => out.extend(self.relations.signal(relation, &rows)?.map(StreamEvent::Signal)),
+            Found::Table(shape) => {
+                let action = action(&shape, rows)?;
+                let (table, unit) = (shape.plan.table.id, shape.plan.unit);
+                out.push_back(StreamEvent::Change(Change { table, unit, action }));
+            }
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, relation: u32, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        if let Some(plan) = self.relations.truncated(relation)? {
+            let action = Action::Truncate { leaf: plan.leaf.clone(), within: None };
+            out.push_back(StreamEvent::Change(Change { table: plan.table.id, unit: plan.unit, action }));
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a change, as the source orders their values.
+enum Rows {
+    Insert { new: Row },
+    Update { old: Option<Old>, new: Row },
+    Delete { old: Old },
+}
+
+/// Puts the values of a change in the order of the table's columns.
+fn action(shape: &Shape, rows: Rows) -> Outcome<Action> {
+    Ok(match rows {
+        Rows::Insert { new } => Action::Insert { new: shape.arrange(new)? },
+        Rows::Delete { old } => Action::Delete { old: old_row(shape, old)?.0 },
+        Rows::Update { old: None, .. } if shape.plan.table.key().is_none() => {
+            return Err(shape.identity_changed("an update came without its old row"));
+        }
+        Rows::Update { old, new } => {
+            let old = old.map(|old| old_row(shape, old)).transpose()?;
+            let mut new = shape.arrange(new)?;
+            if let Some((old, true)) = &old {
+                fill(&mut new, old);
+            }
+            Action::Update { old: old.map(|(old, _)| old), new }
+        }
+    })
+}
+
+/// The old row, and whether it is the whole image.
+fn old_row(shape: &Shape, old: Old) -> Outcome<(Row, bool)> {
+    match old {
+        Old::Full(row) => Ok((shape.arrange(row)?, true)),
+        Old::Key(_) if shape.plan.table.key().is_none() => {
+            Err(shape.identity_changed("a change came with the key of its old row only"))
+        }
+        Old::Key(row) => Ok((shape.arrange(row)?, false)),
+    }
+}
+
+/// What an update did not touch is in the whole old image.
+fn fill(new: &mut Row, old: &Row) {
+    for (new, old) in new.iter_mut().zip(old.iter()) {
+        if *new == Value::Unchanged {
+            new.clone_from(old);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The target side of a PostgreSQL migration: sessions and statements behind the engine's [`Target`] port.
+
+use crate::apply::PgApplier;
+use crate::authority::Authority;
+use crate::connect::Endpoint;
+use crate::copy::PgWriter;
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::{Checkpoint, Outcome, Stored, StoredRegion, Target};
+use segue_model::position::Position;
+use segue_model::region::CopiedRegion;
+use segue_model::seam::Xid;
+use segue_model::table::UnitId;
+use std::collections::BTreeMap;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+/// The target of one stream, under one token.
+pub struct PgTarget {
+    endpoint: Endpoint,
+    authority: Authority,
+}
+
+impl PgTarget {
+    /// The target behind `endpoint`, written with `authority`.
+    pub fn new(endpoint: Endpoint, authority: Authority) -> PgTarget {
+        PgTarget { endpoint, authority }
+    }
+
+    async fn session(&self) -> Outcome<Client> {
+        self.endpoint.connect("target").await
+    }
+
+    async fn regions(&self, client: &Client) -> Outcome<BTreeMap<UnitId, Vec<StoredRegion>>> {
+        let statement = "SELECT unit, extent::text, seam, rows, bytes FROM segue.region \
+             WHERE migration = $1 AND direction = $2 ORDER BY unit, no";
+        let rows = client
+            .query(statement, &[&self.authority.migration, &self.authority.direction.as_str()])
+            .await
+            .map_err(|e| fault_of(&e))?;
+        let mut regions: BTreeMap<UnitId, Vec<StoredRegion>> = BTreeMap::new();
+        for row in &rows {
+            let (unit, region) = region_of(row)?;
+            regions.entry(unit).or_default().push(region);
+        }
+        Ok(regions)
+    }
+}
+
+fn region_of(row: &Row) -> Outcome<(UnitId, StoredRegion)> {
+    let broken =
+        |what: String| Fault::bug("SEGUE-REGIONS", format!("a stored region cannot be read: {what}"));
+    let unit: i32 = row.get(0);
+    let extent: String = row.get(1);
+    let seam: String = row.get(2);
+    let number = |i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    let copied = CopiedRegion {
+        extent: serde_json::from_str(&extent).map_err(|e| broken(e.to_string()))?,
+        seam: seam.parse().map_err(|e| broken(format!("{e}")))?,
+    };
+    let unit = UnitId(u32::try_from(unit).map_err(|e| broken(e.to_string()))?);
+    Ok((unit, StoredRegion { copied, rows: number(3), bytes: number(4) }))
+}
+
+impl Target for PgTarget {
+    type Writer = PgWriter;
+    type Applier = PgApplier;
+
+    async fn writer(&self) -> Outcome<PgWriter> {
+        PgWriter::open(&self.endpoint, self.authority.clone()).await
+    }
+
+    async fn applier(&self) -> Outcome<PgApplier> {
+        PgApplier::open(&self.endpoint, self.authority.clone()).await
+    }
+
+    async fn stored(&self) -> Outcome<Stored> {
+        let client = self.session().await?;
+        let statement = "SELECT position, skipped::text, backfilled_at IS NOT NULL FROM segue.stream \
+             WHERE migration = $1 AND direction = $2 AND incarnation = $3";
+        let authority = &self.authority;
+        let row = client
+            .query_opt(
+                statement,
+                &[&authority.migration, &authority.direction.as_str(), &authority.incarnation],
+            )
+            .await
+            .map_err(|e| fault_of(&e))?;
+        let Some(row) = row else {
+            return Err(Fault::bug("SEGUE-STREAM-ROW", "the target has no row for this stream"));
+        };
+        let position: PgLsn = row.get(0);
+        let skipped: String = row.get(1);
+        let skipped: BTreeMap<UnitId, Vec<Xid>> = serde_json::from_str(&skipped).map_err(|e| {
+            Fault::bug("SEGUE-STREAM-ROW", format!("the skipped transactions cannot be read: {e}"))
+        })?;
+        let checkpoint = Checkpoint { position: Position(position.into()), skipped };
+        Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await? })
+    }
+
+    async fn forget_regions(&self) -> Outcome<()> {
+        let mut client = self.session().await?;
+        let authority = &self.authority;
+        let transaction = client.transaction().await.map_err(|e| fault_of(&e))?;
+        let done = async {
+            transaction
+                .execute("SELECT segue.enter($1, $2)", &[&authority.migration, &authority.token])
+                .await?;
+            let direction = authority.direction.as_str();
+            let whose: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&authority.migration, &direction];
+            transaction
+                .execute("DELETE FROM segue.region WHERE migration = $1 AND direction = $2", &whose)
+                .await?;
+            let remember = "UPDATE segue.stream SET backfilled_at = coalesce(backfilled_at, clock_timestamp()) \
+                 WHERE migration = $1 AND direction = $2";
+            transaction.execute(remember, &whose).await
+        };
+        done.await.map_err(|e| fault_of(&e))?;
+        transaction.commit().await.map_err(|e| fault_of(&e))
+    }
+}

@@ -1,0 +1,181 @@
+//! Lease, token, commands and journal on a real server.
+
+use segue_postgres::connect::Endpoint;
+use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, shut_out};
+use segue_testkit::cluster::{Cluster, Options};
+use serde_json::json;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+struct Setting {
+    cluster: Cluster,
+    endpoint: Endpoint,
+    control: Arc<Control>,
+}
+
+impl Setting {
+    async fn new() -> Setting {
+        let cluster = Cluster::start(Options::default()).await;
+        let endpoint = Endpoint::parse(&cluster.url("postgres")).expect("a URL");
+        assert!(Control::find(&endpoint, "m").await.expect("find").is_none(), "looking makes nothing");
+        let control = Arc::new(Control::connect(&endpoint, "m").await.expect("control"));
+        Setting { cluster, endpoint, control }
+    }
+
+    async fn acquired(&self, holder: &str) -> Lease {
+        match self.control.acquire(holder).await.expect("acquire") {
+            Acquired::Lease(lease) => {
+                shut_out(&self.endpoint, "m", lease.token, true).await.expect("token");
+                lease
+            }
+            Acquired::Standby(driver) => panic!("{driver:?} holds it"),
+        }
+    }
+
+    async fn let_the_lease_expire(&self) {
+        let late = LEASE_TTL + Duration::from_secs(1);
+        let sql = format!("UPDATE segue.heartbeat SET beat_at = beat_at - interval '{} s'", late.as_secs());
+        self.cluster.execute(&sql).await;
+    }
+}
+
+fn entry(kind: &str) -> NewEntry {
+    NewEntry { version: 1, actor: "test".into(), kind: kind.into(), body: json!({ "b": 1, "a": [kind] }) }
+}
+
+#[tokio::test]
+async fn a_frozen_driver_is_taken_over_and_its_late_writes_are_refused() {
+    let setting = Setting::new().await;
+    let first = setting.acquired("one").await;
+    // Its last transaction has entered, and then the process froze.
+    let frozen = setting.endpoint.connect("apply").await.expect("session");
+    frozen.batch_execute("BEGIN").await.expect("begin");
+    frozen.execute("SELECT segue.enter('m', $1)", &[&first.token]).await.expect("enter");
+    let Acquired::Standby(driver) = setting.control.acquire("two").await.expect("acquire") else {
+        panic!("a living driver was taken over")
+    };
+    assert_eq!((driver.holder.as_str(), driver.token), ("one", first.token));
+    setting.control.beat(&first).await.expect("it beats");
+
+    setting.let_the_lease_expire().await;
+    let Acquired::Lease(second) = setting.control.acquire("two").await.expect("acquire") else {
+        panic!("an expired lease was not taken over")
+    };
+    assert!(second.token > first.token);
+    let fault = shut_out(&setting.endpoint, "m", second.token, false).await.expect_err("it holds the lock");
+    assert!(fault.code == "SEGUE-STRAGGLER" && fault.what.contains("segue apply"), "{fault}");
+    let ended = shut_out(&setting.endpoint, "m", second.token, true).await.expect("terminated");
+    assert_eq!(ended.len(), 1);
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "the frozen transaction is gone");
+
+    let late = setting.endpoint.connect("apply").await.expect("session");
+    let refused = late.execute("SELECT segue.enter('m', $1)", &[&first.token]).await.expect_err("late write");
+    assert_eq!(segue_postgres::error::fault_of(&refused).code, "SEGUE-SUPERSEDED");
+    let codes = [
+        setting.control.beat(&first).await.expect_err("beat").code,
+        setting.control.append(&first, 0, &entry("late")).await.expect_err("append").code,
+        shut_out(&setting.endpoint, "m", first.token, true).await.expect_err("raise").code,
+    ];
+    assert_eq!(codes, ["SEGUE-SUPERSEDED"; 3]);
+    setting.control.publish_status(&second, &json!({ "stage": "x" })).await.expect("status");
+    assert!(setting.control.publish_status(&first, &json!({})).await.is_err());
+    let (status, age_ms) = setting.control.read_status().await.expect("status").expect("one");
+    assert_eq!(status, json!({ "stage": "x" }));
+    assert!((0..60_000).contains(&age_ms));
+}
+
+#[tokio::test]
+async fn a_released_lease_is_free_at_once_and_its_token_is_never_used_again() {
+    let setting = Setting::new().await;
+    let first = setting.acquired("one").await;
+    setting.control.release(&first).await.expect("release");
+    assert_eq!(setting.control.live_driver().await.expect_err("nobody").code, "SEGUE-NO-DRIVER");
+    let second = setting.acquired("two").await;
+    assert!(second.token > first.token);
+    setting.control.release(&first).await.expect("harmless");
+    assert_eq!(setting.control.live_driver().await.expect("alive").holder, "two");
+}
+
+#[tokio::test]
+async fn a_command_comes_back_with_progress_and_an_answer() {
+    let setting = Setting::new().await;
+    let fault = setting.control.ask("pause", &json!({}), "me").await.expect_err("nobody has ever run it");
+    assert!(fault.code == "SEGUE-NO-DRIVER" && fault.next_step.contains("segue run"), "{fault}");
+    let lease = setting.acquired("one").await;
+    let listener = setting.control.listen_for_commands().await.expect("listen");
+    let (control, driver_lease) = (setting.control.clone(), lease.clone());
+    let driver = tokio::spawn(async move {
+        let command = control.next_command(&driver_lease, &listener).await.expect("a command");
+        assert_eq!((command.verb.as_str(), &command.arguments), ("verify", &json!({ "table": "t" })));
+        for percent in [10, 60] {
+            control.progress(&driver_lease, command.id, &json!(percent)).await.expect("progress");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        control.answer(&driver_lease, command.id, &json!({ "ok": true })).await.expect("answer");
+    });
+    let id = setting.control.ask("verify", &json!({ "table": "t" }), "me").await.expect("ask");
+    let seen = Mutex::new(Vec::new());
+    let see = |body: &serde_json::Value| seen.lock().expect("seen").push(body.clone());
+    let answer = setting.control.await_answer(id, Duration::from_secs(20), see).await.expect("an answer");
+    assert_eq!(answer, json!({ "ok": true }));
+    assert_eq!(*seen.lock().expect("seen"), [json!(10), json!(60)]);
+    driver.await.expect("driver");
+    let twice = setting.control.answer(&lease, id, &json!({})).await;
+    assert!(twice.is_err(), "a command is answered once");
+}
+
+#[tokio::test]
+async fn a_command_whose_driver_died_is_answered_by_the_next_one() {
+    let setting = Setting::new().await;
+    let first = setting.acquired("one").await;
+    let listener = setting.control.listen_for_commands().await.expect("listen");
+    let id = setting.control.ask("pause", &json!({}), "me").await.expect("ask");
+    setting.control.next_command(&first, &listener).await.expect("taken");
+    setting.let_the_lease_expire().await;
+    let fault = setting.control.await_answer(id, Duration::from_secs(20), |_| {}).await.expect_err("dead");
+    assert!(fault.code == "SEGUE-NO-DRIVER" && fault.what.contains("one was last alive"), "{fault}");
+    let second = setting.acquired("two").await;
+    assert_eq!(
+        setting.control.next_command(&first, &listener).await.expect_err("late").code,
+        "SEGUE-SUPERSEDED"
+    );
+    assert_eq!(
+        setting.control.answer_orphans(&second, &json!({ "fault": "died" })).await.expect("orphans"),
+        1
+    );
+    let answer = setting.control.await_answer(id, Duration::from_secs(20), |_| {}).await.expect("an answer");
+    assert_eq!(answer, json!({ "fault": "died" }));
+}
+
+#[tokio::test]
+async fn the_journal_takes_one_record_per_number() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    assert_eq!(setting.control.append(&lease, 0, &entry("a")).await, Ok(1));
+    assert_eq!(
+        setting.control.append(&lease, 0, &entry("b")).await.expect_err("taken").code,
+        "SEGUE-JOURNAL-MOVED"
+    );
+    assert!(setting.control.append(&lease, 5, &entry("b")).await.is_err(), "no gaps");
+    let (one, two) = tokio::join!(async { setting.control.append(&lease, 1, &entry("b")).await }, async {
+        setting.control.append(&lease, 1, &entry("c")).await
+    });
+    assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1, "{one:?} {two:?}");
+    let journal = setting.control.journal(0).await.expect("journal");
+    assert_eq!(journal.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(journal[0].entry, entry("a"));
+    assert_eq!(setting.control.journal(1).await.expect("journal").len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_control_session_is_opened_again() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    setting.cluster.restart().await;
+    let mut tries = 0;
+    while setting.control.beat(&lease).await.is_err() {
+        tries += 1;
+        assert!(tries < 20, "the session was not opened again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

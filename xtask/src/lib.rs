@@ -1,0 +1,3 @@
+//! Tasks of the repository itself: the tidy rules.
+
+pub mod tidy;
