@@ -1,5 +1,7 @@
 //! Comparing two real servers: every planted difference is found and named, and nothing else is.
 
+#![allow(clippy::unwrap_used)]
+
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
@@ -201,15 +203,9 @@ async fn old_and_new_majors_are_compared_in_a_form_that_both_have() {
     }
 }
 
-#[tokio::test]
-async fn odd_keys_and_shapes_are_compared_by_index_and_by_their_own_equality() {
-    let german = Options {
-        initdb: vec!["--locale-provider=icu".into(), "--icu-locale=de".into(), "--encoding=UTF8".into()],
-        ..Options::default()
-    };
-    let clusters = Pair::start(Options::default(), german).await;
+fn odd_tables() -> String {
     let columns: Vec<String> = (0..1598).map(|n| format!("c{n} smallint")).collect();
-    let tables = format!(
+    format!(
         "CREATE EXTENSION citext;
          CREATE TABLE by_text (k text PRIMARY KEY, v int);
          INSERT INTO by_text SELECT (ARRAY['ä', 'A', 'a', 'Z', 'z ', '_', 'ß'])[g % 7 + 1] || g, g FROM generate_series(1, 3000) g;
@@ -227,7 +223,25 @@ async fn odd_keys_and_shapes_are_compared_by_index_and_by_their_own_equality() {
          INSERT INTO keyless SELECT g % 50, 'x', 'y', '{{}}' FROM generate_series(1, 1000) g;
          CREATE TABLE wide (id int PRIMARY KEY, {}); INSERT INTO wide (id, c3) SELECT g, g FROM generate_series(1, 50) g;",
         columns.join(", ")
-    );
+    )
+}
+
+const ODD_PLANTED: &str = "DELETE FROM by_text WHERE k = 'ä7'; INSERT INTO by_text VALUES ('Ä7', 7);
+             UPDATE by_number SET k = 500.00 WHERE k = 500;
+             UPDATE by_citext SET k = 'K7' WHERE k = 'k7';
+             UPDATE by_char SET v = 0 WHERE k = 'ab77';
+             UPDATE parted SET v = 'V700' WHERE id = 700; DELETE FROM \"odd \"\"name\" WHERE id = 5;
+             DELETE FROM keyless WHERE ctid = (SELECT ctid FROM keyless WHERE a = 7 LIMIT 1); INSERT INTO keyless VALUES (NULL, '', 'y', '{ }');
+             UPDATE wide SET c1597 = 1 WHERE id = 50";
+
+#[tokio::test]
+async fn odd_keys_and_shapes_are_compared_by_index_and_by_their_own_equality() {
+    let german = Options {
+        initdb: vec!["--locale-provider=icu".into(), "--icu-locale=de".into(), "--encoding=UTF8".into()],
+        ..Options::default()
+    };
+    let clusters = Pair::start(Options::default(), german).await;
+    let tables = odd_tables();
     clusters.0.execute(&tables).await;
     clusters.1.execute(&tables).await;
     let names = ["by_text", "by_number", "by_citext", "by_char", "parted", "odd \"name", "keyless", "wide"];
@@ -235,17 +249,7 @@ async fn odd_keys_and_shapes_are_compared_by_index_and_by_their_own_equality() {
     let small = Request { range_rows_max: 300, ..Request::default() };
     let quiet = pair.run(small.clone()).await;
     assert_eq!((quiet.divergent, quiet.hot), (0, 0), "{:?}", quiet.divergences);
-    pair.target
-        .execute(
-            "DELETE FROM by_text WHERE k = 'ä7'; INSERT INTO by_text VALUES ('Ä7', 7);
-             UPDATE by_number SET k = 500.00 WHERE k = 500;
-             UPDATE by_citext SET k = 'K7' WHERE k = 'k7';
-             UPDATE by_char SET v = 0 WHERE k = 'ab77';
-             UPDATE parted SET v = 'V700' WHERE id = 700; DELETE FROM \"odd \"\"name\" WHERE id = 5;
-             DELETE FROM keyless WHERE ctid = (SELECT ctid FROM keyless WHERE a = 7 LIMIT 1); INSERT INTO keyless VALUES (NULL, '', 'y', '{ }');
-             UPDATE wide SET c1597 = 1 WHERE id = 50",
-        )
-        .await;
+    pair.target.execute(ODD_PLANTED).await;
     let dry = pair.run(Request { repair: Repair::DryRun, ..small.clone() }).await;
     let mut seen: Vec<(String, String, Class)> = dry
         .divergences
