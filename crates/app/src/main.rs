@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod demo;
 mod drive;
 mod exit;
 mod load;
@@ -36,8 +37,11 @@ fn log(verbose: u8) {
 }
 
 fn dispatch(cli: &Cli) -> Exit {
-    if let Command::Schema(_) = &cli.command {
-        return schema();
+    match &cli.command {
+        Command::Schema(_) => return schema(),
+        // It starts other `segue` processes and has a runtime of its own.
+        Command::Demo(demo) => return demo::run(demo, &cli.global),
+        _ => {}
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -54,9 +58,6 @@ fn dispatch(cli: &Cli) -> Exit {
 
 async fn command(cli: &Cli) -> Exit {
     let json = cli.global.json;
-    if let Command::Demo(_) = &cli.command {
-        return not_built_yet("demo");
-    }
     let spec = match load::load(&cli.global.spec) {
         Ok(spec) => spec,
         Err(error) => {

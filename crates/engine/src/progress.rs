@@ -31,8 +31,8 @@ struct TableCounters {
     rows_estimated: u64,
 }
 
-/// Keeps at most this many lag samples (one per batch).
-const LAG_SAMPLES_MAX: usize = 4096;
+/// Keeps at most this many lag samples, one for each transaction.
+const LAG_SAMPLES_MAX: usize = 100_000;
 
 /// Counters of one running migration. Shared by its tasks.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ pub struct Progress {
     stream_bytes: AtomicU64,
     replays: AtomicU64,
     received: AtomicU64,
-    received_at_us: AtomicU64,
+    /// Received and not yet durable: (end, committed at µs), oldest first.
+    pending: Mutex<VecDeque<(Position, u64)>>,
     applied: watch::Sender<Applied>,
     /// (when applied, commit-to-durable in µs)
     lags: Mutex<VecDeque<(Instant, u64)>>,
@@ -133,7 +134,7 @@ impl Progress {
             stream_bytes: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             received: AtomicU64::new(applied.0),
-            received_at_us: AtomicU64::new(0),
+            pending: Mutex::default(),
             applied: watch::Sender::new(Applied { position: applied, signal: 0 }),
             lags: Mutex::default(),
             waits: Mutex::default(),
@@ -160,7 +161,7 @@ impl Progress {
     pub fn received(&self, position: Position, bytes: u64, at_us: u64) {
         self.received.fetch_max(position.0, Ordering::Relaxed);
         self.stream_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.received_at_us.store(at_us, Ordering::Relaxed);
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push_back((position, at_us));
     }
 
     /// Row changes were dropped because a copy has them.
@@ -186,6 +187,11 @@ impl Progress {
             lags.push_back((now, now_us.saturating_sub(*at)));
         }
         drop(lags);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        while pending.front().is_some_and(|(end, _)| *end <= place.position) {
+            pending.pop_front();
+        }
+        drop(pending);
         self.applied.send_modify(|applied| {
             applied.position = applied.position.max(place.position);
             applied.signal = applied.signal.max(place.signal);
@@ -217,7 +223,9 @@ impl Progress {
         let received = Position(load(&self.received)).max(applied.position);
         let now_ms = now_us() / 1000;
         let lag_bytes = received.bytes_since(applied.position);
-        let behind_since = load(&self.received_at_us) / 1000;
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag_ms = pending.front().map_or(0, |(_, at_us)| now_ms.saturating_sub(at_us / 1000));
+        drop(pending);
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut tables: Vec<TableProgress> = self
             .tables
@@ -243,7 +251,7 @@ impl Progress {
             received,
             applied: applied.position,
             lag_bytes,
-            lag_ms: if lag_bytes == 0 || behind_since == 0 { 0 } else { now_ms.saturating_sub(behind_since) },
+            lag_ms,
             latency_ms: self.latency_ms(),
             waits: waits
                 .values()

@@ -37,6 +37,7 @@ impl Throttle {
 
     /// Changes the limits; workers notice at once.
     pub fn set(&self, limits: Limits) {
+        *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.limits.send_replace(limits);
     }
 

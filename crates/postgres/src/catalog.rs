@@ -106,19 +106,22 @@ fn named_twice(pairs: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
     found
 }
 
-/// The tables of a database that a wildcard may mean, sorted by name.
-///
-/// Permanent tables and partitioned ones, but not partitions (they belong to their table) nor what an extension made;
-/// no system schema, nor Segue's own.
-pub async fn all_tables(client: &Client) -> Outcome<Vec<QualifiedName>> {
+/// Every table of the source that a wildcard can mean, sorted by name: permanent and unlogged tables and partitioned
+/// ones, but not partitions (they belong to their table) nor what an extension, the server or Segue itself made.
+pub async fn all_tables(source: &Client) -> Outcome<Vec<QualifiedName>> {
     let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
             AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'segue')
             AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                                AND d.deptype = 'e')
           ORDER BY 1, 2";
-    let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing tables"))?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    let rows =
+        source.query(sql, &[]).await.map_err(|e| fault_of(&e).during("listing the source's tables"))?;
+    let mut found: Vec<QualifiedName> =
+        rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    // By bytes, whatever collation the catalog's names have.
+    found.sort();
+    Ok(found)
 }
 
 /// A refusal for every target table that holds rows: Segue would mix its rows with them.

@@ -154,7 +154,9 @@ impl Source for PgSource {
         let answers =
             client.simple_query(&sql).await.map_err(|e| fault_of(&e).during("emitting a signal"))?;
         let id = answers.iter().find_map(|answer| match answer {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get("id").and_then(|id| id.parse().ok()),
+            tokio_postgres::SimpleQueryMessage::Row(row) => {
+                row.try_get("id").ok().flatten().and_then(|id| id.parse().ok())
+            }
             _ => None,
         });
         id.ok_or_else(|| Fault::bug("SEGUE-SIGNAL", "a signal was emitted without a number"))

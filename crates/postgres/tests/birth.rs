@@ -1,5 +1,7 @@
 //! Streams are born, recognised after a restart, refused when something is lost, and removed.
 
+#![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
+
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
@@ -294,6 +296,8 @@ async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publicati
         ("p3", 1, 0)
     );
     assert!(attached.relation.leaf.as_ref().expect("a leaf").condition.contains("20"));
+    let before = catalog::drift::published(&setting.source, &stream.publication).await.expect("published");
+    assert!(!before.contains(&attached.relation.oid) && before.contains(&drift.detached[0].oid));
 
     let published = async || {
         let sql = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE schemaname = 'public'";

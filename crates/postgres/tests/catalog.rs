@@ -1,5 +1,7 @@
 //! Both catalogs of real servers become tables, relations and refusals.
 
+#![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
+
 use segue_model::name::QualifiedName;
 use segue_model::table::{ArrayForm, Identity, KeyOrder, Table, Transport};
 use segue_postgres::catalog::{self, Catalog};

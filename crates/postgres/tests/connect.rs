@@ -1,5 +1,7 @@
 //! Sessions with a real server, encrypted by an authority made for the test.
 
+#![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
+
 use segue_postgres::connect::Endpoint;
 use segue_testkit::cluster::{Cluster, Options};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

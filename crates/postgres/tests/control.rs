@@ -1,5 +1,7 @@
 //! Lease, token, commands and journal on a real server.
 
+#![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
+
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, shut_out};
 use segue_testkit::cluster::{Cluster, Options};

@@ -55,7 +55,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let mut removed = birth::drop_everything(&source, &target, migration, &tables).await?;
     if !sides.control_is_target {
         let control = sides.control.connect("cancel").await?;
-        removed.extend(birth::drop_from_control(&control, migration).await?);
+        removed.extend(birth::drop_everything(&source, &control, migration, &[]).await?);
     }
     Ok(removed)
 }

@@ -109,6 +109,7 @@ impl Attempt<'_> {
         }
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
+        let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
         let report = |wait: WaitReport| {
             let text = wait.to_string();
@@ -118,10 +119,10 @@ impl Attempt<'_> {
             }
         };
         let identity =
-            birth::birth(&sides.source, spec.name.as_str(), Direction::Forward, &catalog.relations, report)
+            birth::birth(&sides.source, migration, Direction::Forward, token, &catalog.relations, report)
                 .await?;
         self.driver.record(self.lease, "born", body).await?;
-        birth::claim(target, &identity).await?;
+        birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
         Ok(identity)
     }

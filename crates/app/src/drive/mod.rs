@@ -56,11 +56,10 @@ pub(crate) struct Driver {
 
 /// Runs the migration of `spec`.
 pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
-    let screen = Screen::new(json);
-    let driver = match Driver::open(spec, until, screen).await {
+    let driver = match Driver::open(spec, until, Screen::new(json)).await {
         Ok(driver) => driver,
         Err(fault) => {
-            screen.fault(&fault);
+            Screen::new(json).fault(&fault);
             return Exit::Fault;
         }
     };
@@ -109,7 +108,10 @@ impl Driver {
             Err(fault) => return self.give_up(None, &fault).await,
         };
         let mut failures = 0;
-        let mut reached_once = false;
+        let mut begun = match self.control.journal(0).await {
+            Ok(journal) => journal.iter().any(|e| e.entry.kind == "born"),
+            Err(fault) => return self.give_up(Some(&lease), &fault).await,
+        };
         loop {
             let began = Instant::now();
             let attempt = Attempt { driver: self, lease: &lease };
@@ -121,10 +123,10 @@ impl Driver {
                 }
                 Ended::Fault { fault, prepared } => (fault, prepared),
             };
-            reached_once |= prepared;
+            begun |= prepared;
             match fault.recovery {
                 // What fails at the very first start is a mistake in the spec or a server that is not there: say so at once.
-                Recovery::Retry | Recovery::Ambiguous if reached_once => {}
+                Recovery::Retry | Recovery::Ambiguous if begun => {}
                 Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
                     return self.give_up(Some(&lease), &fault).await;
                 }

@@ -147,7 +147,7 @@ async fn take<'w, S: Source, T: Target>(
         let upper = match task.table.one_region {
             Some(_) => None,
             None => {
-                let rows = task.region_rows.load(Ordering::Relaxed);
+                let rows = task.region_rows.load(Ordering::Relaxed).min(affordable(shared, &task.table));
                 reader.bound_after(&task.table, task.unit, &within, rows).await?
             }
         };
@@ -156,6 +156,15 @@ async fn take<'w, S: Source, T: Target>(
         }
     }
     Ok(None)
+}
+
+/// Rows that the throttle's rate lets through in a region's time: a region must not hold its snapshot longer because
+/// it is slowed down.
+fn affordable<S, T>(shared: &Shared<S, T>, table: &Table) -> u64 {
+    let Some(rate) = shared.throttle.limits().bytes_per_s_max else { return REGION_ROWS_MAX };
+    let row_bytes = (table.estimate.bytes / table.estimate.rows.max(1)).clamp(16, 1 << 30);
+    let bytes = rate.saturating_mul(shared.region_target.as_millis() as u64) / 1000;
+    (bytes / row_bytes).max(1)
 }
 
 /// Milliseconds since `start`, at least 1.

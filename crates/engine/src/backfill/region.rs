@@ -11,6 +11,9 @@ const SNAPSHOTS_MAX: u32 = 20;
 /// The first pause between two snapshots; it doubles.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(5);
 
+/// A region that was put back is not begun again before this has passed.
+const GIVEN_UP_PAUSE: Duration = Duration::from_millis(200);
+
 /// What a region's copy came to.
 #[derive(Debug)]
 pub struct Copied {
@@ -33,8 +36,12 @@ pub async fn copy_region<S: Source, T: Target>(
     id: RegionId,
     extent: &Extent,
 ) -> Outcome<Option<Copied>> {
+    let Some((seam, covered_by)) = snapshot(shared, reader, work, id).await? else {
+        // The stream must see the region as not begun for a while, else it could wait for ever.
+        tokio::time::sleep(GIVEN_UP_PAUSE).await;
+        return Ok(None);
+    };
     let start = Instant::now();
-    let Some((seam, covered_by)) = snapshot(shared, reader, work, id).await? else { return Ok(None) };
     killpoint::pass("region.seam");
     let replace = work.replace || matches!(extent, Extent::Key(_));
     writer.begin(&work.table, work.unit, extent, replace).await?;

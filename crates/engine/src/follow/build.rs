@@ -64,6 +64,10 @@ pub struct Builder<S: Source, T: Target> {
     pub sessions: Option<(S::Reader, T::Writer)>,
     /// Memory a routed transaction may hold before it goes to disk.
     pub spill_bytes: usize,
+    /// The checkpoint of the last batch that went to the writer; the stored one at first.
+    pub handed_on: Position,
+    /// When a batch that only moves the checkpoint was last handed on.
+    pub last_idle: Instant,
 }
 
 impl<S: Source, T: Target> Builder<S, T> {
@@ -79,20 +83,17 @@ impl<S: Source, T: Target> Builder<S, T> {
     pub async fn run(mut self, mut arrivals: mpsc::Receiver<Arrived>) -> Outcome<()> {
         let mut batch = Batch::default();
         let mut next = None;
-        let mut last_idle: Option<Instant> = None;
         loop {
             let arrived = match next.take() {
                 Some(arrived) => arrived,
-                None => match arrivals.recv().await {
+                None => match self.next(&mut arrivals, &mut batch).await? {
                     Some(arrived) => arrived,
                     None => return Ok(()),
                 },
             };
             match arrived {
-                Arrived::Idle(_) if last_idle.is_some_and(|at| at.elapsed() < IDLE_PAUSE) => continue,
                 Arrived::Idle(position) => {
-                    last_idle = Some(Instant::now());
-                    batch.checkpoint.position = batch.checkpoint.position.max(position);
+                    batch.checkpoint.position = batch.checkpoint.position.max(position)
                 }
                 Arrived::Transaction(transaction, memory) => {
                     batch = self.add(batch, transaction, memory).await?;
@@ -121,16 +122,39 @@ impl<S: Source, T: Target> Builder<S, T> {
                     continue;
                 }
             }
-            self.hand_on(&mut batch).await?;
+            if !batch.committed_at_us.is_empty() {
+                self.hand_on(&mut batch).await?;
+            }
         }
+    }
+
+    /// The next arrival. A batch that only moves the checkpoint is handed on when nothing else has come for a while:
+    /// keepalives are frequent, durable checkpoints are not free.
+    async fn next(
+        &mut self,
+        arrivals: &mut mpsc::Receiver<Arrived>,
+        batch: &mut Batch,
+    ) -> Outcome<Option<Arrived>> {
+        if batch.checkpoint.position > self.handed_on {
+            let due = self.last_idle + IDLE_PAUSE;
+            tokio::select! {
+                biased;
+                arrived = arrivals.recv() => return Ok(arrived),
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+            self.last_idle = Instant::now();
+            self.hand_on(batch).await?;
+        }
+        Ok(arrivals.recv().await)
     }
 
     /// Sends the open batch to the writer, if there is anything in it.
     async fn hand_on(&mut self, batch: &mut Batch) -> Outcome<()> {
-        if batch.checkpoint.position == Position(0) {
+        if batch.checkpoint.position <= self.handed_on {
             return Ok(());
         }
         let mut full = std::mem::take(batch);
+        self.handed_on = self.handed_on.max(full.checkpoint.position);
         full.checkpoint.skipped = self.regions().skipped();
         self.out.send(full).await.map_err(|_| gone())
     }
@@ -243,8 +267,8 @@ impl<S: Source, T: Target> Builder<S, T> {
         xid: Xid32,
         key: KeyText,
     ) -> Outcome<()> {
-        let before = batch.checkpoint.position;
         self.hand_on(batch).await?;
+        let before = self.handed_on;
         let mut applied = self.progress().watch_applied();
         let durable = |a: &Applied| a.position >= before;
         applied.wait_for(durable).await.map_err(|_| gone())?;

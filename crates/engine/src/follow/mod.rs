@@ -14,6 +14,7 @@ use segue_model::position::Position;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc;
 use write::Writer;
 
@@ -50,7 +51,16 @@ pub async fn run<S: Source, T: Target>(
         position: from,
     };
     let progress = shared.progress.clone();
-    let builder = Builder { shared, tables, limits: limits.batch, out, sessions: None, spill_bytes };
+    let builder = Builder {
+        shared,
+        tables,
+        limits: limits.batch,
+        out,
+        sessions: None,
+        spill_bytes,
+        handed_on: from,
+        last_idle: Instant::now(),
+    };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(collect(stream, arrivals, progress, Budget::new(limits.memory_bytes_max), spill_bytes));
     tasks.spawn(builder.run(arrived));

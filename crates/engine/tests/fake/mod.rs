@@ -1,6 +1,8 @@
 //! In-memory source and target with the properties that matter: commits that are in the log before snapshots
 //! show them, row locks, snapshots, log positions, transactions on the target that vanish when dropped.
 
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a test may stop where it stands")]
+
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

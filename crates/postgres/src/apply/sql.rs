@@ -70,7 +70,7 @@ impl Target<'_> {
     }
 
     /// Column `i` of the table, which is the `n`th of `s`.
-    fn from_many(&self, i: usize, n: usize) -> String {
+    fn many_value(&self, i: usize, n: usize) -> String {
         let column = &self.table.columns[i];
         match array_form(column) {
             ArrayForm::Typed => format!("s.c{n}"),
@@ -117,7 +117,7 @@ impl Target<'_> {
     }
 
     pub(super) fn delete_many(&self, key: &Key) -> String {
-        let is = self.key_is(key, |i, n| self.from_many(i, n));
+        let is = self.key_is(key, |i, n| self.many_value(i, n));
         format!("DELETE FROM {} AS t USING {} WHERE {is}", qualified(self.table), self.many(&key.columns, 1))
     }
 
@@ -141,7 +141,7 @@ impl Target<'_> {
 
     pub(super) fn insert_many(&self) -> String {
         let all: Vec<usize> = (0..self.table.columns.len()).collect();
-        let values = list(all.iter().map(|&i| self.from_many(i, i)), ", ");
+        let values = list(all.iter().map(|&i| self.many_value(i, i)), ", ");
         format!("{} SELECT {values} FROM {}", self.insert_into(), self.many(&all, 1))
     }
 
@@ -156,12 +156,12 @@ impl Target<'_> {
     /// Parameters: the key, then `set`, each as an array.
     pub(super) fn update_many(&self, key: &Key, set: &[usize]) -> String {
         let width = key.columns.len();
-        let is = self.key_is(key, |i, n| self.from_many(i, n));
+        let is = self.key_is(key, |i, n| self.many_value(i, n));
         let columns: Vec<usize> = key.columns.iter().chain(set).copied().collect();
         let set = set
             .iter()
             .enumerate()
-            .map(|(n, &i)| format!("{} = {}", self.column(i), self.from_many(i, width + n)));
+            .map(|(n, &i)| format!("{} = {}", self.column(i), self.many_value(i, width + n)));
         format!(
             "UPDATE {} AS t SET {} FROM {} WHERE {is}",
             qualified(self.table),
@@ -172,7 +172,7 @@ impl Target<'_> {
 
     /// One row for each of the given keys that is there.
     pub(super) fn present_many(&self, key: &Key) -> String {
-        let is = self.key_is(key, |i, n| self.from_many(i, n));
+        let is = self.key_is(key, |i, n| self.many_value(i, n));
         format!(
             "SELECT FROM {} WHERE EXISTS (SELECT FROM {} AS t WHERE {is})",
             self.many(&key.columns, 1),
@@ -243,7 +243,7 @@ impl Target<'_> {
 
     /// The row's key is none of those in the parameters from `first` on.
     pub(super) fn key_not_among(&self, key: &Key, first: usize) -> String {
-        let is = self.key_is(key, |i, n| self.from_many(i, n));
+        let is = self.key_is(key, |i, n| self.many_value(i, n));
         format!("NOT EXISTS (SELECT FROM {} WHERE {is})", self.many(&key.columns, first))
     }
 

@@ -54,31 +54,28 @@ pub struct WaitReport {
     pub waiting_for: Vec<Blocker>,
 }
 
-impl fmt::Display for Blocker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Blocker { pid, user, database, application, age_ms, state, query } = self;
-        let age_s = age_ms / 1000;
-        match pid {
-            Some(pid) => write!(
-                f,
-                "pid {pid} ({user}@{database}, '{application}', {state}, open for {age_s} s): {query}"
-            ),
-            None => write!(f, "prepared transaction {query} ({user}@{database}, open for {age_s} s)"),
-        }
-    }
-}
-
+/// One line, the same as long as the same transactions are waited for; ages are left out of it.
 impl fmt::Display for WaitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let step = match self.step {
-            WaitStep::Slot => "making the slot",
-            WaitStep::Barrier => "passing the barrier behind the slot",
+            WaitStep::Slot => "making the replication slot",
+            WaitStep::Barrier => "waiting for transactions older than the slot",
         };
-        write!(f, "{step} waits for {} older transaction(s) on the source to end", self.waiting_for.len())?;
-        for blocker in &self.waiting_for {
-            write!(f, "\n    {blocker}")?;
+        f.write_str(step)?;
+        for (i, blocker) in self.waiting_for.iter().enumerate() {
+            write!(f, "{}{blocker}", if i == 0 { ": waits for " } else { ", " })?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Blocker { pid, user, database, application, state, query, .. } = self;
+        match pid {
+            None => write!(f, "the prepared transaction '{query}' of {user} in {database}"),
+            Some(pid) => write!(f, "pid {pid} ({user} in {database}, '{application}', {state}: {query})"),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::{Table, TableId, UnitId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tokio_postgres::{Client, Row};
 
 /// A partition that was attached since.
@@ -212,6 +212,17 @@ async fn alter(
     );
     let done = bounded_lock(source, &sql).await;
     done.map_err(|f| f.during(format_args!("changing the publication {publication} for {leaf}")))
+}
+
+/// The relations that the publication holds now, by number.
+///
+/// At a restart, a relation that [`super::read`] lists and that is not among these was attached while nobody looked:
+/// its rows were never copied nor streamed, and it needs a unit of its own as if [`drift`] had found it.
+pub async fn published(source: &Client, publication: &str) -> Outcome<HashSet<u32>> {
+    let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
+    let rows = source.query(sql, &[&publication]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("reading the publication"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 async fn is_published(source: &Client, publication: &str, leaf: &QualifiedName) -> Outcome<bool> {

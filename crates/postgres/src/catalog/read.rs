@@ -325,7 +325,7 @@ async fn types(
              UNION ALL SELECT r.rngtypid, r.rngsubtype, '' FROM pg_range r {multirange}),
          closure(oid) AS (
              SELECT unnest($1::oid[]) UNION SELECT p.oid FROM closure c JOIN part p ON p.whole = c.oid)
-         SELECT t.oid, n.nspname, t.typname, format_type(t.oid, NULL) AS sql, t.typtype::text, t.typbasetype,
+         SELECT t.oid, n.nspname, t.typname, format_type(t.oid, -1) AS sql, t.typtype::text, t.typbasetype,
                 t.typtypmod, t.typarray <> 0 AS has_array, t.typsend <> 0 AND t.typreceive <> 0 AS has_binary,
                 coalesce(e.oid, 0::oid) AS element,
                 EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid

@@ -21,8 +21,9 @@ use tokio_postgres::{Client, CopyOutStream};
 const PIECE_BYTES: usize = 128 * 1024;
 /// PostgreSQL's page size in the log; an insert position just behind a page header is the page's start when flushed.
 const LOG_PAGE: u64 = 8192;
-/// Sizes of the log's page headers: of a page, and of a segment's first page.
-const LOG_PAGE_HEADERS: [u64; 2] = [24, 40];
+/// Size of the header of a page of the log, and of a segment's first page.
+const LOG_PAGE_HEADER: u64 = 24;
+const LOG_SEGMENT_HEADER: u64 = 40;
 /// How long to wait for the source to flush by itself before asking it to.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -38,6 +39,8 @@ pub struct PgReader {
     relations: std::sync::Arc<dyn Relations>,
     /// `pg_current_snapshot` is called so before PostgreSQL 13.
     snapshot_function: &'static str,
+    /// Size of the log's segments.
+    segment_bytes: u64,
     rows: Option<Pin<Box<CopyOutStream>>>,
 }
 
@@ -46,7 +49,7 @@ impl PgReader {
     pub async fn open(endpoint: &Endpoint, relations: std::sync::Arc<dyn Relations>) -> Outcome<PgReader> {
         let client = endpoint.connect("copy").await?;
         let row = client
-            .query_one("SELECT pg_is_in_recovery(), current_setting('server_version_num')::int", &[])
+            .query_one("SELECT pg_is_in_recovery(), current_setting('server_version_num')::int, pg_size_bytes(current_setting('wal_segment_size'))", &[])
             .await
             .map_err(|e| fault_of(&e))?;
         if row.get(0) {
@@ -57,9 +60,10 @@ impl PgReader {
             ));
         }
         let version: i32 = row.get(1);
+        let segment_bytes = u64::try_from(row.get::<_, i64>(2)).unwrap_or(16 << 20).max(LOG_PAGE);
         let snapshot_function =
             if version >= 130_000 { "pg_current_snapshot()" } else { "txid_current_snapshot()" };
-        Ok(PgReader { client, relations, snapshot_function, rows: None })
+        Ok(PgReader { client, relations, snapshot_function, segment_bytes, rows: None })
     }
 }
 
@@ -98,7 +102,7 @@ impl RegionReader for PgReader {
         let end = self.client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
         let end: PgLsn = end.await.map_err(|e| fault_of(&e))?.get(0);
         let seam = seam.parse().map_err(|e| Fault::bug("SEGUE-SNAPSHOT", format!("{e}")))?;
-        Ok((seam, flushable(Position(end.into()))))
+        Ok((seam, flushable(Position(end.into()), self.segment_bytes)))
     }
 
     async fn copy(&mut self, table: &Table, unit: UnitId, extent: &Extent) -> Outcome<()> {
@@ -162,9 +166,10 @@ impl RegionReader for PgReader {
 ///
 /// At a page's beginning the insert position is reported behind the page header, which is written only with
 /// the next record; the flush position is reported at the page's start (`XLogBytePosToRecPtr` and `…ToEndRecPtr`).
-fn flushable(inserted: Position) -> Position {
-    let into_page = inserted.0 % LOG_PAGE;
-    if LOG_PAGE_HEADERS.contains(&into_page) { Position(inserted.0 - into_page) } else { inserted }
+fn flushable(inserted: Position, segment_bytes: u64) -> Position {
+    let header =
+        if inserted.0 % segment_bytes == LOG_SEGMENT_HEADER { LOG_SEGMENT_HEADER } else { LOG_PAGE_HEADER };
+    if inserted.0 % LOG_PAGE == header { Position(inserted.0 - header) } else { inserted }
 }
 
 /// For each key, how many of `bounds` the source orders before it.
@@ -204,8 +209,11 @@ mod tests {
 
     #[test]
     fn a_position_behind_a_page_header_is_flushed_with_the_page_before() {
-        assert_eq!(flushable(Position(8192 * 5 + 24)), Position(8192 * 5));
-        assert_eq!(flushable(Position(8192 * 2048 + 40)), Position(8192 * 2048));
-        assert_eq!(flushable(Position(8192 * 5 + 25)), Position(8192 * 5 + 25));
+        let flushable = |p| flushable(Position(p), 16 << 20).0;
+        assert_eq!(flushable(8192 * 5 + 24), 8192 * 5);
+        assert_eq!(flushable((16 << 20) + 40), 16 << 20);
+        for no_header in [8192 * 5 + 25, 8192 * 5 + 40, 8192 * 5] {
+            assert_eq!(flushable(no_header), no_header);
+        }
     }
 }

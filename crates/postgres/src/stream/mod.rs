@@ -261,7 +261,7 @@ fn action(shape: &Shape, rows: Rows) -> Outcome<Action> {
         Rows::Update { old, new } => {
             let old = old.map(|old| old_row(shape, old)).transpose()?;
             let mut new = shape.arrange(new)?;
-            if let Some((old, true)) = &old {
+            if let Some((old, _)) = &old {
                 fill(&mut new, old);
             }
             Action::Update { old: old.map(|(old, _)| old), new }
@@ -280,10 +280,10 @@ fn old_row(shape: &Shape, old: Old) -> Outcome<(Row, bool)> {
     }
 }
 
-/// What an update did not touch is in the whole old image.
+/// What an update did not touch is in the whole old image; a large value that is part of the key is in the old key.
 fn fill(new: &mut Row, old: &Row) {
     for (new, old) in new.iter_mut().zip(old.iter()) {
-        if *new == Value::Unchanged {
+        if *new == Value::Unchanged && old.text().is_some() {
             new.clone_from(old);
         }
     }

@@ -14,7 +14,7 @@ pub async fn table(client: &Client, id: u32, name: &str) -> Table {
     client.batch_execute("SET search_path = pg_catalog").await.unwrap();
     let columns = client
         .query(
-            "SELECT a.attname::text, format_type(a.atttypid, -1), a.attnotnull, a.attidentity = 'a', t.typarray = 0 OR t.typcategory = 'A' \
+            "SELECT a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, a.attidentity = 'a', t.typarray = 0 OR t.typcategory = 'A' \
                  OR t.typdelim <> ',' OR t.typtype = 'd' AND t.typbasetype IN (SELECT oid FROM pg_type WHERE typcategory = 'A') \
              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
              WHERE a.attrelid = ('public.' || quote_ident($1))::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \

@@ -1,0 +1,27 @@
+//! The whole way on real servers, with the real binary: copy under load, follow, compare, cancel.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
+mod support;
+
+use segue_testkit::workload::{self, Workload, schema};
+use support::Pair;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_under_load_is_copied_followed_and_equal() {
+    let pair = Pair::start(&["shop.*"]).await;
+    let source = pair.source.connect("postgres").await;
+    schema::create(&source).await.unwrap();
+    schema::create(&pair.target.connect("postgres").await).await.unwrap();
+    schema::seed_data(&source, 50_000).await.unwrap();
+    let load = Workload::start(&pair.source.url("postgres"), workload::Options::default()).await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    load.progress(200, support::PATIENCE).await;
+    let report = load.stop().await;
+    pair.caught_up().await;
+    pair.assert_equal(&["shop"]).await;
+    let target = pair.target.connect("postgres").await;
+    report.oracle.check(&target).await.expect("every acknowledged write is on the target");
+    drop(run);
+}
