@@ -6,7 +6,8 @@
 //! in the range between them. So every row of either side is in at least one range, and rows of the owner in exactly
 //! one. If the digests of all ranges are equal, each range has the same rows on both sides: no row of the other side
 //! is unknown to the owner, and none of the owner's is lacking. Bounds that the other side orders differently only
-//! make ranges unequal that need not be, and rows are then settled by key. The same holds for each halving.
+//! make ranges unequal that need not be, and rows are then settled by key. Halving only adds bounds to the list, always
+//! keys of the owner in its order: a bound of the other side's order could make the owner's range grow.
 
 use super::ports::{Comparable, Cost, Digest, Hashed, Item, Passage, RangeCounts, Repairer, Store};
 use super::{Parts, metered};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Rows of a range that are listed instead of halved.
 const LISTED_ROWS_MAX: u64 = 256;
+/// Rows of the other side that are listed by one statement.
+const PAGE_ROWS: u64 = 5_000;
 /// How often a range that could not be halved is read again before it is listed whatever its size.
 const UNSPLIT_MAX: u32 = 3;
 /// Into how many parts the rows of a table without a key are divided by hash.
@@ -68,17 +71,11 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                 tasks.push(Task { again: true, ..task });
                 continue;
             }
-            let rows = owner.rows.max(other.rows);
-            if rows <= LISTED_ROWS_MAX || task.unsplit >= UNSPLIT_MAX {
-                items.extend(self.listed(table, &task.within, counts).await?);
+            if owner.rows <= LISTED_ROWS_MAX || task.unsplit >= UNSPLIT_MAX {
+                items.extend(self.listed(table, task.within, counts).await?);
                 continue;
             }
-            // The side with more rows has the keys to halve it by.
-            let middle = if owner.rows >= other.rows {
-                self.owner.bound_after(table, &task.within, rows / 2).await?
-            } else {
-                self.other.bound_after(table, &task.within, rows / 2).await?
-            };
+            let middle = self.owner.bound_after(table, &task.within, owner.rows / 2).await?;
             let Extent::Range { lower, upper } = task.within else {
                 return Err(Fault::bug("SEGUE-VERIFY-RANGE", "only ranges are halved"));
             };
@@ -114,12 +111,32 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         Ok((owner, other))
     }
 
-    async fn listed(&self, table: &Table, within: &Extent, counts: &mut RangeCounts) -> Outcome<Vec<Item>> {
-        let (owner, other) = tokio::try_join!(
-            metered(&mut counts.owner, self.owner.hashes(table, within), |l| hashed_cost(l)),
-            metered(&mut counts.other, self.other.hashes(table, within), |l| hashed_cost(l)),
-        )?;
-        Ok(unequal(owner, other))
+    /// Lists the owner's rows, and page by page the other side's, which can be many more: rows that the owner lacks, or
+    /// that the two sides order differently. The pages are cut by the other side's own keys, in its own order.
+    async fn listed(&self, table: &Table, within: Extent, counts: &mut RangeCounts) -> Outcome<Vec<Item>> {
+        let owner = metered(&mut counts.owner, self.owner.hashes(table, &within), |l| hashed_cost(l)).await?;
+        let mut owner: HashMap<Item, (u64, i64)> = by_item(owner);
+        let mut items = Vec::new();
+        let Extent::Range { mut lower, upper } = within else {
+            return Err(Fault::bug("SEGUE-VERIFY-RANGE", "only ranges are listed"));
+        };
+        loop {
+            let rest = Extent::Range { lower: lower.clone(), upper: upper.clone() };
+            let end = self.other.bound_after(table, &rest, PAGE_ROWS).await?;
+            let page = Extent::Range { lower, upper: end.clone().or_else(|| upper.clone()) };
+            let other =
+                metered(&mut counts.other, self.other.hashes(table, &page), |l| hashed_cost(l)).await?;
+            for h in other {
+                if owner.remove(&h.item) != Some((h.rows, h.hash)) {
+                    items.push(h.item);
+                }
+            }
+            if end.is_none() {
+                items.extend(owner.into_keys());
+                return Ok(items);
+            }
+            lower = end;
+        }
     }
 
     /// The images of a table without a key that do not occur equally often at first sight.
@@ -154,8 +171,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
 
 /// Items that only one list has, or that differ.
 fn unequal(owner: Vec<Hashed>, other: Vec<Hashed>) -> Vec<Item> {
-    let mut theirs: HashMap<Item, (u64, i64)> =
-        other.into_iter().map(|h| (h.item, (h.rows, h.hash))).collect();
+    let mut theirs = by_item(other);
     let mut items: Vec<Item> = owner
         .into_iter()
         .filter(|h| theirs.remove(&h.item) != Some((h.rows, h.hash)))
@@ -163,6 +179,10 @@ fn unequal(owner: Vec<Hashed>, other: Vec<Hashed>) -> Vec<Item> {
         .collect();
     items.extend(theirs.into_keys());
     items
+}
+
+fn by_item(list: Vec<Hashed>) -> HashMap<Item, (u64, i64)> {
+    list.into_iter().map(|h| (h.item, (h.rows, h.hash))).collect()
 }
 
 fn hashed_cost(list: &[Hashed]) -> Cost {

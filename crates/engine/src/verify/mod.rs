@@ -157,7 +157,6 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
             });
             let Next::From(lower) = next else { continue };
             let compared = self.table(&run, table, lower).await;
-            self.parts.progress.waiting("verify", None);
             compared.map_err(|fault| fault.during(format_args!("comparing {}", table.source)))?;
         }
         report.send_modify(|report| {

@@ -79,9 +79,9 @@ pub(super) async fn counted<O: Comparable, X: Comparable, P: Passage, S: Store, 
     let (owner, other, settled) = loop {
         tries += 1;
         parts.throttle.admit(0, &parts.progress).await;
-        parts.passage.passed().await?;
+        parts.passed().await?;
         let other = parts.other.count(table).await?;
-        let shown = parts.passage.shown().await?;
+        let shown = parts.shown().await?;
         let owner = parts.owner.count(table).await?;
         let settled = shown && owner == before && owner == other;
         if settled || tries >= COUNTS_MAX {

@@ -85,6 +85,25 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         Ok(settled)
     }
 
+    /// [`Passage::passed`], saying so.
+    pub(super) async fn passed(&self) -> Outcome<()> {
+        let why = "the stream must apply what the owner showed before rows are compared again";
+        self.progress.waiting("verify", Some(why.into()));
+        let passed = self.passage.passed().await;
+        self.progress.waiting("verify", None);
+        passed
+    }
+
+    /// [`Passage::shown`], saying so.
+    pub(super) async fn shown(&self) -> Outcome<bool> {
+        let why = "the owner must show what was applied before rows are compared again; a commit may be waiting \
+                   for a synchronous standby";
+        self.progress.waiting("verify", Some(why.into()));
+        let shown = self.passage.shown().await;
+        self.progress.waiting("verify", None);
+        shown
+    }
+
     async fn settle_batch(
         &self,
         table: &Table,
@@ -102,7 +121,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             .collect();
         let mut unshown = 0;
         for round in 0..ROUNDS_MAX {
-            self.passage.passed().await?;
+            self.passed().await?;
             let items: Vec<Item> = open.iter().map(|o| o.item.clone()).collect();
             let others = metered(&mut counts.other, self.other.read(table, &items), |r| cost_of(r)).await?;
             let mut proven = Vec::new();
@@ -121,7 +140,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             if rest.is_empty() {
                 return Ok(());
             }
-            let shown = self.passage.shown().await?;
+            let shown = self.shown().await?;
             open = self.owner_again(table, rest, shown, counts, settled).await?;
             unshown += u32::from(!shown);
             if open.is_empty() || unshown >= UNSHOWN_ROUNDS_MAX {

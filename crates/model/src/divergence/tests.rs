@@ -1,3 +1,5 @@
+//! What differences look like, as tables.
+
 use super::*;
 use crate::table::fixtures::keyed;
 

@@ -257,7 +257,7 @@ impl TableForm {
                 }
                 let set = |&c: &usize| {
                     let column = &table.columns[c];
-                    format!("{} = {}", quote_ident(name_on(column, self.side)), literal(column, owner.get(c)))
+                    format!("{} = {}", quote_ident(name_on(column, self.side)), literal(owner.get(c)))
                 };
                 let set: Vec<String> = changed.iter().map(set).collect();
                 format!("UPDATE {name} SET {} WHERE {};", set.join(", "), self.is_row(table, here))
@@ -267,8 +267,7 @@ impl TableForm {
 
     fn insert(&self, table: &Table, name: &str, row: &Row) -> String {
         let names: Vec<String> = table.columns.iter().map(|c| quote_ident(name_on(c, self.side))).collect();
-        let values: Vec<String> =
-            table.columns.iter().enumerate().map(|(n, c)| literal(c, row.get(n))).collect();
+        let values: Vec<String> = (0..table.columns.len()).map(|n| literal(row.get(n))).collect();
         let identity = table.columns.iter().any(|c| c.identity_always);
         let overriding = if identity { " OVERRIDING SYSTEM VALUE" } else { "" };
         format!("INSERT INTO {name} ({}){overriding} VALUES ({});", names.join(", "), values.join(", "))
@@ -280,10 +279,10 @@ impl TableForm {
             let name = quote_ident(name_on(c, self.side));
             match (&table.identity, row.get(n)) {
                 (Identity::Key(key), _) if !key.columns.contains(&n) => None,
-                (Identity::Key(_), value) => Some(format!("{name} = {}", literal(c, value))),
-                (Identity::WholeRow, Some(Value::Text(_))) => {
-                    // As text, because not every type has an equality, and not every equality is exact.
-                    Some(format!("{name}::text = ({})::text", literal(c, row.get(n))))
+                (Identity::Key(_), value) => Some(format!("{name} = {}", literal(value))),
+                // By its text, because not every type has an equality, and not every equality is exact.
+                (Identity::WholeRow, Some(value @ Value::Text(_))) => {
+                    Some(format!("format('%s', {name}) = {}", literal(Some(value))))
                 }
                 (Identity::WholeRow, _) => Some(format!("{name} IS NOT DISTINCT FROM NULL")),
             }
@@ -293,9 +292,10 @@ impl TableForm {
     }
 }
 
-fn literal(column: &Column, value: Option<&Value>) -> String {
+/// Without a type: the column's own is taken, with its modifiers.
+fn literal(value: Option<&Value>) -> String {
     match value.and_then(Value::text) {
-        Some(text) => format!("{}::{}", quote_literal(&String::from_utf8_lossy(text)), column.target_type),
+        Some(text) => quote_literal(&String::from_utf8_lossy(text)),
         None => "NULL".to_owned(),
     }
 }
