@@ -70,6 +70,10 @@ pub async fn shut_out(
         () = tokio::time::sleep(PATIENCE) => {}
     }
     let holders = holders(&watcher, migration, pid).await?;
+    if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {
+        // Nobody is in the way: the commit waits, as everybody's on that server. It ends when they do.
+        return raise.await.map(|_| Vec::new()).map_err(failed);
+    }
     if !may_terminate {
         return Err(still_held(endpoint, &holders, "they were not to be terminated"));
     }
@@ -81,6 +85,11 @@ pub async fn shut_out(
         Ok(done) => done.map(|_| holders).map_err(failed),
         Err(_) => Err(still_held(endpoint, &holders, "they did not end when they were terminated")),
     }
+}
+
+async fn waits_for_a_standby(watcher: &Client, pid: i32) -> Outcome<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')";
+    Ok(watcher.query_one(sql, &[&pid]).await.map_err(|e| fault_of(&e))?.get(0))
 }
 
 async fn holders(watcher: &Client, migration: &str, raiser: i32) -> Outcome<Vec<Holder>> {
