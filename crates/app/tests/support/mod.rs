@@ -7,6 +7,8 @@
     reason = "each test file uses its own part"
 )]
 
+pub mod slow;
+
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options, compare};
 use std::path::PathBuf;
