@@ -15,7 +15,6 @@ pub(crate) enum Exit {
     #[expect(dead_code, reason = "no command of this build can end so")]
     GateRefused,
     /// The sides differ.
-    #[expect(dead_code, reason = "no command of this build can end so")]
     Divergence,
 }
 

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod demo;
 mod drive;
 mod exit;
 mod load;
@@ -36,8 +37,11 @@ fn log(verbose: u8) {
 }
 
 fn dispatch(cli: &Cli) -> Exit {
-    if let Command::Schema(_) = &cli.command {
-        return schema();
+    match &cli.command {
+        Command::Schema(_) => return schema(),
+        // It starts other `segue` processes and has a runtime of its own.
+        Command::Demo(demo) => return demo::run(demo, &cli.global),
+        _ => {}
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -54,9 +58,6 @@ fn dispatch(cli: &Cli) -> Exit {
 
 async fn command(cli: &Cli) -> Exit {
     let json = cli.global.json;
-    if let Command::Demo(_) = &cli.command {
-        return not_built_yet("demo");
-    }
     let spec = match load::load(&cli.global.spec) {
         Ok(spec) => spec,
         Err(error) => {
@@ -84,14 +85,9 @@ async fn command(cli: &Cli) -> Exit {
             Err(fault) => commands::fault(&fault, json),
         },
         Command::Journal(_) => commands::journal::run(&spec, json).await,
-        Command::Verify(_) => not_built_yet("verify"),
+        Command::Verify(verify) => commands::verify::run(&spec, verify, json).await,
         Command::Schema(_) | Command::Demo(_) => Exit::Done,
     }
-}
-
-fn not_built_yet(name: &str) -> Exit {
-    eprintln!("`segue {name}` cannot be done by this build");
-    Exit::Fault
 }
 
 fn schema() -> Exit {

@@ -8,8 +8,10 @@ use tokio::sync::watch;
 /// Limits that the operator can change while the backfill runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Why and by whom the backfill is paused.
+    /// Why and by whom the migration is paused: copy and stream.
     pub paused: Option<String>,
+    /// Why the copy is held back by Segue itself.
+    pub held: Option<String>,
     /// At most so many workers copy.
     pub workers_max: Option<usize>,
     /// At most so many bytes a second, all workers together.
@@ -41,16 +43,34 @@ impl Throttle {
         self.limits.send_replace(limits);
     }
 
+    /// Returns at once unless the migration is paused; else says so and waits.
+    pub async fn running(&self, progress: &Progress) {
+        if self.limits.borrow().paused.is_none() {
+            return;
+        }
+        let mut watch = self.limits.subscribe();
+        loop {
+            let why = watch.borrow_and_update().paused.clone();
+            progress.waiting("stream", why.as_ref().map(|why| format!("paused: {why}")));
+            if why.is_none() || watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Lets worker `number` begin a region, or makes it wait and says why.
     pub async fn admit(&self, number: usize, progress: &Progress) {
         let mut watch = self.limits.subscribe();
         loop {
             let limits = watch.borrow_and_update().clone();
-            let why = match (&limits.paused, limits.workers_max) {
-                (Some(why), _) => Some(format!("paused: {why}")),
+            let why = match (&limits.paused, &limits.held, limits.workers_max) {
+                (Some(why), _, _) => Some(format!("paused: {why}")),
+                (None, Some(why), _) => Some(why.clone()),
                 // A worker above the limit waits silently as long as others may work.
-                (None, Some(max)) if number >= max => (max == 0).then(|| "throttled to 0 workers".to_owned()),
-                (None, _) => {
+                (None, None, Some(max)) if number >= max => {
+                    (max == 0).then(|| "throttled to 0 workers".to_owned())
+                }
+                (None, None, _) => {
                     progress.waiting("throttle", None);
                     return;
                 }

@@ -1,6 +1,8 @@
 //! Thousands of seeded schedules of application, copy, stream and kills, against in-memory sides: afterwards both
 //! sides are equal, and no row was ever missing or doubled on the way (a mismatch would be a fault).
 
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
 mod fake;
 
 use fake::{FakeSource, FakeTarget, dither, table};

@@ -2,6 +2,7 @@
 //! there is none, run until something ends it.
 
 use super::service::Service;
+use super::verifying::Verifying;
 use super::{Driver, plan};
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
@@ -192,6 +193,7 @@ impl Attempt<'_> {
             stage: run.stage(),
             slot,
             warnings: catalog.warnings,
+            verifying: Verifying::open(self.driver, run.handles()).await?,
         };
         Ok((run, service))
     }

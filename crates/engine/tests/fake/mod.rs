@@ -370,7 +370,10 @@ impl Target for FakeTarget {
     async fn stored(&self) -> Outcome<Stored> {
         Ok(self.durable.lock().unwrap().stored.clone())
     }
-    async fn forget_regions(&self) -> Outcome<()> {
+    async fn last_region(&self) -> Outcome<i64> {
+        Ok(0)
+    }
+    async fn forget_regions(&self, _: i64) -> Outcome<()> {
         let mut durable = self.durable.lock().unwrap();
         durable.stored.regions.clear();
         durable.stored.backfilled = true;

@@ -1,0 +1,84 @@
+//! A client's session on the source: statements prepared once, and errors by what they mean to the client.
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+
+use crate::demo::servers;
+
+/// Why a transaction did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoadError {
+    /// The server refused, or the connection broke, before COMMIT: nothing happened.
+    #[error("{}", in_words(.0))]
+    Failed(#[from] tokio_postgres::Error),
+    /// A row that this client alone writes was not as it left it.
+    #[error("a row was not there: {0}")]
+    Missing(&'static str),
+}
+
+/// Error kinds have to be few, so that they can be counted: no values.
+fn in_words(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None if error.is_closed() => "the connection was lost".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// One session.
+#[derive(Debug)]
+pub(super) struct Session {
+    client: Client,
+    prepared: HashMap<&'static str, Statement>,
+}
+
+impl Session {
+    pub(super) async fn open(url: &str) -> Result<Self, LoadError> {
+        Ok(Self { client: servers::connect(url).await?, prepared: HashMap::new() })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// BEGIN, COMMIT and the like.
+    pub(super) async fn control(&self, command: &str) -> Result<(), LoadError> {
+        Ok(self.client.batch_execute(command).await?)
+    }
+
+    async fn prepare(&mut self, sql: &'static str) -> Result<Statement, LoadError> {
+        if let Some(statement) = self.prepared.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.prepared.insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    /// A statement that has to write something.
+    pub(super) async fn write(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<(), LoadError> {
+        let statement = self.prepare(sql).await?;
+        match self.client.execute(&statement, parameters).await? {
+            0 => Err(LoadError::Missing(sql)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A statement that writes a row and tells about it.
+    pub(super) async fn write_returning(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, LoadError> {
+        let statement = self.prepare(sql).await?;
+        self.client.query_opt(&statement, parameters).await?.ok_or(LoadError::Missing(sql))
+    }
+}
