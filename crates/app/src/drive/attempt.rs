@@ -19,6 +19,7 @@ use segue_postgres::schema;
 use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
 use serde_json::json;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +38,7 @@ impl Attempt<'_> {
         let (run, service) = tokio::select! {
             prepared = self.prepare() => prepared?,
             fault = self.keep_lease() => return Err(fault),
+            never = self.name_standby() => match never {},
         };
         tokio::select! {
             fault = run.run() => Err(fault),
@@ -54,6 +56,26 @@ impl Attempt<'_> {
         }
     }
 
+    /// Says, once, that what is being prepared waits on the source for a standby: it goes on when that answers.
+    async fn name_standby(&self) -> Infallible {
+        let mut said = String::new();
+        loop {
+            tokio::time::sleep(HEARTBEAT).await;
+            let look = async {
+                let client = self.driver.sides.source.connect("watch").await?;
+                catalog::server::waits_for_standby(&client).await
+            };
+            match look.await {
+                Ok(Some(what)) if what != said => {
+                    self.driver.screen.say(&format!("on the source {what}; Segue goes on when it does"));
+                    said = what;
+                }
+                // What cannot be looked at now is met by the preparation itself, which says so.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
     async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'_>)> {
         let Driver { spec, sides, control, .. } = self.driver;
         let migration = spec.name.as_str();
@@ -61,6 +83,7 @@ impl Attempt<'_> {
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
+        catalog::server::never_a_standby(&sides.source.connect("plan").await?).await?;
         for endpoint in sides.written() {
             schema::ensure(&mut endpoint.connect("schema").await?).await?;
             for holder in shut_out(endpoint, migration, self.lease.token, true).await? {

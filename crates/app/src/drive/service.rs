@@ -68,6 +68,7 @@ impl Service<'_> {
         for beat in 0u64.. {
             ticks.tick().await;
             self.driver.control.beat(self.lease).await?;
+            self.verifying.make_room().await?;
             if beat % HEALTH_BEATS == 0 {
                 slot = self.health().await?;
             }

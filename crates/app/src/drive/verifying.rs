@@ -78,6 +78,11 @@ impl Verifying {
         }
     }
 
+    /// Keeps the memory of what was applied small; to be called about once a second.
+    pub(super) async fn make_room(&self) -> Outcome<()> {
+        self.parts.passage.make_room().await
+    }
+
     /// Carries out an order; `report` follows it range by range.
     pub(super) async fn verify(
         &self,

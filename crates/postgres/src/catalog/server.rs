@@ -49,15 +49,6 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
             next_step.into(),
         );
     }
-    let synchronous: &str = row.get("synchronous");
-    if let Some(name) = synchronous_for_segue(synchronous) {
-        let what = format!(
-            "synchronous_standby_names = '{synchronous}' on the source counts Segue's own session as a standby ({name}): \
-             the application's commits would wait for Segue"
-        );
-        let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
-        refuse("SEGUE-SYNC-STANDBY", what, next_step.into());
-    }
     // One slot of ours may be there already, from a start that went before.
     if row.get::<_, i64>("slots") < 0 || row.get::<_, i64>("senders") < 1 {
         let what = "the source has no replication slot or WAL sender left";
@@ -74,7 +65,25 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
         let next_step = format!("on the source: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
+    found.extend(standby_refusal(row.get("synchronous")));
     Ok(found)
+}
+
+/// A fault if the source would count Segue as a synchronous standby. To be asked before anything is written there: with
+/// no other standby, a commit of Segue's own would hang.
+pub async fn never_a_standby(source: &Client) -> Outcome<()> {
+    let row = facts(source, "SELECT current_setting('synchronous_standby_names')").await?;
+    standby_refusal(row.get(0)).map_or(Ok(()), Err)
+}
+
+fn standby_refusal(setting: &str) -> Option<Fault> {
+    let name = synchronous_for_segue(setting)?;
+    let what = format!(
+        "synchronous_standby_names = '{setting}' on the source counts Segue's own session as a standby ({name}): \
+         the application's commits would wait for Segue"
+    );
+    let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
+    Some(Fault::operator("SEGUE-SYNC-STANDBY", what, next_step))
 }
 
 /// Why this server cannot be a target of that source; empty if it can.
@@ -175,6 +184,18 @@ pub async fn synchronous_walsender(source: &Client, slot: &str) -> Outcome<Optio
             format!("Segue's session '{name}' (pid {pid}) counts as a {state} standby: synchronous_standby_names = '{setting}'"),
             "on the source: name the real standbys in synchronous_standby_names, then SELECT pg_reload_conf();",
         )
+    }))
+}
+
+/// What to say if sessions of Segue wait on this server for a synchronous standby, as everybody's commits do.
+pub async fn waits_for_standby(server: &Client) -> Outcome<Option<String>> {
+    let sql = "SELECT current_setting('synchronous_standby_names') FROM pg_stat_activity
+          WHERE wait_event = 'SyncRep' AND application_name LIKE 'segue %' AND datname = current_database() LIMIT 1";
+    let row = server.query_opt(sql, &[]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking whether commits wait for a standby"))?;
+    Ok(row.map(|row| {
+        let setting: &str = row.get(0);
+        format!("a commit waits for a synchronous standby that does not answer (synchronous_standby_names = '{setting}')")
     }))
 }
 
