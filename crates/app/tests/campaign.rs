@@ -190,7 +190,7 @@ async fn strike(fire: &mut Fire, blow: Blow, run: Process) -> Process {
 async fn round(seed: u64) {
     let mut fire = Fire::start(200_000, seed, 150).await;
     let mut run = fire.pair.run();
-    moment(&mut fire.rng, 1_000).await;
+    fire.begun(&run).await;
     for blow in Blow::round(&mut fire.rng) {
         eprintln!("{blow:?}");
         run = strike(&mut fire, blow, run).await;

@@ -168,6 +168,8 @@ impl Driver {
                 self.screen.say(&what);
                 said = what;
             }
+            // Whoever stands by is there for when things go wrong.
+            self.begun.store(true, Ordering::Relaxed);
             tokio::time::sleep(STANDBY_PAUSE).await;
         }
     }

@@ -81,6 +81,19 @@ impl Fire {
         assert!(kill::was_killed(status), "ended by itself before {point}:{passage}: {status}\n{said}");
     }
 
+    /// Waits until the plan was found in order and is journalled: before that, what fails is shown and not tried again.
+    pub async fn begun(&self, run: &Process) {
+        let journal = "SELECT to_regclass('segue.journal') IS NOT NULL";
+        let begun = "SELECT count(*) > 0 FROM segue.journal";
+        let target = &self.pair.target;
+        while target.scalar(journal).await.as_deref() != Some("t")
+            || target.scalar(begun).await.as_deref() != Some("t")
+        {
+            self.lives(run, "its start");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Panics if `run` has ended: whatever was done to it, it was to go on.
     pub fn lives(&self, run: &Process, after: &str) {
         if let Some(status) = run.status() {
