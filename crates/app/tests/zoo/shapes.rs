@@ -111,7 +111,7 @@ const SHAPES: &[Shape] = &[
         target: "",
         before: "INSERT INTO parent SELECT n, 'p' FROM generate_series(1, 9) n; INSERT INTO child SELECT n, 'c', n FROM generate_series(5, 15) n; INSERT INTO grandchild SELECT n, 'g', n FROM generate_series(9, 20) n",
         after: &[
-            "INSERT INTO ONLY parent VALUES (100, 'p'); INSERT INTO child VALUES (100, 'c', 1); INSERT INTO grandchild VALUES (100, 'g', 2)",
+            "INSERT INTO parent VALUES (100, 'p'); INSERT INTO child VALUES (100, 'c', 1); INSERT INTO grandchild VALUES (100, 'g', 2)",
             "UPDATE parent SET v = v || '!' WHERE id IN (6, 9, 100); DELETE FROM ONLY parent WHERE id = 5; DELETE FROM child WHERE id IN (7, 12)",
             "TRUNCATE ONLY parent",
             "INSERT INTO parent VALUES (1, 'first again')",
