@@ -23,6 +23,7 @@ use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
+use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
@@ -125,10 +126,13 @@ pub async fn birth(
     publish(&client, (migration, token), &name, relations).await.map_err(during)?;
     drop_leftover(&client, (migration, token), &name).await.map_err(during)?;
     let incarnation = number(&client, (migration, token), direction, &name).await.map_err(during)?;
+    killpoint::pass("birth.incarnation");
     let maker = source.connect("slot").await?;
     let watcher = source.connect("watch").await?;
     wait::make_slot(&maker, &watcher, &name, &mut report).await.map_err(during)?;
+    killpoint::pass("birth.slot");
     wait::barrier(&maker, &watcher, &mut report).await.map_err(during)?;
+    killpoint::pass("birth.barrier");
     let (system_id, timeline) = server_identity(&client).await.map_err(during)?;
     let start = confirmed(&client, &name).await.map_err(during)?;
     Ok(StreamIdentity {

@@ -8,6 +8,7 @@ pub use tls::{RootCertificates, Tls, TlsMode};
 use crate::error::{describe, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use segue_model::sqltext::quote_literal;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Endpoint {
     config: Config,
     tls: Tls,
+    /// The migration that these sessions work for.
+    mark: Option<String>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -65,6 +68,11 @@ pub const PINNED_SETTINGS: &str = "SET client_encoding = 'UTF8'; SET DateStyle =
     SELECT set_config(name, 'on', false) FROM pg_settings \
      WHERE name = 'synchronous_commit' AND setting NOT IN ('on', 'remote_apply')";
 
+/// What is hashed to the key of the lock that marks sessions of `migration`.
+pub(crate) fn mark_of(migration: &str) -> String {
+    format!("segue:session:{migration}")
+}
+
 impl Endpoint {
     /// Reads a connection URL or a `key=value` string, with libpq's parameters. The fault never quotes the text.
     pub fn parse(text: &str) -> Outcome<Endpoint> {
@@ -78,7 +86,19 @@ impl Endpoint {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
-        Ok(Endpoint { config, tls })
+        Ok(Endpoint { config, tls, mark: None })
+    }
+
+    /// The same place, whose sessions work for `migration`: they hold a shared advisory lock as long as they live, by
+    /// which a later process finds and ends them ([`crate::control::shut_out`]).
+    pub fn marked(&self, migration: &str) -> Endpoint {
+        Endpoint { mark: Some(migration.to_owned()), ..self.clone() }
+    }
+
+    /// The statement that marks a session, if sessions to here are marked.
+    pub(crate) fn mark_sql(&self) -> Option<String> {
+        let key = |migration: &String| quote_literal(&mark_of(migration));
+        self.mark.as_ref().map(|m| format!("SELECT pg_advisory_lock_shared(hashtextextended({}, 0))", key(m)))
     }
 
     /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server.
@@ -125,6 +145,9 @@ impl Endpoint {
         };
         let client = client.map_err(|e| connection_fault(&e))?;
         client.batch_execute(PINNED_SETTINGS).await.map_err(|e| fault_of(&e))?;
+        if let Some(mark) = self.mark_sql() {
+            client.batch_execute(&mark).await.map_err(|e| fault_of(&e))?;
+        }
         Ok(client)
     }
 

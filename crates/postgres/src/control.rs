@@ -30,7 +30,15 @@ use tokio_postgres::{Client, Row};
 pub struct Control {
     endpoint: Endpoint,
     migration: String,
-    session: Mutex<Option<Arc<Client>>>,
+    session: Mutex<Option<Session>>,
+    /// Key of the session-level advisory lock that shows that this process lives; `None`: it will never drive.
+    alive_key: Option<i64>,
+}
+
+struct Session {
+    client: Arc<Client>,
+    /// It holds the lock of `alive_key`.
+    shown: bool,
 }
 
 impl Control {
@@ -38,7 +46,13 @@ impl Control {
     pub async fn connect(endpoint: &Endpoint, migration: &str) -> Outcome<Control> {
         let mut client = endpoint.connect("control").await?;
         schema::ensure(&mut client).await?;
-        Ok(Control::over(endpoint, migration, Some(client)))
+        // Two processes never share a key: not even two that have host name and process number in common, as
+        // containers may.
+        let sql = "SELECT hashtextextended(format('segue:alive:%s:%s:%s', $1::text, clock_timestamp(), random()), 0)";
+        let row = client.query_one(sql, &[&migration]).await.map_err(|e| fault_of(&e))?;
+        let control = Control::over(endpoint, migration, client, Some(row.get(0)));
+        control.session().await?;
+        Ok(control)
     }
 
     /// Connects without making anything; `None` if no segue has ever run here.
@@ -46,14 +60,15 @@ impl Control {
         let client = endpoint.connect("control").await?;
         let sql = "SELECT to_regclass('segue.journal') IS NOT NULL";
         let there: bool = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
-        Ok(there.then(|| Control::over(endpoint, migration, Some(client))))
+        Ok(there.then(|| Control::over(endpoint, migration, client, None)))
     }
 
-    fn over(endpoint: &Endpoint, migration: &str, client: Option<Client>) -> Control {
+    fn over(endpoint: &Endpoint, migration: &str, client: Client, alive_key: Option<i64>) -> Control {
         Control {
             endpoint: endpoint.clone(),
             migration: migration.to_owned(),
-            session: Mutex::new(client.map(Arc::new)),
+            session: Mutex::new(Some(Session { client: Arc::new(client), shown: false })),
+            alive_key,
         }
     }
 
@@ -63,15 +78,19 @@ impl Control {
     }
 
     async fn session(&self) -> Outcome<Arc<Client>> {
-        let mut session = self.session.lock().await;
-        match &*session {
-            Some(client) if !client.is_closed() => Ok(client.clone()),
-            _ => {
-                let client = Arc::new(self.endpoint.connect("control").await?);
-                *session = Some(client.clone());
-                Ok(client)
-            }
+        let mut slot = self.session.lock().await;
+        if slot.as_ref().is_none_or(|session| session.client.is_closed()) {
+            let client = Arc::new(self.endpoint.connect("control").await?);
+            *slot = Some(Session { client, shown: false });
         }
+        let Some(session) = &mut *slot else { return Err(Fault::bug("SEGUE-CONTROL", "no session")) };
+        if let (Some(key), false) = (self.alive_key, session.shown) {
+            // Refused while the server still believes in a session of ours that was cut off: asked again next time.
+            let sql = "SELECT pg_try_advisory_lock($1)";
+            let row = session.client.query_one(sql, &[&key]).await.map_err(|e| self.failed(&e))?;
+            session.shown = row.get(0);
+        }
+        Ok(session.client.clone())
     }
 
     fn failed(&self, error: &tokio_postgres::Error) -> Fault {

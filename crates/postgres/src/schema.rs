@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS segue.token (migration text PRIMARY KEY, token bigint
 -- who drives a migration (control database)
 CREATE TABLE IF NOT EXISTS segue.lease (
     migration text PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL, taken_at timestamptz NOT NULL,
-    released_at timestamptz);
+    released_at timestamptz, alive_key bigint);
 CREATE TABLE IF NOT EXISTS segue.heartbeat (
     migration text PRIMARY KEY, token bigint NOT NULL, beat_at timestamptz NOT NULL);
 
@@ -125,7 +125,11 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
     let during = |e| fault_of(&e).during("making the schema segue");
     let transaction = client.transaction().await.map_err(during)?;
     transaction
-        .batch_execute("SELECT pg_advisory_xact_lock(hashtextextended('segue:schema', 0))")
+        // A process that is stopped or cut off in here must not keep all others out.
+        .batch_execute(
+            "SET LOCAL idle_in_transaction_session_timeout = '10s';
+             SELECT pg_advisory_xact_lock(hashtextextended('segue:schema', 0))",
+        )
         .await
         .map_err(during)?;
     let exists: bool = transaction

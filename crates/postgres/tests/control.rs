@@ -181,3 +181,44 @@ async fn a_lost_control_session_is_opened_again() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test]
+async fn the_lease_of_a_holder_that_is_gone_is_free_at_once_and_a_lost_session_alone_loses_nothing() {
+    let setting = Setting::new().await;
+    let first = setting.acquired("one").await;
+    let other = Control::connect(&setting.endpoint, "m").await.expect("control");
+    let free = async || match other.acquire("two").await.expect("acquire") {
+        Acquired::Lease(lease) => Some(lease),
+        Acquired::Standby(_) => None,
+    };
+    // Shortly after the server's start nobody has had the time to come back: the heart alone counts.
+    let old_enough = format!(
+        "SELECT clock_timestamp() - pg_postmaster_start_time() > interval '{} s'",
+        LEASE_TTL.as_secs() + 1
+    );
+    while setting.cluster.scalar(&old_enough).await.as_deref() != Some("t") {
+        setting.control.beat(&first).await.expect("it beats");
+        assert_eq!(free().await, None, "a living driver was taken over");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'segue control'
+                  AND pid = (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+                              AND ((classid::bigint << 32) | objid::bigint) = (SELECT alive_key FROM segue.lease))";
+    assert_eq!(setting.cluster.scalar(end).await.as_deref(), Some("t"), "its session holds the lock");
+    while setting.control.beat(&first).await.is_err() {}
+    assert_eq!(free().await, None, "a driver that came back was taken over");
+    let renewed = setting.control.renew().await.expect("renew");
+    assert!(renewed.token > first.token);
+
+    let Setting { control, cluster: _cluster, .. } = setting;
+    drop(control);
+    let began = std::time::Instant::now();
+    let taken = loop {
+        match free().await {
+            Some(lease) => break lease,
+            None => assert!(began.elapsed() < Duration::from_secs(3), "a dead driver keeps the lease"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(taken.token > renewed.token);
+}

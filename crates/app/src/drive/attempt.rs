@@ -21,6 +21,7 @@ use segue_postgres::target::PgTarget;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
 const BATCH_TRANSACTIONS_MAX: usize = 5_000;
@@ -31,32 +32,17 @@ pub(super) struct Attempt<'d> {
     pub(super) lease: &'d Lease,
 }
 
-/// How an attempt ended.
-pub(super) enum Ended {
-    /// As asked.
-    Done(String),
-    /// With a fault; `prepared`: after everything had been found in order once.
-    Fault { fault: Fault, prepared: bool },
-}
-
 impl Attempt<'_> {
-    pub(super) async fn run(&self) -> Ended {
-        let prepared = tokio::select! {
-            prepared = self.prepare() => prepared,
-            fault = self.keep_lease() => Err(fault),
+    /// Runs until it is told to end, and says by whom; or until a fault.
+    pub(super) async fn run(&self) -> Outcome<String> {
+        let (run, service) = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            fault = self.keep_lease() => return Err(fault),
             never = self.name_standby() => match never {},
         };
-        let (run, service) = match prepared {
-            Ok(prepared) => prepared,
-            Err(fault) => return Ended::Fault { fault, prepared: false },
-        };
-        let ended = tokio::select! {
+        tokio::select! {
             fault = run.run() => Err(fault),
             ended = service.serve() => ended,
-        };
-        match ended {
-            Ok(why) => Ended::Done(why),
-            Err(fault) => Ended::Fault { fault, prepared: true },
         }
     }
 
@@ -93,6 +79,10 @@ impl Attempt<'_> {
     async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'_>)> {
         let Driver { spec, sides, control, .. } = self.driver;
         let migration = spec.name.as_str();
+        let journal = control.journal(0).await?;
+        if journal.iter().any(|entry| entry.entry.kind == "preparing") {
+            self.driver.begun.store(true, Ordering::Relaxed);
+        }
         catalog::server::never_a_standby(&sides.source.connect("plan").await?).await?;
         for endpoint in sides.written() {
             schema::ensure(&mut endpoint.connect("schema").await?).await?;
@@ -133,6 +123,7 @@ impl Attempt<'_> {
         }
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
+        self.driver.begun.store(true, Ordering::Relaxed);
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
         let report = |wait: WaitReport| {
@@ -142,9 +133,15 @@ impl Attempt<'_> {
                 said = text;
             }
         };
-        let identity =
-            birth::birth(&sides.source, migration, Direction::Forward, token, &catalog.relations, report)
-                .await?;
+        let identity = birth::birth(
+            &sides.source.marked(migration),
+            migration,
+            Direction::Forward,
+            token,
+            &catalog.relations,
+            report,
+        )
+        .await?;
         self.driver.record(self.lease, "born", body).await?;
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
@@ -166,9 +163,10 @@ impl Attempt<'_> {
             incarnation: identity.incarnation,
         };
         let slot = identity.slot.clone();
-        let source =
-            PgSource::open(sides.source.clone(), identity, token, &tables, &catalog.relations).await?;
-        let target = PgTarget::new(sides.target.clone(), authority);
+        let (source, target) =
+            (sides.source.marked(spec.name.as_str()), sides.target.marked(spec.name.as_str()));
+        let source = PgSource::open(source, identity, token, &tables, &catalog.relations).await?;
+        let target = PgTarget::new(target, authority);
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let settings = Settings {
             workers: spec.copy.workers,

@@ -14,16 +14,17 @@ pub(crate) use verifying::VerifyOrder;
 use crate::exit::Exit;
 use crate::report::{RunState, Status};
 use crate::sides::Sides;
-use attempt::{Attempt, Ended};
+use attempt::Attempt;
 use screen::Screen;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::{Limits, Throttle};
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
-use segue_postgres::control::{Acquired, Control, Lease, NewEntry};
+use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Pauses between attempts, the last one repeated.
@@ -36,6 +37,8 @@ const PAUSES: [Duration; 5] = [
 ];
 /// An attempt that lasted this long makes the next pause short again.
 const STEADY: Duration = Duration::from_secs(60);
+/// Between two tries to reach the control database.
+const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// How often a stand-by asks for the lease.
 const STANDBY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,8 @@ pub(crate) struct Driver {
     pub(crate) until: Option<Stage>,
     /// What people see.
     pub(crate) screen: Screen,
+    /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
+    pub(crate) begun: AtomicBool,
 }
 
 /// Runs the migration of `spec`.
@@ -70,7 +75,7 @@ pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
         exit = driver.drive() => exit,
         signal = interrupted() => {
             driver.screen.say(&format!("stopped by {signal}; `segue run` goes on where it was"));
-            driver.hand_back().await;
+            let _ = driver.control.hand_back().await;
             Exit::Done
         }
     }
@@ -102,6 +107,7 @@ impl Driver {
             throttle: Arc::new(Throttle::new(Limits::default())),
             until,
             screen,
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -111,64 +117,82 @@ impl Driver {
             Err(fault) => return self.give_up(None, &fault).await,
         };
         let mut failures = 0;
-        let mut begun = match self.control.journal(0).await {
-            Ok(journal) => journal.iter().any(|e| e.entry.kind == "born"),
-            Err(fault) => return self.give_up(Some(&lease), &fault).await,
-        };
         loop {
             let began = Instant::now();
-            let attempt = Attempt { driver: self, lease: &lease };
-            let (fault, prepared) = match attempt.run().await {
-                Ended::Done(why) => {
+            let fault = match (Attempt { driver: self, lease: &lease }).run().await {
+                Ok(why) => {
                     self.screen.say(&why);
                     let _ = self.control.release(&lease).await;
                     return Exit::Done;
                 }
-                Ended::Fault { fault, prepared } => (fault, prepared),
+                Err(fault) => fault,
             };
-            begun |= prepared;
             match fault.recovery {
-                // What fails at the very first start is a mistake in the spec or a server that is not there: say so at once.
-                Recovery::Retry | Recovery::Ambiguous if begun => {}
+                // What fails before anything was begun is a mistake in the spec or a server that is not there: say so
+                // at once.
+                Recovery::Retry | Recovery::Ambiguous if self.begun.load(Ordering::Relaxed) => {}
                 Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
                     return self.give_up(Some(&lease), &fault).await;
                 }
             }
             failures = if began.elapsed() > STEADY { 0 } else { failures + 1 };
-            let pause = PAUSES[(failures).min(PAUSES.len() - 1)];
+            let pause = PAUSES[(failures - 1).min(PAUSES.len() - 1)];
             self.screen.say(&format!("{fault}; trying again in {} ms", pause.as_millis()));
-            tokio::time::sleep(pause).await;
-            lease = match self.renew(lease).await {
+            self.pause(&lease, pause).await;
+            lease = match self.renew().await {
                 Ok(lease) => lease,
                 Err(fault) => return self.give_up(None, &fault).await,
             };
         }
     }
 
-    /// Takes the lease; stands by as long as another process holds it.
+    /// Takes the lease; stands by as long as another process holds it, also while the control database is away.
     async fn lease(&self) -> Outcome<Lease> {
         let mut said = String::new();
         loop {
-            match self.control.acquire(&self.holder).await? {
-                Acquired::Lease(lease) => return Ok(lease),
-                Acquired::Standby(other) => {
-                    let what =
-                        format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str());
-                    if what != said {
-                        self.screen.say(&what);
-                        said = what;
-                    }
-                    tokio::time::sleep(STANDBY_PAUSE).await;
+            let what = match self.control.acquire(&self.holder).await {
+                Ok(Acquired::Lease(lease)) => return Ok(lease),
+                Ok(Acquired::Standby(other)) => {
+                    format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str())
                 }
+                Err(fault) => match fault.recovery {
+                    Recovery::Retry | Recovery::Ambiguous if !said.is_empty() => {
+                        format!("standing by: the control database cannot be reached: {fault}")
+                    }
+                    Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
+                        return Err(fault);
+                    }
+                },
+            };
+            if what != said {
+                self.screen.say(&what);
+                said = what;
             }
+            tokio::time::sleep(STANDBY_PAUSE).await;
+        }
+    }
+
+    /// Waits, and keeps the lease meanwhile: a driver that will try again is not dead.
+    async fn pause(&self, lease: &Lease, pause: Duration) {
+        let until = Instant::now() + pause;
+        let beating = async {
+            loop {
+                // A fault here is that of the next attempt, which says it.
+                let _ = self.control.beat(lease).await;
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        };
+        tokio::select! {
+            () = beating => {}
+            () = tokio::time::sleep_until(until.into()) => {}
         }
     }
 
     /// A new token for the next attempt: requests of the last one that are still on their way are shut out by it.
-    async fn renew(&self, lease: Lease) -> Outcome<Lease> {
+    async fn renew(&self) -> Outcome<Lease> {
         let mut said = false;
         loop {
-            match self.control.renew(&lease, &self.holder).await {
+            match self.control.renew().await {
                 Ok(lease) => return Ok(lease),
                 Err(fault) => match fault.recovery {
                     Recovery::Retry | Recovery::Ambiguous => {
@@ -178,7 +202,7 @@ impl Driver {
                             ));
                             said = true;
                         }
-                        tokio::time::sleep(PAUSES[1]).await;
+                        tokio::time::sleep(RENEW_PAUSE).await;
                     }
                     Recovery::Operator | Recovery::Bug => return Err(fault),
                 },
@@ -202,15 +226,6 @@ impl Driver {
             let _ = self.control.release(lease).await;
         }
         Exit::Fault
-    }
-
-    /// Gives the lease back after an interrupt, if it is ours.
-    async fn hand_back(&self) {
-        if let Ok(Some(driver)) = self.control.driver().await
-            && driver.holder == self.holder
-        {
-            let _ = self.control.release(&Lease { token: driver.token }).await;
-        }
     }
 
     /// Appends a record to the journal.

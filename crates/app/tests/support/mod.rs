@@ -7,6 +7,7 @@
     reason = "each test file uses its own part"
 )]
 
+pub mod fire;
 pub mod slow;
 
 use segue_testkit::kill::Process;

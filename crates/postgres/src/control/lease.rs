@@ -2,12 +2,17 @@
 //!
 //! The lease decides who *should* work; that nobody else *can* is the token's business ([`super::shut_out`]), which
 //! is why a lease may expire while its holder is only slow.
+//!
+//! A holder that dies should not be waited for. Each process that may drive therefore holds a session-level advisory
+//! lock of its own, on the session on which its heart beats, and the lease names that lock's key. The server releases
+//! it when the process is gone. A lease whose lock is free is free, except shortly after a start of the server, which
+//! ended everybody's sessions. A live holder that only lost its session takes the lock again with its next request.
 
 use super::{Control, superseded};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::time::Duration;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, Transaction};
 
 /// Without a heartbeat for this long, a lease can be taken over.
 pub const LEASE_TTL: Duration = Duration::from_secs(10);
@@ -52,7 +57,7 @@ pub enum Acquired {
     Standby(Driver),
 }
 
-const DRIVER: &str = "SELECT l.holder, l.token, l.released_at IS NOT NULL AS released,
+const DRIVER: &str = "SELECT l.holder, l.token, l.alive_key, l.released_at IS NOT NULL AS released,
         (extract(epoch FROM clock_timestamp() - l.taken_at) * 1000)::bigint AS held_ms,
         (extract(epoch FROM clock_timestamp() - coalesce(h.beat_at, l.taken_at)) * 1000)::bigint AS beat_ms_ago
    FROM segue.lease l LEFT JOIN segue.heartbeat h ON h.migration = l.migration AND h.token = l.token
@@ -68,8 +73,22 @@ fn driver(row: &Row) -> Driver {
     }
 }
 
+/// Whether the holder with this key has no session any more. Asked under the lock of the lease.
+async fn is_gone(
+    transaction: &Transaction<'_>,
+    alive_key: Option<i64>,
+) -> Result<bool, tokio_postgres::Error> {
+    let sql = "SELECT clock_timestamp() - pg_postmaster_start_time() > $2::bigint * interval '1 millisecond'
+                  AND pg_try_advisory_xact_lock($1)";
+    let ttl_ms = i64::try_from(LEASE_TTL.as_millis()).unwrap_or(i64::MAX);
+    match alive_key {
+        Some(key) => Ok(transaction.query_one(sql, &[&key, &ttl_ms]).await?.get(0)),
+        None => Ok(false),
+    }
+}
+
 impl Control {
-    /// Takes the lease if nobody holds it or its holder's heart has stopped. `holder` is for people: host and process.
+    /// Takes the lease if nobody holds it, or its holder is gone or its heart has stopped. `holder` is for people: host and process.
     ///
     /// The token grows with every take-over, and follows the clock, so that it grows also when the rows were removed.
     pub async fn acquire(&self, holder: &str) -> Outcome<Acquired> {
@@ -77,19 +96,26 @@ impl Control {
         let mut client = self.endpoint.connect("lease").await?;
         let failed = |e| self.failed(&e);
         let transaction = client.transaction().await.map_err(failed)?;
+        // A taker that is stopped or cut off in here must not keep all others out.
+        let bound = format!("SET LOCAL idle_in_transaction_session_timeout = {}", LEASE_TTL.as_millis());
+        transaction.batch_execute(&bound).await.map_err(failed)?;
         let lock = "SELECT pg_advisory_xact_lock(hashtextextended('segue:lease:' || $1, 0))";
         transaction.execute(lock, &[&self.migration]).await.map_err(failed)?;
         let found = transaction.query_opt(DRIVER, &[&self.migration]).await.map_err(failed)?;
-        if let Some(driver) = found.as_ref().map(driver).filter(Driver::is_alive) {
-            return Ok(Acquired::Standby(driver));
+        if let Some(row) = &found
+            && driver(row).is_alive()
+            && !is_gone(&transaction, row.get("alive_key")).await.map_err(failed)?
+        {
+            return Ok(Acquired::Standby(driver(row)));
         }
-        let take = "INSERT INTO segue.lease AS l (migration, holder, token, taken_at)
+        let take = "INSERT INTO segue.lease AS l (migration, holder, token, taken_at, alive_key)
              VALUES ($1, $2, greatest(extract(epoch FROM clock_timestamp())::bigint,
-                         1 + coalesce((SELECT t.token FROM segue.token t WHERE t.migration = $1), 0)), clock_timestamp())
+                         1 + coalesce((SELECT t.token FROM segue.token t WHERE t.migration = $1), 0)), clock_timestamp(), $3)
              ON CONFLICT (migration) DO UPDATE SET holder = excluded.holder, taken_at = excluded.taken_at,
-                 released_at = NULL, token = greatest(l.token + 1, excluded.token)
+                 released_at = NULL, token = greatest(l.token + 1, excluded.token), alive_key = excluded.alive_key
              RETURNING token";
-        let row = transaction.query_one(take, &[&self.migration, &holder]).await.map_err(failed)?;
+        let taken = transaction.query_one(take, &[&self.migration, &holder, &self.alive_key]).await;
+        let row = taken.map_err(failed)?;
         let token: i64 = row.get(0);
         let beat = "INSERT INTO segue.heartbeat VALUES ($1, $2, clock_timestamp())
              ON CONFLICT (migration) DO UPDATE SET token = excluded.token, beat_at = excluded.beat_at";
@@ -100,23 +126,16 @@ impl Control {
 
     /// A new, higher token for a holder that starts over, so that what is still on its way under the old one is shut
     /// out. Fails for good once the lease was taken over.
-    pub async fn renew(&self, lease: &Lease, holder: &str) -> Outcome<Lease> {
+    ///
+    /// An earlier try whose answer was lost does no harm: the lease is found by the process's own key.
+    pub async fn renew(&self) -> Outcome<Lease> {
         let sql = "WITH mine AS (UPDATE segue.lease SET token = token + 1, taken_at = clock_timestamp()
-                 WHERE migration = $1 AND token = $2 AND holder = $3 RETURNING token),
+                 WHERE migration = $1 AND alive_key = $2 AND released_at IS NULL RETURNING token),
              beat AS (UPDATE segue.heartbeat h SET token = mine.token, beat_at = clock_timestamp()
                  FROM mine WHERE h.migration = $1)
              SELECT token FROM mine";
-        let row = self.row(sql, &[&self.migration, &lease.token, &holder]).await?;
-        match row {
-            Some(row) => Ok(Lease { token: row.get(0) }),
-            // The answer to an earlier try may have been lost: then the lease is still ours, under the next token.
-            None => match self.driver().await? {
-                Some(driver) if driver.holder == holder && !driver.released => {
-                    Ok(Lease { token: driver.token })
-                }
-                _ => Err(superseded(&self.migration)),
-            },
-        }
+        let row = self.row(sql, &[&self.migration, &self.alive_key]).await?;
+        row.map(|row| Lease { token: row.get(0) }).ok_or_else(|| superseded(&self.migration))
     }
 
     /// Shows that the holder lives. Fails for good once the lease was taken over.
@@ -132,6 +151,14 @@ impl Control {
         let sql = "UPDATE segue.lease SET released_at = clock_timestamp() WHERE migration = $1 AND token = $2
              RETURNING token";
         self.row(sql, &[&self.migration, &lease.token]).await.map(drop)
+    }
+
+    /// Gives back whatever lease this process holds.
+    pub async fn hand_back(&self) -> Outcome<()> {
+        let sql =
+            "UPDATE segue.lease SET released_at = clock_timestamp() WHERE migration = $1 AND alive_key = $2
+             RETURNING token";
+        self.row(sql, &[&self.migration, &self.alive_key]).await.map(drop)
     }
 
     /// Who drives the migration, or did last; `None`: nobody ever.

@@ -1,6 +1,6 @@
 //! Shutting earlier processes out of a database, whatever state they are in.
 
-use crate::connect::Endpoint;
+use crate::connect::{Endpoint, mark_of};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -13,6 +13,9 @@ use tokio_postgres::Client;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long they are waited for after they were told to end.
 const PATIENCE_AFTER_END: Duration = Duration::from_secs(20);
+
+/// How often sessions that were told to end are looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A session that still holds an earlier token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +39,12 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Sessions that hold the migration's lock: `segue.enter` and `segue.raise_token` take it.
+/// Sessions that hold the advisory lock whose key is the hash of `$1`.
 const HOLDERS: &str = "
     SELECT a.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.application_name, '') AS application,
            coalesce(a.state, '') AS state,
            coalesce(extract(epoch FROM clock_timestamp() - a.xact_start) * 1000, 0)::bigint AS age_ms
-      FROM (SELECT hashtextextended('segue:' || $1, 0) AS key) k
+      FROM (SELECT hashtextextended($1, 0) AS key) k
       JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> $2
                      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
                      AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295
@@ -50,6 +53,10 @@ const HOLDERS: &str = "
 
 /// Raises the migration's token in one database: when this returns, no transaction of an earlier token is open there
 /// and none can begin. The schema must be there.
+///
+/// Then ends what earlier processes, and earlier attempts of this one, have left there: a process that is stopped or
+/// cut off would otherwise keep the slot, the replication origin, or a snapshot for as long as its sessions live.
+/// The caller must not have sessions from [`Endpoint::marked`] open.
 ///
 /// Transactions that do not end by themselves in [`PATIENCE`] are terminated if `may_terminate`, else named in the
 /// fault. Returns those that were terminated.
@@ -66,13 +73,20 @@ pub async fn shut_out(
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&migration, &token];
     let mut raise = pin!(raiser.execute("SELECT segue.raise_token($1, $2)", &parameters));
     tokio::select! {
-        done = &mut raise => return done.map(|_| Vec::new()).map_err(failed),
+        done = &mut raise => {
+            done.map_err(failed)?;
+            end_left_over(&watcher, endpoint, migration).await?;
+            return Ok(Vec::new());
+        }
         () = tokio::time::sleep(PATIENCE) => {}
     }
-    let holders = holders(&watcher, migration, pid).await?;
+    // `segue.enter` and `segue.raise_token` take this lock.
+    let holders = holders(&watcher, &format!("segue:{migration}"), pid).await?;
     if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {
         // Nobody is in the way: the commit waits, as everybody's on that server. It ends when they do.
-        return raise.await.map(|_| Vec::new()).map_err(failed);
+        raise.await.map_err(failed)?;
+        end_left_over(&watcher, endpoint, migration).await?;
+        return Ok(Vec::new());
     }
     if !may_terminate {
         return Err(still_held(endpoint, &holders, "they were not to be terminated"));
@@ -82,8 +96,33 @@ pub async fn shut_out(
         ended.map_err(|e| still_held(endpoint, &holders, &fault_of(&e).what))?;
     }
     match tokio::time::timeout(PATIENCE_AFTER_END, raise).await {
-        Ok(done) => done.map(|_| holders).map_err(failed),
-        Err(_) => Err(still_held(endpoint, &holders, "they did not end when they were terminated")),
+        Ok(done) => done.map_err(failed)?,
+        Err(_) => return Err(still_held(endpoint, &holders, "they did not end when they were terminated")),
+    };
+    end_left_over(&watcher, endpoint, migration).await?;
+    Ok(holders)
+}
+
+/// Ends every session of the migration that is left over. They can write nothing any more; what they hold is in the way.
+async fn end_left_over(watcher: &Client, endpoint: &Endpoint, migration: &str) -> Outcome<()> {
+    let until = tokio::time::Instant::now() + PATIENCE_AFTER_END;
+    let pid: i32 = watcher.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    let mut ended: Vec<i32> = Vec::new();
+    loop {
+        let left = holders(watcher, &mark_of(migration), pid).await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > until {
+            return Err(still_held(endpoint, &left, "they did not end when they were terminated"));
+        }
+        for holder in left.iter().filter(|holder| !ended.contains(&holder.pid)) {
+            tracing::debug!("ending a session that is left over on {endpoint}: {holder}");
+            let end = watcher.execute("SELECT pg_terminate_backend($1)", &[&holder.pid]).await;
+            end.map_err(|e| still_held(endpoint, &left, &fault_of(&e).what))?;
+        }
+        ended = left.iter().map(|holder| holder.pid).collect();
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -92,8 +131,8 @@ async fn waits_for_a_standby(watcher: &Client, pid: i32) -> Outcome<bool> {
     Ok(watcher.query_one(sql, &[&pid]).await.map_err(|e| fault_of(&e))?.get(0))
 }
 
-async fn holders(watcher: &Client, migration: &str, raiser: i32) -> Outcome<Vec<Holder>> {
-    let rows = watcher.query(HOLDERS, &[&migration, &raiser]).await.map_err(|e| fault_of(&e))?;
+async fn holders(watcher: &Client, lock: &str, but: i32) -> Outcome<Vec<Holder>> {
+    let rows = watcher.query(HOLDERS, &[&lock, &but]).await.map_err(|e| fault_of(&e))?;
     Ok(rows
         .iter()
         .map(|row| Holder {

@@ -45,7 +45,10 @@ impl Connection {
     /// Connects and logs in, trying the hosts and encryption modes of `endpoint` in their order.
     pub async fn open(endpoint: &Endpoint) -> Outcome<Connection> {
         let during = |fault: Fault| fault.during(format_args!("connecting to {endpoint} for replication"));
-        let session = login::open(endpoint).await.map_err(during)?;
+        let mut session = login::open(endpoint).await.map_err(during)?;
+        if let Some(mark) = endpoint.mark_sql() {
+            session.query(&mark).await.map_err(during)?;
+        }
         Ok(Connection { session, server: endpoint.to_string() })
     }
 
