@@ -12,7 +12,7 @@ use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
-use segue_postgres::catalog::{self, Catalog};
+use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 
 use segue_postgres::schema;
@@ -35,6 +35,23 @@ pub(super) struct Attempt<'d> {
 impl Attempt<'_> {
     /// Runs until it is told to end, and says by whom; or until a fault.
     pub(super) async fn run(&self) -> Outcome<String> {
+        let ended = self.run_to_end().await;
+        if let Err(fault) = &ended
+            && fault.code == server::SYNC_STANDBY
+        {
+            self.release_commits().await.map_err(|f| f.during(fault))?;
+        }
+        ended
+    }
+
+    /// Nobody's commit is to wait for Segue any longer.
+    async fn release_commits(&self) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let source = sides.source.connect("guard").await?;
+        server::release_commits(&source, &birth::stream_name(spec.name.as_str(), Direction::Forward)?).await
+    }
+
+    async fn run_to_end(&self) -> Outcome<String> {
         let (run, service) = tokio::select! {
             prepared = self.prepare() => prepared?,
             fault = self.keep_lease() => return Err(fault),
@@ -63,7 +80,7 @@ impl Attempt<'_> {
             tokio::time::sleep(HEARTBEAT).await;
             let look = async {
                 let client = self.driver.sides.source.connect("watch").await?;
-                catalog::server::waits_for_standby(&client).await
+                server::waits_for_standby(&client).await
             };
             match look.await {
                 Ok(Some(what)) if what != said => {
@@ -83,7 +100,7 @@ impl Attempt<'_> {
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
-        catalog::server::never_a_standby(&sides.source.connect("plan").await?).await?;
+        server::never_a_standby(&sides.source.connect("plan").await?).await?;
         for endpoint in sides.written() {
             schema::ensure(&mut endpoint.connect("schema").await?).await?;
             for holder in shut_out(endpoint, migration, self.lease.token, true).await? {

@@ -19,6 +19,8 @@ use tokio::sync::watch;
 
 /// How often the heart beats and the status is stored.
 const BEAT: Duration = Duration::from_secs(1);
+/// How often it is looked whether commits on the source wait for Segue: the longest that one can.
+const GUARD: Duration = Duration::from_secs(1);
 /// How often the source's health is looked at, in beats.
 const HEALTH_BEATS: u64 = 3;
 
@@ -38,6 +40,7 @@ impl Service<'_> {
     pub(super) async fn serve(&self) -> Outcome<String> {
         tokio::select! {
             ended = self.beat() => ended,
+            ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
             ended = self.stages() => ended,
             () = self.verifying.run_live() => std::future::pending().await,
@@ -77,12 +80,21 @@ impl Service<'_> {
         Ok(String::new())
     }
 
-    /// The slot's state, and whether Segue's own walsender has become a standby that commits wait for.
+    /// Looks whether Segue's own walsender has become a standby that commits wait for. It waits for nothing but the
+    /// source: a control database or a target that hangs is when this matters most.
+    async fn guard_commits(&self) -> Outcome<String> {
+        let client = self.driver.sides.source.connect("guard").await?;
+        loop {
+            if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
+                return Err(fault);
+            }
+            tokio::time::sleep(GUARD).await;
+        }
+    }
+
+    /// The slot's state.
     async fn health(&self) -> Outcome<SlotState> {
         let client = self.driver.sides.source.connect("health").await?;
-        if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
-            return Err(fault);
-        }
         let state = server::slot_state(&client, &self.slot).await?;
         self.yield_to_the_stream(state.retained_bytes);
         Ok(SlotState {

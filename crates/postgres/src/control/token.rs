@@ -84,7 +84,9 @@ pub async fn shut_out(
     let holders = holders(&watcher, &format!("segue:{migration}"), pid).await?;
     if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {
         // Nobody is in the way: the commit waits, as everybody's on that server. It ends when they do.
-        return raise.await.map(|_| Vec::new()).map_err(failed);
+        raise.await.map_err(failed)?;
+        end_left_over(&watcher, endpoint, migration).await?;
+        return Ok(Vec::new());
     }
     if !may_terminate {
         return Err(still_held(endpoint, &holders, "they were not to be terminated"));

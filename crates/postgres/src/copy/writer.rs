@@ -46,10 +46,8 @@ impl RegionWriter for PgWriter {
             let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
             // Tables that inherit from it have rows of their own under the same keys.
             let only = if row.get(0) { "" } else { "ONLY " };
-            let delete = format!(
-                "DELETE FROM {only}{name} WHERE {}",
-                extent_condition(table, extent, Side::Target)
-            );
+            let delete =
+                format!("DELETE FROM {only}{name} WHERE {}", extent_condition(table, extent, Side::Target));
             self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
         }
         let statement = format!(
