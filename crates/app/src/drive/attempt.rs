@@ -4,11 +4,13 @@
 use super::service::Service;
 use super::verifying::Verifying;
 use super::{Driver, plan};
+use crate::report::{LiveVerification, RunState, SlotState, Status};
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
 use segue_engine::killpoint;
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
+use segue_engine::progress::{Snapshot, Wait};
 use segue_model::stage::Stage;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
@@ -20,19 +22,34 @@ use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
 use serde_json::json;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
 const BATCH_TRANSACTIONS_MAX: usize = 5_000;
 
 /// One attempt.
 pub(super) struct Attempt<'d> {
-    pub(super) driver: &'d Driver,
-    pub(super) lease: &'d Lease,
+    driver: &'d Driver,
+    lease: &'d Lease,
+    /// Set while the stream is being made: what that waits for, if anything.
+    making: Mutex<Option<Making>>,
 }
 
-impl Attempt<'_> {
+/// The making of a stream, as `status` shows it.
+#[derive(Clone)]
+struct Making {
+    since: Instant,
+    waits_for: String,
+}
+
+impl<'d> Attempt<'d> {
+    /// An attempt under this lease.
+    pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> Self {
+        Attempt { driver, lease, making: Mutex::default() }
+    }
+
     /// Runs until it is told to end, and says by whom; or until a fault.
     pub(super) async fn run(&self) -> Outcome<String> {
         let ended = self.run_to_end().await;
@@ -69,8 +86,36 @@ impl Attempt<'_> {
             if let Err(fault) = self.driver.control.beat(self.lease).await {
                 return fault;
             }
+            let making = self.making.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(making) = making
+                && let Err(fault) = self.publish(making).await
+            {
+                return fault;
+            }
             tokio::time::sleep(HEARTBEAT).await;
         }
+    }
+
+    /// Shows that the stream is being made, and what that waits for.
+    async fn publish(&self, making: Making) -> Outcome<()> {
+        let since_ms = making.since.elapsed().as_millis() as u64;
+        let wait = Wait { who: "birth".into(), reason: making.waits_for, since_ms };
+        let waits = if wait.reason.is_empty() { Vec::new() } else { vec![wait] };
+        let Driver { spec, sides, holder, control, .. } = self.driver;
+        let status = Status {
+            migration: spec.name.as_str().to_owned(),
+            stage: Stage::Preparing,
+            run: RunState::Running,
+            source: sides.source.to_string(),
+            target: sides.target.to_string(),
+            driver: holder.clone(),
+            token: self.lease.token,
+            progress: Snapshot { waits, ..Snapshot::default() },
+            slot: SlotState::default(),
+            live: LiveVerification::default(),
+            warnings: Vec::new(),
+        };
+        control.publish_status(self.lease, &json!(status)).await
     }
 
     /// Says, once, that what is being prepared waits on the source for a standby: it goes on when that answers.
@@ -93,7 +138,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'_>)> {
+    async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
         let Driver { spec, sides, control, .. } = self.driver;
         let migration = spec.name.as_str();
         let journal = control.journal(0).await?;
@@ -141,12 +186,14 @@ impl Attempt<'_> {
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
+        self.note("");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
         let report = |wait: WaitReport| {
             let text = wait.to_string();
             if text != said {
                 screen.say(&text);
+                self.note(&text);
                 said = text;
             }
         };
@@ -165,11 +212,18 @@ impl Attempt<'_> {
         Ok(identity)
     }
 
+    /// Remembers what the making of the stream waits for.
+    fn note(&self, waits_for: &str) {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = making.as_ref().map_or_else(Instant::now, |m| m.since);
+        *making = Some(Making { since, waits_for: waits_for.to_owned() });
+    }
+
     async fn open(
         &self,
         catalog: Catalog,
         identity: StreamIdentity,
-    ) -> Outcome<(Run<PgSource, PgTarget>, Service<'_>)> {
+    ) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
         let Driver { spec, sides, throttle, .. } = self.driver;
         let token = self.lease.token;
         let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();

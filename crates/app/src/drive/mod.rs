@@ -119,7 +119,7 @@ impl Driver {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            let fault = match (Attempt { driver: self, lease: &lease }).run().await {
+            let fault = match Attempt::new(self, &lease).run().await {
                 Ok(why) => {
                     self.screen.say(&why);
                     let _ = self.control.release(&lease).await;
