@@ -1,4 +1,7 @@
 //! How much the backfill may take: paused or not, how many workers, how many bytes a second.
+//!
+//! A region is paid for after it was copied, before the next one begins: who slowed it down while it is copied would make
+//! its snapshot older.
 
 use crate::progress::Progress;
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +23,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Throttle {
     limits: watch::Sender<Limits>,
+    /// Why the backfill yields to the source, for now.
+    shed: watch::Sender<Option<String>>,
     /// When the bytes spent so far will have been paid for.
     paid_until: Mutex<Option<Instant>>,
 }
@@ -27,7 +32,11 @@ pub struct Throttle {
 impl Throttle {
     /// A throttle with these limits.
     pub fn new(limits: Limits) -> Self {
-        Throttle { limits: watch::Sender::new(limits), paid_until: Mutex::default() }
+        Throttle {
+            limits: watch::Sender::new(limits),
+            shed: watch::Sender::default(),
+            paid_until: Mutex::default(),
+        }
     }
 
     /// The limits now.
@@ -41,40 +50,64 @@ impl Throttle {
         self.limits.send_replace(limits);
     }
 
+    /// Makes the backfill yield, and says why; or lets it go on. The stream goes on in any case.
+    pub fn shed(&self, why: Option<String>) {
+        self.shed.send_if_modified(|held| {
+            let changed = *held != why;
+            *held = why;
+            changed
+        });
+    }
+
     /// Lets worker `number` begin a region, or makes it wait and says why.
     pub async fn admit(&self, number: usize, progress: &Progress) {
-        let mut watch = self.limits.subscribe();
+        let (mut watch, mut shed) = (self.limits.subscribe(), self.shed.subscribe());
         loop {
             let limits = watch.borrow_and_update().clone();
-            let why = match (&limits.paused, limits.workers_max) {
-                (Some(why), _) => Some(format!("paused: {why}")),
+            let yields = shed.borrow_and_update().clone();
+            let why = match (&limits.paused, limits.workers_max, yields) {
+                (Some(why), _, _) => Some(format!("paused: {why}")),
                 // A worker above the limit waits silently as long as others may work.
-                (None, Some(max)) if number >= max => (max == 0).then(|| "throttled to 0 workers".to_owned()),
-                (None, _) => {
+                (None, Some(max), _) if number >= max => {
+                    (max == 0).then(|| "throttled to 0 workers".to_owned())
+                }
+                (None, _, Some(why)) => Some(why),
+                (None, _, None) => {
                     progress.waiting("throttle", None);
-                    return;
+                    let paid = *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(until) = paid.filter(|until| *until > Instant::now()) else { return };
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until.into()) => {}
+                        changed = watch.changed() => if changed.is_err() { return },
+                    }
+                    continue;
                 }
             };
             if why.is_some() {
                 progress.waiting("throttle", why);
             }
-            if watch.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = watch.changed() => if changed.is_err() { return },
+                changed = shed.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Pays for `bytes`: sleeps as long as the rate demands.
-    pub async fn spend(&self, bytes: usize) {
-        let Some(rate) = self.limits.borrow().bytes_per_s_max else { return };
+    /// Notes that `bytes` were copied: nothing new is admitted until they are paid for. Returns when that will be.
+    pub fn charge(&self, bytes: usize) -> Option<Instant> {
+        let rate = self.limits.borrow().bytes_per_s_max?;
         let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let until = {
-            let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
-            let until = paid.map_or_else(Instant::now, |p| p.max(Instant::now())) + cost;
-            *paid = Some(until);
-            until
-        };
-        tokio::time::sleep_until(until.into()).await;
+        let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = paid.map_or_else(Instant::now, |p| p.max(Instant::now())) + cost;
+        *paid = Some(until);
+        Some(until)
+    }
+
+    /// Pays for `bytes` now: sleeps as long as the rate demands. For tables that cannot be cut.
+    pub async fn spend(&self, bytes: usize) {
+        if let Some(until) = self.charge(bytes) {
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 }
 
@@ -90,6 +123,33 @@ mod tests {
             throttle.spend(1000).await;
         }
         assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
+    }
+
+    #[tokio::test]
+    async fn a_region_is_paid_for_before_the_next_one_begins() {
+        let throttle = Throttle::new(Limits { bytes_per_s_max: Some(100_000), ..Limits::default() });
+        let progress = Progress::new([], segue_model::position::Position(0));
+        let start = Instant::now();
+        throttle.admit(0, &progress).await;
+        throttle.charge(5_000);
+        assert!(start.elapsed() < Duration::from_millis(40), "what is under way is not slowed down");
+        throttle.admit(0, &progress).await;
+        assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
+    }
+
+    #[tokio::test]
+    async fn a_backfill_that_yields_says_why_and_goes_on() {
+        let throttle = Throttle::new(Limits::default());
+        let progress = Progress::new([], segue_model::position::Position(0));
+        throttle.shed(Some("the log grows".into()));
+        tokio::select! {
+            () = throttle.admit(0, &progress) => panic!("must wait"),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+        assert_eq!(progress.snapshot().waits[0].reason, "the log grows");
+        throttle.shed(None);
+        throttle.admit(0, &progress).await;
+        assert!(progress.snapshot().waits.is_empty());
     }
 
     #[tokio::test]

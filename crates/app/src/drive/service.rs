@@ -1,7 +1,7 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
 use super::Driver;
-use crate::report::{LiveVerification, RunState, SlotState, Status};
+use crate::report::{LiveVerification, RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
@@ -78,10 +78,19 @@ impl Service<'_> {
             return Err(fault);
         }
         let state = server::slot_state(&client, &self.slot).await?;
+        let retained_bytes_max = self.driver.spec.limits.retained_wal_bytes_max;
+        let too_much = retained_bytes_max > 0 && state.retained_bytes > retained_bytes_max;
+        self.driver.throttle.shed(too_much.then(|| {
+            format!(
+                "the source keeps {} of log for the stream, more than `limits.retained_wal_bytes_max` ({}): the copy yields until the stream has caught up",
+                bytes_text(state.retained_bytes),
+                bytes_text(retained_bytes_max)
+            )
+        }));
         Ok(SlotState {
             name: self.slot.clone(),
             retained_bytes: state.retained_bytes,
-            retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
+            retained_bytes_max,
             wal_status: state.wal_status,
         })
     }
