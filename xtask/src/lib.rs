@@ -1,3 +1,4 @@
-//! Tasks of the repository itself: the tidy rules.
+//! Tasks of the repository itself: the tidy rules, and the benchmarks.
 
+pub mod bench;
 pub mod tidy;

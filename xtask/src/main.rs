@@ -3,18 +3,27 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)";
+const USAGE: &str = "usage:
+  cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
+  cargo xtask bench [copy|drain|latency|digest|all] [--rounds N] [--scale F]
+                             measure beside the peers; the whole size goes to docs/benchmarks.md";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let task = arguments.next();
-    let root = arguments.next().map_or_else(xtask::tidy::this_workspace, PathBuf::from);
-    match (task.as_deref(), arguments.next()) {
-        (Some("tidy"), None) => xtask::tidy::run(&root),
-        _ => {
-            eprintln!("{USAGE}");
-            ExitCode::from(2)
-        }
+    let rest: Vec<String> = arguments.collect();
+    match (task.as_deref(), rest.as_slice()) {
+        (Some("tidy"), []) => xtask::tidy::run(&xtask::tidy::this_workspace()),
+        (Some("tidy"), [root]) => xtask::tidy::run(&PathBuf::from(root)),
+        (Some("bench"), options) => match xtask::bench::Options::parse(options) {
+            Ok(options) => xtask::bench::run(&options),
+            Err(why) => usage(&why),
+        },
+        _ => usage("no such task"),
     }
+}
+
+fn usage(why: &str) -> ExitCode {
+    eprintln!("xtask: {why}\n{USAGE}");
+    ExitCode::from(2)
 }

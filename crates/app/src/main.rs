@@ -85,14 +85,9 @@ async fn command(cli: &Cli) -> Exit {
             Err(fault) => commands::fault(&fault, json),
         },
         Command::Journal(_) => commands::journal::run(&spec, json).await,
-        Command::Verify(_) => not_built_yet("verify"),
+        Command::Verify(verify) => commands::verify::run(&spec, verify, json).await,
         Command::Schema(_) | Command::Demo(_) => Exit::Done,
     }
-}
-
-fn not_built_yet(name: &str) -> Exit {
-    eprintln!("`segue {name}` cannot be done by this build");
-    Exit::Fault
 }
 
 fn schema() -> Exit {

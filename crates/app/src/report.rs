@@ -56,6 +56,8 @@ pub(crate) struct LiveVerification {
     pub(crate) hot: u64,
     /// Confirmed differences.
     pub(crate) divergent: u64,
+    /// Of them, those that have not been found equal since.
+    pub(crate) open: u64,
 }
 
 /// The status object.

@@ -1,7 +1,9 @@
 //! Named places where a test lets the process die, as `kill -9` would.
 //!
 //! Compiled in under the feature `killpoints` only. `SEGUE_KILL_AT=name[:n]` aborts at the n-th passage
-//! (default the first) by SIGKILL; `SEGUE_KILL_REPORT=1` prints each passage to standard error.
+//! (default the first) by SIGKILL; `SEGUE_KILL_REPORT=1` prints each passage to standard error. `SEGUE_STOP_FILE=path`
+//! freezes the process (SIGSTOP) at the point that the file names, if it is there, until someone lets the process go on:
+//! so a test puts something into exactly this moment. The file is removed first, and `stopped at name` is said.
 
 /// Passes the named point.
 #[cfg(not(feature = "killpoints"))]
@@ -23,6 +25,7 @@ pub fn pass(name: &'static str) {
     if std::env::var_os("SEGUE_KILL_REPORT").is_some() {
         eprintln!("killpoint {name}");
     }
+    stop_where_wanted(name);
     let Ok(wanted) = std::env::var("SEGUE_KILL_AT") else { return };
     let (wanted_name, wanted_nth) = match wanted.rsplit_once(':') {
         Some((name, n)) => (name, n.parse().unwrap_or(1)),
@@ -35,6 +38,20 @@ pub fn pass(name: &'static str) {
             std::thread::park();
         }
     }
+}
+
+#[cfg(feature = "killpoints")]
+fn stop_where_wanted(name: &'static str) {
+    let Some(file) = std::env::var_os("SEGUE_STOP_FILE") else { return };
+    let wanted = std::fs::read_to_string(&file).is_ok_and(|wanted| wanted == name);
+    // Of several that pass the point at once, the one that removes the file stops.
+    if !wanted || std::fs::remove_file(&file).is_err() {
+        return;
+    }
+    eprintln!("stopped at {name}");
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+    // Another thread may be the one that takes the signal, a moment later: this one must not run on until then.
+    std::thread::sleep(std::time::Duration::from_millis(100));
 }
 
 /// Every named point, so that a test can walk them all.

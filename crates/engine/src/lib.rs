@@ -13,3 +13,4 @@ pub mod ports;
 pub mod progress;
 pub mod regions;
 pub mod throttle;
+pub mod verify;

@@ -6,11 +6,14 @@
 use crate::backfill::{self, Shared, Work};
 use crate::fault::Fault;
 use crate::follow;
+use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
 use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
 use crate::throttle::Throttle;
+use crate::verify::live::LiveQueue;
+use crate::verify::passage::{StreamPassage, Unseen};
 use segue_model::key::{KeyText, compare};
 use segue_model::region::{CopiedRegion, Extent, UnitRegions};
 use segue_model::seam::Xid;
@@ -33,6 +36,25 @@ pub struct Settings {
     pub follow: follow::Limits,
 }
 
+/// Keys that wait for live verification at most; more are sampled.
+const LIVE_KEYS_MAX: usize = 10_000;
+/// How often rows that were repaired are looked for, to be forgotten.
+const OVERRIDES_PAUSE: Duration = Duration::from_secs(1);
+
+/// What verification needs of a running stream.
+pub struct Handles<S> {
+    /// Knows what has been applied, and what the source shows of it.
+    pub passage: Arc<StreamPassage<S>>,
+    /// Rows that were applied lately.
+    pub live: Arc<LiveQueue>,
+    /// Copies rows anew.
+    pub repairer: Arc<StreamRepairer>,
+    /// The counters.
+    pub progress: Arc<Progress>,
+    /// All tables.
+    pub tables: BTreeMap<TableId, Arc<Table>>,
+}
+
 /// One run. Made from the stored state, used once.
 pub struct Run<S, T> {
     shared: Arc<Shared<S, T>>,
@@ -40,6 +62,8 @@ pub struct Run<S, T> {
     stored: Stored,
     settings: Settings,
     stage: watch::Sender<Stage>,
+    verifying: follow::Verifying,
+    repairer: StreamRepairer,
 }
 
 impl<S: Source, T: Target> Run<S, T> {
@@ -72,7 +96,11 @@ impl<S: Source, T: Target> Run<S, T> {
             throttle,
             region_target: settings.region_target,
         };
-        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage: watch::Sender::new(stage) })
+        let (repairer, repairs) = StreamRepairer::new();
+        let live = Arc::new(LiveQueue::with_room(LIVE_KEYS_MAX));
+        let verifying = follow::Verifying { unseen: Arc::new(Unseen::new(near)), live, repairs };
+        let stage = watch::Sender::new(stage);
+        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer })
     }
 
     /// The counters of this run.
@@ -85,26 +113,64 @@ impl<S: Source, T: Target> Run<S, T> {
         self.stage.subscribe()
     }
 
+    /// What verification needs of the running stream.
+    pub fn handles(&self) -> Handles<S> {
+        let Shared { source, progress, .. } = &*self.shared;
+        let passage =
+            StreamPassage::new(source.clone(), progress.watch_applied(), self.verifying.unseen.clone());
+        Handles {
+            passage: Arc::new(passage),
+            live: self.verifying.live.clone(),
+            repairer: Arc::new(self.repairer.clone()),
+            progress: progress.clone(),
+            tables: self.tables.clone(),
+        }
+    }
+
     /// Runs until something fails. Dropping the future stops everything; what is durable stays so.
     pub async fn run(self) -> Fault {
-        let from = self.stored.checkpoint.position;
-        let follow = follow::run(self.shared.clone(), self.tables.clone(), from, self.settings.follow);
+        let Run { shared, tables, stored, settings, stage, verifying, repairer: _held } = self;
+        let from = stored.checkpoint.position;
+        let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
+        let copy =
+            Copying { shared, tables, backfilled: stored.backfilled, workers: settings.workers, stage };
         let ended = tokio::select! {
             ended = follow => ended,
-            fault = self.copy_all() => fault,
+            ended = copy.run() => ended,
         };
         ended.err().unwrap_or_else(|| Fault::bug("SEGUE-ENDED", "the stream has ended without a fault"))
     }
+}
 
-    /// Copies everything, then waits for ever; ends only with a fault.
-    async fn copy_all(&self) -> Outcome<()> {
-        if !self.stored.backfilled {
+/// The copy's part of a run.
+struct Copying<S, T> {
+    shared: Arc<Shared<S, T>>,
+    tables: BTreeMap<TableId, Arc<Table>>,
+    backfilled: bool,
+    workers: usize,
+    stage: watch::Sender<Stage>,
+}
+
+impl<S: Source, T: Target> Copying<S, T> {
+    /// Copies everything, then takes care of rows that are copied later; ends only with a fault.
+    async fn run(&self) -> Outcome<()> {
+        if !self.backfilled {
             let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
-            backfill::run(self.shared.clone(), work, self.settings.workers).await?;
+            backfill::run(self.shared.clone(), work, self.workers).await?;
+            let progress = &self.shared.progress;
+            let why = "everything is copied; the stream catches up with the last region";
+            progress.waiting("copy", Some(why.into()));
             self.hand_over().await?;
+            progress.waiting("copy", None);
             self.stage.send_replace(Stage::Following);
         }
-        std::future::pending().await
+        loop {
+            // Repaired rows have seams, too; they are forgotten once the stream has passed them.
+            tokio::time::sleep(OVERRIDES_PAUSE).await;
+            if self.shared.regions.is_active() {
+                self.hand_over().await?;
+            }
+        }
     }
 
     /// Everything is copied: once the stream has passed a signal emitted after the last seam, every event applies
@@ -112,23 +178,21 @@ impl<S: Source, T: Target> Run<S, T> {
     /// and asks for another signal.
     async fn hand_over(&self) -> Outcome<()> {
         let Shared { progress, regions, source, target, .. } = &*self.shared;
-        progress
-            .waiting("copy", Some("everything is copied; the stream catches up with the last region".into()));
-        loop {
+        let stored = loop {
             let marked = regions.marked();
+            let stored = target.last_region().await?;
             let mut applied = progress.watch_applied();
             let signal = source.signal().await?;
             killpoint::pass("backfill.signalled");
             let passed = applied.wait_for(|a| a.signal >= signal).await;
             passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
             if regions.retire(marked) {
-                break;
+                break stored;
             }
-        }
-        progress.waiting("copy", None);
+        };
         killpoint::pass("backfill.passed");
         // Killed before this line, the next start finds regions whose seams lie before everything still to come.
-        target.forget_regions().await?;
+        target.forget_regions(stored).await?;
         killpoint::pass("backfill.forgotten");
         Ok(())
     }

@@ -145,8 +145,11 @@ pub trait Target: Send + Sync + 'static {
     fn applier(&self) -> impl Future<Output = Outcome<Self::Applier>> + Send;
     /// What is stored about this stream.
     fn stored(&self) -> impl Future<Output = Outcome<Stored>> + Send;
-    /// Forgets all stored regions and remembers that the backfill is done: the stream has passed the last seam.
-    fn forget_regions(&self) -> impl Future<Output = Outcome<()>> + Send;
+    /// The number of the region stored last; numbers ascend.
+    fn last_region(&self) -> impl Future<Output = Outcome<i64>> + Send;
+    /// Forgets the stored regions up to number `last` and remembers that the backfill is done: the stream has passed
+    /// their seams.
+    fn forget_regions(&self, last: i64) -> impl Future<Output = Outcome<()>> + Send;
 }
 
 /// What a target has stored about a stream.

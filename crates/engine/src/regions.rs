@@ -98,6 +98,21 @@ impl Regions {
         })
     }
 
+    /// Marks one key as being copied, when snapshots show everything that was applied. See [`UnitRegions::begin_key`].
+    pub fn begin_shown_key(&self, unit: UnitId, key: KeyText) -> Option<RegionId> {
+        self.change(|s| {
+            s.marked += 1;
+            Some(s.units.get_mut(&unit)?.begin_key(key, Xid(0)))
+        })
+    }
+
+    /// Gives a unit a map if it has none.
+    pub fn ensure(&self, unit: UnitId, regions: impl FnOnce() -> UnitRegions) {
+        self.change(|s| {
+            s.units.entry(unit).or_insert_with(regions);
+        });
+    }
+
     /// Offers a snapshot for a region; every unit learns what the snapshot shows.
     pub fn offer_seam(&self, unit: UnitId, id: RegionId, seam: &Seam) -> Result<(), SeamTooOld> {
         self.change(|s| {

@@ -11,8 +11,10 @@ use tokio::sync::watch;
 /// Limits that the operator can change while the backfill runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Why and by whom the backfill is paused.
+    /// Why and by whom the migration is paused: copy and stream.
     pub paused: Option<String>,
+    /// Why the copy is held back by Segue itself.
+    pub held: Option<String>,
     /// At most so many workers copy.
     pub workers_max: Option<usize>,
     /// At most so many bytes a second, all workers together.
@@ -23,8 +25,6 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Throttle {
     limits: watch::Sender<Limits>,
-    /// Why the backfill yields to the source, for now.
-    shed: watch::Sender<Option<String>>,
     /// When the bytes spent so far will have been paid for.
     paid_until: Mutex<Option<Instant>>,
 }
@@ -32,11 +32,7 @@ pub struct Throttle {
 impl Throttle {
     /// A throttle with these limits.
     pub fn new(limits: Limits) -> Self {
-        Throttle {
-            limits: watch::Sender::new(limits),
-            shed: watch::Sender::default(),
-            paid_until: Mutex::default(),
-        }
+        Throttle { limits: watch::Sender::new(limits), paid_until: Mutex::default() }
     }
 
     /// The limits now.
@@ -50,29 +46,34 @@ impl Throttle {
         self.limits.send_replace(limits);
     }
 
-    /// Makes the backfill yield, and says why; or lets it go on. The stream goes on in any case.
-    pub fn shed(&self, why: Option<String>) {
-        self.shed.send_if_modified(|held| {
-            let changed = *held != why;
-            *held = why;
-            changed
-        });
+    /// Returns at once unless the migration is paused; else says so and waits.
+    pub async fn running(&self, progress: &Progress) {
+        if self.limits.borrow().paused.is_none() {
+            return;
+        }
+        let mut watch = self.limits.subscribe();
+        loop {
+            let why = watch.borrow_and_update().paused.clone();
+            progress.waiting("stream", why.as_ref().map(|why| format!("paused: {why}")));
+            if why.is_none() || watch.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Lets worker `number` begin a region, or makes it wait and says why.
     pub async fn admit(&self, number: usize, progress: &Progress) {
-        let (mut watch, mut shed) = (self.limits.subscribe(), self.shed.subscribe());
+        let mut watch = self.limits.subscribe();
         loop {
             let limits = watch.borrow_and_update().clone();
-            let yields = shed.borrow_and_update().clone();
-            let why = match (&limits.paused, limits.workers_max, yields) {
+            let why = match (&limits.paused, &limits.held, limits.workers_max) {
                 (Some(why), _, _) => Some(format!("paused: {why}")),
+                (None, Some(why), _) => Some(why.clone()),
                 // A worker above the limit waits silently as long as others may work.
-                (None, Some(max), _) if number >= max => {
+                (None, None, Some(max)) if number >= max => {
                     (max == 0).then(|| "throttled to 0 workers".to_owned())
                 }
-                (None, _, Some(why)) => Some(why),
-                (None, _, None) => {
+                (None, None, _) => {
                     progress.waiting("throttle", None);
                     let paid = *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
                     let Some(until) = paid.filter(|until| *until > Instant::now()) else { return };
@@ -86,9 +87,8 @@ impl Throttle {
             if why.is_some() {
                 progress.waiting("throttle", why);
             }
-            tokio::select! {
-                changed = watch.changed() => if changed.is_err() { return },
-                changed = shed.changed() => if changed.is_err() { return },
+            if watch.changed().await.is_err() {
+                return;
             }
         }
     }
@@ -135,21 +135,6 @@ mod tests {
         assert!(start.elapsed() < Duration::from_millis(40), "what is under way is not slowed down");
         throttle.admit(0, &progress).await;
         assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
-    }
-
-    #[tokio::test]
-    async fn a_backfill_that_yields_says_why_and_goes_on() {
-        let throttle = Throttle::new(Limits::default());
-        let progress = Progress::new([], segue_model::position::Position(0));
-        throttle.shed(Some("the log grows".into()));
-        tokio::select! {
-            () = throttle.admit(0, &progress) => panic!("must wait"),
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-        }
-        assert_eq!(progress.snapshot().waits[0].reason, "the log grows");
-        throttle.shed(None);
-        throttle.admit(0, &progress).await;
-        assert!(progress.snapshot().waits.is_empty());
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! Nothing here reads a file, a clock, an environment or a socket; whatever a decision depends on is passed in.
 
 pub mod change;
+pub mod divergence;
 pub mod key;
 pub mod name;
 pub mod net;

@@ -16,3 +16,4 @@ pub mod schema;
 pub mod source;
 pub mod stream;
 pub mod target;
+pub mod verify;

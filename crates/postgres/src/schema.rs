@@ -61,19 +61,20 @@ CREATE TABLE IF NOT EXISTS segue.journal (
     migration text, seq bigint, version int NOT NULL, at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL,
     kind text NOT NULL, body jsonb NOT NULL, PRIMARY KEY (migration, seq));
 
--- confirmed differences
-CREATE TABLE IF NOT EXISTS segue.divergence (
-    migration text, table_id int, key jsonb, found_at timestamptz NOT NULL DEFAULT now(), class text NOT NULL,
-    columns jsonb NOT NULL, owner_row jsonb, other_row jsonb, owner_position pg_lsn, other_position pg_lsn,
-    repaired_at timestamptz, PRIMARY KEY (migration, table_id, key, found_at));
-
 -- verification: one row a run, and the ranges it has compared
 CREATE TABLE IF NOT EXISTS segue.verification (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, mode text NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, mode text NOT NULL, tables int[] NOT NULL,
     started_at timestamptz NOT NULL DEFAULT now(), ended_at timestamptz, body jsonb NOT NULL DEFAULT '{}');
 CREATE TABLE IF NOT EXISTS segue.verified_range (
-    verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int, upper jsonb, rows bigint NOT NULL,
-    at timestamptz NOT NULL DEFAULT now(), no bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (verification, table_id, no));
+    verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int, lower jsonb, upper jsonb,
+    counts jsonb NOT NULL, at timestamptz NOT NULL DEFAULT now(), no bigint GENERATED ALWAYS AS IDENTITY,
+    PRIMARY KEY (verification, table_id, no));
+
+-- confirmed differences, each stored with the range it was found in, or by live verification (verification is NULL)
+CREATE TABLE IF NOT EXISTS segue.divergence (
+    no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL,
+    verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int NOT NULL, key jsonb,
+    class text NOT NULL, found_at timestamptz NOT NULL DEFAULT now(), repaired boolean NOT NULL, body jsonb NOT NULL);
 
 -- begins a writing transaction: shuts out processes whose token is not the newest. The lock comes first, the token is
 -- read by a later statement of a READ COMMITTED transaction, so a taker that holds the lock exclusively is seen.

@@ -98,7 +98,16 @@ impl Target for PgTarget {
         Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await? })
     }
 
-    async fn forget_regions(&self) -> Outcome<()> {
+    async fn last_region(&self) -> Outcome<i64> {
+        let client = self.session().await?;
+        let statement =
+            "SELECT coalesce(max(no), 0) FROM segue.region WHERE migration = $1 AND direction = $2";
+        let authority = &self.authority;
+        let row = client.query_one(statement, &[&authority.migration, &authority.direction.as_str()]).await;
+        Ok(row.map_err(|e| fault_of(&e))?.get(0))
+    }
+
+    async fn forget_regions(&self, last: i64) -> Outcome<()> {
         let mut client = self.session().await?;
         let authority = &self.authority;
         let transaction = client.transaction().await.map_err(|e| fault_of(&e))?;
@@ -108,9 +117,8 @@ impl Target for PgTarget {
                 .await?;
             let direction = authority.direction.as_str();
             let whose: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&authority.migration, &direction];
-            transaction
-                .execute("DELETE FROM segue.region WHERE migration = $1 AND direction = $2", &whose)
-                .await?;
+            let forget = "DELETE FROM segue.region WHERE migration = $1 AND direction = $2 AND no <= $3";
+            transaction.execute(forget, &[whose[0], whose[1], &last]).await?;
             let remember = "UPDATE segue.stream SET backfilled_at = coalesce(backfilled_at, clock_timestamp()) \
                  WHERE migration = $1 AND direction = $2";
             transaction.execute(remember, &whose).await

@@ -65,9 +65,9 @@ async fn net_and_in_order_leave_the_same_rows() {
             .unwrap();
         // Origins belong to the whole server: two streams of it need two.
         let migration = "m".to_owned();
-        let direction = if database == "one" { "forward" } else { "reverse" };
-        client.execute("UPDATE segue.stream SET direction = $1", &[&direction]).await.unwrap();
-        let identity = Authority { migration, direction: direction.into(), token: 3, incarnation: 5 };
+        let direction = if database == "one" { Direction::Forward } else { Direction::Reverse };
+        client.execute("UPDATE segue.stream SET direction = $1", &[&direction.as_str()]).await.unwrap();
+        let identity = Authority { migration, direction, token: 3, incarnation: 5 };
         let table = support::table(&client, 0, "t").await;
         let applier =
             PgApplier::open(&Endpoint::parse(&cluster.url(database)).unwrap(), identity).await.unwrap();

@@ -113,6 +113,26 @@ async fn rows(cluster: &Cluster, database: &str) -> String {
     row.get::<_, Option<String>>(0).unwrap_or_default()
 }
 
+/// What is done to the zoo, one transaction after the other.
+fn steps() -> [String; 4] {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut inserts = String::from("INSERT INTO zoo (id) VALUES (0);");
+    let longest = ZOO.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+    for n in 0..longest.max(5) {
+        let values: String =
+            ZOO.iter().map(|(_, values)| format!(", {}", literal(values[n % values.len()]))).collect();
+        inserts.push_str(&format!("INSERT INTO zoo VALUES ({}{values});", n + 1));
+    }
+    let sets: Vec<String> =
+        (0..ZOO.len()).map(|i| format!("c{i} = (SELECT z.c{i} FROM zoo z WHERE z.id = 2)")).collect();
+    [
+        inserts,
+        format!("UPDATE zoo SET {} WHERE id <> 2", sets.join(", ")),
+        "UPDATE zoo SET id = id + 100, c0 = NULL WHERE id IN (1, 3)".to_owned(),
+        "DELETE FROM zoo WHERE id IN (2, 101)".to_owned(),
+    ]
+}
+
 async fn round_trip(major: u16, identity: &str, set_wise: bool) {
     let cluster = Cluster::start(Options::major(major)).await;
     cluster.execute("CREATE DATABASE src").await;
@@ -157,23 +177,7 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
     let mut applier =
         PgApplier::open(&Endpoint::parse(&cluster.url("dst")).unwrap(), stream_identity).await.unwrap();
 
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut inserts = String::from("INSERT INTO zoo (id) VALUES (0);");
-    let longest = ZOO.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
-    for n in 0..longest.max(5) {
-        let values: String =
-            ZOO.iter().map(|(_, values)| format!(", {}", literal(values[n % values.len()]))).collect();
-        inserts.push_str(&format!("INSERT INTO zoo VALUES ({}{values});", n + 1));
-    }
-    let sets: Vec<String> =
-        (0..ZOO.len()).map(|i| format!("c{i} = (SELECT z.c{i} FROM zoo z WHERE z.id = 2)")).collect();
-    let steps = [
-        inserts,
-        format!("UPDATE zoo SET {} WHERE id <> 2", sets.join(", ")),
-        "UPDATE zoo SET id = id + 100, c0 = NULL WHERE id IN (1, 3)".to_owned(),
-        "DELETE FROM zoo WHERE id IN (2, 101)".to_owned(),
-    ];
-    for (n, step) in steps.iter().enumerate() {
+    for (n, step) in steps().iter().enumerate() {
         source.batch_execute(step).await.unwrap_or_else(|e| panic!("{step}: {e:?}"));
         let changes = transaction(&mut stream).await;
         applier.begin().await.unwrap();

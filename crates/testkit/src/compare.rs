@@ -214,7 +214,8 @@ async fn columns(client: &Client, table: &Table) -> Result<Columns, Error> {
             "SELECT a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod),
                     CASE WHEN t.oid < 16384 AND t.typname !~ '^_?(reg|acl|pg_|oid)' AND t.typtype IN ('b', 'r', 'm')
                               AND t.typname NOT IN ('bool', 'int2', 'int4', 'int8', 'text', 'varchar', 'bpchar', 'name',
-                                                    'uuid', 'bytea', 'date', 'timestamp', 'timestamptz', 'json')
+                                                    'uuid', 'bytea', 'date', 'timestamp', 'timestamptz', 'json',
+                                                    'refcursor')
                          THEN nullif(t.typsend::pg_catalog.oid, 0)::pg_catalog.regproc::text END
              FROM pg_catalog.pg_attribute a
              JOIN pg_catalog.pg_class c ON c.oid = a.attrelid

@@ -3,12 +3,14 @@
 //! **Kill points.** A program built with its feature `killpoints` names moments at which a crash is interesting.
 //! `SEGUE_KILL_AT=<point>[:n]` makes it kill itself (SIGKILL) at the n-th passage of a point, the first by default.
 //! `SEGUE_KILL_REPORT=1` makes it write a line `killpoint <point>` to its standard error at every passage, which
-//! is how a test learns the list. The program's side of this lives in the program.
+//! is how a test learns the list. `SEGUE_STOP_FILE=<path>` makes it freeze (SIGSTOP) at the point that this file names,
+//! after removing it and a line `stopped at <point>`. The program's side of this lives in the program.
 
-use crate::cluster::signal;
+use crate::cluster::{is_stopped, signal};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +22,25 @@ const LINES_MAX: usize = 200_000;
 /// Makes the program kill itself at the `passage`-th time (from 1) it comes by `point`.
 pub fn kill_at(command: &mut Command, point: &str, passage: u32) {
     command.env("SEGUE_KILL_AT", format!("{point}:{passage}"));
+}
+
+/// Freezes a program at points that are chosen while it runs.
+#[derive(Debug)]
+pub struct Stops(PathBuf);
+
+impl Stops {
+    /// Lets `command` be frozen by way of `file`, which must not exist.
+    pub fn of(command: &mut Command, file: PathBuf) -> Stops {
+        command.env("SEGUE_STOP_FILE", &file);
+        Stops(file)
+    }
+
+    /// The next passage of `point` is to freeze the program; see [`Process::stopped_at`].
+    pub fn at(&self, point: &str) {
+        let whole = self.0.with_extension("whole");
+        let written = std::fs::write(&whole, point).and_then(|()| std::fs::rename(&whole, &self.0));
+        written.expect("name the point");
+    }
 }
 
 /// Makes the program report the points it passes; see [`Process::points_passed`].
@@ -127,6 +148,19 @@ impl Process {
         let mut child = self.child.lock().unwrap();
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// Waits until it has frozen itself at a point of [`Stops::at`]; [`Process::thaw`] lets it go on.
+    pub async fn stopped_at(&self, point: &str, limit: Duration) -> Result<(), Overdue> {
+        self.wait_for(&format!("stopped at {point}"), limit).await?;
+        let deadline = Instant::now() + limit;
+        while !is_stopped(self.pid) {
+            if Instant::now() > deadline {
+                return Err(self.overdue(format!("it is not frozen at {point}"), limit));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// Freezes it (SIGSTOP), as a machine that swaps or a paused container does.

@@ -1,6 +1,6 @@
 //! A program under test is heard, frozen, killed, and never left behind.
 
-use segue_testkit::kill::{Process, kill_at, report_points, was_killed};
+use segue_testkit::kill::{Process, Stops, kill_at, report_points, was_killed};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ fn program() -> Command {
              [ -z "$SEGUE_KILL_REPORT" ] || echo "killpoint $1" >&2
              eval "passed_$1=\$((passed_$1 + 1))"
              eval "[ \"\$1:\$passed_$1\" != \"$SEGUE_KILL_AT\" ]" || kill -9 $$
+             if [ "$(cat "$SEGUE_STOP_FILE" 2>/dev/null)" = "$1" ]; then
+                 rm "$SEGUE_STOP_FILE"; echo "stopped at $1" >&2; kill -STOP $$
+             fi
            }
            point begun
            for i in 1 2 3; do point copied; echo "copied $i"; done
@@ -66,4 +69,20 @@ async fn it_can_be_frozen_thawed_and_killed() {
     assert!(process.wait(Duration::from_millis(50)).await.is_err());
     process.kill9();
     assert!(was_killed(process.status().expect("it is gone")));
+}
+
+#[tokio::test]
+async fn it_freezes_itself_at_each_chosen_point() {
+    let (mut command, dir) = (program(), tempfile::tempdir().expect("a directory"));
+    let stops = Stops::of(&mut command, dir.path().join("stop"));
+    stops.at("begun");
+    let process = Process::start(command);
+    process.stopped_at("begun", SOON).await.expect("frozen at the first point");
+    assert_eq!(process.lines().len(), 1, "it does nothing there");
+    stops.at("copied");
+    process.thaw();
+    process.stopped_at("copied", SOON).await.expect("frozen at the second point");
+    assert!(process.wait_for("copied 1", Duration::ZERO).await.is_err());
+    process.thaw();
+    assert_eq!(process.wait(SOON).await.expect("an end").code(), Some(3));
 }

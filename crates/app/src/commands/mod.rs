@@ -4,6 +4,7 @@ pub(crate) mod cancel;
 pub(crate) mod journal;
 pub(crate) mod order;
 pub(crate) mod status;
+pub(crate) mod verify;
 pub(crate) mod wait;
 
 use crate::exit::Exit;

@@ -2,6 +2,7 @@
 //! there is none, run until something ends it.
 
 use super::service::Service;
+use super::verifying::Verifying;
 use super::{Driver, plan};
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
@@ -11,13 +12,14 @@ use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
-use segue_postgres::catalog::{self, Catalog};
+use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 
 use segue_postgres::schema;
 use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
 use serde_json::json;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -33,9 +35,27 @@ pub(super) struct Attempt<'d> {
 impl Attempt<'_> {
     /// Runs until it is told to end, and says by whom; or until a fault.
     pub(super) async fn run(&self) -> Outcome<String> {
+        let ended = self.run_to_end().await;
+        if let Err(fault) = &ended
+            && fault.code == server::SYNC_STANDBY
+        {
+            self.release_commits().await.map_err(|f| f.during(fault))?;
+        }
+        ended
+    }
+
+    /// Nobody's commit is to wait for Segue any longer.
+    async fn release_commits(&self) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let source = sides.source.connect("guard").await?;
+        server::release_commits(&source, &birth::stream_name(spec.name.as_str(), Direction::Forward)?).await
+    }
+
+    async fn run_to_end(&self) -> Outcome<String> {
         let (run, service) = tokio::select! {
             prepared = self.prepare() => prepared?,
             fault = self.keep_lease() => return Err(fault),
+            never = self.name_standby() => match never {},
         };
         tokio::select! {
             fault = run.run() => Err(fault),
@@ -53,6 +73,26 @@ impl Attempt<'_> {
         }
     }
 
+    /// Says, once, that what is being prepared waits on the source for a standby: it goes on when that answers.
+    async fn name_standby(&self) -> Infallible {
+        let mut said = String::new();
+        loop {
+            tokio::time::sleep(HEARTBEAT).await;
+            let look = async {
+                let client = self.driver.sides.source.connect("watch").await?;
+                server::waits_for_standby(&client).await
+            };
+            match look.await {
+                Ok(Some(what)) if what != said => {
+                    self.driver.screen.say(&format!("on the source {what}; Segue goes on when it does"));
+                    said = what;
+                }
+                // What cannot be looked at now is met by the preparation itself, which says so.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
     async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'_>)> {
         let Driver { spec, sides, control, .. } = self.driver;
         let migration = spec.name.as_str();
@@ -60,6 +100,7 @@ impl Attempt<'_> {
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
+        server::never_a_standby(&sides.source.connect("plan").await?).await?;
         for endpoint in sides.written() {
             schema::ensure(&mut endpoint.connect("schema").await?).await?;
             for holder in shut_out(endpoint, migration, self.lease.token, true).await? {
@@ -167,6 +208,7 @@ impl Attempt<'_> {
             stage: run.stage(),
             slot,
             warnings: catalog.warnings,
+            verifying: Verifying::open(self.driver, run.handles()).await?,
         };
         Ok((run, service))
     }

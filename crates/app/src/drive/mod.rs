@@ -7,6 +7,9 @@ mod attempt;
 pub(crate) mod plan;
 mod screen;
 mod service;
+mod verifying;
+
+pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;
 use crate::report::{RunState, Status};

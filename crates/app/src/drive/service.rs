@@ -1,11 +1,14 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
 use super::Driver;
-use crate::report::{LiveVerification, RunState, SlotState, Status, bytes_text};
+use super::verifying::VerifyOrder;
+use super::verifying::Verifying;
+use crate::report::{RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
 use segue_engine::throttle::Limits;
+use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Lease};
@@ -16,6 +19,8 @@ use tokio::sync::watch;
 
 /// How often the heart beats and the status is stored.
 const BEAT: Duration = Duration::from_secs(1);
+/// How often it is looked whether commits on the source wait for Segue: the longest that one can.
+const GUARD: Duration = Duration::from_secs(1);
 /// How often the source's health is looked at, in beats.
 const HEALTH_BEATS: u64 = 3;
 
@@ -27,6 +32,7 @@ pub(super) struct Service<'d> {
     pub(super) stage: watch::Receiver<Stage>,
     pub(super) slot: String,
     pub(super) warnings: Vec<String>,
+    pub(super) verifying: Verifying,
 }
 
 impl Service<'_> {
@@ -34,8 +40,10 @@ impl Service<'_> {
     pub(super) async fn serve(&self) -> Outcome<String> {
         tokio::select! {
             ended = self.beat() => ended,
+            ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
             ended = self.stages() => ended,
+            () = self.verifying.run_live() => std::future::pending().await,
         }
     }
 
@@ -63,6 +71,7 @@ impl Service<'_> {
         for beat in 0u64.. {
             ticks.tick().await;
             self.driver.control.beat(self.lease).await?;
+            self.verifying.make_room().await?;
             if beat % HEALTH_BEATS == 0 {
                 slot = self.health().await?;
             }
@@ -71,28 +80,47 @@ impl Service<'_> {
         Ok(String::new())
     }
 
-    /// The slot's state, and whether Segue's own walsender has become a standby that commits wait for.
+    /// Looks whether Segue's own walsender has become a standby that commits wait for. It waits for nothing but the
+    /// source: a control database or a target that hangs is when this matters most.
+    async fn guard_commits(&self) -> Outcome<String> {
+        let client = self.driver.sides.source.connect("guard").await?;
+        loop {
+            if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
+                return Err(fault);
+            }
+            tokio::time::sleep(GUARD).await;
+        }
+    }
+
+    /// The slot's state.
     async fn health(&self) -> Outcome<SlotState> {
         let client = self.driver.sides.source.connect("health").await?;
-        if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
-            return Err(fault);
-        }
         let state = server::slot_state(&client, &self.slot).await?;
-        let retained_bytes_max = self.driver.spec.limits.retained_wal_bytes_max;
-        let too_much = retained_bytes_max > 0 && state.retained_bytes > retained_bytes_max;
-        self.driver.throttle.shed(too_much.then(|| {
-            format!(
-                "the source keeps {} of log for the stream, more than `limits.retained_wal_bytes_max` ({}): the copy yields until the stream has caught up",
-                bytes_text(state.retained_bytes),
-                bytes_text(retained_bytes_max)
-            )
-        }));
+        self.yield_to_the_stream(state.retained_bytes);
         Ok(SlotState {
             name: self.slot.clone(),
             retained_bytes: state.retained_bytes,
-            retained_bytes_max,
+            retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
             wal_status: state.wal_status,
         })
+    }
+
+    /// Holds the copy back while the source keeps too much log: the stream must catch up first.
+    fn yield_to_the_stream(&self, retained_bytes: u64) {
+        let max = self.driver.spec.limits.retained_wal_bytes_max;
+        let mut limits = self.driver.throttle.limits();
+        let held = limits.held.is_some();
+        if !held && retained_bytes > max {
+            limits.held = Some(format!(
+                "the source keeps {} of log, more than limits.retained_wal_bytes_max ({}); the copy yields to the stream",
+                bytes_text(retained_bytes),
+                bytes_text(max)
+            ));
+            self.driver.throttle.set(limits);
+        } else if held && retained_bytes < max / 5 * 4 {
+            limits.held = None;
+            self.driver.throttle.set(limits);
+        }
     }
 
     async fn publish(&self, slot: &SlotState) -> Outcome<()> {
@@ -121,15 +149,25 @@ impl Service<'_> {
             token: self.lease.token,
             progress: self.progress.snapshot(),
             slot: slot.clone(),
-            live: LiveVerification::default(),
+            live: self.verifying.live(),
             warnings,
         }
     }
 
     async fn commands(&self) -> Outcome<String> {
         let listener = self.driver.control.listen_for_commands().await?;
+        // Ends with the attempt; what it had not answered is answered by the next one.
+        let mut verifications = tokio::task::JoinSet::new();
         loop {
             let command = self.driver.control.next_command(self.lease, &listener).await?;
+            while verifications.try_join_next().is_some() {}
+            if command.verb == "verify" {
+                let body =
+                    json!({ "command": "verify", "arguments": command.arguments, "by": command.asked_by });
+                self.driver.record(self.lease, "command", body).await?;
+                verifications.spawn(self.verification(command));
+                continue;
+            }
             let (answer, end) = match self.obey(&command) {
                 Ok(Obeyed::GoOn(answer)) => (answer, None),
                 Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
@@ -144,6 +182,50 @@ impl Service<'_> {
             self.driver.control.answer(self.lease, command.id, &answer).await?;
             if let Some(why) = end {
                 return Ok(why);
+            }
+        }
+    }
+
+    /// Carries out a verification and answers it.
+    fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
+        let (control, lease) = (self.driver.control.clone(), self.lease.clone());
+        let (verifying, stage) = (self.verifying.clone(), *self.stage.borrow());
+        async move {
+            let report = watch::Sender::new(Report::default());
+            let verify = async {
+                if stage != Stage::Following {
+                    return Err(Fault::operator(
+                        "SEGUE-NOT-FOLLOWING",
+                        format!("the migration is {stage}: not everything is copied yet"),
+                        "`segue wait following`, then verify",
+                    ));
+                }
+                let order: VerifyOrder = serde_json::from_value(command.arguments.clone()).map_err(|e| {
+                    Fault::operator(
+                        "SEGUE-VERB",
+                        format!("the order cannot be read: {e}"),
+                        "use the same version of segue",
+                    )
+                })?;
+                verifying.verify(&order, &report).await
+            };
+            let tell = async {
+                loop {
+                    tokio::time::sleep(BEAT).await;
+                    let body = progress_of(&report.borrow().clone());
+                    let _ = control.progress(&lease, command.id, &body).await;
+                }
+            };
+            let outcome = tokio::select! {
+                outcome = verify => outcome,
+                () = tell => return,
+            };
+            let answer = outcome.map_or_else(
+                |f| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
+                |report| json!(report),
+            );
+            if let Err(fault) = control.answer(&lease, command.id, &answer).await {
+                tracing::warn!("a verification could not be answered: {fault}");
             }
         }
     }
@@ -167,6 +249,7 @@ impl Service<'_> {
                 let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
                 limits = Limits {
                     paused: limits.paused,
+                    held: limits.held,
                     workers_max: number("workers")
                         .and_then(|n| usize::try_from(n).ok())
                         .or(limits.workers_max.filter(|_| !off)),
@@ -189,6 +272,13 @@ impl Service<'_> {
         throttle.set(limits);
         Ok(Obeyed::GoOn(json!({ "done": done })))
     }
+}
+
+/// A verification's progress for the one who asked.
+fn progress_of(report: &Report) -> Value {
+    let sum = |f: fn(&TableReport) -> u64| report.tables.iter().map(f).sum::<u64>();
+    json!({ "rows": sum(|t| t.counts.rows), "rows_estimated": sum(|t| t.rows_estimated.max(t.counts.rows)),
+        "divergent": sum(|t| t.counts.divergent) })
 }
 
 enum Obeyed {

@@ -8,6 +8,7 @@
 )]
 
 pub mod fire;
+pub mod slow;
 
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options, compare};

@@ -154,7 +154,8 @@ async fn take<'w, S: Source, T: Target>(
             Some(_) => None,
             None => {
                 let rows = task.region_rows.load(Ordering::Relaxed).min(affordable(shared, &task.table));
-                reader.bound_after(&task.table, task.unit, &within, rows).await?
+                let bound = reader.bound_after(&task.table, task.unit, &within, rows).await;
+                bound.map_err(|f| f.during(format_args!("cutting a region of {}", task.table.source)))?
             }
         };
         if let Some((id, extent)) = shared.regions.begin(task.unit, gap, upper) {

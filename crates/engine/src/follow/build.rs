@@ -3,12 +3,14 @@
 //! Holds no lock on the target: where the stream must wait for a region, the open batch is handed on first.
 
 use super::arrive::{Arrived, Transaction};
+use super::repair::RepairRequest;
 use super::spool::Changes;
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
 use crate::ports::{Checkpoint, Outcome, Source, Target};
 use crate::progress::{Applied, Progress};
 use crate::regions::Regions;
+use crate::verify::passage::StreamPassage;
 use segue_model::change::Change;
 use segue_model::key::KeyText;
 use segue_model::position::Position;
@@ -37,6 +39,8 @@ pub struct Batch {
     pub signal: u64,
     /// When its transactions were committed on the source, in µs since the Unix epoch.
     pub committed_at_us: Vec<u64>,
+    /// Their numbers.
+    pub xids: Vec<Xid32>,
     bytes: usize,
     _memory: Vec<OwnedSemaphorePermit>,
 }
@@ -68,14 +72,18 @@ pub struct Builder<S: Source, T: Target> {
     pub handed_on: Position,
     /// When a batch that only moves the checkpoint was last handed on.
     pub last_idle: Instant,
+    /// Rows that are to be copied anew.
+    pub repairs: mpsc::Receiver<RepairRequest>,
+    /// What the source shows of what was applied.
+    pub passage: StreamPassage<S>,
 }
 
 impl<S: Source, T: Target> Builder<S, T> {
-    fn regions(&self) -> &Regions {
+    pub(super) fn regions(&self) -> &Regions {
         &self.shared.regions
     }
 
-    fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &Progress {
         &self.shared.progress
     }
 
@@ -145,7 +153,13 @@ impl<S: Source, T: Target> Builder<S, T> {
             self.last_idle = Instant::now();
             self.hand_on(batch).await?;
         }
-        Ok(arrivals.recv().await)
+        loop {
+            tokio::select! {
+                biased;
+                Some(request) = self.repairs.recv() => self.repair(batch, request).await?,
+                arrived = arrivals.recv() => return Ok(arrived),
+            }
+        }
     }
 
     /// Sends the open batch to the writer, if there is anything in it.
@@ -184,6 +198,7 @@ impl<S: Source, T: Target> Builder<S, T> {
         }
         batch.checkpoint.position = end;
         batch.signal = batch.signal.max(signal);
+        batch.xids.push(head.xid);
         batch.committed_at_us.push(head.committed_at_us.unsigned_abs());
         batch._memory.push(memory);
         Ok(batch)
@@ -208,7 +223,7 @@ impl<S: Source, T: Target> Builder<S, T> {
         }
     }
 
-    fn table(&self, id: TableId) -> Outcome<Arc<Table>> {
+    pub(super) fn table(&self, id: TableId) -> Outcome<Arc<Table>> {
         let unknown = || {
             Fault::bug("SEGUE-TABLE", format!("the stream names table number {}, which the plan lacks", id.0))
         };
@@ -258,6 +273,23 @@ impl<S: Source, T: Target> Builder<S, T> {
             .collect())
     }
 
+    /// Hands the open batch on and waits until everything handed on is durable.
+    pub(super) async fn flush(&mut self, batch: &mut Batch) -> Outcome<()> {
+        self.hand_on(batch).await?;
+        let before = self.handed_on;
+        let durable = |a: &Applied| a.position >= before;
+        self.progress().watch_applied().wait_for(durable).await.map_err(|_| gone())?;
+        Ok(())
+    }
+
+    /// The sessions for copying single regions.
+    pub(super) async fn sessions(&mut self) -> Outcome<(S::Reader, T::Writer)> {
+        match self.sessions.take() {
+            Some(sessions) => Ok(sessions),
+            None => Ok((self.shared.source.reader().await?, self.shared.target.writer().await?)),
+        }
+    }
+
     /// Copies the row of one key as a region of its own, after everything before this transaction is durable.
     async fn copy_key(
         &mut self,
@@ -267,15 +299,8 @@ impl<S: Source, T: Target> Builder<S, T> {
         xid: Xid32,
         key: KeyText,
     ) -> Outcome<()> {
-        self.hand_on(batch).await?;
-        let before = self.handed_on;
-        let mut applied = self.progress().watch_applied();
-        let durable = |a: &Applied| a.position >= before;
-        applied.wait_for(durable).await.map_err(|_| gone())?;
-        let (mut reader, mut writer) = match self.sessions.take() {
-            Some(sessions) => sessions,
-            None => (self.shared.source.reader().await?, self.shared.target.writer().await?),
-        };
+        self.flush(batch).await?;
+        let (mut reader, mut writer) = self.sessions().await?;
         let work = Work::new(unit, table.clone(), true);
         while let Some(id) = self.regions().begin_key(unit, key.clone(), xid) {
             let extent = Extent::Key(key.clone());
@@ -295,6 +320,6 @@ enum Next {
 }
 
 /// The other half of the pipeline has ended; its own fault says why.
-fn gone() -> Fault {
+pub(super) fn gone() -> Fault {
     Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed")
 }

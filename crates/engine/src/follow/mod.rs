@@ -2,14 +2,18 @@
 
 pub mod arrive;
 pub mod build;
+pub mod repair;
 pub mod spool;
 pub mod write;
 
 use crate::backfill::Shared;
 use crate::fault::Fault;
 use crate::ports::{ChangeStream, Outcome, Source, Target};
+use crate::verify::live::LiveQueue;
+use crate::verify::passage::{StreamPassage, Unseen};
 use arrive::{Budget, collect};
 use build::{BatchLimits, Builder};
+use repair::RepairRequest;
 use segue_model::position::Position;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
@@ -30,12 +34,23 @@ pub struct Limits {
     pub batch: BatchLimits,
 }
 
+/// What a stream reports to verification, and hears from it.
+pub struct Verifying {
+    /// Learns of transactions before they are committed on the target.
+    pub unseen: Arc<Unseen>,
+    /// Learns of rows after they are durable there.
+    pub live: Arc<LiveQueue>,
+    /// Rows that are to be copied anew.
+    pub repairs: mpsc::Receiver<RepairRequest>,
+}
+
 /// Follows the source from the stored checkpoint `from` on. Returns only with a fault.
 pub async fn run<S: Source, T: Target>(
     shared: Arc<Shared<S, T>>,
     tables: BTreeMap<TableId, Arc<Table>>,
     from: Position,
     limits: Limits,
+    verifying: Verifying,
 ) -> Outcome<()> {
     let stream = shared.source.stream(from).await?;
     let applier = shared.target.applier().await?;
@@ -49,7 +64,12 @@ pub async fn run<S: Source, T: Target>(
         progress: shared.progress.clone(),
         acknowledger,
         position: from,
+        throttle: shared.throttle.clone(),
+        unseen: verifying.unseen.clone(),
+        live: verifying.live,
     };
+    let passage =
+        StreamPassage::new(shared.source.clone(), shared.progress.watch_applied(), verifying.unseen);
     let progress = shared.progress.clone();
     let builder = Builder {
         shared,
@@ -60,6 +80,8 @@ pub async fn run<S: Source, T: Target>(
         spill_bytes,
         handed_on: from,
         last_idle: Instant::now(),
+        repairs: verifying.repairs,
+        passage,
     };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(collect(stream, arrivals, progress, Budget::new(limits.memory_bytes_max), spill_bytes));

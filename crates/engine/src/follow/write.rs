@@ -6,6 +6,9 @@ use crate::fault::Fault;
 use crate::killpoint;
 use crate::ports::{Acknowledger, Applier, ApplyError, Mismatch, Outcome};
 use crate::progress::{Applied, Progress};
+use crate::throttle::Throttle;
+use crate::verify::live::LiveQueue;
+use crate::verify::passage::Unseen;
 use segue_model::change::{Action, Change};
 use segue_model::net::collapse;
 use segue_model::position::Position;
@@ -35,6 +38,12 @@ pub struct Writer<A> {
     pub acknowledger: Acknowledger,
     /// The stored checkpoint.
     pub position: Position,
+    /// Pause.
+    pub throttle: Arc<Throttle>,
+    /// Learns of transactions before they are committed here.
+    pub unseen: Arc<Unseen>,
+    /// Learns of rows after they are durable here.
+    pub live: Arc<LiveQueue>,
 }
 
 impl<A: Applier> Writer<A> {
@@ -44,11 +53,14 @@ impl<A: Applier> Writer<A> {
             if batch.checkpoint.position <= self.position {
                 continue;
             }
+            self.throttle.running(&self.progress).await;
+            self.unseen.applying(batch.xids.iter().copied());
             let changes = self.write(&mut batch).await?;
             self.position = batch.checkpoint.position;
             let point = if batch.committed_at_us.is_empty() { "idle.committed" } else { "batch.committed" };
             killpoint::pass(point);
             self.acknowledger.acknowledge(self.position);
+            self.live.applied(&self.tables, &batch.changes);
             let applied = Applied { position: self.position, signal: batch.signal };
             let transactions = batch.committed_at_us.len() as u64;
             self.progress.applied(applied, transactions, changes, &batch.committed_at_us);

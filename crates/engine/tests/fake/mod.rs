@@ -3,78 +3,26 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a test may stop where it stands")]
 
+mod rows;
+
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_engine::fault::Fault;
 use segue_engine::ports::*;
 use segue_model::change::{Action, Change, Row, TransactionHead, Value};
-use segue_model::key::{KeyText, compare};
-use segue_model::name::QualifiedName;
+use segue_model::key::KeyText;
 use segue_model::net::Net;
 use segue_model::position::Position;
 use segue_model::region::{CopiedRegion, Extent};
 use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::*;
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
-pub type Rows = BTreeMap<i64, (String, String)>;
-
-pub fn table() -> Table {
-    let column = |name: &str, sql_type: &str| Column {
-        source: name.into(),
-        target: name.into(),
-        target_type: sql_type.into(),
-        transport: Transport::Binary,
-        array: ArrayForm::Typed,
-        nullable: false,
-        identity_always: false,
-    };
-    Table {
-        id: TableId(0),
-        source: QualifiedName::new("public", "t"),
-        target: QualifiedName::new("public", "t"),
-        columns: vec![column("id", "bigint"), column("a", "text"), column("big", "text")],
-        identity: Identity::Key(Key {
-            columns: vec![0],
-            order: vec![KeyOrder::Integer],
-            bytewise: true,
-            target_deferrable: false,
-        }),
-        one_region: None,
-        estimate: Estimate::default(),
-    }
-}
-
-fn text(s: &str) -> Value {
-    Value::Text(Bytes::copy_from_slice(s.as_bytes()))
-}
-fn row(id: i64, a: &str, big: Option<&str>) -> Row {
-    vec![text(&id.to_string()), text(a), big.map_or(Value::Unchanged, text)].into()
-}
-fn id_of(key: &KeyText) -> i64 {
-    std::str::from_utf8(&key.0[0]).unwrap().parse().unwrap()
-}
-fn parse(row: &Row) -> (i64, Option<String>, Option<String>) {
-    let get = |i: usize| row[i].text().map(|b| String::from_utf8(b.to_vec()).unwrap());
-    (get(0).unwrap().parse().unwrap(), get(1), get(2))
-}
-fn key(id: i64) -> KeyText {
-    KeyText::from_texts([id.to_string()])
-}
-fn within(extent: &Extent, id: i64) -> bool {
-    let order = [KeyOrder::Integer];
-    match extent {
-        Extent::Key(k) => id_of(k) == id,
-        Extent::Range { lower, upper } => {
-            lower.as_ref().is_none_or(|l| compare(&order, l, &key(id)) == Some(Ordering::Less))
-                && upper.as_ref().is_none_or(|u| compare(&order, &key(id), u) != Some(Ordering::Greater))
-        }
-    }
-}
+pub use rows::{Rows, table};
+use rows::{id_of, key, parse, row, text, within};
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -370,7 +318,10 @@ impl Target for FakeTarget {
     async fn stored(&self) -> Outcome<Stored> {
         Ok(self.durable.lock().unwrap().stored.clone())
     }
-    async fn forget_regions(&self) -> Outcome<()> {
+    async fn last_region(&self) -> Outcome<i64> {
+        Ok(0)
+    }
+    async fn forget_regions(&self, _: i64) -> Outcome<()> {
         let mut durable = self.durable.lock().unwrap();
         durable.stored.regions.clear();
         durable.stored.backfilled = true;

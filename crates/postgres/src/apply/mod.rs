@@ -20,6 +20,7 @@ use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::Table;
 use session::{Refused, Request, Session};
+use sql::Facts;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::error::{Severity, SqlState};
@@ -43,15 +44,15 @@ pub struct PgApplier {
     session: Session,
     authority: Authority,
     state: State,
-    /// Schemas of the key operators of each table, see [`sql::KEY_SCHEMAS`].
-    key_schemas: HashMap<(String, Vec<String>), Arc<[String]>>,
+    /// What is known of each target table, by its name and key columns.
+    facts: HashMap<(String, Vec<String>), Arc<Facts>>,
 }
 
 impl PgApplier {
     /// Opens the session and takes the stream's replication origin.
     pub async fn open(endpoint: &Endpoint, authority: Authority) -> Outcome<PgApplier> {
         let session = Session::open(endpoint, &authority.origin()).await?;
-        Ok(PgApplier { session, authority, state: State::Idle, key_schemas: HashMap::new() })
+        Ok(PgApplier { session, authority, state: State::Idle, facts: HashMap::new() })
     }
 
     fn begin_sql(&self) -> String {
@@ -86,32 +87,33 @@ impl PgApplier {
         }
     }
 
-    /// The schemas of the operators by which the table's key is compared.
-    async fn key_schemas(&mut self, table: &Table) -> Outcome<Arc<[String]>> {
-        let Some(key) = table.key() else { return Ok(Arc::from([])) };
+    /// What must be known of the target table beyond its plan.
+    async fn facts(&mut self, table: &Table) -> Outcome<Arc<Facts>> {
         let name = qualified(table);
-        let columns: Vec<String> = key.columns.iter().map(|&i| table.columns[i].target.clone()).collect();
+        let key_columns = table.key().map_or(&[][..], |key| &key.columns);
+        let columns: Vec<String> = key_columns.iter().map(|&i| table.columns[i].target.clone()).collect();
         let entry = (name, columns);
-        if let Some(known) = self.key_schemas.get(&entry) {
+        if let Some(known) = self.facts.get(&entry) {
             return Ok(known.clone());
         }
         let (name, columns) = &entry;
-        let during = |e| fault_of(&e).during(format_args!("looking up the key of {}", table.target));
-        let text = |text: &str| Param::text(text);
+        let during = |e| fault_of(&e).during(format_args!("looking up {} and its key", table.target));
+        let client = &self.session.client;
+        let statement = client.prepare(sql::KEY_SCHEMAS).await.map_err(during)?;
         let array = Param::Many(columns.iter().map(|c| text_value(c)).collect());
-        let statement = self.session.client.prepare(sql::KEY_SCHEMAS);
-        let statement = statement.await.map_err(during)?;
-        let rows = self.session.client.query(&statement, &[&text(name), &array]).await.map_err(during)?;
-        let schemas: Arc<[String]> = rows.iter().map(|row| row.get(0)).collect();
-        if schemas.len() != columns.len() {
+        let rows = client.query(&statement, &[&Param::text(name), &array]).await.map_err(during)?;
+        let key_schemas: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if key_schemas.len() != columns.len() {
             return Err(Fault::operator(
                 "SEGUE-SCHEMA-CHANGED",
                 format!("{}: the key columns are not as they were planned", table.target),
                 "put them back, or plan the table again",
             ));
         }
-        self.key_schemas.insert(entry, schemas.clone());
-        Ok(schemas)
+        let partitioned = client.query_one(sql::PARTITIONED, &[name]).await.map_err(during)?.get(0);
+        let facts = Arc::new(Facts { key_schemas, partitioned });
+        self.facts.insert(entry, facts.clone());
+        Ok(facts)
     }
 
     async fn commit_now(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {

@@ -48,8 +48,8 @@ impl Step {
 
 impl PgApplier {
     pub(super) async fn write_net(&mut self, table: &Table, net: &Net) -> Result<(), ApplyError> {
-        let key_schemas = self.key_schemas(table).await?;
-        let target = Target { table, key_schemas: &key_schemas };
+        let facts = self.facts(table).await?;
+        let target = Target { table, facts: &facts, staged: false };
         let mut batch = Batch { applier: self, table, requests: Vec::new(), steps: Vec::new(), bytes: 0 };
         if let Some(key) = table.key() {
             let deletes = net.deletes.iter().map(|k| k.clone().into_row(key, table.columns.len()));

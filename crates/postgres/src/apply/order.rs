@@ -26,8 +26,8 @@ impl PgApplier {
         table: &Table,
         changes: &[Change],
     ) -> Result<(), ApplyError> {
-        let key_schemas = self.key_schemas(table).await?;
-        let target = Target { table, key_schemas: &key_schemas };
+        let facts = self.facts(table).await?;
+        let target = Target { table, facts: &facts, staged: false };
         let mut begun = 0;
         while begun < changes.len() {
             let (mut requests, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);

@@ -11,9 +11,22 @@ use std::fmt::Write;
 #[derive(Clone, Debug)]
 pub(super) struct Target<'a> {
     pub(super) table: &'a Table,
-    /// For each key column, the schema (quoted) of the operators its type is ordered and compared by.
-    pub(super) key_schemas: &'a [String],
+    pub(super) facts: &'a Facts,
+    /// Parameters of statements for one row may lie in [`LARGE`] instead.
+    pub(super) staged: bool,
 }
+
+/// What the applier looks up of a target table.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// For each key column, the schema (quoted) of the operators its type is ordered and compared by.
+    pub(super) key_schemas: Vec<String>,
+    /// Its rows are in its partitions.
+    pub(super) partitioned: bool,
+}
+
+/// Where large values lie while their row is written: `v` is the parameter `$no`, which is NULL then.
+pub(super) const LARGE: &str = "pg_temp.segue_large";
 
 /// The type's name as a cast that keeps the whole value: some names mean a length of one when they stand alone.
 fn cast_type(column: &Column) -> &str {
@@ -51,9 +64,25 @@ impl Target<'_> {
         quote_ident(&self.table.columns[i].target)
     }
 
+    /// The table whose rows are read, changed and removed. Tables that inherit from it have rows of their own.
+    fn relation(&self) -> String {
+        let name = qualified(self.table);
+        if self.facts.partitioned { name } else { format!("ONLY {name}") }
+    }
+
     /// `$n` with the column's type.
     fn param(&self, i: usize, n: usize) -> String {
-        format!("${n}::{}", cast_type(&self.table.columns[i]))
+        let cast = cast_type(&self.table.columns[i]);
+        if self.staged {
+            format!("coalesce(${n}::text, (SELECT v FROM {LARGE} WHERE no = {n}))::{cast}")
+        } else {
+            format!("${n}::{cast}")
+        }
+    }
+
+    /// `$n` to be assigned to a column. Without a cast: the parameter takes the column's own type, length and all.
+    fn assigned(&self, i: usize, n: usize) -> String {
+        if self.staged { self.param(i, n) } else { format!("${n}") }
     }
 
     /// `unnest($1::integer[], …) AS s(c0, …)` over these columns, parameters from `first` on.
@@ -85,7 +114,7 @@ impl Target<'_> {
 
     fn key_compares(&self, key: &Key, sign: &str, value: impl Fn(usize, usize) -> String) -> String {
         let tests = key.columns.iter().enumerate().map(|(n, &i)| {
-            format!("t.{} OPERATOR({}.{sign}) {}", self.column(i), self.key_schemas[n], value(i, n))
+            format!("t.{} OPERATOR({}.{sign}) {}", self.column(i), self.facts.key_schemas[n], value(i, n))
         });
         list(tests, " AND ")
     }
@@ -98,7 +127,7 @@ impl Target<'_> {
                 format!(
                     "t.{} OPERATOR({}.{sign}) {}",
                     self.column(i),
-                    self.key_schemas[n],
+                    self.facts.key_schemas[n],
                     self.param(i, first + n)
                 )
             };
@@ -113,12 +142,12 @@ impl Target<'_> {
 
     pub(super) fn delete_one(&self, key: &Key) -> String {
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
-        format!("DELETE FROM {} AS t WHERE {is}", qualified(self.table))
+        format!("DELETE FROM {} AS t WHERE {is}", self.relation())
     }
 
     pub(super) fn delete_many(&self, key: &Key) -> String {
         let is = self.key_is(key, |i, n| self.many_value(i, n));
-        format!("DELETE FROM {} AS t USING {} WHERE {is}", qualified(self.table), self.many(&key.columns, 1))
+        format!("DELETE FROM {} AS t USING {} WHERE {is}", self.relation(), self.many(&key.columns, 1))
     }
 
     fn all_columns(&self) -> String {
@@ -134,8 +163,7 @@ impl Target<'_> {
         if self.table.columns.is_empty() {
             return format!("INSERT INTO {} DEFAULT VALUES", qualified(self.table));
         }
-        // Without a cast: the parameter takes the column's own type, length and all.
-        let values = list((1..=self.table.columns.len()).map(|n| format!("${n}")), ", ");
+        let values = list((0..self.table.columns.len()).map(|i| self.assigned(i, i + 1)), ", ");
         format!("{} VALUES ({values})", self.insert_into())
     }
 
@@ -149,8 +177,11 @@ impl Target<'_> {
     pub(super) fn update_one(&self, key: &Key, set: &[usize]) -> String {
         let first = key.columns.len() + 1;
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
-        let set = set.iter().enumerate().map(|(n, &i)| format!("{} = ${}", self.column(i), first + n));
-        format!("UPDATE {} AS t SET {} WHERE {is}", qualified(self.table), list(set, ", "))
+        let set = set
+            .iter()
+            .enumerate()
+            .map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
+        format!("UPDATE {} AS t SET {} WHERE {is}", self.relation(), list(set, ", "))
     }
 
     /// Parameters: the key, then `set`, each as an array.
@@ -164,7 +195,7 @@ impl Target<'_> {
             .map(|(n, &i)| format!("{} = {}", self.column(i), self.many_value(i, width + n)));
         format!(
             "UPDATE {} AS t SET {} FROM {} WHERE {is}",
-            qualified(self.table),
+            self.relation(),
             list(set, ", "),
             self.many(&columns, 1)
         )
@@ -176,7 +207,7 @@ impl Target<'_> {
         format!(
             "SELECT FROM {} WHERE EXISTS (SELECT FROM {} AS t WHERE {is})",
             self.many(&key.columns, 1),
-            qualified(self.table)
+            self.relation()
         )
     }
 
@@ -190,7 +221,7 @@ impl Target<'_> {
             None => format!("gone.{}", self.column(i)),
         };
         let values = list((0..self.table.columns.len()).map(value), ", ");
-        let gone = format!("DELETE FROM {} AS t WHERE {is} RETURNING t.*", qualified(self.table));
+        let gone = format!("DELETE FROM {} AS t WHERE {is} RETURNING t.*", self.relation());
         format!("WITH gone AS ({gone}) {} SELECT {values} FROM gone", self.insert_into())
     }
 
@@ -203,38 +234,38 @@ impl Target<'_> {
         format!(
             "(t.tableoid, t.ctid) = (SELECT t.tableoid, t.ctid FROM {} AS t \
              WHERE ROW({row})::record OPERATOR(pg_catalog.*=) ROW({image})::record LIMIT 1)",
-            qualified(self.table)
+            self.relation()
         )
     }
 
     pub(super) fn delete_whole(&self) -> String {
-        format!("DELETE FROM {} AS t WHERE {}", qualified(self.table), self.whole())
+        format!("DELETE FROM {} AS t WHERE {}", self.relation(), self.whole())
     }
 
     /// Parameters: the whole old image, then `set`.
     pub(super) fn update_whole(&self, set: &[usize]) -> String {
         let first = self.table.columns.len() + 1;
-        let set = set.iter().enumerate().map(|(n, &i)| format!("{} = ${}", self.column(i), first + n));
-        format!("UPDATE {} AS t SET {} WHERE {}", qualified(self.table), list(set, ", "), self.whole())
+        let set = set
+            .iter()
+            .enumerate()
+            .map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
+        format!("UPDATE {} AS t SET {} WHERE {}", self.relation(), list(set, ", "), self.whole())
     }
 
     /// The row with a key as one text, for people.
     pub(super) fn show_one(&self, key: &Key) -> String {
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
         let shown = list((0..self.table.columns.len()).map(|i| format!("t.{}", self.column(i))), ", ");
-        format!(
-            "SELECT left(ROW({shown})::text, 1000) FROM {} AS t WHERE {is} LIMIT 1",
-            qualified(self.table)
-        )
+        format!("SELECT left(ROW({shown})::text, 1000) FROM {} AS t WHERE {is} LIMIT 1", self.relation())
     }
 
     pub(super) fn truncate(&self) -> String {
-        format!("TRUNCATE {}", qualified(self.table))
+        format!("TRUNCATE {}", self.relation())
     }
 
     /// Removes the rows that fulfil all conditions.
     pub(super) fn delete_where(&self, conditions: &[String]) -> String {
-        let mut sql = format!("DELETE FROM {} AS t", qualified(self.table));
+        let mut sql = format!("DELETE FROM {} AS t", self.relation());
         for (i, condition) in conditions.iter().enumerate() {
             let _ = write!(sql, " {} ({condition})", if i == 0 { "WHERE" } else { "AND" });
         }
@@ -251,6 +282,9 @@ impl Target<'_> {
         self.key_is(key, |i, n| self.param(i, first + n))
     }
 }
+
+/// Whether a table is partitioned; `$1` is its name.
+pub(super) const PARTITIONED: &str = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
 
 /// The schema of the ordering operators of each key column's type; `$1` is the table, `$2` the columns.
 pub(super) const KEY_SCHEMAS: &str = "\

@@ -3,12 +3,16 @@
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use std::time::Duration;
 use tokio_postgres::{Client, Row};
 
 /// Majors that can be a source.
 const SOURCE_MAJORS: std::ops::RangeInclusive<i32> = 12..=18;
 /// Majors that can be a target.
 const TARGET_MAJORS: std::ops::RangeInclusive<i32> = 14..=18;
+
+/// Code of the fault that Segue is, or would be, a standby that commits wait for.
+pub const SYNC_STANDBY: &str = "SEGUE-SYNC-STANDBY";
 
 async fn facts(client: &Client, sql: &str) -> Outcome<Row> {
     client.query_one(sql, &[]).await.map_err(|e| fault_of(&e).during("asking a server about itself"))
@@ -49,15 +53,6 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
             next_step.into(),
         );
     }
-    let synchronous: &str = row.get("synchronous");
-    if let Some(name) = synchronous_for_segue(synchronous) {
-        let what = format!(
-            "synchronous_standby_names = '{synchronous}' on the source counts Segue's own session as a standby ({name}): \
-             the application's commits would wait for Segue"
-        );
-        let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
-        refuse("SEGUE-SYNC-STANDBY", what, next_step.into());
-    }
     // One slot of ours may be there already, from a start that went before.
     if row.get::<_, i64>("slots") < 0 || row.get::<_, i64>("senders") < 1 {
         let what = "the source has no replication slot or WAL sender left";
@@ -74,7 +69,25 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
         let next_step = format!("on the source: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
+    found.extend(standby_refusal(row.get("synchronous")));
     Ok(found)
+}
+
+/// A fault if the source would count Segue as a synchronous standby. To be asked before anything is written there: with
+/// no other standby, a commit of Segue's own would hang.
+pub async fn never_a_standby(source: &Client) -> Outcome<()> {
+    let row = facts(source, "SELECT current_setting('synchronous_standby_names')").await?;
+    standby_refusal(row.get(0)).map_or(Ok(()), Err)
+}
+
+fn standby_refusal(setting: &str) -> Option<Fault> {
+    let name = synchronous_for_segue(setting)?;
+    let what = format!(
+        "synchronous_standby_names = '{setting}' on the source counts Segue's own session as a standby ({name}): \
+         the application's commits would wait for Segue"
+    );
+    let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
+    Some(Fault::operator(SYNC_STANDBY, what, next_step))
 }
 
 /// Why this server cannot be a target of that source; empty if it can.
@@ -171,10 +184,45 @@ pub async fn synchronous_walsender(source: &Client, slot: &str) -> Outcome<Optio
     Ok(row.map(|row| {
         let (name, state, pid, setting): (&str, &str, i32, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
         Fault::operator(
-            "SEGUE-SYNC-STANDBY",
+            SYNC_STANDBY,
             format!("Segue's session '{name}' (pid {pid}) counts as a {state} standby: synchronous_standby_names = '{setting}'"),
             "on the source: name the real standbys in synchronous_standby_names, then SELECT pg_reload_conf();",
         )
+    }))
+}
+
+/// How long Segue's own end of a stream may take before its walsender is ended from here.
+const STREAM_ENDS: Duration = Duration::from_secs(1);
+
+/// Lets commits go that waited for Segue as a standby, once its stream is being closed. Nothing to do without a slot.
+///
+/// The server looks who may go when a standby reports, and an idle one does so every `wal_receiver_status_interval`
+/// (10 s) only: with nobody able to commit, it stays idle. So something is written, for the real standbys to report.
+pub async fn release_commits(source: &Client, slot: &str) -> Outcome<()> {
+    let during = |e| fault_of(&e).during("releasing commits that waited for Segue");
+    let until = tokio::time::Instant::now() + STREAM_ENDS;
+    loop {
+        let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
+        let Some(row) = source.query_opt(sql, &[&slot]).await.map_err(during)? else { return Ok(()) };
+        let Some(pid) = row.get::<_, Option<i32>>(0) else { break };
+        if tokio::time::Instant::now() > until {
+            source.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.map_err(during)?;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let write = "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'segue', ''); COMMIT";
+    source.batch_execute(write).await.map_err(during)
+}
+
+/// What to say if sessions of Segue wait on this server for a synchronous standby, as everybody's commits do.
+pub async fn waits_for_standby(server: &Client) -> Outcome<Option<String>> {
+    let sql = "SELECT current_setting('synchronous_standby_names') FROM pg_stat_activity
+          WHERE wait_event = 'SyncRep' AND application_name LIKE 'segue %' AND datname = current_database() LIMIT 1";
+    let row = server.query_opt(sql, &[]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking whether commits wait for a standby"))?;
+    Ok(row.map(|row| {
+        let setting: &str = row.get(0);
+        format!("a commit waits for a synchronous standby that does not answer (synchronous_standby_names = '{setting}')")
     }))
 }
 

@@ -127,9 +127,11 @@ impl Control {
     /// A new, higher token for a holder that starts over, so that what is still on its way under the old one is shut
     /// out. Fails for good once the lease was taken over.
     ///
-    /// An earlier try whose answer was lost does no harm: the lease is found by the process's own key.
+    /// An earlier try whose answer was lost does no harm: the lease is found by the process's own key. The token follows
+    /// the clock, so that it grows also when the control database was restored to an older state.
     pub async fn renew(&self) -> Outcome<Lease> {
-        let sql = "WITH mine AS (UPDATE segue.lease SET token = token + 1, taken_at = clock_timestamp()
+        let sql = "WITH mine AS (UPDATE segue.lease SET taken_at = clock_timestamp(),
+                     token = greatest(extract(epoch FROM clock_timestamp())::bigint, token + 1)
                  WHERE migration = $1 AND alive_key = $2 AND released_at IS NULL RETURNING token),
              beat AS (UPDATE segue.heartbeat h SET token = mine.token, beat_at = clock_timestamp()
                  FROM mine WHERE h.migration = $1)

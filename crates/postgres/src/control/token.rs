@@ -82,6 +82,12 @@ pub async fn shut_out(
     }
     // `segue.enter` and `segue.raise_token` take this lock.
     let holders = holders(&watcher, &format!("segue:{migration}"), pid).await?;
+    if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {
+        // Nobody is in the way: the commit waits, as everybody's on that server. It ends when they do.
+        raise.await.map_err(failed)?;
+        end_left_over(&watcher, endpoint, migration).await?;
+        return Ok(Vec::new());
+    }
     if !may_terminate {
         return Err(still_held(endpoint, &holders, "they were not to be terminated"));
     }
@@ -118,6 +124,11 @@ async fn end_left_over(watcher: &Client, endpoint: &Endpoint, migration: &str) -
         ended = left.iter().map(|holder| holder.pid).collect();
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+async fn waits_for_a_standby(watcher: &Client, pid: i32) -> Outcome<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')";
+    Ok(watcher.query_one(sql, &[&pid]).await.map_err(|e| fault_of(&e))?.get(0))
 }
 
 async fn holders(watcher: &Client, lock: &str, but: i32) -> Outcome<Vec<Holder>> {

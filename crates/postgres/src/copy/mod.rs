@@ -66,6 +66,12 @@ pub(crate) fn key_names(table: &Table, side: Side) -> Vec<String> {
 pub(crate) fn key_literals(table: &Table, key: &KeyText) -> String {
     let types = table.key().into_iter().flat_map(|k| &k.columns).map(|&c| &table.columns[c].target_type);
     let literal = |(text, sql_type): (&bytes::Bytes, &String)| {
+        // Standing alone, these names mean a length of one and would cut the value.
+        let sql_type = match sql_type.as_str() {
+            "character" | "char" => "pg_catalog.bpchar",
+            "bit" => "pg_catalog.\"bit\"",
+            other => other,
+        };
         format!("{}::{sql_type}", quote_literal(&String::from_utf8_lossy(text)))
     };
     key.0.iter().zip(types).map(literal).collect::<Vec<_>>().join(", ")

@@ -41,11 +41,13 @@ impl RegionWriter for PgWriter {
         let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
         entered.map_err(|e| fault_of(&e))?;
         if replace {
-            let delete = format!(
-                "DELETE FROM {} WHERE {}",
-                table.target.sql(),
-                extent_condition(table, extent, Side::Target)
-            );
+            let name = table.target.sql();
+            let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
+            let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
+            // Tables that inherit from it have rows of their own under the same keys.
+            let only = if row.get(0) { "" } else { "ONLY " };
+            let delete =
+                format!("DELETE FROM {only}{name} WHERE {}", extent_condition(table, extent, Side::Target));
             self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
         }
         let statement = format!(

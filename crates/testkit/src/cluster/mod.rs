@@ -12,7 +12,7 @@ mod standby;
 mod template;
 
 pub use install::{available_majors, client_program};
-pub(crate) use process::signal;
+pub(crate) use process::{is_stopped, signal};
 pub use standby::StandbyOptions;
 
 use install::{Installation, ServerUser, give};

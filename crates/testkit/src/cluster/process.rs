@@ -126,6 +126,11 @@ pub(super) fn is_alive(pid: u32) -> bool {
     status_of(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
+/// Whether the process is frozen by a signal.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    status_of(pid).is_some_and(|(state, _)| state == 'T')
+}
+
 /// State and parent, from `/proc/<pid>/stat`, where they follow the name in parentheses.
 fn status_of(pid: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -93,9 +93,12 @@ struct Part {
     rows: u64,
 }
 
+fn part(rows: u64, into: &'static str, values: &'static str) -> Part {
+    Part { into, values, rows }
+}
+
 /// Everything that is filled, what takes longest first. `n` counts from 1.
 fn parts(size: Size) -> Vec<Part> {
-    let part = |rows, into, values| Part { into, values, rows };
     vec![
         part(
             size.orders() * 2,

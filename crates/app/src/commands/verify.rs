@@ -1,0 +1,118 @@
+//! `segue verify`: asks the driver to compare both sides and shows what it finds.
+
+use super::{asker, control, fault, fault_in, print, print_json};
+use crate::cli::{Verify, VerifyMode};
+use crate::drive::VerifyOrder;
+use crate::exit::Exit;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_engine::verify::report::{Mode, Repair, Report, Request};
+use segue_model::spec::Spec;
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// A verification may take as long as it takes; the driver's death is noticed at once.
+const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Differences shown on a screen.
+const SHOWN_MAX: usize = 20;
+
+/// Runs a verification.
+pub(crate) async fn run(spec: &Spec, asked: &Verify, json: bool) -> Exit {
+    let report = match ask(spec, asked, json).await {
+        Ok(report) => report,
+        Err(f) => return fault(&f, json),
+    };
+    if json {
+        let mut object = json!(report);
+        object["equal"] = report.is_equal().into();
+        print_json(&object);
+    } else {
+        print(&render(&report));
+    }
+    if report.is_equal() { Exit::Done } else { Exit::Divergence }
+}
+
+fn order(spec: &Spec, asked: &Verify) -> VerifyOrder {
+    let mode = match asked.mode {
+        VerifyMode::Aggregate => Mode::Aggregate,
+        VerifyMode::Digest => Mode::Digest,
+        VerifyMode::Sample => Mode::Sample,
+    };
+    let repair = match (asked.repair, asked.dry_run) {
+        (false, _) => Repair::Report,
+        (true, true) => Repair::DryRun,
+        (true, false) => Repair::Write,
+    };
+    let range_rows_max = spec.verify.range_rows;
+    let request = Request { mode, repair, resume: true, range_rows_max, ..Request::default() };
+    VerifyOrder { tables: asked.tables.iter().map(ToString::to_string).collect(), request }
+}
+
+async fn ask(spec: &Spec, asked: &Verify, json: bool) -> Outcome<Report> {
+    let control = control(spec).await?;
+    let order = json!(order(spec, asked));
+    let live = !json && std::io::stderr().is_terminal();
+    loop {
+        let id = control.ask("verify", &order, &asker()).await?;
+        let answer = control.await_answer(id, PATIENCE, |progress| show(progress, live)).await?;
+        if live {
+            eprint!("\r\x1b[K");
+        }
+        // A driver that died or lost a connection leaves what was compared; the next one continues there.
+        if answer.get("code").and_then(Value::as_str) == Some("SEGUE-DRIVER-DIED") {
+            continue;
+        }
+        if let Some(fault) = fault_in(&answer) {
+            return Err(fault);
+        }
+        return serde_json::from_value(answer).map_err(|e| {
+            Fault::operator(
+                "SEGUE-ANSWER",
+                format!("the driver's report cannot be read: {e}"),
+                "use the same version of segue for the command and for `segue run`",
+            )
+        });
+    }
+}
+
+fn show(progress: &Value, live: bool) {
+    if live {
+        let number = |name: &str| progress.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let of = number("rows_estimated");
+        eprint!("\r\x1b[Kcompared {} of about {of} rows, {} differ", number("rows"), number("divergent"));
+    }
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    for t in &report.tables {
+        let c = &t.counts;
+        let counted = t.counted.as_ref().map_or_else(String::new, |c| {
+            let verdict =
+                if c.settled { "equal counts".to_owned() } else { format!("not settled; {}", c.advice) };
+            format!("  {} / {} rows: {verdict}", c.owner, c.other)
+        });
+        text = format!(
+            "{text}{:<40} {:>12} rows compared  {:>6} differ  {:>6} repaired  {:>6} hot{counted}\n",
+            t.table, c.rows, c.divergent, c.repaired, c.hot
+        );
+    }
+    for d in report.divergences.iter().take(SHOWN_MAX) {
+        text = format!("{text}  {d}\n");
+        if let Some(sql) = &d.remedy {
+            text = format!("{text}    {sql}\n");
+        }
+    }
+    if report.divergent > SHOWN_MAX as u64 {
+        text =
+            format!("{text}  … {} differences in all; `segue verify --json` lists them\n", report.divergent);
+    }
+    let verdict = if report.is_equal() { "equal" } else { "NOT equal" };
+    let seconds = report.took_ms as f64 / 1000.0;
+    format!(
+        "{text}{verdict}: {} rows compared, drift {:.6} %, {seconds:.1} s\n",
+        report.rows,
+        report.drift * 100.0
+    )
+}

@@ -1,0 +1,98 @@
+//! Repair: the owner's rows copied anew over what is there, through the stream's own machinery.
+//!
+//! The stream stands while a row is copied, so nothing it has applied or is about to apply can fall between the row's
+//! snapshot and its seam. Afterwards the seam decides about later events, as it does for any copied region.
+
+use super::build::{Batch, Builder, gone};
+use crate::backfill::{Work, copy_region};
+use crate::fault::Fault;
+use crate::ports::{Outcome, Source, Target};
+use crate::verify::ports::{Passage, Repairer};
+use segue_model::region::{Extent, UnitRegions};
+use segue_model::table::{Table, TableId, UnitId};
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests that may wait.
+const REQUESTS_MAX: usize = 16;
+
+/// Rows to be copied anew.
+#[derive(Debug)]
+pub struct RepairRequest {
+    table: TableId,
+    extent: Extent,
+    done: oneshot::Sender<Outcome<()>>,
+}
+
+/// Asks the running stream for repairs.
+#[derive(Clone, Debug)]
+pub struct StreamRepairer {
+    requests: mpsc::Sender<RepairRequest>,
+}
+
+impl StreamRepairer {
+    /// A repairer, and where the stream hears of its requests.
+    pub fn new() -> (StreamRepairer, mpsc::Receiver<RepairRequest>) {
+        let (requests, heard) = mpsc::channel(REQUESTS_MAX);
+        (StreamRepairer { requests }, heard)
+    }
+}
+
+impl Repairer for StreamRepairer {
+    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+        // Where equal keys can have different text, an event could not be matched to a single row's seam.
+        let by_key = table.key().is_some_and(|key| key.bytewise);
+        let extent = if by_key { extent.clone() } else { Extent::ALL };
+        let (done, answer) = oneshot::channel();
+        let request = RepairRequest { table: table.id, extent, done };
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl<S: Source, T: Target> Builder<S, T> {
+    /// Repairs what is asked for. Only a fault that ends the stream is returned; the asker hears of any other.
+    pub(super) async fn repair(&mut self, batch: &mut Batch, request: RepairRequest) -> Outcome<()> {
+        let RepairRequest { table, extent, done } = request;
+        self.flush(batch).await?;
+        if !self.passage.shown().await? {
+            let what = "the source does not show yet what was applied last: a commit waits for a synchronous standby";
+            let _ = done.send(Err(Fault::retry("SEGUE-NOT-SHOWN", what)));
+            return Ok(());
+        }
+        self.copy_again(table, extent).await?;
+        let _ = done.send(Ok(()));
+        Ok(())
+    }
+
+    async fn copy_again(&mut self, id: TableId, extent: Extent) -> Outcome<()> {
+        let table = self.table(id)?;
+        let unit = UnitId::from(id);
+        let order = table.key().map_or_else(Vec::new, |key| key.order.clone());
+        let (mut reader, mut writer) = self.sessions().await?;
+        let work = Work::new(unit, table, true);
+        loop {
+            let marked = match &extent {
+                Extent::Key(key) => {
+                    self.regions().ensure(unit, || UnitRegions::followed(order.clone()));
+                    self.regions().begin_shown_key(unit, key.clone())
+                }
+                Extent::Range { .. } => {
+                    self.regions().add(unit, UnitRegions::new(order.clone()));
+                    let gap = self.regions().next_gap(unit);
+                    gap.and_then(|(id, _)| self.regions().begin(unit, id, None)).map(|(id, _)| id)
+                }
+            };
+            let Some(id) = marked else {
+                return Err(Fault::bug(
+                    "SEGUE-REPAIR",
+                    format!("{} cannot be marked for a copy", work.table.source),
+                ));
+            };
+            if copy_region(&self.shared, &mut reader, &mut writer, &work, id, &extent).await?.is_some() {
+                break;
+            }
+        }
+        self.sessions = Some((reader, writer));
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! Verifying two sides in memory while both of them change, under seeded schedules.
+
+mod world;
+
+use super::live::{Live, LiveQueue};
+use super::report::{Mode, Repair, Report, Request};
+use super::*;
+use crate::throttle::Limits;
+use segue_model::change::{Action, Change, Value};
+use segue_model::divergence::Class;
+use segue_model::name::QualifiedName;
+use segue_model::position::Position;
+use segue_model::table::{ArrayForm, Column, Estimate, Key, KeyOrder, Transport, UnitId};
+use std::collections::BTreeSet;
+use world::{Broken, Kept, Order, Side, Stream, World, sides};
+
+type TestParts = Parts<Side, Side, Stream, Kept, Stream>;
+
+fn table(keyed: bool) -> Arc<Table> {
+    let column = |name: &str, sql_type: &str| Column {
+        source: name.into(),
+        target: name.into(),
+        target_type: sql_type.into(),
+        transport: Transport::Binary,
+        array: ArrayForm::Typed,
+        nullable: true,
+        identity_always: false,
+    };
+    let key =
+        Key { columns: vec![0], order: vec![KeyOrder::Integer], bytewise: true, target_deferrable: false };
+    Arc::new(Table {
+        id: TableId(7),
+        source: QualifiedName::new("public", "t"),
+        target: QualifiedName::new("public", "t"),
+        columns: vec![column("id", "bigint"), column("v", "text")],
+        identity: if keyed { Identity::Key(key) } else { Identity::WholeRow },
+        one_region: None,
+        estimate: Estimate::default(),
+    })
+}
+
+fn parts(world: World, order: Order) -> Arc<TestParts> {
+    let (world, owner, other) = sides(world, order);
+    Arc::new(Parts {
+        owner: Arc::new(owner),
+        other: Arc::new(other),
+        passage: Arc::new(Stream(world.clone())),
+        store: Arc::new(Kept::default()),
+        repairer: Arc::new(Stream(world)),
+        throttle: Arc::new(Throttle::new(Limits::default())),
+        progress: Arc::new(Progress::new([], Position(0))),
+    })
+}
+
+async fn run(parts: &Arc<TestParts>, table: Arc<Table>, request: Request) -> Report {
+    let (report, _watch) = watch::channel(Report::default());
+    Verifier::new(parts.clone()).run(&[table], &request, &report).await.expect("no fault")
+}
+
+fn small_ranges() -> Request {
+    Request { range_rows_max: 9, ranges_at_once: 3, ..Request::default() }
+}
+
+/// Runs every seed and returns how many reported a difference.
+async fn reports(
+    seeds: u64,
+    keyed: bool,
+    order: Order,
+    broken: Broken,
+    world: impl Fn(u64) -> World,
+) -> usize {
+    let mut reports = 0;
+    for seed in 0..seeds {
+        let parts = parts(world(seed).breaking(broken), order);
+        let report = run(&parts, table(keyed), small_ranges()).await;
+        assert!(report.complete, "seed {seed}");
+        reports += usize::from(report.divergent > 0);
+    }
+    reports
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_in_flight_is_ever_reported() {
+    let world = |seed| World::new(seed, 30, 0..40);
+    assert_eq!(reports(300, true, Order::Number, Broken::default(), world).await, 0);
+    assert_eq!(reports(100, true, Order::TextBackwards, Broken::default(), world).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_in_flight_is_ever_reported_without_a_key() {
+    let world = |seed| World::new(seed, 12, 0..16);
+    assert_eq!(reports(300, false, Order::Number, Broken::default(), world).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_rule_of_settling_is_needed() {
+    for (what, broken) in [
+        ("signals", Broken { passed: true, ..Broken::default() }),
+        ("visibility", Broken { shown: true, ..Broken::default() }),
+        ("versions", Broken { versions: true, ..Broken::default() }),
+    ] {
+        let world = |seed| World::new(seed, 30, 0..40);
+        let keyed = reports(300, true, Order::Number, broken, world).await;
+        let world = |seed| World::new(seed, 12, 0..16);
+        let keyless = reports(300, false, Order::Number, broken, world).await;
+        assert!(keyed + keyless > 0, "without {what} there must be false reports");
+    }
+}
+
+/// Differences in rows that nobody writes to, among rows that are written to all the time.
+fn planted(seed: u64) -> World {
+    let mut world = World::new(seed, 700, (0..700).filter(|key| key % 10 != 3));
+    world.plant(3, None);
+    world.plant(113, Some("something else"));
+    world.plant(693, Some(""));
+    world.plant(1_000_000, Some("extra"));
+    world
+}
+
+fn found(report: &Report) -> BTreeSet<(String, Class)> {
+    let key = |d: &Divergence| d.key.as_ref().map_or_else(String::new, ToString::to_string);
+    report.divergences.iter().map(|d| (key(d), d.difference.class)).collect()
+}
+
+fn planted_keys() -> BTreeSet<(String, Class)> {
+    [
+        ("(3)", Class::Missing),
+        ("(113)", Class::Changed),
+        ("(693)", Class::Truncation),
+        ("(1000000)", Class::Extra),
+    ]
+    .map(|(key, class)| (key.to_owned(), class))
+    .into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn planted_differences_are_always_found_and_nothing_else() {
+    for seed in 0..60 {
+        let order = if seed % 3 == 0 { Order::TextBackwards } else { Order::Number };
+        let rows = [9, 100, 10_000][seed as usize % 3];
+        let request = Request { range_rows_max: rows, ..Request::default() };
+        let report = run(&parts(planted(seed), order), table(true), request).await;
+        assert_eq!(found(&report), planted_keys(), "seed {seed}");
+        assert_eq!(report.divergent, 4, "seed {seed}");
+        assert!(report.drift > 0.0 && !report.is_equal());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn planted_images_are_found_without_a_key() {
+    for seed in 0..100 {
+        let mut world = World::new(seed, 40, 0..3);
+        // One image that only one side has; and one that it has once too often, by a write over another one.
+        world.plant(100, Some("new"));
+        world.plant(31, Some("v5"));
+        let report = run(&parts(world, Order::Number), table(false), Request::default()).await;
+        let classes: Vec<Class> = report.divergences.iter().map(|d| d.difference.class).collect();
+        let count = |class| classes.iter().filter(|c| **c == class).count();
+        assert_eq!((count(Class::Extra), count(Class::Missing)), (2, 1), "seed {seed}: new, v5; v3");
+        assert!(report.divergences.iter().all(|d| d.key.is_none() && d.owner_rows != d.other_rows));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verification_that_was_cut_off_goes_on_with_what_is_not_stored() {
+    for room in [0, 1, 5, 40] {
+        let parts = parts(planted(room as u64), Order::Number);
+        let (report, _watch) = watch::channel(Report::default());
+        *parts.store.room.lock().expect("ok") = Some(room);
+        let verifier = Verifier::new(parts.clone());
+        verifier.run(&[table(true)], &small_ranges(), &report).await.expect_err("killed");
+        *parts.store.room.lock().expect("ok") = None;
+        let stored = parts.store.ranges.lock().expect("ok").get(&TableId(7)).map_or(0, Vec::len);
+        assert_eq!(stored, room);
+        let report = run(&parts, table(true), Request { resume: true, ..small_ranges() }).await;
+        assert_eq!(report.tables[0].ranges_resumed, room as u64);
+        assert_eq!(found(&report), planted_keys(), "after {room} ranges");
+        assert_eq!(report.divergent, 4);
+        let again = run(&parts, table(true), Request { resume: true, ..small_ranges() }).await;
+        assert_eq!(again.tables[0].ranges_resumed, again.tables[0].ranges, "nothing is left to compare");
+        assert_eq!(again.divergent, 4);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn repaired_rows_are_compared_again() {
+    let parts = parts(planted(1), Order::Number);
+    let dry = run(&parts, table(true), Request { repair: Repair::DryRun, ..small_ranges() }).await;
+    assert!(dry.divergences.iter().all(|d| d.remedy.is_some() && !d.repaired));
+    let report = run(&parts, table(true), Request { repair: Repair::Write, ..small_ranges() }).await;
+    assert_eq!((report.divergent, report.tables[0].counts.repaired), (4, 4));
+    assert!(report.divergences.iter().all(|d| d.repaired) && report.is_equal());
+    assert_eq!(report.drift, 0.0);
+    assert_eq!(run(&parts, table(true), small_ranges()).await.divergent, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sample_compares_the_rows_it_picked() {
+    let request = Request { mode: Mode::Sample, sample_rows: 200, ..Request::default() };
+    let report = run(&parts(planted(2), Order::Number), table(true), request.clone()).await;
+    assert_eq!(report.divergent, 2, "rows 3 and 113 are among the first 200");
+    let quiet = run(&parts(World::new(1, 300, []), Order::Number), table(true), request).await;
+    assert_eq!((quiet.divergent, quiet.rows, quiet.is_equal()), (0, 200, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_are_settled_only_while_nothing_changes() {
+    let request = Request { mode: Mode::Aggregate, ..Request::default() };
+    let quiet = run(&parts(World::new(1, 50, []), Order::Number), table(true), request.clone()).await;
+    assert!(quiet.is_equal() && quiet.tables[0].counted.as_ref().is_some_and(|c| c.settled && c.owner == 50));
+    let mut world = World::new(1, 50, []);
+    world.plant(3, None);
+    let unequal = run(&parts(world, Order::Number), table(true), request).await;
+    let counted = unequal.tables[0].counted.as_ref().expect("counted");
+    assert!(!unequal.is_equal() && !counted.settled && counted.advice.contains("digest"));
+}
+
+fn touch(key: i64) -> Change {
+    let text = |text: String| Value::Text(text.into());
+    let new = Box::new([text(key.to_string()), text("x".into())]);
+    Change { table: TableId(7), unit: UnitId(7), action: Action::Insert { new } }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_touched_by_the_stream_are_compared_again() {
+    let parts = parts(planted(5), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = Arc::new(LiveQueue::default());
+    let changes: Vec<Change> = (0..700).chain(0..700).map(touch).collect();
+    queue.applied(&tables, &changes);
+    assert_eq!(queue.len(), 700, "a key waits once");
+    let live = Live::new(parts.clone(), queue, tables, 1000);
+    let limit = tokio::time::timeout(Duration::from_secs(60), live.run()).await;
+    assert!(limit.is_err(), "it never ends by itself");
+    let counts = live.counts();
+    assert_eq!((counts.compared, counts.divergent, counts.open, counts.queued), (700, 3, 3, 0));
+    assert_eq!(counts.equal + counts.hot + counts.divergent, 700);
+    assert_eq!(parts.store.live.lock().expect("ok").len(), 3);
+}
+
+#[test]
+fn a_full_queue_keeps_a_fair_sample_and_counts_what_it_dropped() {
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = LiveQueue::with_room(100);
+    let changes: Vec<Change> = (0..10_000).map(touch).collect();
+    queue.applied(&tables, &changes);
+    assert_eq!(queue.len(), 100);
+    let kept = queue.keys();
+    let late = kept.iter().filter(|(_, key)| key.to_string().len() == 6).count();
+    assert!((60..=100).contains(&late), "nine in ten keys have four digits: {late}");
+    assert_eq!(queue.dropped(), 9_900);
+}
+
+#[test]
+fn stored_ranges_count_as_far_as_they_follow_each_other() {
+    let key = |k: &str| Some(KeyText::from_texts([k.to_owned()]));
+    let range = |lower: Option<KeyText>, upper: Option<KeyText>| VerifiedRange {
+        lower,
+        upper,
+        counts: RangeCounts::default(),
+    };
+    assert_eq!(chain(vec![]).1, Next::From(None));
+    let (done, next) = chain(vec![range(key("5"), key("9")), range(None, key("5")), range(key("20"), None)]);
+    assert_eq!((done.len(), next), (2, Next::From(key("9"))));
+    assert_eq!(chain(vec![range(None, None)]).1, Next::Nothing);
+}

@@ -1,0 +1,93 @@
+//! Latency: from a commit on the nearly idle source to the row's being visible on the target.
+
+use super::Options;
+use super::drain::{PEER, both_follow, disable};
+use super::measure::{median, percentile};
+use super::pair::{DATABASE, Pair, must, until_true};
+use super::report::verdict;
+use std::time::{Duration, Instant};
+use tokio_postgres::Client;
+
+/// Rows in each round, for each contestant.
+const ROWS: u64 = 200;
+/// Between two rows.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Rows before it counts: the sessions are new, the caches cold.
+const WARM_UP: u64 = 20;
+
+pub(super) async fn measure(options: &Options) -> String {
+    let pair = Pair::start().await;
+    both_follow(&pair).await;
+    let rows = options.scaled(ROWS).max(20);
+    let mut next = 1_000_000;
+    let mut p50: [Vec<f64>; 2] = Default::default();
+    let mut p99: [Vec<f64>; 2] = Default::default();
+    for round in 0..options.rounds {
+        for turn in 0..2 {
+            let contestant = (round + turn) % 2;
+            let taken = match contestant {
+                0 => subscribed(&pair, &mut next, rows).await,
+                _ => migrated(&pair, &mut next, rows).await,
+            };
+            p50[contestant].push(median(&taken));
+            p99[contestant].push(percentile(&taken, 0.99));
+            eprintln!(
+                "bench: contestant {contestant}: p50 {:.2} ms, p99 {:.2} ms",
+                median(&taken),
+                percentile(&taken, 0.99)
+            );
+        }
+    }
+    let mut text = format!(
+        "{rows} rows in each round, one committed every {} ms; from the commit's return on the source to the moment a \
+         session that asks without pause sees the row on the target. The subscription commits without waiting for the disk \
+         (its default), segue's commits are durable. Medians of the rounds.\n\n\
+         | contestant | p50 ms | p99 ms |\n|---|---:|---:|\n",
+        PAUSE.as_millis()
+    );
+    for (i, name) in ["PostgreSQL's subscription", "segue"].into_iter().enumerate() {
+        text.push_str(&format!("| {name} | {:.2} | {:.2} |\n", median(&p50[i]), median(&p99[i])));
+    }
+    text.push('\n');
+    text.push_str(&verdict("segue's p50, ms", median(&p50[1]), 5.0, false));
+    text
+}
+
+async fn subscribed(pair: &Pair, next: &mut i64, rows: u64) -> Vec<f64> {
+    let target = Pair::connect(&pair.target, PEER).await;
+    must(target.batch_execute("ALTER SUBSCRIPTION peer ENABLE").await, "enable the subscription");
+    let taken = ticks(pair, &target, next, rows).await;
+    disable(pair, &target).await;
+    taken
+}
+
+async fn migrated(pair: &Pair, next: &mut i64, rows: u64) -> Vec<f64> {
+    let target = Pair::connect(&pair.target, DATABASE).await;
+    let process = pair.segue(&["run"]);
+    let taken = ticks(pair, &target, next, rows).await;
+    pair.end_segue(process).await;
+    taken
+}
+
+/// Milliseconds for each row.
+async fn ticks(pair: &Pair, target: &Client, next: &mut i64, rows: u64) -> Vec<f64> {
+    let source = Pair::connect(&pair.source, DATABASE).await;
+    let insert = must(source.prepare("INSERT INTO mark VALUES ($1)").await, "prepare");
+    let look = must(target.prepare("SELECT EXISTS (SELECT FROM mark WHERE id = $1)").await, "prepare");
+    // The follower is there once the first row has come.
+    *next += 1;
+    must(source.execute(&insert, &[next]).await, "insert");
+    until_true(target, &format!("SELECT EXISTS (SELECT FROM mark WHERE id = {next})")).await;
+    let mut taken = Vec::new();
+    for row in 0..rows + WARM_UP {
+        tokio::time::sleep(PAUSE).await;
+        *next += 1;
+        must(source.execute(&insert, &[next]).await, "insert");
+        let committed = Instant::now();
+        while !must(target.query_one(&look, &[next]).await, "look").get::<_, bool>(0) {}
+        if row >= WARM_UP {
+            taken.push(committed.elapsed().as_secs_f64() * 1000.0);
+        }
+    }
+    taken
+}

@@ -1,0 +1,120 @@
+//! What a contestant took: wall time, processor time of everybody involved, peak memory. And medians.
+
+use super::pair::Pair;
+use std::time::Instant;
+
+/// One turn of one contestant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sample {
+    /// Wall time.
+    pub(super) seconds: f64,
+    /// Processor time of both servers and of all clients.
+    pub(super) cpu_seconds: f64,
+}
+
+/// A turn that is being measured.
+pub(super) struct Turn {
+    began: Instant,
+    cpu_before: f64,
+    seconds: Option<f64>,
+}
+
+impl Turn {
+    pub(super) fn begin(pair: &Pair) -> Turn {
+        Turn { cpu_before: cpu(pair), began: Instant::now(), seconds: None }
+    }
+
+    /// The clock stops here; what follows (ending a process, say) only counts as processor time.
+    pub(super) fn reached(&mut self) {
+        self.seconds = Some(self.began.elapsed().as_secs_f64());
+    }
+
+    pub(super) fn end(mut self, pair: &Pair) -> Sample {
+        if self.seconds.is_none() {
+            self.reached();
+        }
+        Sample { seconds: self.seconds.unwrap_or_default(), cpu_seconds: cpu(pair) - self.cpu_before }
+    }
+}
+
+/// Processor seconds so far: both servers with all they ever started, and every client that has ended.
+fn cpu(pair: &Pair) -> f64 {
+    let ended_clients = stat("self").map_or(0.0, |s| s.waited_for);
+    let server = |pid: Option<u32>| {
+        let Some(pid) = pid else { return 0.0 };
+        let ended = stat(&pid.to_string()).map_or(0.0, |s| s.own + s.waited_for);
+        let running = children_of(pid).filter_map(|child| stat(&child)).map(|s| s.own + s.waited_for);
+        ended + running.sum::<f64>()
+    };
+    ended_clients + server(pair.source.pid()) + server(pair.target.pid())
+}
+
+struct Stat {
+    parent: u32,
+    own: f64,
+    waited_for: f64,
+}
+
+fn stat(pid: &str) -> Option<Stat> {
+    /// Clock ticks in a second; the kernel's interface has been 100 everywhere for decades.
+    const TICKS: f64 = 100.0;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |i: usize| fields.get(i)?.parse::<f64>().ok();
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        own: (number(11)? + number(12)?) / TICKS,
+        waited_for: (number(13)? + number(14)?) / TICKS,
+    })
+}
+
+fn children_of(parent: u32) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    pids.filter(move |pid| {
+        pid.bytes().all(|b| b.is_ascii_digit()) && stat(pid).is_some_and(|s| s.parent == parent)
+    })
+}
+
+/// The most memory a process has held so far, in KiB; `None` when it is gone.
+pub(super) fn peak_memory_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// The middle value, or the mean of the two middle ones; 0 of nothing.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.len(), sorted.len() / 2) {
+        (0, _) => 0.0,
+        (n, half) if n % 2 == 1 => sorted[half],
+        (_, half) => f64::midpoint(sorted[half - 1], sorted[half]),
+    }
+}
+
+/// The value below which `share` of the values lie; 0 of nothing.
+pub(super) fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len().saturating_sub(1) as f64 * share).round() as usize;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_percentiles_of_few_values() {
+        assert_eq!((median(&[]), median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0])), (0.0, 2.0, 2.5));
+        assert_eq!((percentile(&[5.0, 1.0, 3.0], 0.5), percentile(&[5.0, 1.0, 3.0], 1.0)), (3.0, 5.0));
+    }
+
+    #[test]
+    fn this_process_has_a_stat_and_a_peak() {
+        assert!(stat("self").is_some());
+        assert!(peak_memory_kib(std::process::id()).is_some_and(|kib| kib > 100));
+    }
+}
