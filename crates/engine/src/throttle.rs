@@ -1,4 +1,7 @@
 //! How much the backfill may take: paused or not, how many workers, how many bytes a second.
+//!
+//! A region is paid for after it was copied, before the next one begins: who slowed it down while it is copied would make
+//! its snapshot older.
 
 use crate::progress::Progress;
 use std::sync::{Mutex, PoisonError};
@@ -72,7 +75,13 @@ impl Throttle {
                 }
                 (None, None, _) => {
                     progress.waiting("throttle", None);
-                    return;
+                    let paid = *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(until) = paid.filter(|until| *until > Instant::now()) else { return };
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until.into()) => {}
+                        changed = watch.changed() => if changed.is_err() { return },
+                    }
+                    continue;
                 }
             };
             if why.is_some() {
@@ -84,17 +93,21 @@ impl Throttle {
         }
     }
 
-    /// Pays for `bytes`: sleeps as long as the rate demands.
-    pub async fn spend(&self, bytes: usize) {
-        let Some(rate) = self.limits.borrow().bytes_per_s_max else { return };
+    /// Notes that `bytes` were copied: nothing new is admitted until they are paid for. Returns when that will be.
+    pub fn charge(&self, bytes: usize) -> Option<Instant> {
+        let rate = self.limits.borrow().bytes_per_s_max?;
         let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let until = {
-            let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
-            let until = paid.map_or_else(Instant::now, |p| p.max(Instant::now())) + cost;
-            *paid = Some(until);
-            until
-        };
-        tokio::time::sleep_until(until.into()).await;
+        let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = paid.map_or_else(Instant::now, |p| p.max(Instant::now())) + cost;
+        *paid = Some(until);
+        Some(until)
+    }
+
+    /// Pays for `bytes` now: sleeps as long as the rate demands. For tables that cannot be cut.
+    pub async fn spend(&self, bytes: usize) {
+        if let Some(until) = self.charge(bytes) {
+            tokio::time::sleep_until(until.into()).await;
+        }
     }
 }
 
@@ -109,6 +122,18 @@ mod tests {
         for _ in 0..5 {
             throttle.spend(1000).await;
         }
+        assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
+    }
+
+    #[tokio::test]
+    async fn a_region_is_paid_for_before_the_next_one_begins() {
+        let throttle = Throttle::new(Limits { bytes_per_s_max: Some(100_000), ..Limits::default() });
+        let progress = Progress::new([], segue_model::position::Position(0));
+        let start = Instant::now();
+        throttle.admit(0, &progress).await;
+        throttle.charge(5_000);
+        assert!(start.elapsed() < Duration::from_millis(40), "what is under way is not slowed down");
+        throttle.admit(0, &progress).await;
         assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
     }
 

@@ -19,8 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Rows of the first region of a table, before its speed is known.
+/// Rows of the first region of a table at most, before its speed is known …
 const FIRST_REGION_ROWS: u64 = 20_000;
+/// … and about how many bytes: a few rows can be large.
+const FIRST_REGION_BYTES: u64 = 4 << 20;
 /// A region never has more rows than this, however fast the table is.
 const REGION_ROWS_MAX: u64 = 5_000_000;
 /// A worker that finds no gap but incomplete units looks again after this long.
@@ -39,17 +41,21 @@ pub struct Work {
     cutting: tokio::sync::Mutex<()>,
     /// Rows of the next region.
     region_rows: AtomicU64,
+    /// No fewer rows: of smaller regions only the overhead would be measured.
+    rows_min: u64,
 }
 
 impl Work {
     /// Work for one unit.
     pub fn new(unit: UnitId, table: Arc<Table>, replace: bool) -> Work {
+        let rows = (FIRST_REGION_BYTES / row_bytes(&table)).clamp(1, FIRST_REGION_ROWS);
         Work {
             unit,
             table,
             replace,
             cutting: tokio::sync::Mutex::default(),
-            region_rows: AtomicU64::new(FIRST_REGION_ROWS),
+            region_rows: AtomicU64::new(rows),
+            rows_min: rows.min(100),
         }
     }
 
@@ -59,7 +65,7 @@ impl Work {
         let ideal = copied.rows.saturating_mul(target.as_millis() as u64) / took_ms;
         let now = self.region_rows.load(Ordering::Relaxed);
         // At most doubled or halved at a time: one odd region must not make the next one huge.
-        let next = ideal.clamp(now / 2, now * 2).clamp(100, REGION_ROWS_MAX);
+        let next = ideal.clamp(now / 2, now * 2).clamp(self.rows_min, REGION_ROWS_MAX);
         self.region_rows.store(next, Ordering::Relaxed);
     }
 }
@@ -159,13 +165,17 @@ async fn take<'w, S: Source, T: Target>(
     Ok(None)
 }
 
-/// Rows that the throttle's rate lets through in a region's time: a region must not hold its snapshot longer because
-/// it is slowed down.
+/// Rows that the throttle's rate lets through in a region's time: what is copied at once and paid for afterwards is no
+/// burst.
 fn affordable<S, T>(shared: &Shared<S, T>, table: &Table) -> u64 {
     let Some(rate) = shared.throttle.limits().bytes_per_s_max else { return REGION_ROWS_MAX };
-    let row_bytes = (table.estimate.bytes / table.estimate.rows.max(1)).clamp(16, 1 << 30);
     let bytes = rate.saturating_mul(shared.region_target.as_millis() as u64) / 1000;
-    (bytes / row_bytes).max(1)
+    (bytes / row_bytes(table)).max(1)
+}
+
+/// Size of a row, as far as the catalog knows.
+fn row_bytes(table: &Table) -> u64 {
+    (table.estimate.bytes / table.estimate.rows.max(1)).clamp(16, 1 << 30)
 }
 
 /// Milliseconds since `start`, at least 1.
