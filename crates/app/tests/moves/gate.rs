@@ -115,7 +115,12 @@ pub(crate) async fn create(pair: &Pair, ddl: &str, fill: &str) {
     for side in [&pair.source, &pair.target] {
         side.connect("postgres").await.batch_execute(ddl).await.unwrap_or_else(|e| panic!("{ddl}: {e:?}"));
     }
-    pair.source.connect("postgres").await.batch_execute(fill).await.unwrap_or_else(|e| panic!("{fill}: {e:?}"));
+    pair.source
+        .connect("postgres")
+        .await
+        .batch_execute(fill)
+        .await
+        .unwrap_or_else(|e| panic!("{fill}: {e:?}"));
 }
 
 /// One worker, and regions that are as short as can be.

@@ -15,7 +15,9 @@ const FILL: &str = "INSERT INTO public.n SELECT id + 0.0, 'note ' || id, repeat(
 fn rewritten(table: &str, ways: [&str; 3]) -> Vec<String> {
     let [a, b, c] = ways;
     let delete = format!("DELETE FROM {table} WHERE id = '{a}'");
-    let insert = |key: &str, note: &str| format!("INSERT INTO {table} VALUES ('{key}', '{note}', repeat('{note}', 4000))");
+    let insert = |key: &str, note: &str| {
+        format!("INSERT INTO {table} VALUES ('{key}', '{note}', repeat('{note}', 4000))")
+    };
     let update = |from: &str, to: &str| format!("UPDATE {table} SET id = '{to}' WHERE id = '{from}'");
     let note = |key: &str| format!("UPDATE {table} SET note = note || '{key}' WHERE id = '{key}'");
     vec![

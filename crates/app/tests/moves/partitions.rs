@@ -31,16 +31,29 @@ fn moves(from: i64, to: i64, lane: i64) -> Vec<String> {
     // Every number is taken: it becomes free by deleting its row.
     let free = |n: i64| format!("DELETE FROM t WHERE id = {}", at(n));
     let mut schedule = Vec::new();
-    for (n, leaf, big) in [(15, None, false), (16, Some("a"), false), (17, Some("b"), false), (18, Some("x"), true), (19, None, true)] {
+    for (n, leaf, big) in [
+        (15, None, false),
+        (16, Some("a"), false),
+        (17, Some("b"), false),
+        (18, Some("x"), true),
+        (19, None, true),
+    ] {
         schedule.push(free(n));
         schedule.push(go(from + n - 15, at(n), leaf, big));
     }
     // From leaf to leaf without another number, and back in one transaction.
-    schedule.push(format!("BEGIN; UPDATE t SET place = 'B' WHERE id = {f}; UPDATE t SET place = 'a' WHERE id = {f}; COMMIT", f = from + 6));
+    schedule.push(format!(
+        "BEGIN; UPDATE t SET place = 'B' WHERE id = {f}; UPDATE t SET place = 'a' WHERE id = {f}; COMMIT",
+        f = from + 6
+    ));
     schedule.push(format!("UPDATE t SET place = 'c' WHERE id = {}", from + 7));
     // There and back again, by another leaf.
     schedule.push(free(20));
-    schedule.push(format!("BEGIN; {}; {}; COMMIT", go(from + 8, at(20), Some("B"), false), go(at(20), from + 8, Some("c"), false)));
+    schedule.push(format!(
+        "BEGIN; {}; {}; COMMIT",
+        go(from + 8, at(20), Some("B"), false),
+        go(at(20), from + 8, Some("c"), false)
+    ));
     schedule
 }
 
@@ -57,13 +70,23 @@ async fn rows_move_between_leaves_and_regions_at_every_stage() {
         let copying = (gate.upper().await / 30 + 20) * 30;
         let lane = stage * 20;
         // The four ways between what is copied and what has not begun; nothing has to wait.
-        for (n, (from, to)) in [(copied, copied + 300), (copied, ahead), (ahead, copied), (ahead, ahead + 300)].into_iter().enumerate() {
+        for (n, (from, to)) in
+            [(copied, copied + 300), (copied, ahead), (ahead, copied), (ahead, ahead + 300)]
+                .into_iter()
+                .enumerate()
+        {
             let schedule = moves(from, to, lane + n as i64);
             if stage == 1 { play(&pair, &schedule).await } else { unnoticed(&pair, &run, &schedule).await }
         }
         applied(&pair, &run).await;
         // The five ways that touch the region before the gate, another one first each time.
-        let mut ways = [(copied, copying), (copying, copied), (copying, copying + 1_500), (ahead, copying), (copying, ahead)];
+        let mut ways = [
+            (copied, copying),
+            (copying, copied),
+            (copying, copying + 1_500),
+            (ahead, copying),
+            (copying, ahead),
+        ];
         ways.rotate_left(stage as usize);
         for (n, (from, to)) in ways.into_iter().enumerate() {
             unnoticed(&pair, &run, &moves(from, to, lane + 5 + n as i64)).await;
@@ -108,7 +131,10 @@ async fn emptying_a_leaf_empties_that_leaf_whatever_has_been_copied() {
     schedule.extend(empty(1, "t_a", "a"));
     // The same key again: the copy of that single row shows this one, and the TRUNCATE between must not remove it.
     schedule.push("INSERT INTO t VALUES (-100000, 'a', 'again', repeat('x', 3000))".to_owned());
-    schedule.push("UPDATE t SET note = note || '!' WHERE id IN (-100000, -100001, -100002, 5, 6, 7, 190001, 190002)".to_owned());
+    schedule.push(
+        "UPDATE t SET note = note || '!' WHERE id IN (-100000, -100001, -100002, 5, 6, 7, 190001, 190002)"
+            .to_owned(),
+    );
     unnoticed(&pair, &run, &schedule).await;
     stream_waits(&pair, &run).await;
     gate.open(2).await;
@@ -122,9 +148,15 @@ async fn emptying_a_leaf_empties_that_leaf_whatever_has_been_copied() {
     gate.open_wide().await;
     pair.reaches(&run, "following").await;
     play(&pair, &empty(4, "t_rest", "x")).await;
-    unnoticed(&pair, &run, &[empty(5, "t_rest", "y"), empty(6, "t_a", "a"), empty(7, "t_rest", "a")].concat()).await;
+    unnoticed(
+        &pair,
+        &run,
+        &[empty(5, "t_rest", "y"), empty(6, "t_a", "a"), empty(7, "t_rest", "a")].concat(),
+    )
+    .await;
     ends_equal(&pair, &run, &gate, &["public"]).await;
     // All leaves, through the root.
-    play(&pair, &["TRUNCATE t".to_owned(), "INSERT INTO t VALUES (1, 'a', 'the only row', NULL)".to_owned()]).await;
+    play(&pair, &["TRUNCATE t".to_owned(), "INSERT INTO t VALUES (1, 'a', 'the only row', NULL)".to_owned()])
+        .await;
     ends_equal(&pair, &run, &gate, &["public"]).await;
 }

@@ -36,8 +36,15 @@ fn rotate(a: i64, b: i64, c: i64, aside: i64, touched: bool) -> String {
         false => String::new(),
     };
     let go = |from: i64, to: i64| format!("UPDATE t SET id = {to} WHERE id = {from};");
-    let steps =
-        [go(a, aside), touch(b), go(b, a), touch(a), go(c, b), go(aside, c), format!("UPDATE t SET note = note || '.' WHERE id = {b};")];
+    let steps = [
+        go(a, aside),
+        touch(b),
+        go(b, a),
+        touch(a),
+        go(c, b),
+        go(aside, c),
+        format!("UPDATE t SET note = note || '.' WHERE id = {b};"),
+    ];
     format!("BEGIN; {} COMMIT", steps.concat())
 }
 

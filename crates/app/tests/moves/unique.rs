@@ -4,7 +4,8 @@ use crate::gate::{Gate, applied, create, ends_equal, play, small_regions, stream
 use crate::support::Pair;
 
 const DDL: &str = "CREATE TABLE public.t (id int PRIMARY KEY, place int UNIQUE, note text)";
-const FILL: &str = "INSERT INTO public.t SELECT id, id, 'row ' || id FROM generate_series(1, 60000) id; ANALYZE public.t";
+const FILL: &str =
+    "INSERT INTO public.t SELECT id, id, 'row ' || id FROM generate_series(1, 60000) id; ANALYZE public.t";
 
 /// Each row takes the place of the one before it, by way of no place at all.
 fn shift(ids: &[i64]) -> String {
@@ -34,8 +35,15 @@ async fn a_unique_value_may_move_between_rows_at_any_time() {
     // A row that the application's changes must pass through is held on the target: the stream falls behind …
     let target = pair.target.connect("postgres").await;
     target.batch_execute("BEGIN; SELECT FROM t WHERE id = 20 FOR UPDATE").await.unwrap();
-    play(&pair, &[shift(&[20, 59_980]), shift(&[21, 59_981, 40_000]), "DELETE FROM t WHERE id = 22; INSERT INTO t VALUES (70000, 22, 'heir')".into()])
-        .await;
+    play(
+        &pair,
+        &[
+            shift(&[20, 59_980]),
+            shift(&[21, 59_981, 40_000]),
+            "DELETE FROM t WHERE id = 22; INSERT INTO t VALUES (70000, 22, 'heir')".into(),
+        ],
+    )
+    .await;
     // … and whatever has not been copied yet arrives with values that the target still has in other rows.
     gate.open_wide().await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -43,8 +51,16 @@ async fn a_unique_value_may_move_between_rows_at_any_time() {
     pair.reaches(&run, "following").await;
     // In one batch, set-wise writing must not stumble over the order of the rows.
     run.freeze();
-    play(&pair, &[shift(&[30, 31]), shift(&[31, 59_970, 32]), shift(&[59_970, 31]), "UPDATE t SET place = 70000 WHERE id = 40; UPDATE t SET place = 40 WHERE id = 41".into()])
-        .await;
+    play(
+        &pair,
+        &[
+            shift(&[30, 31]),
+            shift(&[31, 59_970, 32]),
+            shift(&[59_970, 31]),
+            "UPDATE t SET place = 70000 WHERE id = 40; UPDATE t SET place = 40 WHERE id = 41".into(),
+        ],
+    )
+    .await;
     run.thaw();
     ends_equal(&pair, &run, &gate, &["public"]).await;
 }

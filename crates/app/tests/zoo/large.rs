@@ -2,8 +2,8 @@
 
 use crate::route;
 use crate::support::Pair;
-use segue_testkit::kill::Process;
 use segue_testkit::Options;
+use segue_testkit::kill::Process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,7 +28,8 @@ fn assert_bounded(run: &Process, what: &str) {
 async fn a_value_of_200_mb_is_copied_and_streamed_in_bounded_memory() {
     let pair = Pair::start(&["public.huge"]).await;
     route::on_both(&pair, "CREATE TABLE huge (id int PRIMARY KEY, v text, n int); ALTER TABLE huge ALTER v SET STORAGE EXTENDED").await;
-    let row = |id: u32| format!("INSERT INTO huge VALUES ({id}, repeat('{id} is large ', 200000000 / 12), 0)");
+    let row =
+        |id: u32| format!("INSERT INTO huge VALUES ({id}, repeat('{id} is large ', 200000000 / 12), 0)");
     route::batch(&pair.source, &row(10)).await;
     let run = route::following(&pair).await;
     assert_bounded(&run, "a value of 200 MB copied");
@@ -43,7 +44,12 @@ async fn a_value_of_200_mb_is_copied_and_streamed_in_bounded_memory() {
 }
 
 /// Looks at the target all the time; says whether it ever saw a count other than `before` and `after`.
-async fn never_sees_a_part(pair: &Pair, count: &'static str, before: i64, after: i64) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
+async fn never_sees_a_part(
+    pair: &Pair,
+    count: &'static str,
+    before: i64,
+    after: i64,
+) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
     let done = Arc::new(AtomicBool::new(false));
     let stop = done.clone();
     let target = pair.target.connect("postgres").await;
@@ -64,8 +70,17 @@ async fn never_sees_a_part(pair: &Pair, count: &'static str, before: i64, after:
 async fn a_transaction_larger_than_memory_arrives_whole_or_not_at_all() {
     let pair = Pair::start(&["public.t", "public.u"]).await;
     let more = "limits: { memory_bytes_max: 64MiB }\napply: { batch_bytes_max: 4MiB }\n";
-    pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &["public.t", "public.u"], more);
-    route::on_both(&pair, "CREATE TABLE t (id int PRIMARY KEY, note text, v int); CREATE TABLE u (LIKE t INCLUDING ALL)").await;
+    pair.write_spec(
+        &pair.source.url("postgres"),
+        &pair.target.url("postgres"),
+        &["public.t", "public.u"],
+        more,
+    );
+    route::on_both(
+        &pair,
+        "CREATE TABLE t (id int PRIMARY KEY, note text, v int); CREATE TABLE u (LIKE t INCLUDING ALL)",
+    )
+    .await;
     route::batch(&pair.source, "INSERT INTO t SELECT n, repeat('old ', 20), 0 FROM generate_series(1, 50000) n; INSERT INTO u SELECT * FROM t WHERE id <= 100").await;
     let run = route::following(&pair).await;
     route::applied(&pair, &run).await;
@@ -94,7 +109,11 @@ async fn only_what_a_transaction_kept_arrives() {
     route::on_both(&pair, "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
     route::batch(&pair.source, "INSERT INTO t SELECT n, 'old' FROM generate_series(1, 100) n").await;
     // Prepared before there is a stream: its birth waits for this one, and its rows are in the copy.
-    route::batch(&pair.source, "BEGIN; UPDATE t SET v = 'prepared before' WHERE id = 1; PREPARE TRANSACTION 'early'").await;
+    route::batch(
+        &pair.source,
+        "BEGIN; UPDATE t SET v = 'prepared before' WHERE id = 1; PREPARE TRANSACTION 'early'",
+    )
+    .await;
     let run = pair.run();
     run.wait_for("early", crate::support::PATIENCE).await.unwrap();
     route::batch(&pair.source, "COMMIT PREPARED 'early'").await;

@@ -1,15 +1,17 @@
 //! One migration from one version to another: tables before, changes after, equality at the end.
 
 use crate::support::{PATIENCE, Pair};
+use segue_testkit::Options;
 use segue_testkit::cluster::available_majors;
 use segue_testkit::kill::Process;
-use segue_testkit::Options;
 
 /// A pair of servers of these versions; `None`, and a loud word, if one is not installed.
 pub(crate) async fn pair(from: u16, to: u16, tables: &[&str]) -> Option<Pair> {
     let have = available_majors();
     if !(have.contains(&from) && have.contains(&to)) {
-        eprintln!("SKIPPED: PostgreSQL {from} → {to} needs both installed, there are {have:?}: run scripts/setup");
+        eprintln!(
+            "SKIPPED: PostgreSQL {from} → {to} needs both installed, there are {have:?}: run scripts/setup"
+        );
         return None;
     }
     Some(Pair::with(Options::major(from), Options::major(to), tables).await)

@@ -159,13 +159,22 @@ const SHAPES: &[Shape] = &[
 fn wide() -> (String, String, [String; 4]) {
     let kinds = ["int", "text", "smallint", "boolean"];
     let columns: String = (1..1_600).map(|n| format!(", c{n} {}", kinds[n % 4])).collect();
-    let values: String = (1..1_600).map(|n| [", i", ", 'a'", ", i % 100", ", i % 2 = 0"][n % 4].to_owned()).collect();
-    let set: String = (1..1_600).filter(|n| n % 5 == 0).map(|n| format!("c{n} = NULL")).collect::<Vec<_>>().join(", ");
-    let insert = |from: u32, to: u32| format!("INSERT INTO wide SELECT i{values} FROM generate_series({from}, {to}) i");
+    let values: String =
+        (1..1_600).map(|n| [", i", ", 'a'", ", i % 100", ", i % 2 = 0"][n % 4].to_owned()).collect();
+    let set: String =
+        (1..1_600).filter(|n| n % 5 == 0).map(|n| format!("c{n} = NULL")).collect::<Vec<_>>().join(", ");
+    let insert = |from: u32, to: u32| {
+        format!("INSERT INTO wide SELECT i{values} FROM generate_series({from}, {to}) i")
+    };
     (
         format!("CREATE TABLE wide (id int PRIMARY KEY{columns})"),
         insert(1, 20),
-        [insert(30, 50), format!("UPDATE wide SET {set} WHERE id > 15"), "UPDATE wide SET id = id + 100, c1 = 'b' WHERE id < 9".into(), "DELETE FROM wide WHERE id > 40".into()],
+        [
+            insert(30, 50),
+            format!("UPDATE wide SET {set} WHERE id > 15"),
+            "UPDATE wide SET id = id + 100, c1 = 'b' WHERE id < 9".into(),
+            "DELETE FROM wide WHERE id > 40".into(),
+        ],
     )
 }
 
@@ -182,7 +191,11 @@ async fn shaped(pair: &Pair) {
     let run = route::following(pair).await;
     route::arrives(pair, &run, &schemas).await;
     // One after the other, as they come …
-    for change in SHAPES.iter().flat_map(|shape| shape.after.iter().copied()).chain(wide_after.iter().map(String::as_str)) {
+    for change in SHAPES
+        .iter()
+        .flat_map(|shape| shape.after.iter().copied())
+        .chain(wide_after.iter().map(String::as_str))
+    {
         route::batch(&pair.source, change).await;
     }
     route::arrives(pair, &run, &schemas).await;

@@ -10,7 +10,11 @@ const KINDS: &[Kind] = &[
     ("smallint", 0, &["-32768", "32767"]),
     ("integer", 0, &["-2147483648", "2147483647"]),
     ("bigint", 0, &["-9223372036854775808", "9223372036854775807"]),
-    ("numeric", 0, &["1.0", "1.00", "NaN", "-0.00", "123456789012345678901234567890.123456789", "1e-200", "0"]),
+    (
+        "numeric",
+        0,
+        &["1.0", "1.00", "NaN", "-0.00", "123456789012345678901234567890.123456789", "1e-200", "0"],
+    ),
     ("numeric", 14, &["Infinity", "-Infinity", "NaN"]),
     ("numeric(5,2)", 0, &["123.45", "-0.10"]),
     ("real", 0, &["3.4028235e38", "-0", "NaN", "Infinity", "0.1", "1e-45"]),
@@ -127,7 +131,8 @@ async fn known(pair: &Pair) -> Vec<&'static Kind> {
     for side in [&pair.source, &pair.target] {
         for extension in ["citext", "hstore", "ltree"] {
             let client = side.connect("postgres").await;
-            if let Err(e) = client.batch_execute(&format!("CREATE EXTENSION {extension} SCHEMA public")).await {
+            if let Err(e) = client.batch_execute(&format!("CREATE EXTENSION {extension} SCHEMA public")).await
+            {
                 eprintln!("SKIPPED: {extension} on {}: {e}", side.major());
             }
         }
@@ -141,7 +146,9 @@ async fn known(pair: &Pair) -> Vec<&'static Kind> {
             let client = side.connect("postgres").await;
             for value in *values {
                 let literal = value.replace('\'', "''");
-                if *name != "regclass" && let Err(e) = client.batch_execute(&format!("SELECT '{literal}'::{name}")).await {
+                if *name != "regclass"
+                    && let Err(e) = client.batch_execute(&format!("SELECT '{literal}'::{name}")).await
+                {
                     eprintln!("SKIPPED: {name} '{value}' on {}: {:?}", side.major(), e.as_db_error());
                     continue 'kinds;
                 }
@@ -162,8 +169,10 @@ fn rows(kinds: &[&Kind], table: &str, first: usize) -> String {
     let longest = kinds.iter().map(|(_, _, values)| values.len()).max().unwrap_or(0);
     let mut sql = format!("INSERT INTO {table} (id) VALUES ({first});");
     for n in 0..longest {
-        let values: String =
-            kinds.iter().map(|(_, _, values)| format!(", '{}'", values[n % values.len()].replace('\'', "''"))).collect();
+        let values: String = kinds
+            .iter()
+            .map(|(_, _, values)| format!(", '{}'", values[n % values.len()].replace('\'', "''")))
+            .collect();
         sql.push_str(&format!("INSERT INTO {table} VALUES ({}{values});", first + n + 1));
     }
     sql
@@ -174,7 +183,8 @@ async fn travels(from: u16, to: u16) {
     route::batch(&pair.target, OTHER_NUMBERS).await;
     route::on_both(&pair, MADE).await;
     let kinds = known(&pair).await;
-    let columns: String = kinds.iter().enumerate().map(|(i, (name, _, _))| format!(", c{i} {name}")).collect();
+    let columns: String =
+        kinds.iter().enumerate().map(|(i, (name, _, _))| format!(", c{i} {name}")).collect();
     let ddl = format!(
         "CREATE TABLE zoo (id int PRIMARY KEY{columns}); CREATE TABLE zoo_whole (id int{columns}); \
          ALTER TABLE zoo_whole REPLICA IDENTITY FULL"
@@ -192,7 +202,9 @@ async fn travels(from: u16, to: u16) {
         let sets = sets.join(", ");
         for step in [
             rows(&kinds, table, 100),
-            format!("UPDATE {table} SET {sets} FROM {table} z WHERE z.id = 3 AND {table}.id IN (1, 2, 4, 5, 6, 103)"),
+            format!(
+                "UPDATE {table} SET {sets} FROM {table} z WHERE z.id = 3 AND {table}.id IN (1, 2, 4, 5, 6, 103)"
+            ),
             format!("UPDATE {table} SET {sets} FROM {table} z WHERE z.id = 102 AND {table}.id = 100"),
             format!("UPDATE {table} SET id = id + 1000, c0 = NULL WHERE id IN (1, 3, 101)"),
             format!("DELETE FROM {table} WHERE id IN (2, 1001, 0, 104, 105)"),

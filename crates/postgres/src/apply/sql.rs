@@ -177,8 +177,10 @@ impl Target<'_> {
     pub(super) fn update_one(&self, key: &Key, set: &[usize]) -> String {
         let first = key.columns.len() + 1;
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
-        let set =
-            set.iter().enumerate().map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
+        let set = set
+            .iter()
+            .enumerate()
+            .map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
         format!("UPDATE {} AS t SET {} WHERE {is}", self.relation(), list(set, ", "))
     }
 
@@ -243,8 +245,10 @@ impl Target<'_> {
     /// Parameters: the whole old image, then `set`.
     pub(super) fn update_whole(&self, set: &[usize]) -> String {
         let first = self.table.columns.len() + 1;
-        let set =
-            set.iter().enumerate().map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
+        let set = set
+            .iter()
+            .enumerate()
+            .map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
         format!("UPDATE {} AS t SET {} WHERE {}", self.relation(), list(set, ", "), self.whole())
     }
 
@@ -252,10 +256,7 @@ impl Target<'_> {
     pub(super) fn show_one(&self, key: &Key) -> String {
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
         let shown = list((0..self.table.columns.len()).map(|i| format!("t.{}", self.column(i))), ", ");
-        format!(
-            "SELECT left(ROW({shown})::text, 1000) FROM {} AS t WHERE {is} LIMIT 1",
-            self.relation()
-        )
+        format!("SELECT left(ROW({shown})::text, 1000) FROM {} AS t WHERE {is} LIMIT 1", self.relation())
     }
 
     pub(super) fn truncate(&self) -> String {
