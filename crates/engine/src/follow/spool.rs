@@ -5,15 +5,17 @@
 
 use crate::fault::Fault;
 use crate::ports::Outcome;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use segue_model::change::{Action, Change, Leaf, Row, Value};
 use segue_model::region::Emptied;
 use segue_model::table::{TableId, UnitId};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 
 /// Changes in memory are moved to disk in pieces of this size, and read back so.
 const PIECE_BYTES: usize = 4 << 20;
+/// Values smaller than this are gathered before they are written; larger ones are not copied in memory once more.
+const GATHER_BYTES: usize = 256 << 10;
 
 /// Changes in commit order, in memory up to a limit.
 #[derive(Debug)]
@@ -52,19 +54,18 @@ impl Changes {
             Some(disk) => disk,
             none => none.insert(Disk { file: tempfile::tempfile()?, pieces: Vec::new() }),
         };
-        let mut piece = BytesMut::new();
+        let Disk { file, pieces } = disk;
+        let mut out = Counted { to: BufWriter::with_capacity(GATHER_BYTES, file), bytes: 0 };
         for change in self.memory.drain(..) {
-            encode(&change, &mut piece);
-            if piece.len() >= PIECE_BYTES {
-                disk.file.write_all(&piece)?;
-                disk.pieces.push(piece.len());
-                piece.clear();
+            encode(&change, &mut out)?;
+            if out.bytes >= PIECE_BYTES {
+                pieces.push(std::mem::take(&mut out.bytes));
             }
         }
-        if !piece.is_empty() {
-            disk.file.write_all(&piece)?;
-            disk.pieces.push(piece.len());
+        if out.bytes > 0 {
+            pieces.push(out.bytes);
         }
+        out.flush()?;
         self.memory_bytes = 0;
         Ok(())
     }
@@ -125,52 +126,68 @@ fn disk_fault(error: &std::io::Error) -> Fault {
     )
 }
 
-fn encode(change: &Change, out: &mut BytesMut) {
-    out.put_u32(change.table.0);
-    out.put_u32(change.unit.0);
+/// Counts what is written.
+struct Counted<W> {
+    to: W,
+    bytes: usize,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+fn encode(change: &Change, out: &mut impl Write) -> std::io::Result<()> {
+    out.write_all(&change.table.0.to_be_bytes())?;
+    out.write_all(&change.unit.0.to_be_bytes())?;
     match &change.action {
         Action::Insert { new } => {
-            out.put_u8(b'I');
-            encode_row(new, out);
+            out.write_all(b"I")?;
+            encode_row(new, out)
         }
         Action::Update { old: None, new } => {
-            out.put_u8(b'U');
-            encode_row(new, out);
+            out.write_all(b"U")?;
+            encode_row(new, out)
         }
         Action::Update { old: Some(old), new } => {
-            out.put_u8(b'K');
-            encode_row(old, out);
-            encode_row(new, out);
+            out.write_all(b"K")?;
+            encode_row(old, out)?;
+            encode_row(new, out)
         }
         Action::Delete { old } => {
-            out.put_u8(b'D');
-            encode_row(old, out);
+            out.write_all(b"D")?;
+            encode_row(old, out)
         }
         Action::Truncate { leaf, within } => {
-            out.put_u8(b'T');
+            out.write_all(b"T")?;
             let leaf = leaf.as_ref().map(|l| (&l.name, &l.condition));
-            encode_bytes(&serde_json::to_vec(&(leaf, within)).unwrap_or_default(), out);
+            encode_bytes(&serde_json::to_vec(&(leaf, within))?, out)
         }
     }
 }
 
-fn encode_row(row: &Row, out: &mut BytesMut) {
-    out.put_u32(row.len() as u32);
-    for value in row.iter() {
-        match value {
-            Value::Null => out.put_u8(0),
-            Value::Unchanged => out.put_u8(1),
-            Value::Text(text) => {
-                out.put_u8(2);
-                encode_bytes(text, out);
-            }
+fn encode_row(row: &Row, out: &mut impl Write) -> std::io::Result<()> {
+    out.write_all(&(row.len() as u32).to_be_bytes())?;
+    row.iter().try_for_each(|value| match value {
+        Value::Null => out.write_all(&[0]),
+        Value::Unchanged => out.write_all(&[1]),
+        Value::Text(text) => {
+            out.write_all(&[2])?;
+            encode_bytes(text, out)
         }
-    }
+    })
 }
 
-fn encode_bytes(bytes: &[u8], out: &mut BytesMut) {
-    out.put_u32(bytes.len() as u32);
-    out.put_slice(bytes);
+fn encode_bytes(bytes: &[u8], out: &mut impl Write) -> std::io::Result<()> {
+    out.write_all(&(bytes.len() as u32).to_be_bytes())?;
+    out.write_all(bytes)
 }
 
 fn decode(from: &mut Bytes) -> Option<Change> {
@@ -264,9 +281,9 @@ mod tests {
 
     #[test]
     fn a_torn_piece_is_noticed() {
-        let mut bytes = BytesMut::new();
-        encode(&changes()[0], &mut bytes);
-        let mut torn = bytes.freeze();
+        let mut bytes = Vec::new();
+        encode(&changes()[0], &mut bytes).unwrap();
+        let mut torn = Bytes::from(bytes);
         torn.truncate(torn.len() - 1);
         assert_eq!(decode(&mut torn), None);
     }

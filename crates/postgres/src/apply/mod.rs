@@ -133,6 +133,7 @@ impl PgApplier {
             ],
             rows: None,
             bytes: 0,
+            staged: false,
         };
         // A COMMIT of a failed transaction answers ROLLBACK and no error: what counts is what can be read after it.
         let commit = format!(

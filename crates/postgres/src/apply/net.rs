@@ -1,6 +1,6 @@
 //! The net effect on one table, set-wise: deletes, updates, inserts.
 
-use super::order::update_request;
+use super::order::{has_large, update_request};
 use super::session::{Refused, Request};
 use super::sql::Target;
 use super::value::Param;
@@ -49,20 +49,18 @@ impl Step {
 impl PgApplier {
     pub(super) async fn write_net(&mut self, table: &Table, net: &Net) -> Result<(), ApplyError> {
         let facts = self.facts(table).await?;
-        let target = Target { table, facts: &facts, staged: false };
-        let mut batch = Batch { applier: self, table, requests: Vec::new(), steps: Vec::new(), bytes: 0 };
+        let target = &Target { table, facts: &facts, staged: false };
+        let mut batch = Batch { applier: self, target, requests: Vec::new(), steps: Vec::new(), bytes: 0 };
         if let Some(key) = table.key() {
             let deletes = net.deletes.iter().map(|k| k.clone().into_row(key, table.columns.len()));
             let deletes: Vec<Row> = deletes.collect();
-            batch
-                .write(Step::Delete, &deletes, &key.columns, target.delete_one(key), target.delete_many(key))
-                .await?;
+            let one = |target: &Target<'_>| target.delete_one(key);
+            batch.write(Step::Delete, &deletes, &key.columns, one, target.delete_many(key)).await?;
             for group in &net.updates {
-                batch.update(&target, key, group).await?;
+                batch.update(key, group).await?;
             }
             if key.target_deferrable {
-                let present = target.present_many(key);
-                batch.write(Step::Absent, &net.inserts, &key.columns, present.clone(), present).await?;
+                batch.test(Step::Absent, &net.inserts, key).await?;
             }
         } else if !net.deletes.is_empty() || !net.updates.is_empty() {
             return Err(
@@ -70,40 +68,49 @@ impl PgApplier {
             );
         }
         let all: Vec<usize> = (0..table.columns.len()).collect();
-        batch.write(Step::Insert, &net.inserts, &all, target.insert_one(), target.insert_many()).await?;
+        let one = |target: &Target<'_>| target.insert_one();
+        batch.write(Step::Insert, &net.inserts, &all, one, target.insert_many()).await?;
         batch.flush().await
     }
 }
 
 struct Batch<'a> {
     applier: &'a mut PgApplier,
-    table: &'a Table,
+    target: &'a Target<'a>,
     requests: Vec<Request>,
     steps: Vec<Step>,
     bytes: usize,
 }
 
 impl Batch<'_> {
-    async fn update(
-        &mut self,
-        target: &Target<'_>,
-        key: &Key,
-        group: &UpdateGroup,
-    ) -> Result<(), ApplyError> {
-        let fixed = |i: usize| self.table.columns[i].identity_always && !key.columns.contains(&i);
+    async fn update(&mut self, key: &Key, group: &UpdateGroup) -> Result<(), ApplyError> {
+        let target = self.target;
+        let fixed = |i: usize| target.table.columns[i].identity_always && !key.columns.contains(&i);
         let carries_fixed = |row: &Row| (0..row.len()).any(|i| fixed(i) && row[i] != Value::Unchanged);
         // A column that cannot be updated and is not the key may have changed: such rows are replaced one by one.
         let (replaced, plain): (Vec<Row>, Vec<Row>) = group.rows.iter().cloned().partition(carries_fixed);
         for row in &replaced {
-            self.push(Step::Update, update_request(target, key, None, row)).await?;
+            let staged = self.applier.session.may_stage && has_large(row);
+            let request = update_request(&Target { staged, ..target.clone() }, key, None, row);
+            self.push(Step::Update, Request { staged, ..request }).await?;
         }
         if group.set.is_empty() {
-            let present = target.present_many(key);
-            return self.write(Step::Present, &plain, &key.columns, present.clone(), present).await;
+            return self.test(Step::Present, &plain, key).await;
         }
         let columns: Vec<usize> = key.columns.iter().chain(&group.set).copied().collect();
-        let (one, many) = (target.update_one(key, &group.set), target.update_many(key, &group.set));
-        self.write(Step::Update, &plain, &columns, one, many).await
+        let one = |target: &Target<'_>| target.update_one(key, &group.set);
+        self.write(Step::Update, &plain, &columns, one, target.update_many(key, &group.set)).await
+    }
+
+    /// Tests which of the rows are there; keys are small, and the statement takes any number of them.
+    async fn test(&mut self, step: Step, rows: &[Row], key: &Key) -> Result<(), ApplyError> {
+        let many = self.target.present_many(key);
+        let size = |row: &Row| key.columns.iter().map(|&i| row[i].len_bytes() + 4).sum::<usize>();
+        for chunk in rows.chunks(SET_ROWS_MAX) {
+            let bytes = chunk.iter().map(size).sum();
+            self.push_set(step, &chunk.iter().collect::<Vec<_>>(), &key.columns, &many, bytes).await?;
+        }
+        Ok(())
     }
 
     /// Sends `columns` of `rows`: by `many` in arrays where that pays, else by `one`.
@@ -112,21 +119,19 @@ impl Batch<'_> {
         step: Step,
         rows: &[Row],
         columns: &[usize],
-        one: String,
+        one: impl Fn(&Target<'_>) -> String,
         many: String,
     ) -> Result<(), ApplyError> {
         let size = |row: &Row| columns.iter().map(|&i| row[i].len_bytes() + 4).sum::<usize>();
-        let tests = matches!(step, Step::Present | Step::Absent);
-        // The presence tests have no form for a single row; their arrays hold keys only, which are small.
-        let alone = |row: &Row| !tests && size(row) > ROW_BYTES_MAX;
-        let set_wise = tests || (!columns.is_empty() && rows.len() >= SET_ROWS_MIN);
+        let set_wise = !columns.is_empty() && rows.len() >= SET_ROWS_MIN;
         let mut held: Vec<&Row> = Vec::new();
         let mut bytes = 0;
         for row in rows {
-            if !set_wise || alone(row) {
+            if !set_wise || size(row) > ROW_BYTES_MAX {
+                let staged = self.applier.session.may_stage && has_large(row);
+                let sql = one(&Target { staged, ..self.target.clone() });
                 let params = columns.iter().map(|&i| Param::One(row[i].clone())).collect();
-                self.push(step, Request { sql: one.clone(), params, rows: Some(1), bytes: size(row) })
-                    .await?;
+                self.push(step, Request { sql, params, rows: Some(1), bytes: size(row), staged }).await?;
                 continue;
             }
             if held.len() == SET_ROWS_MAX || bytes + size(row) > SET_BYTES_MAX {
@@ -151,7 +156,8 @@ impl Batch<'_> {
         let array = |&i: &usize| Param::Many(rows.iter().map(|row| row[i].clone()).collect());
         let params = columns.iter().map(array).collect();
         let expected = if step == Step::Absent { 0 } else { rows.len() as u64 };
-        self.push(step, Request { sql: many.to_owned(), params, rows: Some(expected), bytes }).await
+        self.push(step, Request { sql: many.to_owned(), params, rows: Some(expected), bytes, staged: false })
+            .await
     }
 
     async fn push(&mut self, step: Step, request: Request) -> Result<(), ApplyError> {
@@ -171,14 +177,17 @@ impl Batch<'_> {
         let requests = std::mem::take(&mut self.requests);
         let steps = std::mem::take(&mut self.steps);
         self.bytes = 0;
-        let mismatch =
-            |what| ApplyError::Mismatch(Mismatch { table: self.table.target.to_string(), key: None, what });
+        let mismatch = |what| {
+            ApplyError::Mismatch(Mismatch { table: self.target.table.target.to_string(), key: None, what })
+        };
         let counts = match self.applier.send(&requests).await {
             Ok(counts) => counts,
             Err(Refused { error, .. }) => {
                 return Err(match refused_rows(&error) {
                     Some(what) => mismatch(what),
-                    None => fault_of(&error).during(format_args!("writing {}", self.table.target)).into(),
+                    None => {
+                        fault_of(&error).during(format_args!("writing {}", self.target.table.target)).into()
+                    }
                 });
             }
         };

@@ -3,7 +3,7 @@
 use super::net::AHEAD_MAX;
 use super::session::{Refused, Request};
 use super::sql::Target;
-use super::value::Param;
+use super::value::{LARGE_BYTES_MIN, Param};
 use super::{PgApplier, State, refused_rows};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
@@ -77,9 +77,11 @@ impl PgApplier {
         target: &Target<'_>,
         change: &Change,
     ) -> Result<Vec<Request>, ApplyError> {
+        let staged = self.session.may_stage && is_large(&change.action);
+        let target = &Target { staged, ..target.clone() };
         let table = target.table;
         let incomplete = |e: KeyIncomplete| Fault::bug("SEGUE-APPLY", format!("{}: {e}", table.target));
-        Ok(match (&table.identity, &change.action) {
+        let requests = match (&table.identity, &change.action) {
             (_, Action::Truncate { leaf, within }) => {
                 let plain = leaf.is_none() && within.is_none() && self.may_truncate(target).await?;
                 truncate_requests(target, leaf.as_ref(), within.as_deref(), plain)
@@ -120,7 +122,8 @@ impl PgApplier {
                 let what = format!("{}: an update without the old row", table.target);
                 return Err(Fault::bug("SEGUE-APPLY", what).into());
             }
-        })
+        };
+        Ok(requests.into_iter().map(|request| Request { staged, ..request }).collect())
     }
 
     /// TRUNCATE is refused when another table refers to this one, whatever the role. A table refers to itself at will.
@@ -183,7 +186,21 @@ fn request(sql: String, params: Vec<Param>, rows: Option<u64>) -> Request {
         Param::Many(values) => values.iter().map(|v| v.len_bytes() + 4).sum(),
     };
     let bytes = params.iter().map(size).sum();
-    Request { sql, params, rows, bytes }
+    Request { sql, params, rows, bytes, staged: false }
+}
+
+/// Whether a value of the change is too large to be a parameter.
+fn is_large(action: &Action) -> bool {
+    match action {
+        Action::Insert { new } | Action::Update { old: None, new } => has_large(new),
+        Action::Update { old: Some(old), new } => has_large(old) || has_large(new),
+        Action::Delete { old } => has_large(old),
+        Action::Truncate { .. } => false,
+    }
+}
+
+pub(super) fn has_large(row: &Row) -> bool {
+    row.iter().any(|value| value.len_bytes() > LARGE_BYTES_MIN)
 }
 
 fn key_params(key: &Key, row: &Row) -> Vec<Param> {

@@ -1,8 +1,11 @@
 //! The applier's session: its settings, its replication origin, its statements, and how requests are sent together.
 
-use super::value::Param;
+use super::sql::LARGE;
+use super::value::{Param, Staged};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use bytes::{BufMut, BytesMut};
+use futures_util::SinkExt;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::collections::HashMap;
@@ -15,6 +18,8 @@ use tokio_postgres::{Client, Error, Statement};
 
 /// Statements kept prepared. A statement is a few KiB here and a plan there; shapes beyond it are prepared again.
 const STATEMENTS_MAX: usize = 256;
+/// Parts in which a large value is sent.
+const STAGE_BYTES: usize = 1 << 20;
 /// An origin is let go when the server has noticed that its earlier session is gone.
 const ORIGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -32,6 +37,8 @@ pub(super) struct Request {
     pub(super) rows: Option<u64>,
     /// Text in the parameters.
     pub(super) bytes: usize,
+    /// The statement finds large values in [`LARGE`], not in its parameters.
+    pub(super) staged: bool,
 }
 
 /// The error of one of several requests that were sent together.
@@ -43,6 +50,8 @@ pub(super) struct Refused {
 
 pub(super) struct Session {
     pub(super) client: Client,
+    /// The role may make temporary tables, so that large values can be staged.
+    pub(super) may_stage: bool,
     statements: HashMap<String, (Statement, u64)>,
     clock: u64,
 }
@@ -52,8 +61,10 @@ impl Session {
         let client = endpoint.connect("apply").await?;
         let during = |e: Error| fault_of(&e).during("preparing to apply changes");
         set_origin(&client, origin).await?;
+        let may = client.query_one("SELECT has_database_privilege(current_database(), 'TEMPORARY')", &[]);
+        let may_stage = may.await.map_err(during)?.get(0);
         client.batch_execute(SETTINGS).await.map_err(during)?;
-        Ok(Session { client, statements: HashMap::new(), clock: 0 })
+        Ok(Session { client, may_stage, statements: HashMap::new(), clock: 0 })
     }
 
     async fn statement(&mut self, sql: &str) -> Result<Statement, Error> {
@@ -80,6 +91,32 @@ impl Session {
         requests: &[Request],
         last: Option<&str>,
     ) -> Result<(Vec<u64>, Option<String>), Refused> {
+        if !requests.iter().any(|request| request.staged) {
+            return self.send_together(first, requests, last).await;
+        }
+        // Large values go ahead of their statement, so each statement is waited for.
+        if let Some(first) = first {
+            self.client.batch_execute(first).await.map_err(|error| Refused { at: None, error })?;
+        }
+        let mut counts = Vec::with_capacity(requests.len());
+        for (i, request) in requests.iter().enumerate() {
+            let at = Some(i);
+            if request.staged {
+                stage(&self.client, request).await.map_err(|error| Refused { at, error })?;
+            }
+            let one = self.send_together(None, std::slice::from_ref(request), None).await;
+            counts.extend(one.map_err(|refused| Refused { at, ..refused })?.0);
+        }
+        let (_, row) = self.send_together(None, &[], last).await?;
+        Ok((counts, row))
+    }
+
+    async fn send_together(
+        &mut self,
+        first: Option<&str>,
+        requests: &[Request],
+        last: Option<&str>,
+    ) -> Result<(Vec<u64>, Option<String>), Refused> {
         let mut statements = Vec::with_capacity(requests.len());
         for (i, request) in requests.iter().enumerate() {
             let statement = self.statement(&request.sql).await;
@@ -93,7 +130,11 @@ impl Session {
         }
         for (request, statement) in requests.iter().zip(&statements) {
             sent.push(Box::pin(async move {
-                client.execute_raw(statement, &request.params).await.map(|rows| (rows, None))
+                let rows = match request.staged {
+                    true => client.execute_raw(statement, request.params.iter().map(Staged)).await,
+                    false => client.execute_raw(statement, &request.params).await,
+                };
+                rows.map(|rows| (rows, None))
             }));
         }
         if let Some(last) = last {
@@ -118,6 +159,34 @@ impl Session {
         }
         Ok((counts, row))
     }
+}
+
+/// Puts the large values of a request where its statement finds them, a part at a time.
+async fn stage(client: &Client, request: &Request) -> Result<(), Error> {
+    let make = format!(
+        "CREATE TEMP TABLE IF NOT EXISTS {LARGE} (no int NOT NULL, v text NOT NULL); \
+         ALTER TABLE {LARGE} ALTER v SET STORAGE EXTERNAL; TRUNCATE {LARGE}"
+    );
+    client.batch_execute(&make).await?;
+    let sink = client.copy_in(&format!("COPY {LARGE} (no, v) FROM STDIN (FORMAT binary)")).await?;
+    futures_util::pin_mut!(sink);
+    let mut part = BytesMut::from(&b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0"[..]);
+    for (no, text) in (1..).zip(&request.params).filter_map(|(no, param)| Some((no, param.large()?))) {
+        part.put_i16(2);
+        part.put_i32(4);
+        part.put_i32(no);
+        // A server takes no larger value than this number can say.
+        part.put_i32(i32::try_from(text.len()).unwrap_or(i32::MAX));
+        sink.send(part.split().freeze()).await?;
+        let mut rest = text.clone();
+        while !rest.is_empty() {
+            sink.send(rest.split_to(rest.len().min(STAGE_BYTES))).await?;
+        }
+    }
+    part.put_i16(-1);
+    sink.send(part.freeze()).await?;
+    sink.finish().await?;
+    Ok(())
 }
 
 /// Polls each future once, in order, which sends its request; then waits for the answers, which come in the same order.

@@ -1,6 +1,6 @@
 //! Values as statement parameters: always text, never part of the statement.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use segue_model::change::Value;
 use std::error::Error;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
@@ -14,7 +14,18 @@ pub(super) enum Param {
     Many(Vec<Value>),
 }
 
+/// Values with more text than this do not travel as parameters, of which the client holds two more copies at once.
+pub(super) const LARGE_BYTES_MIN: usize = 8 << 20;
+
 impl Param {
+    /// The text of a value that is too large to be a parameter.
+    pub(super) fn large(&self) -> Option<&Bytes> {
+        match self {
+            Param::One(Value::Text(text)) if text.len() > LARGE_BYTES_MIN => Some(text),
+            Param::One(_) | Param::Many(_) => None,
+        }
+    }
+
     pub(super) fn text(text: impl Into<String>) -> Param {
         Param::One(Value::Text(text.into().into()))
     }
@@ -29,6 +40,26 @@ impl ToSql for Param {
             Param::One(Value::Unchanged) => return Err("a value that the stream did not carry".into()),
         }
         Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+/// A parameter of a statement that finds the large ones elsewhere: those are NULL here.
+#[derive(Debug)]
+pub(super) struct Staged<'a>(pub(super) &'a Param);
+
+impl ToSql for Staged<'_> {
+    fn to_sql(&self, sql_type: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        if self.0.large().is_some() { Ok(IsNull::Yes) } else { self.0.to_sql(sql_type, out) }
     }
 
     fn accepts(_: &Type) -> bool {

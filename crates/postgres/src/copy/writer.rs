@@ -13,6 +13,9 @@ use segue_model::table::{Table, UnitId};
 use std::pin::Pin;
 use tokio_postgres::{Client, CopyInSink};
 
+/// Rows are handed to the session in parts of at most this size.
+const SEND_BYTES_MAX: usize = 1 << 20;
+
 /// Writes regions in one session.
 pub struct PgWriter {
     client: Client,
@@ -61,10 +64,14 @@ impl RegionWriter for PgWriter {
         Ok(())
     }
 
-    async fn write(&mut self, piece: Bytes) -> Outcome<()> {
+    async fn write(&mut self, mut piece: Bytes) -> Outcome<()> {
         let Some(sink) = &mut self.sink else {
             return Err(Fault::bug("SEGUE-COPY", "rows written outside a region"));
         };
+        // A row with a large value comes as one piece; the session would hold all of it once more.
+        while piece.len() > SEND_BYTES_MAX {
+            sink.send(piece.split_to(SEND_BYTES_MAX)).await.map_err(|e| fault_of(&e))?;
+        }
         sink.send(piece).await.map_err(|e| fault_of(&e))
     }
 
