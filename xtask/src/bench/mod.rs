@@ -14,6 +14,7 @@ mod report;
 
 use crate::tidy::this_workspace;
 use report::Section;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// Fewer rounds give no median worth the name.
@@ -141,11 +142,14 @@ async fn measure(part: Part, options: &Options) -> Section {
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }
 
-/// The release build of the binary that is measured.
+/// The release build of the binary that is measured, put beside this program.
 fn build_segue() -> bool {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let program = pair::segue_program();
+    let Some(target) = program.parent().and_then(Path::parent) else { return false };
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--package", "segue"])
+        .args(["build", "--quiet", "--release", "--package", "segue", "--target-dir"])
+        .arg(target)
         .current_dir(this_workspace())
         .status();
     status.is_ok_and(|status| status.success())
