@@ -37,6 +37,8 @@ const PAUSES: [Duration; 5] = [
 ];
 /// An attempt that lasted this long makes the next pause short again.
 const STEADY: Duration = Duration::from_secs(60);
+/// How long a fault that may pass is tried again although nothing has been begun.
+const PATIENCE_AT_START: Duration = Duration::from_secs(10);
 /// Between two tries to reach the control database.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// How often a stand-by asks for the lease.
@@ -58,13 +60,15 @@ pub(crate) struct Driver {
     pub(crate) until: Option<Stage>,
     /// What people see.
     pub(crate) screen: Screen,
+    /// When the process began.
+    started: Instant,
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
     pub(crate) begun: AtomicBool,
 }
 
 /// Runs the migration of `spec`.
 pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
-    let driver = match Driver::open(spec, until, Screen::new(json)).await {
+    let driver = match Driver::open(spec, until, json).await {
         Ok(driver) => driver,
         Err(fault) => {
             Screen::new(json).fault(&fault);
@@ -96,9 +100,23 @@ async fn interrupted() -> &'static str {
 }
 
 impl Driver {
-    async fn open(spec: Spec, until: Option<Stage>, screen: Screen) -> Outcome<Driver> {
+    async fn open(spec: Spec, until: Option<Stage>, json: bool) -> Outcome<Driver> {
         let sides = Sides::of(&spec)?;
-        let control = Control::connect(&sides.control, spec.name.as_str()).await?;
+        let (screen, started) = (Screen::new(json), Instant::now());
+        let control = loop {
+            match Control::connect(&sides.control, spec.name.as_str()).await {
+                Ok(control) => break control,
+                Err(fault) => match fault.recovery {
+                    Recovery::Retry | Recovery::Ambiguous if started.elapsed() < PATIENCE_AT_START => {
+                        screen.say(&format!("{fault}; trying again"));
+                        tokio::time::sleep(RENEW_PAUSE).await;
+                    }
+                    Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
+                        return Err(fault);
+                    }
+                },
+            }
+        };
         Ok(Driver {
             spec,
             sides,
@@ -107,8 +125,15 @@ impl Driver {
             throttle: Arc::new(Throttle::new(Limits::default())),
             until,
             screen,
+            started,
             begun: AtomicBool::new(false),
         })
+    }
+
+    /// Whether what may pass is worth another try. As long as nothing was begun, it is more likely a mistake in the spec
+    /// or a server that is not there: the operator should not have to wait for that.
+    fn is_patient(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) || self.started.elapsed() < PATIENCE_AT_START
     }
 
     async fn drive(&self) -> Exit {
@@ -128,9 +153,7 @@ impl Driver {
                 Err(fault) => fault,
             };
             match fault.recovery {
-                // What fails before anything was begun is a mistake in the spec or a server that is not there: say so
-                // at once.
-                Recovery::Retry | Recovery::Ambiguous if self.begun.load(Ordering::Relaxed) => {}
+                Recovery::Retry | Recovery::Ambiguous if self.is_patient() => {}
                 Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
                     return self.give_up(Some(&lease), &fault).await;
                 }
@@ -153,11 +176,13 @@ impl Driver {
             let what = match self.control.acquire(&self.holder).await {
                 Ok(Acquired::Lease(lease)) => return Ok(lease),
                 Ok(Acquired::Standby(other)) => {
+                    // Whoever stands by is there for when things go wrong.
+                    self.begun.store(true, Ordering::Relaxed);
                     format!("standing by: {} drives migration {}", other.holder, self.spec.name.as_str())
                 }
                 Err(fault) => match fault.recovery {
-                    Recovery::Retry | Recovery::Ambiguous if !said.is_empty() => {
-                        format!("standing by: the control database cannot be reached: {fault}")
+                    Recovery::Retry | Recovery::Ambiguous if self.is_patient() => {
+                        format!("waiting for the lease: the control database cannot be reached: {fault}")
                     }
                     Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
                         return Err(fault);
@@ -168,8 +193,6 @@ impl Driver {
                 self.screen.say(&what);
                 said = what;
             }
-            // Whoever stands by is there for when things go wrong.
-            self.begun.store(true, Ordering::Relaxed);
             tokio::time::sleep(STANDBY_PAUSE).await;
         }
     }
