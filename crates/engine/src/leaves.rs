@@ -36,6 +36,7 @@ impl<S: Source, T: Target> Leaves<S, T> {
         for drift in self.shared.source.drift().await? {
             match drift {
                 Drift::Fault(fault) => return Err(fault),
+                Drift::Rebound(part) => self.shared.target.store_part(&part).await?,
                 Drift::Detached(part) => all_left &= self.leave(&part).await?,
                 Drift::Attached(part) => attached.push(part),
             }
@@ -43,12 +44,13 @@ impl<S: Source, T: Target> Leaves<S, T> {
         if !adopting || !all_left {
             return Ok(None);
         }
-        for part in std::mem::take(&mut self.pending).into_iter().chain(attached) {
-            if self.adopt(&part).await.map_err(|f| f.during(format_args!("adopting {}", part.name)))? {
-                return Ok(Some(part));
-            }
-        }
-        Ok(None)
+        let Some(part) = self.pending.first().cloned().or(attached.into_iter().next()) else {
+            return Ok(None);
+        };
+        let adopted =
+            self.adopt(&part).await.map_err(|f| f.during(format_args!("adopting {}", part.name)))?;
+        self.pending.retain(|pending| !adopted || pending.unit != part.unit);
+        Ok(adopted.then_some(part))
     }
 
     /// Waits until everything that is committed on the source by now has been applied.

@@ -133,8 +133,7 @@ impl<S: Source, T: Target> Run<S, T> {
         let Run { shared, tables, stored, settings, stage, verifying, repairer: _held } = self;
         let from = stored.checkpoint.position;
         let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
-        let leaves =
-            Leaves { shared: shared.clone(), tables: tables.clone(), pending: stored.parts.clone() };
+        let leaves = Leaves { shared: shared.clone(), tables: tables.clone(), pending: stored.parts.clone() };
         let (backfilled, workers) = (stored.backfilled, settings.workers);
         let copy = Copying { shared, tables, backfilled, workers, stage, leaves };
         let ended = tokio::select! {

@@ -7,11 +7,11 @@ use crate::fault::Fault;
 use bytes::Bytes;
 use segue_model::change::{Change, TransactionHead};
 use segue_model::key::KeyText;
+use segue_model::name::QualifiedName;
 use segue_model::net::Net;
 use segue_model::position::Position;
 use segue_model::region::{CopiedRegion, Extent};
 use segue_model::seam::{Seam, Xid};
-use segue_model::name::QualifiedName;
 use segue_model::table::{Table, TableId, UnitId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -113,6 +113,9 @@ impl Part {
 pub enum Drift {
     /// A part has come: it is neither copied nor streamed yet.
     Attached(Part),
+    /// Another condition tells a part's rows now, since other parts came or went: it must be stored before they are
+    /// dealt with.
+    Rebound(Part),
     /// A part is gone: its rows must go, too.
     Detached(Part),
     /// Something the migration cannot follow.

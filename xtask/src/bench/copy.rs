@@ -31,7 +31,8 @@ pub(super) async fn measure(options: &Options) -> String {
     must(source.batch_execute(&WIDE_FILL.replace("{rows}", &wide.to_string())).await, "fill the wide table");
     must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
     pair.write_spec(DATABASE, &TABLES);
-    let mut contest = Contest::new(&["psql, one stream", "psql, two ranges at once", "PostgreSQL's initial sync", "segue"]);
+    let mut contest =
+        Contest::new(&["psql, one stream", "psql, two ranges at once", "PostgreSQL's initial sync", "segue"]);
     for round in 0..options.rounds {
         for contestant in contest.order(round) {
             empty_target(&pair, scale).await;

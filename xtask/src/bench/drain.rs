@@ -60,7 +60,11 @@ pub(super) async fn both_follow(pair: &Pair) {
     must(source.batch_execute(more).await, "make the other tables");
     must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
     for database in [DATABASE, PEER] {
-        let into = format!("{} -X -q -v ON_ERROR_STOP=1 -d '{}'", program("psql"), Pair::conninfo(&pair.target, database));
+        let into = format!(
+            "{} -X -q -v ON_ERROR_STOP=1 -d '{}'",
+            program("psql"),
+            Pair::conninfo(&pair.target, database)
+        );
         let from = Pair::conninfo(&pair.source, DATABASE);
         shell(&format!("{} --schema-only -d '{from}' | {into}", program("pg_dump"))).await;
     }

@@ -31,7 +31,11 @@ pub(super) async fn measure(options: &Options) -> String {
             };
             p50[contestant].push(median(&taken));
             p99[contestant].push(percentile(&taken, 0.99));
-            eprintln!("bench: contestant {contestant}: p50 {:.2} ms, p99 {:.2} ms", median(&taken), percentile(&taken, 0.99));
+            eprintln!(
+                "bench: contestant {contestant}: p50 {:.2} ms, p99 {:.2} ms",
+                median(&taken),
+                percentile(&taken, 0.99)
+            );
         }
     }
     let mut text = format!(

@@ -126,7 +126,8 @@ impl Pair {
         let source = Pair::connect(&self.source, DATABASE).await;
         let slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
         must(source.batch_execute(slots).await, "drop the slots");
-        let rows = must(source.query("SELECT quote_ident(pubname) FROM pg_publication", &[]).await, "publications");
+        let rows =
+            must(source.query("SELECT quote_ident(pubname) FROM pg_publication", &[]).await, "publications");
         for row in rows {
             let name: String = row.get(0);
             must(source.batch_execute(&format!("DROP PUBLICATION {name}")).await, "drop a publication");

@@ -114,7 +114,8 @@ fn machine() -> String {
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let model = after(&cpuinfo, "model name").unwrap_or_default();
     let memory = after(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
-    let memory_gib = memory.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1048576.0;
+    let memory_gib =
+        memory.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1048576.0;
     let server = version(&client_program("postgres").to_string_lossy());
     let segue = version(&super::pair::segue_program().to_string_lossy());
     format!("{cores} × {model}, {memory_gib:.0} GiB; {server}; {segue}")
