@@ -73,4 +73,8 @@ pub const ALL: &[&str] = &[
     "backfill.signalled",
     "backfill.passed",
     "backfill.forgotten",
+    "leaf.stored",
+    "leaf.published",
+    "leaf.copied",
+    "leaf.detached",
 ];

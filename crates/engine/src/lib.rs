@@ -8,6 +8,7 @@ pub mod backfill;
 pub mod fault;
 pub mod follow;
 pub mod killpoint;
+mod leaves;
 pub mod migration;
 pub mod ports;
 pub mod progress;

@@ -8,6 +8,7 @@ use crate::fault::Fault;
 use crate::follow;
 use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
+use crate::leaves::{LOOK_PAUSE, Leaves};
 use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
@@ -22,7 +23,7 @@ use segue_model::table::{KeyOrder, Table, TableId, UnitId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Bounds of a run.
@@ -132,8 +133,9 @@ impl<S: Source, T: Target> Run<S, T> {
         let Run { shared, tables, stored, settings, stage, verifying, repairer: _held } = self;
         let from = stored.checkpoint.position;
         let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
-        let copy =
-            Copying { shared, tables, backfilled: stored.backfilled, workers: settings.workers, stage };
+        let leaves = Leaves { shared: shared.clone(), tables: tables.clone(), pending: stored.parts.clone() };
+        let (backfilled, workers) = (stored.backfilled, settings.workers);
+        let copy = Copying { shared, tables, backfilled, workers, stage, leaves };
         let ended = tokio::select! {
             ended = follow => ended,
             ended = copy.run() => ended,
@@ -149,53 +151,78 @@ struct Copying<S, T> {
     backfilled: bool,
     workers: usize,
     stage: watch::Sender<Stage>,
+    leaves: Leaves<S, T>,
 }
 
 impl<S: Source, T: Target> Copying<S, T> {
-    /// Copies everything, then takes care of rows that are copied later; ends only with a fault.
-    async fn run(&self) -> Outcome<()> {
+    /// Copies everything, then takes care of what is copied later; ends only with a fault.
+    async fn run(mut self) -> Outcome<()> {
         if !self.backfilled {
-            let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
-            backfill::run(self.shared.clone(), work, self.workers).await?;
-            let progress = &self.shared.progress;
-            let why = "everything is copied; the stream catches up with the last region";
-            progress.waiting("copy", Some(why.into()));
-            self.hand_over().await?;
-            progress.waiting("copy", None);
+            self.backfill().await?;
             self.stage.send_replace(Stage::Following);
         }
+        let mut looked: Option<Instant> = None;
         loop {
+            if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {
+                while let Some(part) = self.leaves.look(true).await? {
+                    hand_over(&self.shared).await?;
+                    self.leaves.followed(&part).await?;
+                }
+                looked = Some(Instant::now());
+            }
             // Repaired rows have seams, too; they are forgotten once the stream has passed them.
             tokio::time::sleep(OVERRIDES_PAUSE).await;
-            if self.shared.regions.is_active() {
-                self.hand_over().await?;
+            let regions = &self.shared.regions;
+            if regions.is_active() && regions.all_complete() {
+                hand_over(&self.shared).await?;
             }
         }
     }
 
-    /// Everything is copied: once the stream has passed a signal emitted after the last seam, every event applies
-    /// and no region needs to be remembered. A single row that the stream had copied meanwhile has a later seam
-    /// and asks for another signal.
-    async fn hand_over(&self) -> Outcome<()> {
-        let Shared { progress, regions, source, target, .. } = &*self.shared;
-        let stored = loop {
-            let marked = regions.marked();
-            let stored = target.last_region().await?;
-            let mut applied = progress.watch_applied();
-            let signal = source.signal().await?;
-            killpoint::pass("backfill.signalled");
-            let passed = applied.wait_for(|a| a.signal >= signal).await;
-            passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
-            if regions.retire(marked) {
-                break stored;
-            }
+    /// Copies everything. The copy goes on by itself while parts that are gone leave.
+    async fn backfill(&mut self) -> Outcome<()> {
+        let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
+        let (shared, workers) = (self.shared.clone(), self.workers);
+        let copied = async move {
+            backfill::run(shared.clone(), work, workers).await?;
+            let why = "everything is copied; the stream catches up with the last region";
+            shared.progress.waiting("copy", Some(why.into()));
+            hand_over(&shared).await?;
+            shared.progress.waiting("copy", None);
+            Ok(())
         };
-        killpoint::pass("backfill.passed");
-        // Killed before this line, the next start finds regions whose seams lie before everything still to come.
-        target.forget_regions(stored).await?;
-        killpoint::pass("backfill.forgotten");
-        Ok(())
+        let mut copied = std::pin::pin!(copied);
+        loop {
+            tokio::select! {
+                ended = &mut copied => return ended,
+                () = tokio::time::sleep(LOOK_PAUSE) => self.leaves.look(false).await.map(drop)?,
+            }
+        }
     }
+}
+
+/// Everything is copied: once the stream has passed a signal emitted after the last seam, every event applies
+/// and no region needs to be remembered. A single row that the stream had copied meanwhile has a later seam
+/// and asks for another signal.
+async fn hand_over<S: Source, T: Target>(shared: &Shared<S, T>) -> Outcome<()> {
+    let Shared { progress, regions, source, target, .. } = shared;
+    let stored = loop {
+        let marked = regions.marked();
+        let stored = target.last_region().await?;
+        let mut applied = progress.watch_applied();
+        let signal = source.signal().await?;
+        killpoint::pass("backfill.signalled");
+        let passed = applied.wait_for(|a| a.signal >= signal).await;
+        passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
+        if regions.retire(marked) {
+            break stored;
+        }
+    };
+    killpoint::pass("backfill.passed");
+    // Killed before this line, the next start finds regions whose seams lie before everything still to come.
+    target.forget_regions(stored).await?;
+    killpoint::pass("backfill.forgotten");
+    Ok(())
 }
 
 /// The region maps as they are stored.
@@ -207,22 +234,37 @@ async fn restore<S: Source>(
     let mut units = BTreeMap::new();
     for table in tables.values() {
         let unit = UnitId::from(table.id);
-        let regions = stored.regions.get(&unit).map_or(&[][..], Vec::as_slice);
-        let order: Vec<KeyOrder> = table.key().map_or_else(Vec::new, |k| k.order.clone());
-        if stored.backfilled {
-            if !regions.is_empty() {
-                units.insert(unit, overrides(order, regions));
-            }
-            continue;
+        if !stored.backfilled {
+            units.insert(unit, copying(source, table, unit, stored).await?);
+        } else if let Some(regions) = stored.regions.get(&unit) {
+            units.insert(unit, overrides(order_of(table), regions));
         }
-        let copied = in_key_order(source, table, regions).await?;
-        let skipped: BTreeSet<Xid> =
-            stored.checkpoint.skipped.get(&unit).into_iter().flatten().copied().collect();
-        let inconsistent =
-            |e| Fault::bug("SEGUE-REGIONS", format!("stored regions of {}: {e}", table.source));
-        units.insert(unit, UnitRegions::restore(order, copied, skipped).map_err(inconsistent)?);
+    }
+    for part in &stored.parts {
+        let unknown = || Fault::bug("SEGUE-TABLE", format!("{} belongs to no table of the plan", part.name));
+        let table = tables.get(&part.table).ok_or_else(unknown)?;
+        units.insert(part.unit, copying(source, table, part.unit, stored).await?);
     }
     Ok(units)
+}
+
+fn order_of(table: &Table) -> Vec<KeyOrder> {
+    table.key().map_or_else(Vec::new, |key| key.order.clone())
+}
+
+/// The map of a unit that is not wholly copied, or not handed over.
+async fn copying<S: Source>(
+    source: &S,
+    table: &Table,
+    unit: UnitId,
+    stored: &Stored,
+) -> Outcome<UnitRegions> {
+    let regions = stored.regions.get(&unit).map_or(&[][..], Vec::as_slice);
+    let copied = in_key_order(source, table, regions).await?;
+    let skipped: BTreeSet<Xid> =
+        stored.checkpoint.skipped.get(&unit).into_iter().flatten().copied().collect();
+    let inconsistent = |e| Fault::bug("SEGUE-REGIONS", format!("stored regions of {}: {e}", table.source));
+    UnitRegions::restore(order_of(table), copied, skipped).map_err(inconsistent)
 }
 
 fn overrides(order: Vec<KeyOrder>, regions: &[StoredRegion]) -> UnitRegions {

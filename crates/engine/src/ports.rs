@@ -7,11 +7,12 @@ use crate::fault::Fault;
 use bytes::Bytes;
 use segue_model::change::{Change, TransactionHead};
 use segue_model::key::KeyText;
+use segue_model::name::QualifiedName;
 use segue_model::net::Net;
 use segue_model::position::Position;
 use segue_model::region::{CopiedRegion, Extent};
 use segue_model::seam::{Seam, Xid};
-use segue_model::table::{Table, UnitId};
+use segue_model::table::{Table, TableId, UnitId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -74,6 +75,51 @@ pub trait Source: Send + Sync + 'static {
     ) -> impl Future<Output = Outcome<Vec<usize>>> + Send;
     /// Where the log ends now (what has been written, flushed or not).
     fn log_end(&self) -> impl Future<Output = Outcome<Position>> + Send;
+    /// What has changed about the tables that the stream does not say. Asked every few seconds; says the same again
+    /// until it is dealt with. Changes of a part that is said to be gone are not delivered from then on.
+    fn drift(&self) -> impl Future<Output = Outcome<Vec<Drift>>> + Send;
+    /// Makes `part` a part of the stream: whatever is written to it after this is delivered, as its unit's, and
+    /// whatever was written before shows in every new snapshot. `false`: it is no part any more. Can be repeated.
+    fn adopt(&self, part: &Part) -> impl Future<Output = Outcome<bool>> + Send;
+    /// Takes a part that is gone out of the stream: commits a signal that carries what removes its rows on the target,
+    /// in that very transaction, and returns its number. Can be repeated.
+    fn leave(&self, part: &Part) -> impl Future<Output = Outcome<u64>> + Send;
+}
+
+/// A part of a table with a place of its own on the source: a leaf of a partitioned table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The unit whose regions decide about its rows: of its own, if it came after the stream was born.
+    pub unit: UnitId,
+    /// Its table.
+    pub table: TableId,
+    /// Its number on the source.
+    pub relation: u32,
+    /// Its name on the source.
+    pub name: QualifiedName,
+    /// The condition that its rows, and only its rows, fulfil; in the language of the adapters.
+    pub condition: String,
+}
+
+impl Part {
+    /// Whether it came after the stream was born.
+    pub fn is_late(&self) -> bool {
+        self.unit != UnitId::from(self.table)
+    }
+}
+
+/// A change of the source that its stream does not announce.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// A part has come: it is neither copied nor streamed yet.
+    Attached(Part),
+    /// Another condition tells a part's rows now, since other parts came or went: it must be stored before they are
+    /// dealt with.
+    Rebound(Part),
+    /// A part is gone: its rows must go, too.
+    Detached(Part),
+    /// Something the migration cannot follow.
+    Fault(Fault),
 }
 
 /// A running change stream.
@@ -150,6 +196,12 @@ pub trait Target: Send + Sync + 'static {
     /// Forgets the stored regions up to number `last` and remembers that the backfill is done: the stream has passed
     /// their seams.
     fn forget_regions(&self, last: i64) -> impl Future<Output = Outcome<()>> + Send;
+    /// Stores a part, durably, before the stream has anything of it. Can be repeated.
+    fn store_part(&self, part: &Part) -> impl Future<Output = Outcome<()>> + Send;
+    /// Remembers that the part's copy is in the stream's hands.
+    fn part_followed(&self, part: &Part) -> impl Future<Output = Outcome<()>> + Send;
+    /// Remembers that the part's rows are gone, and forgets its regions.
+    fn part_left(&self, part: &Part) -> impl Future<Output = Outcome<()>> + Send;
 }
 
 /// What a target has stored about a stream.
@@ -161,6 +213,8 @@ pub struct Stored {
     pub backfilled: bool,
     /// The copied regions of every unit, in the order in which they were stored.
     pub regions: BTreeMap<UnitId, Vec<StoredRegion>>,
+    /// Parts that came after the stream was born and are not in its hands yet.
+    pub parts: Vec<Part>,
 }
 
 /// A stored region.

@@ -56,6 +56,9 @@ impl Regions {
     }
 
     /// Routes a change; where its unit has no map any more, it applies.
+    ///
+    /// A part that came later has a map of its own while it is copied; the table's map, which then holds rows that
+    /// were repaired, decides about what that one lets through.
     pub fn route(
         &self,
         table: &Table,
@@ -65,9 +68,14 @@ impl Regions {
     ) -> Result<Routed, KeyIncomplete> {
         let mut state = self.lock();
         let x = xid.widen(state.near);
-        match state.units.get_mut(&change.unit) {
-            Some(unit) => route(table, unit, x, change, told),
-            None => Ok(Routed::Apply(change.clone())),
+        let routed = match state.units.get_mut(&change.unit) {
+            Some(unit) => route(table, unit, x, change, told)?,
+            None => Routed::Apply(change.clone()),
+        };
+        let whole = UnitId::from(table.id);
+        match (routed, state.units.get_mut(&whole)) {
+            (Routed::Apply(left), Some(unit)) if change.unit != whole => route(table, unit, x, &left, told),
+            (routed, _) => Ok(routed),
         }
     }
 
@@ -168,6 +176,16 @@ impl Regions {
     /// Puts a unit under a map again (a leaf that was attached, a row to be repaired).
     pub fn add(&self, unit: UnitId, regions: UnitRegions) {
         self.change(|s| s.units.insert(unit, regions));
+    }
+
+    /// The unit whose map decides about changes of `unit` of `table`.
+    pub fn deciding(&self, table: &Table, unit: UnitId) -> UnitId {
+        if self.lock().units.contains_key(&unit) { unit } else { table.id.into() }
+    }
+
+    /// Forgets a unit that is gone.
+    pub fn forget(&self, unit: UnitId) {
+        self.change(|s| s.units.remove(&unit));
     }
 
     /// How many regions have been marked so far, for [`Regions::retire`].

@@ -4,7 +4,7 @@
 
 use crate::change::{Action, Change, Value};
 use crate::key::{KeyIncomplete, KeyText};
-use crate::region::{Place, UnitRegions, Verdict};
+use crate::region::{Emptied, Extent, Place, UnitRegions, Verdict};
 use crate::seam::Xid;
 use crate::table::{Key, Table};
 
@@ -39,6 +39,11 @@ pub fn route(
 ) -> Result<Routed, KeyIncomplete> {
     let Some(key) = table.key() else { return Ok(route_unkeyed(unit, x, change)) };
     let (old, new) = match &change.action {
+        Action::Truncate { within: Some(within), .. } => match within.as_slice() {
+            // One row makes room for another: judged by its key, as a deletion is.
+            [(Extent::Key(only), _)] => (Some(only.clone()), None),
+            _ => return Ok(route_truncate(unit, x, change)),
+        },
         Action::Truncate { .. } => return Ok(route_truncate(unit, x, change)),
         Action::Insert { new } => (None, Some(KeyText::of(key, new)?)),
         Action::Delete { old } => (Some(KeyText::of(key, old)?), None),
@@ -100,16 +105,32 @@ fn route_unkeyed(unit: &mut UnitRegions, x: Xid, change: &Change) -> Routed {
 }
 
 fn route_truncate(unit: &mut UnitRegions, x: Xid, change: &Change) -> Routed {
-    let Action::Truncate { leaf, .. } = &change.action else { return Routed::Apply(change.clone()) };
+    let Action::Truncate { leaf, within: asked } = &change.action else {
+        return Routed::Apply(change.clone());
+    };
     match unit.judge_truncate(x) {
         Err(()) => Routed::Wait,
         Ok(None) => Routed::Apply(change.clone()),
-        Ok(Some(within)) if within.is_empty() => Routed::Drop,
-        Ok(Some(within)) => Routed::Apply(Change {
-            action: Action::Truncate { leaf: leaf.clone(), within: Some(within) },
-            ..change.clone()
-        }),
+        Ok(Some(within)) => {
+            let within = spare(within, asked.as_deref().unwrap_or_default());
+            if within.is_empty() {
+                return Routed::Drop;
+            }
+            let action = Action::Truncate { leaf: leaf.clone(), within: Some(within) };
+            Routed::Apply(Change { action, ..change.clone() })
+        }
     }
+}
+
+/// What the map leaves of a TRUNCATE, without the keys that the TRUNCATE itself spares.
+fn spare(within: Vec<Emptied>, asked: &[Emptied]) -> Vec<Emptied> {
+    let spared: Vec<&KeyText> = asked.iter().flat_map(|(_, spared)| spared).collect();
+    let keep = |(extent, _): &Emptied| !matches!(extent, Extent::Key(key) if spared.contains(&key));
+    let mut left: Vec<Emptied> = within.into_iter().filter(keep).collect();
+    for (_, keys) in left.iter_mut().filter(|(extent, _)| matches!(extent, Extent::Range { .. })) {
+        keys.extend(spared.iter().copied().cloned());
+    }
+    left
 }
 
 #[cfg(test)]
@@ -195,6 +216,29 @@ mod tests {
         assert_eq!(ask, Routed::Locate(vec![key.clone()]));
         told.insert(key, Place { bounds_below: 1, cuts: unit.bounds().1 });
         assert_eq!(route(&table, &mut unit, Xid(1), &c, &told).unwrap(), Routed::Drop);
+    }
+
+    #[test]
+    fn a_leaf_that_left_is_emptied_where_it_was_copied_and_spares_what_came_back() {
+        let spared = vec![KeyText::from_texts(["3"])];
+        let left = |within| change(Action::Truncate { leaf: None, within: Some(within) });
+        let whole = left(vec![(Extent::ALL, spared.clone())]);
+        let copied = Extent::Range { lower: None, upper: Some(KeyText::from_texts(["10"])) };
+        assert_eq!(routed(&mut half_copied(), 100, &whole), Routed::Apply(left(vec![(copied, spared)])));
+        assert_eq!(routed(&mut half_copied(), 99, &whole), Routed::Drop);
+        let mut followed = UnitRegions::followed(vec![KeyOrder::Integer]);
+        assert_eq!(routed(&mut followed, 100, &whole), Routed::Apply(whole));
+    }
+
+    #[test]
+    fn a_row_that_makes_room_is_judged_by_its_key() {
+        let room = |key: &'static str| {
+            let within = Some(vec![(Extent::Key(KeyText::from_texts([key])), vec![])]);
+            change(Action::Truncate { leaf: None, within })
+        };
+        assert_eq!(routed(&mut half_copied(), 100, &room("5")), Routed::Apply(room("5")));
+        assert_eq!(routed(&mut half_copied(), 99, &room("5")), Routed::Drop);
+        assert_eq!(routed(&mut half_copied(), 100, &room("15")), Routed::Drop);
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub struct TableId(pub u32);
 #[serde(transparent)]
 pub struct UnitId(pub u32);
 
+impl UnitId {
+    /// No unit: a change that no copy can contain, which therefore always applies.
+    pub const OUTSIDE: UnitId = UnitId(u32::MAX);
+}
+
 impl From<TableId> for UnitId {
     fn from(table: TableId) -> UnitId {
         UnitId(table.0)

@@ -15,7 +15,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
-use segue_model::table::{Table, UnitId};
+use segue_model::table::{Table, TableId, UnitId};
 use std::collections::HashSet;
 use std::fmt::Display;
 use tokio_postgres::Client;
@@ -25,6 +25,8 @@ use tokio_postgres::Client;
 pub struct SourceRelation {
     /// Its number on the source, as the change stream names it.
     pub oid: u32,
+    /// Its table.
+    pub table: TableId,
     /// The unit whose regions decide about its rows.
     pub unit: UnitId,
     /// Set for a leaf of a partitioned table.

@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS segue.heartbeat (
     migration text PRIMARY KEY, token bigint NOT NULL, beat_at timestamptz NOT NULL);
 
 -- signals to be found again in the change stream (published)
-CREATE TABLE IF NOT EXISTS segue.signal (migration text PRIMARY KEY, id bigint NOT NULL, at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS segue.signal (
+    migration text PRIMARY KEY, id bigint NOT NULL, at timestamptz NOT NULL, note jsonb);
 
 -- the source's side of a stream's identity
 CREATE TABLE IF NOT EXISTS segue.slot (
@@ -45,6 +46,13 @@ CREATE TABLE IF NOT EXISTS segue.region (
     migration text, direction text, unit int NOT NULL, extent jsonb NOT NULL, seam text NOT NULL,
     covered_by pg_lsn NOT NULL, rows bigint NOT NULL, bytes bigint NOT NULL, took_ms bigint NOT NULL,
     copied_at timestamptz NOT NULL, no bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (migration, direction, unit, no));
+
+-- target: the leaves of partitioned tables, those that came after the birth as units of their own;
+-- source: those that have left the stream, written in the transaction that took them out of it
+CREATE TABLE IF NOT EXISTS segue.unit (
+    migration text, direction text, unit int, table_id int NOT NULL, relation_oid oid, schema text NOT NULL,
+    name text NOT NULL, condition text NOT NULL, backfilled_at timestamptz, left_at timestamptz,
+    PRIMARY KEY (migration, direction, unit, relation_oid));
 
 -- commands to the driver and their answers (control database)
 CREATE TABLE IF NOT EXISTS segue.command (

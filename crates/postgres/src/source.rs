@@ -1,21 +1,19 @@
 //! The source side of a PostgreSQL migration: sessions and statements behind the engine's [`Source`] port.
 
 use crate::birth::StreamIdentity;
-use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
-use crate::copy::{PgReader, Relations, places};
+use crate::copy::{PgReader, places};
 use crate::error::fault_of;
-use crate::stream::{PgStream, RelationPlan, StreamPlan, StreamSource};
+use crate::leaves::{self, Book, Known};
+use crate::stream::{PgStream, StreamSource};
 use segue_engine::fault::Fault;
-use segue_engine::ports::{Outcome, Source};
+use segue_engine::ports::{Drift, Outcome, Part, Source};
 use segue_model::key::KeyText;
-use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::seam::Seam;
-use segue_model::table::{Table, TableId, UnitId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use segue_model::table::Table;
 use std::sync::Arc;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
@@ -24,41 +22,22 @@ pub struct PgSource {
     endpoint: Endpoint,
     identity: StreamIdentity,
     token: i64,
-    plan: watch::Sender<Arc<StreamPlan>>,
-    units: Arc<UnitRelations>,
+    book: Arc<Book>,
     /// One session for short questions and signals, opened when first needed.
     session: Mutex<Option<Arc<Client>>>,
 }
 
 impl PgSource {
-    /// The source behind `endpoint`, of which `relations` migrate as parts of `tables`.
+    /// The source behind `endpoint`, whose relations were settled to be `known`.
     pub async fn open(
         endpoint: Endpoint,
         identity: StreamIdentity,
         token: i64,
         tables: &[Arc<Table>],
-        relations: &[SourceRelation],
+        known: Known,
     ) -> Outcome<PgSource> {
-        let client = endpoint.connect("source").await?;
-        let signal = client.query_one("SELECT 'segue.signal'::regclass::oid", &[]);
-        let signal: u32 = signal.await.map_err(|e| fault_of(&e).during("looking for segue.signal"))?.get(0);
-        let plan = StreamPlan {
-            migration: identity.migration.clone(),
-            signal,
-            relations: relation_plans(tables, relations)?,
-            ignored: HashSet::new(),
-            own_origin: None,
-        };
-        let partitioned = relations.iter().filter(|r| r.leaf.is_some()).map(|r| r.unit).collect();
-        let units = UnitRelations { partitioned, leaves: BTreeMap::new() };
-        Ok(PgSource {
-            endpoint,
-            identity,
-            token,
-            plan: watch::Sender::new(Arc::new(plan)),
-            units: Arc::new(units),
-            session: Mutex::new(Some(Arc::new(client))),
-        })
+        let book = Book::open(endpoint.clone(), identity.clone(), token, tables, known).await?;
+        Ok(PgSource { endpoint, identity, token, book: Arc::new(book), session: Mutex::new(None) })
     }
 
     /// The shared session, opened anew if it was lost.
@@ -75,43 +54,6 @@ impl PgSource {
     }
 }
 
-fn relation_plans(
-    tables: &[Arc<Table>],
-    relations: &[SourceRelation],
-) -> Outcome<HashMap<u32, Arc<RelationPlan>>> {
-    let by_id: HashMap<TableId, &Arc<Table>> = tables.iter().map(|t| (t.id, t)).collect();
-    let plan = |relation: &SourceRelation| {
-        let unknown = || Fault::bug("SEGUE-PLAN", format!("{} belongs to no planned table", relation.name));
-        let table = by_id.get(&TableId(relation.unit.0)).ok_or_else(unknown)?;
-        let plan = RelationPlan {
-            table: Arc::clone(table),
-            unit: relation.unit,
-            leaf: relation.leaf.clone(),
-            expected: Vec::new(),
-        };
-        Ok((relation.oid, Arc::new(plan)))
-    };
-    relations.iter().map(plan).collect()
-}
-
-/// Where the rows of each unit are read.
-struct UnitRelations {
-    /// Units whose table is partitioned: read through the root.
-    partitioned: HashSet<UnitId>,
-    /// Units that are one leaf.
-    leaves: BTreeMap<UnitId, QualifiedName>,
-}
-
-impl Relations for UnitRelations {
-    fn relation(&self, table: &Table, unit: UnitId) -> String {
-        match self.leaves.get(&unit) {
-            Some(leaf) => format!("ONLY {}", leaf.sql()),
-            None if self.partitioned.contains(&unit) => table.source.sql(),
-            None => format!("ONLY {}", table.source.sql()),
-        }
-    }
-}
-
 impl Source for PgSource {
     type Stream = PgStream;
     type Reader = PgReader;
@@ -122,11 +64,12 @@ impl Source for PgSource {
             slot: self.identity.slot.clone(),
             publications: vec![self.identity.publication.clone()],
         };
-        PgStream::open(&source, self.plan.subscribe(), from).await
+        let stream = PgStream::open(&source, self.book.plan(), from).await?;
+        Ok(stream.watched_by(self.book.clone()))
     }
 
     async fn reader(&self) -> Outcome<PgReader> {
-        PgReader::open(&self.endpoint, self.units.clone()).await
+        PgReader::open(&self.endpoint, self.book.clone()).await
     }
 
     async fn seam(&self) -> Outcome<Seam> {
@@ -145,9 +88,8 @@ impl Source for PgSource {
         let client = self.session().await?;
         // One message, so one implicit transaction that an error ends. `local`: a signal says where the log is; it need not be on a standby, and must not wait for one.
         let sql = format!(
-            "SET LOCAL synchronous_commit = local; SELECT segue.enter({migration}, {token}); \
-             INSERT INTO segue.signal AS s VALUES ({migration}, 1, clock_timestamp()) \
-             ON CONFLICT (migration) DO UPDATE SET id = s.id + 1, at = excluded.at RETURNING id",
+            "SET LOCAL synchronous_commit = local; SELECT segue.enter({migration}, {token}); {}",
+            leaves::signal_sql(&self.identity.migration, None),
             migration = segue_model::sqltext::quote_literal(&self.identity.migration),
             token = self.token,
         );
@@ -164,6 +106,18 @@ impl Source for PgSource {
 
     async fn places(&self, table: &Table, bounds: &[KeyText], keys: &[KeyText]) -> Outcome<Vec<usize>> {
         places(&*self.session().await?, table, bounds, keys).await
+    }
+
+    async fn drift(&self) -> Outcome<Vec<Drift>> {
+        self.book.drift().await
+    }
+
+    async fn adopt(&self, part: &Part) -> Outcome<bool> {
+        self.book.adopt(part).await
+    }
+
+    async fn leave(&self, part: &Part) -> Outcome<u64> {
+        self.book.leave(part).await
     }
 
     async fn log_end(&self) -> Outcome<Position> {

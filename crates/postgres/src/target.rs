@@ -3,15 +3,17 @@
 use crate::apply::PgApplier;
 use crate::authority::Authority;
 use crate::connect::Endpoint;
-use crate::copy::PgWriter;
+use crate::copy::{PgWriter, UnitConditions};
 use crate::error::fault_of;
+use crate::leaves;
 use segue_engine::fault::Fault;
-use segue_engine::ports::{Checkpoint, Outcome, Stored, StoredRegion, Target};
+use segue_engine::ports::{Checkpoint, Outcome, Part, Stored, StoredRegion, Target};
 use segue_model::position::Position;
 use segue_model::region::CopiedRegion;
 use segue_model::seam::Xid;
 use segue_model::table::UnitId;
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -19,16 +21,30 @@ use tokio_postgres::{Client, Row};
 pub struct PgTarget {
     endpoint: Endpoint,
     authority: Authority,
+    /// Of the leaves that came late.
+    conditions: UnitConditions,
 }
 
 impl PgTarget {
     /// The target behind `endpoint`, written with `authority`.
     pub fn new(endpoint: Endpoint, authority: Authority) -> PgTarget {
-        PgTarget { endpoint, authority }
+        PgTarget { endpoint, authority, conditions: UnitConditions::default() }
     }
 
     async fn session(&self) -> Outcome<Client> {
         self.endpoint.connect("target").await
+    }
+
+    fn authority(&self) -> (&str, &str, i64) {
+        (&self.authority.migration, self.authority.direction.as_str(), self.authority.token)
+    }
+
+    /// The condition by which the copy of a late leaf replaces rows.
+    fn tell(&self, part: &Part) {
+        if part.is_late() {
+            let mut conditions = self.conditions.write().unwrap_or_else(PoisonError::into_inner);
+            conditions.insert(part.unit, part.condition.clone());
+        }
     }
 
     async fn regions(&self, client: &Client) -> Outcome<BTreeMap<UnitId, Vec<StoredRegion>>> {
@@ -67,7 +83,7 @@ impl Target for PgTarget {
     type Applier = PgApplier;
 
     async fn writer(&self) -> Outcome<PgWriter> {
-        PgWriter::open(&self.endpoint, self.authority.clone()).await
+        PgWriter::open(&self.endpoint, self.authority.clone(), self.conditions.clone()).await
     }
 
     async fn applier(&self) -> Outcome<PgApplier> {
@@ -95,7 +111,23 @@ impl Target for PgTarget {
             Fault::bug("SEGUE-STREAM-ROW", format!("the skipped transactions cannot be read: {e}"))
         })?;
         let checkpoint = Checkpoint { position: Position(position.into()), skipped };
-        Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await? })
+        let (parts, late) = leaves::late(&client, &authority.migration, authority.direction.as_str()).await?;
+        late.iter().for_each(|part| self.tell(part));
+        Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await?, parts })
+    }
+
+    async fn store_part(&self, part: &Part) -> Outcome<()> {
+        leaves::store(&self.session().await?, self.authority(), part).await?;
+        self.tell(part);
+        Ok(())
+    }
+
+    async fn part_followed(&self, part: &Part) -> Outcome<()> {
+        leaves::mark(&self.session().await?, self.authority(), part, leaves::Mark::Followed).await
+    }
+
+    async fn part_left(&self, part: &Part) -> Outcome<()> {
+        leaves::mark(&self.session().await?, self.authority(), part, leaves::Mark::Left).await
     }
 
     async fn last_region(&self) -> Outcome<i64> {

@@ -57,8 +57,13 @@ impl Source {
         };
         for (i, name) in tables.iter().enumerate() {
             let table = support::table(&client, i as u32, name).await;
-            let relation =
-                RelationPlan { table: Arc::new(table), unit: UnitId(i as u32), leaf: None, expected: vec![] };
+            let relation = RelationPlan {
+                table: Arc::new(table),
+                unit: UnitId(i as u32),
+                leaf: None,
+                loose: false,
+                expected: vec![],
+            };
             plan.relations.insert(oid(format!("public.\"{name}\"")).await, Arc::new(relation));
         }
         Source { cluster, client, plan: watch::channel(Arc::new(plan)).0, from: from.parse().unwrap() }
@@ -311,6 +316,7 @@ async fn leaves_are_read_as_their_root_and_truncated_one_by_one() {
             table: root.clone(),
             unit: UnitId(0),
             leaf: Some(leaf),
+            loose: false,
             expected: vec![
                 Expectation { type_oid: 23, type_modifier: -1 },
                 Expectation { type_oid: 25, type_modifier: -1 },

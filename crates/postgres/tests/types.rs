@@ -143,8 +143,13 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
     source.batch_execute("CREATE PUBLICATION p FOR TABLE zoo").await.unwrap();
     source.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
     let oid = source.query_one("SELECT 'zoo'::regclass::oid", &[]).await.unwrap().get(0);
-    let relation =
-        RelationPlan { table: Arc::new(planned.clone()), unit: UnitId(0), leaf: None, expected: vec![] };
+    let relation = RelationPlan {
+        table: Arc::new(planned.clone()),
+        unit: UnitId(0),
+        leaf: None,
+        loose: false,
+        expected: vec![],
+    };
     let plan = StreamPlan { relations: [(oid, Arc::new(relation))].into(), ..StreamPlan::default() };
     let from: String = source
         .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[])

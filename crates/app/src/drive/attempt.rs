@@ -17,6 +17,7 @@ use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 
+use segue_postgres::leaves;
 use segue_postgres::schema;
 use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
@@ -207,6 +208,7 @@ impl<'d> Attempt<'d> {
         )
         .await?;
         self.driver.record(self.lease, "born", body).await?;
+        leaves::remember_born(target, &identity, token, &catalog.relations).await?;
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
         Ok(identity)
@@ -236,7 +238,11 @@ impl<'d> Attempt<'d> {
         let slot = identity.slot.clone();
         let (source, target) =
             (sides.source.marked(spec.name.as_str()), sides.target.marked(spec.name.as_str()));
-        let source = PgSource::open(source, identity, token, &tables, &catalog.relations).await?;
+        let known = {
+            let (from, to) = (source.connect("leaves").await?, target.connect("leaves").await?);
+            leaves::settle(&from, &to, &identity, token, tables.len(), &catalog.relations).await?
+        };
+        let source = PgSource::open(source, identity, token, &tables, known).await?;
         let target = PgTarget::new(target, authority);
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let settings = Settings {

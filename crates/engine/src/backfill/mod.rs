@@ -35,7 +35,8 @@ pub struct Work {
     pub unit: UnitId,
     /// Its table.
     pub table: Arc<Table>,
-    /// Rows that are already there are removed first (a leaf attached later).
+    /// Rows that are already there are removed first (a leaf attached later): by the whole unit's condition, so the
+    /// unit is one region.
     pub replace: bool,
     /// Held while a bound is looked up, so that two workers do not cut the same gap.
     cutting: tokio::sync::Mutex<()>,
@@ -152,6 +153,7 @@ async fn take<'w, S: Source, T: Target>(
         let Some((gap, within)) = shared.regions.next_gap(task.unit) else { continue };
         let upper = match task.table.one_region {
             Some(_) => None,
+            None if task.replace => None,
             None => {
                 let rows = task.region_rows.load(Ordering::Relaxed).min(affordable(shared, &task.table));
                 let bound = reader.bound_after(&task.table, task.unit, &within, rows).await;

@@ -245,7 +245,9 @@ impl<S: Source, T: Target> Builder<S, T> {
             match self.regions().route(table, xid, change, &told).map_err(incomplete)? {
                 Routed::Apply(change) => return Ok(Next::Keep(change)),
                 Routed::Drop => return Ok(Next::Drop),
-                Routed::Locate(keys) => told = self.locate(table, change.unit, keys).await?,
+                Routed::Locate(keys) => {
+                    told = self.locate(table, self.regions().deciding(table, change.unit), keys).await?
+                }
                 Routed::Wait => {
                     self.hand_on(batch).await?;
                     let reason = format!("a region of {} is being copied", table.source);
@@ -255,7 +257,8 @@ impl<S: Source, T: Target> Builder<S, T> {
                     woken.map_err(|_| gone())?;
                 }
                 Routed::CopyKey(key) => {
-                    self.copy_key(batch, table, change.unit, xid, key).await?;
+                    let unit = self.regions().deciding(table, change.unit);
+                    self.copy_key(batch, table, unit, xid, key).await?;
                     return Ok(Next::StartAgain);
                 }
             }

@@ -209,6 +209,15 @@ impl Source for FakeSource {
         dither(&self.db).await;
         Ok(keys.iter().map(|k| bounds.iter().filter(|b| id_of(b) < id_of(k)).count()).collect())
     }
+    async fn drift(&self) -> Outcome<Vec<Drift>> {
+        Ok(Vec::new())
+    }
+    async fn adopt(&self, _: &Part) -> Outcome<bool> {
+        Ok(false)
+    }
+    async fn leave(&self, _: &Part) -> Outcome<u64> {
+        self.signal().await
+    }
     async fn log_end(&self) -> Outcome<Position> {
         Ok(Position(self.db.lock().unwrap().log.len() as u64 * 10))
     }
@@ -320,6 +329,15 @@ impl Target for FakeTarget {
     }
     async fn last_region(&self) -> Outcome<i64> {
         Ok(0)
+    }
+    async fn store_part(&self, _: &Part) -> Outcome<()> {
+        Ok(())
+    }
+    async fn part_followed(&self, _: &Part) -> Outcome<()> {
+        Ok(())
+    }
+    async fn part_left(&self, _: &Part) -> Outcome<()> {
+        Ok(())
     }
     async fn forget_regions(&self, _: i64) -> Outcome<()> {
         let mut durable = self.durable.lock().unwrap();

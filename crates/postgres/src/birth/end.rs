@@ -17,6 +17,7 @@ const TABLES: &[&str] = &[
     "slot",
     "stream",
     "region",
+    "unit",
     "command",
     "status",
     "journal",

@@ -29,6 +29,8 @@ pub struct Drift {
     pub attached: Vec<Attached>,
     /// Leaves that are detached or dropped.
     pub detached: Vec<SourceRelation>,
+    /// Leaves that another condition describes now, with that one: their bounds were changed, or their siblings.
+    pub rebound: Vec<SourceRelation>,
     /// Relations whose files were replaced (VACUUM FULL, CLUSTER, TRUNCATE, a rewrite): their rows may be the same.
     pub rewritten: Vec<QualifiedName>,
     /// Changes that the migration cannot follow.
@@ -44,6 +46,9 @@ struct Shape {
     root: u32,
     name: QualifiedName,
     partitioned: bool,
+    /// A default partition, or below one: what is a row of it depends on its siblings.
+    loose: bool,
+    bound: Option<String>,
     file: u32,
     /// Number of the names, types and numbers of all columns.
     columns: i64,
@@ -52,13 +57,15 @@ struct Shape {
 
 /// One light query without a lock on any table, so that it may run every few seconds beside DDL.
 const SHAPES: &str = "
-    WITH RECURSIVE tree(root, oid) AS (
-        SELECT c.oid, c.oid FROM unnest($1::text[], $2::text[]) w(nspname, relname)
+    WITH RECURSIVE tree(root, oid, loose) AS (
+        SELECT c.oid, c.oid, false FROM unnest($1::text[], $2::text[]) w(nspname, relname)
           JOIN pg_namespace n ON n.nspname = w.nspname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname
         UNION ALL
-        SELECT t.root, i.inhrelid FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
-          JOIN pg_inherits i ON i.inhparent = t.oid)
-    SELECT t.root, c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned, c.relfilenode, c.relreplident::text,
+        SELECT t.root, i.inhrelid, t.loose OR coalesce(pg_get_expr(b.relpartbound, b.oid) = 'DEFAULT', false)
+          FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
+          JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class b ON b.oid = i.inhrelid)
+    SELECT t.root, c.oid, n.nspname, c.relname, c.relkind = 'p' AS partitioned, t.loose,
+           pg_get_expr(c.relpartbound, c.oid) AS bound, c.relfilenode, c.relreplident::text,
            coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod,
                         a.attgenerated, a.attidentity, a.attnotnull), ';' ORDER BY a.attnum), 0)
                FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS columns
@@ -70,9 +77,27 @@ fn shape_of(row: &Row) -> Shape {
         root: row.get("root"),
         name: QualifiedName::new(row.get::<_, &str>("nspname"), row.get::<_, &str>("relname")),
         partitioned: row.get("partitioned"),
+        loose: row.get("loose"),
+        bound: row.get("bound"),
         file: row.get("relfilenode"),
         columns: row.get("columns"),
         replica_identity: row.get("relreplident"),
+    }
+}
+
+impl Shapes {
+    /// Whether what is a row of the leaf depends on its siblings: a default partition, or below one.
+    pub fn is_loose(&self, oid: u32) -> bool {
+        self.0.get(&oid).is_some_and(|shape| shape.loose)
+    }
+
+    /// Whether the tree of partitions below `root` is another one than `other`'s.
+    fn differs_below(&self, root: u32, other: &Shapes) -> bool {
+        let tree = |shapes: &Shapes| -> HashMap<u32, Option<String>> {
+            let below = shapes.0.iter().filter(|(_, shape)| shape.root == root);
+            below.map(|(oid, shape)| (*oid, shape.bound.clone())).collect()
+        };
+        tree(self) != tree(other)
     }
 }
 
@@ -99,7 +124,7 @@ pub async fn drift(
         match now.0.iter().find(|(oid, shape)| **oid == shape.root && shape.name == table.source) {
             Some((oid, _)) => drop(by_root.insert(*oid, table)),
             None => drift.faults.push(refusal(
-                "SEGUE-SCHEMA-CHANGED",
+                "SEGUE-DDL-DRIFT",
                 &table.source,
                 "was dropped or renamed on the source",
                 "give it its name back, or cancel the migration",
@@ -120,10 +145,27 @@ pub async fn drift(
     fresh.sort_by(|a, b| a.1.name.cmp(&b.1.name));
     for (oid, shape) in fresh {
         let Some(table) = by_root.get(&shape.root) else { continue };
-        let leaf = leaf(source, *oid, shape, table, &now).await?;
-        let relation = SourceRelation { oid: *oid, unit: UnitId(next), leaf, name: shape.name.clone() };
+        // Gone again already: no matter.
+        let Some(leaf) = leaf(source, *oid, shape, table, &now).await? else { continue };
+        let leaf = Some(leaf);
+        let relation =
+            SourceRelation { oid: *oid, table: table.id, unit: UnitId(next), leaf, name: shape.name.clone() };
         drift.attached.push(Attached { table: table.id, relation });
         next = next.saturating_add(1);
+    }
+    for relation in relations.iter().filter(|relation| relation.leaf.is_some()) {
+        let Some(shape) = now.0.get(&relation.oid) else { continue };
+        let Some(table) = by_root.get(&shape.root).filter(|_| now.differs_below(shape.root, was)) else {
+            continue;
+        };
+        let bound_changed = was.0.get(&relation.oid).is_some_and(|was| was.bound != shape.bound);
+        if !shape.loose && !bound_changed {
+            continue;
+        }
+        let Some(leaf) = leaf(source, relation.oid, shape, table, &now).await? else { continue };
+        if relation.leaf.as_ref().is_some_and(|was| was.condition != leaf.condition) {
+            drift.rebound.push(SourceRelation { leaf: Some(leaf), ..relation.clone() });
+        }
     }
     Ok((drift, now))
 }
@@ -134,7 +176,7 @@ fn compare(relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &
         let what = "was altered on the source (columns, types or replica identity)";
         let next_step =
             "undo the change, or cancel the migration and start again with the new form on both sides";
-        drift.faults.push(refusal("SEGUE-SCHEMA-CHANGED", &relation.name, what, next_step));
+        drift.faults.push(refusal("SEGUE-DDL-DRIFT", &relation.name, what, next_step));
     }
     if was.file != now.file {
         drift.rewritten.push(now.name.clone());
@@ -148,10 +190,10 @@ async fn leaf(
     table: &Table,
     now: &Shapes,
 ) -> Outcome<Option<Leaf>> {
-    let sql = "SELECT pg_get_partition_constraintdef($1)";
-    let row = source.query_one(sql, &[&oid]).await;
-    let condition: Option<String> =
-        row.map_err(|e| fault_of(&e).during(format_args!("reading the bounds of {}", shape.name)))?.get(0);
+    let sql = "SELECT coalesce(pg_get_partition_constraintdef(oid), 'true') FROM pg_class WHERE oid = $1 AND relispartition";
+    let row = source.query_opt(sql, &[&oid]).await;
+    let row = row.map_err(|e| fault_of(&e).during(format_args!("reading the bounds of {}", shape.name)))?;
+    let condition: Option<String> = row.map(|row| row.get(0));
     let partitioned: HashMap<u32, QualifiedName> =
         now.0.iter().filter(|(_, s)| s.partitioned).map(|(oid, s)| (*oid, s.name.clone())).collect();
     Ok(condition.map(|condition| Leaf {

@@ -255,7 +255,7 @@ pub(super) async fn leaves(
                JOIN pg_inherits i ON i.inhparent = t.oid)
          SELECT t.root, {RELATION}, c.reltuples,
                 CASE WHEN c.relkind = 'r' THEN pg_table_size(c.oid) ELSE 0 END AS bytes,
-                CASE WHEN t.root <> c.oid THEN pg_get_partition_constraintdef(c.oid) END AS condition
+                CASE WHEN t.root <> c.oid THEN coalesce(pg_get_partition_constraintdef(c.oid), 'true') END AS condition
            FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
           ORDER BY n.nspname, c.relname"
     );

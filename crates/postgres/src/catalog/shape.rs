@@ -107,6 +107,7 @@ fn source_relation(
     let condition = relation.condition.as_ref();
     SourceRelation {
         oid: relation.oid,
+        table: TableId(unit.0),
         unit,
         name: relation.name.clone(),
         leaf: condition.map(|condition| Leaf {

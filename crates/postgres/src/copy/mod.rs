@@ -7,7 +7,7 @@ mod writer;
 
 pub(crate) use reader::places;
 pub use reader::{PgReader, Relations};
-pub use writer::PgWriter;
+pub use writer::{PgWriter, UnitConditions};
 
 use segue_model::key::KeyText;
 use segue_model::region::Extent;

@@ -31,6 +31,10 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
 pub trait Relations: Send + Sync + 'static {
     /// What stands behind FROM for `unit`.
     fn relation(&self, table: &Table, unit: UnitId) -> String;
+    /// A further condition on the rows read from there.
+    fn only(&self, _table: &Table, _unit: UnitId) -> Option<String> {
+        None
+    }
 }
 
 /// Reads regions in one session.
@@ -65,6 +69,14 @@ impl PgReader {
             if version >= 130_000 { "pg_current_snapshot()" } else { "txid_current_snapshot()" };
         Ok(PgReader { client, relations, snapshot_function, segment_bytes, rows: None })
     }
+
+    fn condition(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
+        let within = extent_condition(table, extent, Side::Source);
+        match self.relations.only(table, unit) {
+            Some(only) => format!("({within}) AND {only}"),
+            None => within,
+        }
+    }
 }
 
 impl RegionReader for PgReader {
@@ -81,7 +93,7 @@ impl RegionReader for PgReader {
             "SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {rows} LIMIT 1",
             texts.join(", "),
             self.relations.relation(table, unit),
-            extent_condition(table, within, Side::Source),
+            self.condition(table, unit, within),
             names.join(", "),
         );
         let row = self.client.query_opt(&statement, &[]).await.map_err(|e| fault_of(&e))?;
@@ -110,7 +122,7 @@ impl RegionReader for PgReader {
             "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT {}",
             column_list(table, Side::Source),
             self.relations.relation(table, unit),
-            extent_condition(table, extent, Side::Source),
+            self.condition(table, unit, extent),
             CopyForm::of(table).sql()
         );
         let rows = self.client.copy_out(&statement).await.map_err(|e| fault_of(&e))?;

@@ -10,7 +10,9 @@ use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::{Outcome, RegionRecord, RegionWriter};
 use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
 use tokio_postgres::{Client, CopyInSink};
 
 /// Rows are handed to the session in parts of at most this size.
@@ -20,25 +22,47 @@ const SEND_BYTES_MAX: usize = 1 << 20;
 pub struct PgWriter {
     client: Client,
     authority: Authority,
+    conditions: UnitConditions,
     sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
     rows: u64,
 }
 
 impl PgWriter {
     /// Opens the session: replica role (no triggers, no foreign keys), the stream's origin name is not needed here.
-    pub async fn open(endpoint: &Endpoint, authority: Authority) -> Outcome<PgWriter> {
+    ///
+    /// `conditions` tell the rows of units that are one leaf each.
+    pub async fn open(
+        endpoint: &Endpoint,
+        authority: Authority,
+        conditions: UnitConditions,
+    ) -> Outcome<PgWriter> {
         let client = endpoint.connect("copy").await?;
         client
             .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
             .await
             .map_err(|e| fault_of(&e))?;
-        Ok(PgWriter { client, authority, sink: None, rows: 0 })
+        Ok(PgWriter { client, authority, conditions, sink: None, rows: 0 })
+    }
+}
+
+/// The condition that the rows of each unit fulfil, of units that are one leaf each.
+pub type UnitConditions = Arc<RwLock<HashMap<UnitId, String>>>;
+
+impl PgWriter {
+    /// The condition of the rows that a region replaces.
+    fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
+        let conditions = self.conditions.read().unwrap_or_else(PoisonError::into_inner);
+        match (extent, conditions.get(&unit)) {
+            (Extent::Range { .. }, Some(leaf)) => {
+                format!("({leaf}) AND ({})", extent_condition(table, extent, Side::Target))
+            }
+            (Extent::Range { .. } | Extent::Key(_), _) => extent_condition(table, extent, Side::Target),
+        }
     }
 }
 
 impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
-        let _ = unit;
         self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|e| fault_of(&e))?;
         let Authority { migration, token, .. } = &self.authority;
         let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
@@ -49,8 +73,7 @@ impl RegionWriter for PgWriter {
             let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
             // Tables that inherit from it have rows of their own under the same keys.
             let only = if row.get(0) { "" } else { "ONLY " };
-            let delete =
-                format!("DELETE FROM {only}{name} WHERE {}", extent_condition(table, extent, Side::Target));
+            let delete = format!("DELETE FROM {only}{name} WHERE {}", self.replaced(table, unit, extent));
             self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
         }
         let statement = format!(

@@ -3,9 +3,11 @@
 //! Owns the order of transactions, the rule which of them are skipped, and the strict reading of rows against the plan:
 //! a row is delivered, or it belongs to what the plan says is not ours, or the stream ends with a fault.
 
+mod note;
 mod relations;
 
-pub use relations::{Expectation, RelationPlan, StreamPlan};
+pub use note::{Left, Note};
+pub use relations::{Departed, Expectation, RelationPlan, StreamPlan};
 
 use crate::connect::Endpoint;
 use crate::pgoutput::{self, Message, Old};
@@ -18,6 +20,8 @@ use segue_model::position::Position;
 use segue_model::seam::Xid32;
 use segue_model::sqltext::quote_literal;
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -32,14 +36,31 @@ pub struct StreamSource {
     pub publications: Vec<String>,
 }
 
+/// Hears when the stream is about to describe a relation anew.
+///
+/// A server does so before the next row after the relation, or what its partition constraint depends on, was altered: in
+/// particular before the first row that was written to a leaf after it was detached, and before the first row of its range
+/// that was written to the default partition instead. What is gone by now is therefore found before any such row is read.
+pub trait LeafWatch: Send + Sync {
+    /// The relation is described; the plan may change before this ends.
+    fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
+}
+
 /// A running change stream.
 pub struct PgStream {
     replication: Replication,
     reader: Reader,
     ready: VecDeque<StreamEvent>,
+    leaves: Option<Arc<dyn LeafWatch>>,
 }
 
 impl PgStream {
+    /// Tells `leaves` of descriptions before it reads on.
+    #[must_use]
+    pub fn watched_by(self, leaves: Arc<dyn LeafWatch>) -> PgStream {
+        PgStream { leaves: Some(leaves), ..self }
+    }
+
     /// Opens the stream after `from`, which must be the stored checkpoint: the source is told at once that
     /// everything before it is durable. `plan` may change while the stream runs.
     pub async fn open(
@@ -50,7 +71,7 @@ impl PgStream {
         let mut connection = Connection::open(&source.endpoint).await?;
         check_slot(&mut connection, &source.slot, from).await?;
         let replication = connection.start(&source.slot, from, &source.publications).await?;
-        Ok(PgStream { replication, reader: Reader::new(plan, from), ready: VecDeque::new() })
+        Ok(PgStream { replication, reader: Reader::new(plan, from), ready: VecDeque::new(), leaves: None })
     }
 }
 
@@ -68,6 +89,9 @@ impl ChangeStream for PgStream {
                             format!("a message of the change stream cannot be read: {e}"),
                         )
                     })?;
+                    if let (Message::Relation(relation), Some(leaves)) = (&message, &self.leaves) {
+                        leaves.described(relation.oid).await?;
+                    }
                     self.reader.read(message, &mut self.ready)?;
                 }
                 Frame::Keepalive { log_end, .. } => self.ready.extend(self.reader.idle(log_end)),
@@ -224,19 +248,32 @@ impl Reader {
         };
         match self.relations.find(relation)? {
             Found::Ignored => {}
-            Found::Signal => out.extend(self.relations.signal(relation, &rows)?.map(StreamEvent::Signal)),
+            Found::Signal => self.signal(relation, &rows, out)?,
             Found::Table(shape) => {
                 let action = action(&shape, rows)?;
                 let (table, unit) = (shape.plan.table.id, shape.plan.unit);
+                if shape.plan.loose {
+                    out.extend(self.relations.make_room(&shape.plan, &action)?.map(StreamEvent::Change));
+                }
                 out.push_back(StreamEvent::Change(Change { table, unit, action }));
             }
         }
         Ok(())
     }
 
+    fn signal(&mut self, relation: u32, rows: &Rows, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let Some((id, note)) = self.relations.signal(relation, rows)? else { return Ok(()) };
+        if let Some(Note::Left(left)) = note {
+            self.relations.has_left(&left);
+            out.push_back(StreamEvent::Change(left.change()));
+        }
+        out.push_back(StreamEvent::Signal(id));
+        Ok(())
+    }
+
     fn truncate(&mut self, relation: u32, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
         if let Some(plan) = self.relations.truncated(relation)? {
-            let action = Action::Truncate { leaf: plan.leaf.clone(), within: None };
+            let action = Action::Truncate { leaf: self.relations.emptied(&plan), within: None };
             out.push_back(StreamEvent::Change(Change { table: plan.table.id, unit: plan.unit, action }));
         }
         Ok(())

@@ -3,11 +3,14 @@
 //! A RELATION message is checked against the plan when the first row of it arrives, and again when the plan changes.
 
 use super::Rows;
+use super::note::{Left, Note};
 use crate::pgoutput::{Relation, RelationOid, ReplicaIdentity};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::change::{Leaf, Row, Value};
-use segue_model::table::{Table, UnitId};
+use segue_model::change::{Action, Change, Leaf, Row, Value};
+use segue_model::key::KeyText;
+use segue_model::region::Extent;
+use segue_model::table::{Table, TableId, UnitId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -23,9 +26,20 @@ pub struct StreamPlan {
     pub relations: HashMap<RelationOid, Arc<RelationPlan>>,
     /// Relations that are no longer ours: detached leaves.
     pub ignored: HashSet<RelationOid>,
+    /// Leaves that are gone and whose end the stream may not have reached, by relation and unit.
+    pub departed: HashMap<(RelationOid, UnitId), Departed>,
     /// Changes that this replication origin replayed on the source are Segue's own and not delivered; their
     /// transactions still begin and end.
     pub own_origin: Option<String>,
+}
+
+/// A leaf that is gone.
+#[derive(Clone, Debug)]
+pub struct Departed {
+    /// Its table.
+    pub table: TableId,
+    /// How the target finds its rows.
+    pub leaf: Leaf,
 }
 
 /// One relation that migrates.
@@ -37,6 +51,8 @@ pub struct RelationPlan {
     pub unit: UnitId,
     /// Set for a leaf of a partitioned table: how the target finds its rows.
     pub leaf: Option<Leaf>,
+    /// It may hold rows of the range of a leaf that is gone: a default partition.
+    pub loose: bool,
     /// What its columns were when it was planned, one for each of [`Table::columns`]; empty: not known, so the
     /// first description in the stream counts.
     pub expected: Vec<Expectation>,
@@ -107,6 +123,8 @@ pub(super) struct Relations {
     shapes: HashMap<RelationOid, Arc<Shape>>,
     /// Types at the first description, for relations whose plan does not know them.
     first_types: HashMap<RelationOid, HashMap<String, u32>>,
+    /// Leaves whose end this stream has passed.
+    passed: HashSet<(RelationOid, UnitId)>,
 }
 
 fn drift(what: String, next_step: impl Into<String>) -> Fault {
@@ -127,6 +145,7 @@ impl Relations {
             described: HashMap::new(),
             shapes: HashMap::new(),
             first_types: HashMap::new(),
+            passed: HashSet::new(),
         }
     }
 
@@ -225,8 +244,53 @@ impl Relations {
         Ok(Shape { plan, name, place, width, straight })
     }
 
-    /// The number of a signal, if the row is one for this migration.
-    pub(super) fn signal(&mut self, oid: RelationOid, rows: &Rows) -> Outcome<Option<u64>> {
+    /// Leaves of `table` that are gone, and whose end is still to come.
+    fn departed(&mut self, table: TableId) -> Vec<Leaf> {
+        self.plan();
+        let departed = self.held.departed.iter().filter(|(whose, _)| !self.passed.contains(*whose));
+        departed.filter(|(_, gone)| gone.table == table).map(|(_, gone)| gone.leaf.clone()).collect()
+    }
+
+    /// The stream has reached the end of a leaf.
+    pub(super) fn has_left(&mut self, left: &Left) {
+        self.passed.insert((left.relation, left.unit));
+    }
+
+    /// What has to go before a row takes its place in a leaf like the default partition. A row whose key lies in the range of a leaf
+    /// that is gone can only have come after that leaf was detached: the target may still have that leaf's row.
+    pub(super) fn make_room(
+        &mut self,
+        plan: &RelationPlan,
+        action: &Action,
+    ) -> Outcome<impl Iterator<Item = Change> + use<>> {
+        let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", plan.table.source));
+        let key = match (plan.table.key(), action) {
+            (Some(key), Action::Insert { new } | Action::Update { old: Some(_), new }) => {
+                Some(KeyText::of(key, new).map_err(incomplete)?)
+            }
+            (Some(_), Action::Update { old: None, .. } | Action::Delete { .. } | Action::Truncate { .. })
+            | (None, _) => None,
+        };
+        let departed = if key.is_some() { self.departed(plan.table.id) } else { Vec::new() };
+        let (table, unit) = (plan.table.id, plan.unit);
+        Ok(departed.into_iter().filter_map(move |leaf| {
+            let within = Some(vec![(Extent::Key(key.clone()?), Vec::new())]);
+            Some(Change { table, unit, action: Action::Truncate { leaf: Some(leaf), within } })
+        }))
+    }
+
+    /// What a TRUNCATE of a relation empties: not the rows of leaves that are gone, whose end is still to come.
+    pub(super) fn emptied(&mut self, plan: &RelationPlan) -> Option<Leaf> {
+        let leaf = plan.leaf.clone()?;
+        let departed = if plan.loose { self.departed(plan.table.id) } else { Vec::new() };
+        let condition = departed.iter().fold(leaf.condition, |condition, gone| {
+            format!("({condition}) AND ({}) IS NOT TRUE", gone.condition)
+        });
+        Some(Leaf { condition, ..leaf })
+    }
+
+    /// The number of a signal and its note, if the row is one for this migration.
+    pub(super) fn signal(&mut self, oid: RelationOid, rows: &Rows) -> Outcome<Option<(u64, Option<Note>)>> {
         let (Rows::Insert { new } | Rows::Update { new, .. }) = rows else { return Ok(None) };
         let described = self.described(oid)?;
         let value = |name: &str| {
@@ -237,7 +301,12 @@ impl Relations {
         else {
             return Err(Fault::bug("SEGUE-SIGNAL", "a row of segue.signal cannot be read"));
         };
-        Ok((migration == self.held.migration).then_some(id))
+        if migration != self.held.migration {
+            return Ok(None);
+        }
+        let note = value("note").map(serde_json::from_str).transpose();
+        let unknown = |e| Fault::bug("SEGUE-SIGNAL", format!("the note of signal {id} cannot be read: {e}"));
+        Ok(Some((id, note.map_err(unknown)?)))
     }
 }
 

@@ -42,12 +42,14 @@ fn keyed() -> Table {
 }
 
 fn plan_of(table: Table) -> StreamPlan {
-    let relation = RelationPlan { table: Arc::new(table), unit: UnitId(3), leaf: None, expected: vec![] };
+    let relation =
+        RelationPlan { table: Arc::new(table), unit: UnitId(3), leaf: None, loose: false, expected: vec![] };
     StreamPlan {
         migration: "m".into(),
         signal: SIGNAL,
         relations: [(T, Arc::new(relation))].into(),
         ignored: [200].into(),
+        departed: Default::default(),
         own_origin: Some("segue_m_forward".into()),
     }
 }

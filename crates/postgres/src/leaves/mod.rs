@@ -1,0 +1,364 @@
+//! The leaves of partitioned source tables: which ones the stream has, which have come and which are gone.
+//!
+//! Owns the stream's plan. What it decides about a leaf never goes back: one that was found gone once leaves the stream,
+//! even if it was attached again in the meantime; it then comes back as a new one.
+
+mod adopt;
+mod leave;
+mod store;
+
+pub(crate) use leave::signal_sql;
+pub use store::{Known, remember_born, settle};
+pub(crate) use store::{Mark, late, mark, store};
+
+use crate::birth::StreamIdentity;
+use crate::catalog::{SourceRelation, drift};
+use crate::connect::Endpoint;
+use crate::copy::Relations;
+use crate::error::fault_of;
+use crate::stream::{Departed, LeafWatch, RelationPlan, StreamPlan};
+use leave::{Leave, Leaving, Loose};
+use segue_engine::fault::Fault;
+use segue_engine::ports::{Drift, Outcome, Part};
+use segue_model::change::Leaf;
+use segue_model::table::{Table, TableId, UnitId};
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+/// The leaves of one stream.
+pub struct Book {
+    endpoint: Endpoint,
+    stream: StreamIdentity,
+    token: i64,
+    tables: Vec<Table>,
+    by_id: HashMap<TableId, Arc<Table>>,
+    plan: watch::Sender<Arc<StreamPlan>>,
+    state: Mutex<State>,
+    /// A session for short questions, opened when first needed.
+    session: tokio::sync::Mutex<Option<Arc<Client>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: Vec<SourceRelation>,
+    /// Gone, and not yet said so in the stream by this process.
+    left: Vec<Part>,
+    joined: HashSet<u32>,
+    /// Leaves that may hold rows of another one's range after that one is gone.
+    loose: HashSet<u32>,
+    shapes: drift::Shapes,
+    next_unit: u32,
+    /// Units promised to leaves that are not adopted yet.
+    promised: HashMap<u32, UnitId>,
+}
+
+impl Book {
+    /// The leaves as they were settled, and the plan they make.
+    pub async fn open(
+        endpoint: Endpoint,
+        stream: StreamIdentity,
+        token: i64,
+        tables: &[Arc<Table>],
+        known: Known,
+    ) -> Outcome<Book> {
+        let client = endpoint.connect("leaves").await?;
+        let signal = client.query_one("SELECT 'segue.signal'::regclass::oid", &[]);
+        let signal: u32 = signal.await.map_err(|e| fault_of(&e).during("looking for segue.signal"))?.get(0);
+        let copies: Vec<Table> = tables.iter().map(|table| Table::clone(table)).collect();
+        let shapes = drift::shapes(&client, &copies).await?;
+        let Known { live, left, joined, rebound, next_unit } = known;
+        let loose = live.iter().map(|r| r.oid).filter(|oid| shapes.is_loose(*oid)).chain(rebound).collect();
+        let plan = StreamPlan { migration: stream.migration.clone(), signal, ..StreamPlan::default() };
+        let book = Book {
+            endpoint,
+            stream,
+            token,
+            tables: copies,
+            by_id: tables.iter().map(|table| (table.id, table.clone())).collect(),
+            plan: watch::Sender::new(Arc::new(plan)),
+            state: Mutex::new(State { live, left, joined, loose, shapes, next_unit, ..State::default() }),
+            session: tokio::sync::Mutex::new(Some(Arc::new(client))),
+        };
+        let state = book.lock();
+        let mut relations = HashMap::new();
+        for relation in &state.live {
+            relations.insert(relation.oid, Arc::new(book.relation_plan(&state, relation)?));
+        }
+        book.plan.send_modify(|plan| {
+            let plan = Arc::make_mut(plan);
+            plan.relations = relations;
+            state.left.iter().for_each(|part| depart(plan, part));
+        });
+        drop(state);
+        Ok(book)
+    }
+
+    /// The stream's plan, as it changes.
+    pub(crate) fn plan(&self) -> watch::Receiver<Arc<StreamPlan>> {
+        self.plan.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while holding the lock ends the run; the book is never used after it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn session(&self) -> Outcome<Arc<Client>> {
+        let mut session = self.session.lock().await;
+        match &*session {
+            Some(client) if !client.is_closed() => Ok(client.clone()),
+            Some(_) | None => {
+                let client = Arc::new(self.endpoint.connect("leaves").await?);
+                *session = Some(client.clone());
+                Ok(client)
+            }
+        }
+    }
+
+    fn table(&self, id: TableId) -> Outcome<&Arc<Table>> {
+        let unknown = || Fault::bug("SEGUE-PLAN", format!("table number {} is not in the plan", id.0));
+        self.by_id.get(&id).ok_or_else(unknown)
+    }
+
+    fn relation_plan(&self, state: &State, relation: &SourceRelation) -> Outcome<RelationPlan> {
+        Ok(RelationPlan {
+            table: self.table(relation.table)?.clone(),
+            unit: relation.unit,
+            leaf: relation.leaf.clone(),
+            loose: state.loose.contains(&relation.oid),
+            expected: Vec::new(),
+        })
+    }
+
+    /// Puts a relation's plan as the state has it now.
+    fn replan(&self, state: &State, relation: &SourceRelation) -> Outcome<()> {
+        let planned = Arc::new(self.relation_plan(state, relation)?);
+        self.plan.send_modify(|plan| {
+            let plan = Arc::make_mut(plan);
+            plan.ignored.remove(&relation.oid);
+            plan.relations.insert(relation.oid, planned);
+        });
+        Ok(())
+    }
+
+    /// Relations that are gone: from now on the stream's reader passes over them. What it then leaves out is removed by
+    /// the signal with which the leaf leaves, whatever it was.
+    fn part_with(&self, state: &mut State, gone: &HashSet<u32>) {
+        let (left, live) = std::mem::take(&mut state.live)
+            .into_iter()
+            .partition(|r| r.leaf.is_some() && gone.contains(&r.oid));
+        state.live = live;
+        let left: Vec<SourceRelation> = left;
+        for part in left.iter().filter_map(SourceRelation::part) {
+            state.joined.remove(&part.relation);
+            self.plan.send_modify(|plan| depart(Arc::make_mut(plan), &part));
+            state.left.push(part);
+        }
+    }
+
+    /// See [`segue_engine::ports::Source::drift`].
+    pub(crate) async fn drift(&self) -> Outcome<Vec<Drift>> {
+        let client = self.session().await?;
+        let (live, was) = {
+            let state = self.lock();
+            (state.live.clone(), state.shapes.clone())
+        };
+        let (found, now) = drift::drift(&client, &self.tables, &live, &was).await?;
+        let published = drift::published(&client, &self.stream.publication).await?;
+        let mut state = self.lock();
+        let mut said: Vec<Drift> = found.faults.into_iter().map(Drift::Fault).collect();
+        let unpublished = |r: &&SourceRelation| !published.contains(&r.oid) && state.joined.contains(&r.oid);
+        let lost: Vec<SourceRelation> = state.live.iter().filter(unpublished).cloned().collect();
+        if said.is_empty() {
+            let whole = lost.iter().filter(|r| r.leaf.is_none());
+            said.extend(whole.map(|r| Drift::Fault(taken_out(r, &self.stream.publication))));
+        }
+        state.shapes = now;
+        for relation in found.rebound {
+            said.extend(self.rebound(&mut state, &relation)?);
+        }
+        let gone = found.detached.iter().chain(&lost).map(|r| r.oid).collect();
+        self.part_with(&mut state, &gone);
+        said.extend(state.left.iter().cloned().map(Drift::Detached));
+        let leaving: HashSet<u32> = state.left.iter().map(|part| part.relation).collect();
+        for drift::Attached { relation, .. } in found.attached {
+            let known = leaving.contains(&relation.oid) || state.live.iter().any(|r| r.oid == relation.oid);
+            let Some(part) = relation.part().filter(|_| !known) else { continue };
+            let unit = self.promise(&mut state, part.relation);
+            said.push(Drift::Attached(Part { unit, ..part }));
+        }
+        Ok(said)
+    }
+
+    fn promise(&self, state: &mut State, oid: u32) -> UnitId {
+        if let Some(unit) = state.promised.get(&oid) {
+            return *unit;
+        }
+        let unit = UnitId(state.next_unit);
+        state.next_unit = state.next_unit.saturating_add(1);
+        state.promised.insert(oid, unit);
+        unit
+    }
+
+    fn rebound(&self, state: &mut State, now: &SourceRelation) -> Outcome<Option<Drift>> {
+        state.loose.insert(now.oid);
+        let Some(at) = state.live.iter().position(|r| r.oid == now.oid) else { return Ok(None) };
+        state.live[at].leaf.clone_from(&now.leaf);
+        let relation = state.live[at].clone();
+        self.replan(state, &relation)?;
+        Ok(relation.part().map(Drift::Rebound))
+    }
+
+    /// See [`segue_engine::ports::Source::adopt`].
+    pub(crate) async fn adopt(&self, part: &Part) -> Outcome<bool> {
+        let client = self.session().await?;
+        let table = self.table(part.table)?;
+        let facts = adopt::facts(&client, table, part).await?;
+        {
+            let mut state = self.lock();
+            state.promised.remove(&part.relation);
+            if !state.live.iter().any(|r| r.oid == part.relation) {
+                let leaf = Leaf { name: part.name.to_string(), condition: part.condition.clone() };
+                state.live.push(SourceRelation {
+                    oid: part.relation,
+                    table: part.table,
+                    unit: part.unit,
+                    leaf: Some(leaf),
+                    name: part.name.clone(),
+                });
+                if state.shapes.is_loose(part.relation) {
+                    state.loose.insert(part.relation);
+                }
+            }
+            let Some(relation) = state.live.iter().find(|r| r.oid == part.relation).cloned() else {
+                return Ok(false);
+            };
+            // First the plan, so that the stream knows the leaf before anything of it can come.
+            self.replan(&state, &relation)?;
+            if facts.is_none() {
+                self.part_with(&mut state, &HashSet::from([part.relation]));
+            }
+        }
+        let Some(facts) = facts else { return Ok(false) };
+        adopt::check(table, &facts)?;
+        adopt::join(&client, &self.stream, self.token, part, &facts.name).await?;
+        self.lock().joined.insert(part.relation);
+        Ok(true)
+    }
+
+    /// See [`segue_engine::ports::Source::leave`].
+    pub(crate) async fn leave(&self, part: &Part) -> Outcome<u64> {
+        let table = self.table(part.table)?;
+        loop {
+            let loose = self.loose(part);
+            let leave = Leave {
+                endpoint: &self.endpoint,
+                stream: &self.stream,
+                token: self.token,
+                table,
+                part,
+                loose: &loose,
+            };
+            match leave.run().await? {
+                Leaving::Signal(signal) => {
+                    self.lock().left.retain(|left| (left.unit, left.relation) != (part.unit, part.relation));
+                    return Ok(signal);
+                }
+                Leaving::First(other) => {
+                    self.part_with(&mut self.lock(), &HashSet::from([other.relation]));
+                    // It stays among those that are gone, so that the next look finds it there and finishes it.
+                    let leave = Leave { part: &other, loose: &[], ..leave };
+                    leave.run().await?;
+                }
+            }
+        }
+    }
+
+    /// Leaves in the stream that may hold rows of `part`'s range.
+    fn loose(&self, part: &Part) -> Vec<Loose> {
+        let state = self.lock();
+        let of_table = state.live.iter().filter(|r| r.table == part.table && state.joined.contains(&r.oid));
+        let loose = of_table.filter(|r| r.oid != part.relation && state.loose.contains(&r.oid));
+        loose.filter_map(|r| r.part().map(|part| Loose { part })).collect()
+    }
+
+    /// Looks which leaves of the table of `oid` are gone, before rows of `oid` are read on.
+    async fn look_at(&self, oid: u32) -> Outcome<()> {
+        let (table, leaves) = {
+            let state = self.lock();
+            let of = state.live.iter().find(|r| r.oid == oid && r.leaf.is_some());
+            let Some(table) = of.map(|r| r.table) else { return Ok(()) };
+            let leaves = state.live.iter().filter(|r| r.table == table && state.joined.contains(&r.oid));
+            (table, leaves.map(|r| r.oid).collect::<Vec<u32>>())
+        };
+        let root = self.table(table)?.source.sql();
+        let sql =
+            "SELECT o FROM unnest($1::oid[]) o WHERE pg_partition_root(o) IS DISTINCT FROM to_regclass($2)";
+        let client = self.session().await?;
+        let gone = client.query(sql, &[&leaves, &root]).await;
+        let gone = gone.map_err(|e| fault_of(&e).during("looking which leaves are gone"))?;
+        let gone: HashSet<u32> = gone.iter().map(|row| row.get(0)).collect();
+        self.part_with(&mut self.lock(), &gone);
+        Ok(())
+    }
+}
+
+/// A leaf that is gone, in the plan.
+fn depart(plan: &mut StreamPlan, part: &Part) {
+    plan.relations.remove(&part.relation);
+    plan.ignored.insert(part.relation);
+    let leaf = Leaf { name: part.name.to_string(), condition: part.condition.clone() };
+    plan.departed.insert((part.relation, part.unit), Departed { table: part.table, leaf });
+}
+
+fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
+    Fault::operator(
+        "SEGUE-DDL-DRIFT",
+        format!(
+            "{} was taken out of the publication {publication}: its changes are no longer in the stream",
+            relation.name
+        ),
+        "its rows can no longer be brought up to date: cancel the migration and start again",
+    )
+}
+
+impl LeafWatch for Book {
+    fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
+        Box::pin(self.look_at(oid))
+    }
+}
+
+impl Relations for Book {
+    fn relation(&self, table: &Table, unit: UnitId) -> String {
+        let state = self.lock();
+        let mut of_table = state.live.iter().filter(|r| r.table == table.id);
+        if unit == UnitId::from(table.id) {
+            let partitioned = of_table.any(|r| r.leaf.is_some());
+            return if partitioned { table.source.sql() } else { format!("ONLY {}", table.source.sql()) };
+        }
+        let live = of_table.find(|r| r.unit == unit).map(|r| &r.name);
+        // A leaf that was found gone meanwhile can still be read if it is there, and is removed again afterwards.
+        let left = state.left.iter().find(|part| part.unit == unit).map(|part| &part.name);
+        match live.or(left) {
+            Some(leaf) => format!("ONLY {}", leaf.sql()),
+            // Nothing of that name: to read anything else would be to copy what is not the unit's.
+            None => format!("ONLY segue.\"unit {} is gone\"", unit.0),
+        }
+    }
+
+    /// Rows of leaves that the stream does not have are not read with their table: nothing would keep them up to date.
+    fn only(&self, table: &Table, unit: UnitId) -> Option<String> {
+        if unit != UnitId::from(table.id) {
+            return None;
+        }
+        let state = self.lock();
+        let leaves = state.live.iter().filter(|r| r.table == table.id && r.leaf.is_some());
+        let leaves: Vec<String> =
+            leaves.filter(|r| state.joined.contains(&r.oid)).map(|r| r.oid.to_string()).collect();
+        (!leaves.is_empty()).then(|| format!("tableoid = ANY ('{{{}}}'::oid[])", leaves.join(",")))
+    }
+}
