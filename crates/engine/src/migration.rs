@@ -191,12 +191,17 @@ impl<S: Source, T: Target> Copying<S, T> {
             shared.progress.waiting("copy", None);
             Ok(())
         };
-        let mut copied = std::pin::pin!(copied);
-        loop {
-            tokio::select! {
-                ended = &mut copied => return ended,
-                () = tokio::time::sleep(LOOK_PAUSE) => self.leaves.look(false).await.map(drop)?,
+        let leaves = &mut self.leaves;
+        let looking = async {
+            loop {
+                tokio::time::sleep(LOOK_PAUSE).await;
+                leaves.look(false).await?;
             }
+        };
+        // Side by side: a look can wait for the stream, and the stream for a region whose copy has failed.
+        tokio::select! {
+            ended = copied => ended,
+            fault = looking => fault,
         }
     }
 }

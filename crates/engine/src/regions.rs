@@ -24,7 +24,7 @@ struct State {
     units: BTreeMap<UnitId, UnitRegions>,
     /// A transaction number of recent times, to widen the stream's numbers by.
     near: Xid,
-    /// How many regions have been marked as being copied so far.
+    /// How often a region was marked as being copied, or its seam accepted.
     marked: u64,
 }
 
@@ -68,6 +68,7 @@ impl Regions {
     ) -> Result<Routed, KeyIncomplete> {
         let mut state = self.lock();
         let x = xid.widen(state.near);
+        state.near = state.near.max(x);
         let routed = match state.units.get_mut(&change.unit) {
             Some(unit) => route(table, unit, x, change, told)?,
             None => Routed::Apply(change.clone()),
@@ -126,7 +127,10 @@ impl Regions {
         self.change(|s| {
             s.near = s.near.max(seam.xmax());
             s.units.values_mut().for_each(|u| u.seen(seam));
-            s.units.get_mut(&unit).map_or(Ok(()), |u| u.offer_seam(id, seam.clone()))
+            s.units.get_mut(&unit).map_or(Ok(()), |u| u.offer_seam(id, seam.clone()))?;
+            // A signal emitted before this seam was taken says nothing about it.
+            s.marked += 1;
+            Ok(())
         })
     }
 
@@ -153,6 +157,11 @@ impl Regions {
                 u.give_up(id);
             }
         });
+    }
+
+    /// How many skipped transactions no snapshot has shown yet.
+    pub fn skipped_count(&self) -> usize {
+        self.lock().units.values().map(|u| u.skipped().len()).sum()
     }
 
     /// Skipped transactions that no snapshot has shown, by unit.
@@ -188,7 +197,7 @@ impl Regions {
         self.change(|s| s.units.remove(&unit));
     }
 
-    /// How many regions have been marked so far, for [`Regions::retire`].
+    /// Grows whenever a region is marked or its seam accepted, for [`Regions::retire`].
     pub fn marked(&self) -> u64 {
         self.lock().marked
     }

@@ -6,7 +6,6 @@ use crate::exit::Exit;
 use crate::sides::Sides;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::name::QualifiedName;
 use segue_model::spec::Spec;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, shut_out};
@@ -39,9 +38,10 @@ pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Ex
 async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let sides = Sides::of(spec)?;
     let migration = spec.name.as_str();
-    let tables: Vec<QualifiedName> =
-        if drop_target_tables { plan::target_tables(spec, &sides).await? } else { Vec::new() };
     let control = Control::connect(&sides.control, migration).await?;
+    // Not what the spec says now, but what Segue has filled.
+    let tables =
+        if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         order::give(spec, "stop", &serde_json::json!({})).await?;
     }

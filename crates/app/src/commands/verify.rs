@@ -30,7 +30,39 @@ pub(crate) async fn run(spec: &Spec, asked: &Verify, json: bool) -> Exit {
     } else {
         print(&render(&report));
     }
-    if report.is_equal() { Exit::Done } else { Exit::Divergence }
+    match verdict(&report) {
+        Verdict::Equal | Verdict::ButHot => Exit::Done,
+        Verdict::NotCompared => Exit::Fault,
+        Verdict::Different => Exit::Divergence,
+    }
+}
+
+/// Hot rows that a verification under load may leave without failing: this many, or one in so many rows.
+const HOT_ROWS_FEW: u64 = 20;
+const HOT_ROWS_ONE_IN: u64 = 10_000;
+
+/// What a report comes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Every row was compared and is equal.
+    Equal,
+    /// So is every row but a few that changed too often to be compared.
+    ButHot,
+    /// Too many rows could not be compared to say anything.
+    NotCompared,
+    /// A difference was found and is still there.
+    Different,
+}
+
+fn verdict(report: &Report) -> Verdict {
+    if !report.shows_no_difference() {
+        return Verdict::Different;
+    }
+    match report.hot {
+        0 => Verdict::Equal,
+        hot if hot <= HOT_ROWS_FEW.max(report.rows / HOT_ROWS_ONE_IN) => Verdict::ButHot,
+        _ => Verdict::NotCompared,
+    }
 }
 
 fn order(spec: &Spec, asked: &Verify) -> VerifyOrder {
@@ -45,22 +77,23 @@ fn order(spec: &Spec, asked: &Verify) -> VerifyOrder {
         (true, false) => Repair::Write,
     };
     let range_rows_max = spec.verify.range_rows;
-    let request = Request { mode, repair, resume: true, range_rows_max, ..Request::default() };
+    let request = Request { mode, repair, range_rows_max, ..Request::default() };
     VerifyOrder { tables: asked.tables.iter().map(ToString::to_string).collect(), request }
 }
 
 async fn ask(spec: &Spec, asked: &Verify, json: bool) -> Outcome<Report> {
     let control = control(spec).await?;
-    let order = json!(order(spec, asked));
+    let mut order = order(spec, asked);
     let live = !json && std::io::stderr().is_terminal();
     loop {
-        let id = control.ask("verify", &order, &asker()).await?;
+        let id = control.ask("verify", &json!(order), &asker()).await?;
         let answer = control.await_answer(id, PATIENCE, |progress| show(progress, live)).await?;
         if live {
             eprint!("\r\x1b[K");
         }
         // A driver that died or lost a connection leaves what was compared; the next one continues there.
         if answer.get("code").and_then(Value::as_str) == Some("SEGUE-DRIVER-DIED") {
+            order.request.resume = true;
             continue;
         }
         if let Some(fault) = fault_in(&answer) {
@@ -108,7 +141,14 @@ fn render(report: &Report) -> String {
         text =
             format!("{text}  … {} differences in all; `segue verify --json` lists them\n", report.divergent);
     }
-    let verdict = if report.is_equal() { "equal" } else { "NOT equal" };
+    let verdict = match verdict(report) {
+        Verdict::Equal => "equal".to_owned(),
+        Verdict::ButHot => format!("no difference; {} row(s) changed too often to be compared", report.hot),
+        Verdict::NotCompared => {
+            format!("NOT compared: {} rows could not be settled; look at `segue status`", report.hot)
+        }
+        Verdict::Different => "NOT equal".to_owned(),
+    };
     let seconds = report.took_ms as f64 / 1000.0;
     format!(
         "{text}{verdict}: {} rows compared, drift {:.6} %, {seconds:.1} s\n",

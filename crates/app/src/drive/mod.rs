@@ -60,6 +60,8 @@ pub(crate) struct Driver {
     pub(crate) until: Option<Stage>,
     /// What people see.
     pub(crate) screen: Screen,
+    /// Held while a record is appended: it names the one before it.
+    pub(crate) recording: tokio::sync::Mutex<()>,
     /// When the process began.
     started: Instant,
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
@@ -127,6 +129,7 @@ impl Driver {
             screen,
             started,
             begun: AtomicBool::new(false),
+            recording: tokio::sync::Mutex::default(),
         })
     }
 
@@ -255,6 +258,7 @@ impl Driver {
 
     /// Appends a record to the journal.
     pub(crate) async fn record(&self, lease: &Lease, kind: &str, body: Value) -> Outcome<i64> {
+        let _one_at_a_time = self.recording.lock().await;
         let last = self.control.journal(0).await?.last().map_or(0, |entry| entry.seq);
         let entry = NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body };
         self.control.append(lease, last, &entry).await

@@ -68,10 +68,24 @@ impl Driver {
     }
 }
 
-/// The target tables of `spec`, as its selection reads against the source now.
-pub(crate) async fn target_tables(spec: &Spec, sides: &Sides) -> Outcome<Vec<QualifiedName>> {
-    let source = sides.source.connect("plan").await?;
-    Ok(mappings(spec, &source).await?.into_iter().map(|m| m.target).collect())
+/// The target tables that this migration has filled: those its stream was born with.
+pub(crate) fn filled_tables(journal: &[Entry]) -> Outcome<Vec<QualifiedName>> {
+    let Some(born) = journal.iter().rev().find(|e| e.entry.kind == "born") else {
+        return Err(Fault::operator(
+            "SEGUE-NOTHING-FILLED",
+            "this migration has never filled a table, so there is none to drop",
+            "cancel without --drop-target-tables",
+        ));
+    };
+    let tables = born.entry.body.pointer("/plan/tables").and_then(Value::as_array);
+    let name = |table: &Value| table.get("target").and_then(Value::as_str).map(QualifiedName::parse);
+    let unreadable =
+        || Fault::bug("SEGUE-JOURNAL", "the journal's record of the stream's birth cannot be read");
+    tables
+        .ok_or_else(unreadable)?
+        .iter()
+        .map(|table| name(table).and_then(Result::ok).ok_or_else(unreadable))
+        .collect()
 }
 
 async fn mappings(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<Mapping>> {
@@ -80,4 +94,26 @@ async fn mappings(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<M
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Fault::operator("SEGUE-SELECTION", lines.join("\n  "), "correct `tables` in the spec")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_postgres::control::NewEntry;
+
+    fn entry(kind: &str, body: Value) -> Entry {
+        Entry { seq: 1, at_us: 0, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
+    }
+
+    #[test]
+    fn only_tables_that_were_filled_are_dropped() {
+        let tables = json!({ "plan": { "tables": [{ "target": "public.a" }, { "target": "crm.\"B\"" }] } });
+        let names = filled_tables(&[entry("born", tables)]).unwrap();
+        assert_eq!(names, [QualifiedName::new("public", "a"), QualifiedName::new("crm", "B")]);
+    }
+
+    #[test]
+    fn a_migration_that_never_began_drops_nothing() {
+        assert_eq!(filled_tables(&[entry("preparing", json!({}))]).unwrap_err().code, "SEGUE-NOTHING-FILLED");
+    }
 }

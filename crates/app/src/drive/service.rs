@@ -40,6 +40,7 @@ impl Service<'_> {
     pub(super) async fn serve(&self) -> Outcome<String> {
         tokio::select! {
             ended = self.beat() => ended,
+            ended = self.report() => ended,
             ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
             ended = self.stages() => ended,
@@ -64,13 +65,20 @@ impl Service<'_> {
         }
     }
 
+    /// Beats the heart, and does nothing else: a source that hangs must not look like a dead driver.
     async fn beat(&self) -> Outcome<String> {
+        loop {
+            self.driver.control.beat(self.lease).await?;
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    async fn report(&self) -> Outcome<String> {
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut slot = SlotState::default();
         for beat in 0u64.. {
             ticks.tick().await;
-            self.driver.control.beat(self.lease).await?;
             self.verifying.make_room().await?;
             if beat % HEALTH_BEATS == 0 {
                 slot = self.health().await?;
@@ -133,6 +141,7 @@ impl Service<'_> {
         let Driver { spec, sides, throttle, holder, .. } = self.driver;
         let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.verifying.ended());
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
             warnings.push(
                 "the source keeps more log for the stream than `limits.retained_wal_bytes_max` allows; the backfill yields"

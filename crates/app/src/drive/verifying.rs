@@ -15,7 +15,7 @@ use segue_model::table::Table;
 use segue_postgres::source::PgSource;
 use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 type PgParts = Parts<PgComparable, PgComparable, StreamPassage<PgSource>, PgStore, StreamRepairer>;
@@ -37,6 +37,8 @@ pub(super) struct Verifying {
     parts: Arc<PgParts>,
     live: Arc<PgLive>,
     tables: Vec<Arc<Table>>,
+    /// Why live verification has ended, if it has.
+    ended: Arc<OnceLock<String>>,
 }
 
 impl Verifying {
@@ -56,15 +58,21 @@ impl Verifying {
         });
         let rate = if driver.spec.verify.live { driver.spec.verify.live_keys_per_second_max } else { 0 };
         let live = Arc::new(Live::new(parts.clone(), handles.live, handles.tables, rate));
-        Ok(Verifying { parts, live, tables })
+        Ok(Verifying { parts, live, tables, ended: Arc::default() })
     }
 
     /// Compares rows that were just applied, for ever. A fault of the comparison is no fault of the migration.
     pub(super) async fn run_live(&self) {
         if let Err(fault) = self.live.run().await {
             tracing::warn!("live verification has ended: {fault}");
+            let _ = self.ended.set(format!("live verification has ended: {fault}"));
         }
         std::future::pending().await
+    }
+
+    /// Why live verification has ended, if it has.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.ended.get().cloned()
     }
 
     /// What the live comparison has found.

@@ -26,6 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 /// An idle stream moves its checkpoint at most this often.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Skipped transactions that a checkpoint may hold before a snapshot is taken to shrink them …
+const SKIPPED_MAX: usize = 2_000;
+/// … at most this often.
+const SHOWN_PAUSE: Duration = Duration::from_millis(500);
+
 /// Whole transactions that become one target transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -72,6 +77,8 @@ pub struct Builder<S: Source, T: Target> {
     pub handed_on: Position,
     /// When a batch that only moves the checkpoint was last handed on.
     pub last_idle: Instant,
+    /// When a snapshot was last taken to shrink the skipped set.
+    pub last_shown: Instant,
     /// Rows that are to be copied anew.
     pub repairs: mpsc::Receiver<RepairRequest>,
     /// What the source shows of what was applied.
@@ -169,6 +176,12 @@ impl<S: Source, T: Target> Builder<S, T> {
         }
         let mut full = std::mem::take(batch);
         self.handed_on = self.handed_on.max(full.checkpoint.position);
+        if self.regions().skipped_count() > SKIPPED_MAX && self.last_shown.elapsed() > SHOWN_PAUSE {
+            // No region has begun for long, so no snapshot has been taken: take one, to keep the checkpoint small.
+            let shown = self.shared.source.seam().await?;
+            self.regions().seen(&shown);
+            self.last_shown = Instant::now();
+        }
         full.checkpoint.skipped = self.regions().skipped();
         self.out.send(full).await.map_err(|_| gone())
     }

@@ -80,6 +80,7 @@ pub async fn run<S: Source, T: Target>(
         spill_bytes,
         handed_on: from,
         last_idle: Instant::now(),
+        last_shown: Instant::now(),
         repairs: verifying.repairs,
         passage,
     };

@@ -352,6 +352,8 @@ async fn repair<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
     counts: &mut RangeCounts,
 ) -> Outcome<()> {
     match &table.identity {
+        // Where equal keys can have different text, no single row has a seam: the table is copied anew, once.
+        Identity::Key(key) if !key.bytewise => parts.repairer.repair(table, &Extent::ALL).await?,
         Identity::Key(_) => {
             for (item, divergence) in &settled.divergent {
                 if let (Item::Key(key), divergence) = (item, divergence) {

@@ -246,7 +246,7 @@ async fn alter(
     leaf: &QualifiedName,
 ) -> Outcome<()> {
     let sql = format!(
-        "BEGIN; {}; SET LOCAL lock_timeout = '2s'; LOCK TABLE ONLY {leaf} IN SHARE ROW EXCLUSIVE MODE;
+        "BEGIN; {}; SET LOCAL lock_timeout = '100ms'; LOCK TABLE ONLY {leaf} IN SHARE ROW EXCLUSIVE MODE;
          ALTER PUBLICATION {} {verb} TABLE ONLY {leaf}; COMMIT",
         enter(authority),
         quote_ident(publication),

@@ -4,7 +4,7 @@
 //! is durable. It knows nothing of what the payload means.
 //!
 //! A background task reads ahead up to a bound in bytes. It answers for the consumer however slow that is, but never
-//! with more than the position last given to [`Replication::acknowledge`]: that one promise keeps the log on the source.
+//! with more than the position last given to [`Replication::acknowledger`]: that one promise keeps the log on the source.
 
 mod dial;
 mod frame;
