@@ -67,6 +67,16 @@ impl Gate {
         }
     }
 
+    /// Waits until the last range is copied, or the run has ended.
+    pub(crate) async fn passed(&self, run: &Process) {
+        let last = "SELECT EXISTS (SELECT FROM segue.region WHERE extent #> '{range,upper}' = 'null')";
+        let until = Instant::now() + PATIENCE;
+        while run.status().is_none() && !self.client.query_one(last, &[]).await.unwrap().get::<_, bool>(0) {
+            assert!(Instant::now() < until, "the copy does not end:\n{}", run.lines().join("\n"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The last key that is copied, of a table whose key begins with a number.
     pub(crate) async fn upper(&self) -> i64 {
         let sql = "SELECT max((extent #>> '{range,upper,0}')::numeric)::bigint FROM segue.region";

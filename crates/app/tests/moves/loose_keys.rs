@@ -3,23 +3,44 @@
 use crate::gate::{Gate, applied, create, ends_equal, play, small_regions, stream_waits, unnoticed};
 use crate::support::Pair;
 
-/// Two tables with the same rows under keys of different kinds.
-const DDL: &str = "CREATE EXTENSION citext SCHEMA public; \
-    CREATE TABLE public.n (id numeric PRIMARY KEY, note text, big text); ALTER TABLE public.n ALTER big SET STORAGE EXTERNAL; \
-    CREATE TABLE public.c (id citext PRIMARY KEY, note text, big text); ALTER TABLE public.c ALTER big SET STORAGE EXTERNAL";
-const FILL: &str = "INSERT INTO public.n SELECT id + 0.0, 'note ' || id, repeat(md5(id::text), CASE WHEN id % 1000 < 9 THEN 100 ELSE 1 END) \
-      FROM generate_series(1, 60000) id; \
-    INSERT INTO public.c SELECT 'key' || lpad(trunc(id)::text, 6, '0'), note, big FROM public.n; ANALYZE public.n; ANALYZE public.c";
+/// So many rows that the last thousands have not begun when the first regions have, if there are several.
+const ROWS: u32 = 110_000;
+
+/// A kind of key whose equal values differ as text.
+struct Loose {
+    key: &'static str,
+    /// The key of row number `n`, as SQL.
+    text: &'static str,
+    /// Three ways to write the key of a row.
+    ways: fn(u32) -> [String; 3],
+    /// The key of a row that is copied late.
+    far: &'static str,
+    /// Two ways to write one more key, as far apart as the order of bytes can put them.
+    apart: [&'static str; 2],
+}
+
+/// A table `t` on both sides.
+async fn table(pair: &Pair, Loose { key, text, apart, .. }: &Loose) {
+    let ddl = format!(
+        "CREATE EXTENSION citext SCHEMA public; CREATE TABLE t (id {key} PRIMARY KEY, note text, big text); \
+         ALTER TABLE t ALTER big SET STORAGE EXTERNAL"
+    );
+    let fill = format!(
+        "INSERT INTO t SELECT {text}, 'note ' || n, repeat(md5(n::text), CASE WHEN n % 1000 < 9 THEN 100 ELSE 1 END) \
+         FROM generate_series(1, {ROWS}) n; INSERT INTO t VALUES ('{}', 'apart', ''); ANALYZE t",
+        apart[0]
+    );
+    create(pair, &ddl, &fill).await;
+}
 
 /// What is done to one key: `ways` are texts of one and the same key.
-fn rewritten(table: &str, ways: [&str; 3]) -> Vec<String> {
+fn rewritten(ways: [&str; 3]) -> Vec<String> {
     let [a, b, c] = ways;
-    let delete = format!("DELETE FROM {table} WHERE id = '{a}'");
-    let insert = |key: &str, note: &str| {
-        format!("INSERT INTO {table} VALUES ('{key}', '{note}', repeat('{note}', 4000))")
-    };
-    let update = |from: &str, to: &str| format!("UPDATE {table} SET id = '{to}' WHERE id = '{from}'");
-    let note = |key: &str| format!("UPDATE {table} SET note = note || '{key}' WHERE id = '{key}'");
+    let delete = format!("DELETE FROM t WHERE id = '{a}'");
+    let insert =
+        |key: &str, note: &str| format!("INSERT INTO t VALUES ('{key}', '{note}', repeat('{note}', 4000))");
+    let update = |from: &str, to: &str| format!("UPDATE t SET id = '{to}' WHERE id = '{from}'");
+    let note = |key: &str| format!("UPDATE t SET note = note || '{key}' WHERE id = '{key}'");
     vec![
         format!("BEGIN; {delete}; {}; COMMIT", insert(b, "x")),
         format!("BEGIN; {}; {delete}; {}; {delete}; {}; COMMIT", note(c), insert(c, "y"), insert(a, "z")),
@@ -31,19 +52,15 @@ fn rewritten(table: &str, ways: [&str; 3]) -> Vec<String> {
     ]
 }
 
-/// `ways` writes key number n in three ways; a row comes from `far` to the place of key number 0.
-async fn played(table: &'static str, ways: fn(u32) -> [String; 3], far: &str) {
-    let name = format!("public.{table}");
-    let pair = Pair::start(&[&name]).await;
-    small_regions(&pair, &[&name]);
-    create(&pair, DDL, FILL).await;
-    let other = if table == "n" { "c" } else { "n" };
-    for side in [&pair.source, &pair.target] {
-        side.execute(&format!("DROP TABLE public.{other}")).await;
-    }
+/// Moves and rewrites keys while the copy goes on, and after it.
+async fn played(loose: Loose) {
+    let pair = Pair::start(&["public.t"]).await;
+    small_regions(&pair, &["public.t"]);
+    table(&pair, &loose).await;
+    let Loose { ways, far, apart, .. } = loose;
     let schedule = |n: u32| {
         let ways = ways(n);
-        rewritten(table, [&ways[0], &ways[1], &ways[2]])
+        rewritten([&ways[0], &ways[1], &ways[2]])
     };
     let gate = Gate::set(&pair, 0).await;
     let run = pair.run();
@@ -55,13 +72,29 @@ async fn played(table: &'static str, ways: fn(u32) -> [String; 3], far: &str) {
     // A row arrives from afar without its large value, and its new key is at once written in another way. Such a table
     // is one region; were it not, the gate would stand between the two places.
     let near = ways(0);
-    let mut arrival = vec![format!("UPDATE {table} SET id = '{}' WHERE id = '{far}'", near[0])];
+    let mut arrival = vec![format!("UPDATE t SET id = '{}' WHERE id = '{far}'", near[0])];
     arrival.extend(schedule(0));
     unnoticed(&pair, &run, &arrival[..2]).await;
     applied(&pair, &run).await;
     unnoticed(&pair, &run, &arrival[2..]).await;
     applied(&pair, &run).await;
+    // The stream stands at a row that is held on the target, while the last rows are copied: with the new writing of a
+    // key whose old one the target still has, if the two were copied apart.
+    let target = pair.target.connect("postgres").await;
+    let hold = format!("BEGIN; SELECT FROM public.t WHERE id = '{}' FOR UPDATE", ways(3)[0]);
+    target.batch_execute(&hold).await.unwrap();
+    play(&pair, &schedule(3)).await;
+    play(
+        &pair,
+        &[format!(
+            "BEGIN; DELETE FROM t WHERE id = '{}'; INSERT INTO t VALUES ('{}', 'again'); COMMIT",
+            apart[0], apart[1]
+        )],
+    )
+    .await;
     gate.open_wide().await;
+    gate.passed(&run).await;
+    target.batch_execute("ROLLBACK").await.unwrap();
     pair.reaches(&run, "following").await;
     play(&pair, &schedule(2)).await;
     unnoticed(&pair, &run, &[schedule(1), schedule(2), schedule(3)].concat()).await;
@@ -70,10 +103,14 @@ async fn played(table: &'static str, ways: fn(u32) -> [String; 3], far: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_with_other_scales_are_one_key() {
-    played("n", |n| [format!("{n}.0"), format!("{n}.00"), format!("{n}.000")], "59001.0").await;
+    let ways = |n| [format!("{n}.0"), format!("{n}.00"), format!("{n}.000")];
+    let (far, apart) = ("109001.0", ["109900.5", "109900.50"]);
+    played(Loose { key: "numeric", text: "n + 0.0", ways, far, apart }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_of_either_case_are_one_key() {
-    played("c", |n| ["key", "KEY", "kEy"].map(|key| format!("{key}00000{n}")), "key059001").await;
+    let ways = |n| ["key", "KEY", "kEy"].map(|key| format!("{key}00000{n}"));
+    let (far, apart) = ("key109001", ["ZETA", "zeta"]);
+    played(Loose { key: "citext", text: "'key' || lpad(n::text, 6, '0')", ways, far, apart }).await;
 }

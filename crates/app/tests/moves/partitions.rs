@@ -102,7 +102,28 @@ async fn rows_move_between_leaves_and_regions_at_every_stage() {
     ends_equal(&pair, &run, &gate, &["public"]).await;
 }
 
-/// Empties leaf `a`, with rows of it before, within and after.
+/// The source's walsenders do nothing until this is dropped.
+struct Held(Vec<String>);
+
+fn signal(name: &str, processes: &[String]) {
+    let sent = std::process::Command::new("kill").arg(name).args(processes).status().unwrap();
+    assert!(sent.success(), "kill {name} {processes:?}");
+}
+
+fn hold(pair: &Pair) -> Held {
+    let walsenders: Vec<String> =
+        pair.source.processes("walsender").iter().map(ToString::to_string).collect();
+    signal("-STOP", &walsenders);
+    Held(walsenders)
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        signal("-CONT", &self.0);
+    }
+}
+
+/// Empties `leaf`, with rows of it before, within and after.
 fn empty(stage: i64, leaf: &str, place: &str) -> Vec<String> {
     let row = |id: i64| format!("INSERT INTO t VALUES ({id}, '{place}', 'stage {stage}', repeat('s', 3000))");
     vec![
@@ -140,9 +161,18 @@ async fn emptying_a_leaf_empties_that_leaf_whatever_has_been_copied() {
     gate.open(2).await;
     applied(&pair, &run).await;
     assert!(gate.single_rows().await > 0, "rows were copied singly");
-    // A leaf of the second level, one at a time and then with the first one, by name and through its parent.
+    // The stream hears nothing while a leaf is emptied and filled again, and while the next region is copied with that.
     gate.reached(&run, 2).await;
-    unnoticed(&pair, &run, &empty(2, "t_b", "b")).await;
+    let behind = gate.upper().await + 50_000;
+    let walsenders = hold(&pair);
+    let mut schedule = empty(2, "t_b", "b");
+    schedule.extend([10, behind, 199_990].map(|id| format!("INSERT INTO t VALUES ({id}, 'B', 'after it')")));
+    play(&pair, &schedule).await;
+    gate.open(4).await;
+    gate.reached(&run, 4).await;
+    assert!(gate.upper().await > behind, "a region with the rows that came after it is copied");
+    drop(walsenders);
+    // A leaf of the second level, together with one of the first.
     unnoticed(&pair, &run, &empty(3, "t_a, t_b_all", "a")).await;
     stream_waits(&pair, &run).await;
     gate.open_wide().await;

@@ -327,11 +327,16 @@ fn wrong_count(action: &Action, expected: Option<u64>, found: u64) -> String {
 }
 
 fn cut(text: &str, max: usize) -> String {
+    cut_of(text, text.len(), max)
+}
+
+/// As [`cut`], of which `text` is the beginning, of a text of `bytes` in all.
+fn cut_of(text: &str, bytes: usize, max: usize) -> String {
     if text.len() <= max {
         return text.to_owned();
     }
     let end = (0..=max).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-    format!("{}… ({} bytes)", &text[..end], text.len())
+    format!("{}… ({bytes} bytes)", &text[..end])
 }
 
 fn show(table: &Table, row: &Row) -> String {
@@ -345,7 +350,8 @@ fn show(table: &Table, row: &Row) -> String {
             Value::Null => "NULL".to_owned(),
             Value::Unchanged => "(not sent)".to_owned(),
             Value::Text(text) => {
-                cut(&String::from_utf8_lossy(&text[..text.len().min(4 * SHOWN_VALUE_MAX)]), SHOWN_VALUE_MAX)
+                let beginning = &text[..text.len().min(4 * SHOWN_VALUE_MAX)];
+                cut_of(&String::from_utf8_lossy(beginning), text.len(), SHOWN_VALUE_MAX)
             }
         };
         shown = format!("{shown}{}{}: {value}", if shown.len() > 1 { ", " } else { "" }, column.target);

@@ -89,12 +89,12 @@ impl RegionReader for PgReader {
     ) -> Outcome<Option<KeyText>> {
         let names = key_names(table, Side::Source);
         let texts: Vec<String> = names.iter().map(|k| format!("{k}::text")).collect();
+        let (texts, keys) = (texts.join(", "), names.join(", "));
+        // Ordered in a query of its own: beside `id::text`, ORDER BY id would mean that text.
         let statement = format!(
-            "SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {rows} LIMIT 1",
-            texts.join(", "),
+            "SELECT {texts} FROM (SELECT {keys} FROM {} WHERE {} ORDER BY {keys} OFFSET {rows} LIMIT 1) AS bound",
             self.relations.relation(table, unit),
             self.condition(table, unit, within),
-            names.join(", "),
         );
         let row = self.client.query_opt(&statement, &[]).await.map_err(|e| fault_of(&e))?;
         let bound = row.map(|row| KeyText::from_texts((0..row.len()).map(|i| row.get::<_, String>(i))));
