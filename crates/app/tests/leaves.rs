@@ -8,6 +8,8 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use segue_testkit::Options;
+use segue_testkit::cluster::available_majors;
 use segue_testkit::kill::{Process, kill_at, was_killed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,7 +81,11 @@ impl Load {
 }
 
 async fn start(rows: u32) -> Pair {
-    let pair = Pair::start(&["public.events"]).await;
+    start_on(Options::default(), rows).await
+}
+
+async fn start_on(source: Options, rows: u32) -> Pair {
+    let pair = Pair::with(source, Options::default(), &["public.events"]).await;
     pair.source.execute(SOURCE).await;
     pair.target.execute(TARGET).await;
     let fill = format!(
@@ -205,7 +211,16 @@ async fn leaves_come_and_go_while_following() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_come_and_go_within_one_look() {
-    let pair = start(2_000).await;
+    within_one_look(start(2_000).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaves_come_and_go_within_one_look_on_the_oldest_source() {
+    let oldest = available_majors().into_iter().min().unwrap();
+    within_one_look(start_on(Options::major(oldest), 2_000).await).await;
+}
+
+async fn within_one_look(pair: Pair) {
     let load = Load::start(&pair).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
@@ -231,7 +246,7 @@ async fn leaves_come_and_go_during_the_backfill() {
     let load = Load::start(&pair).await;
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;
-    pair.segue(&["throttle", "--rate", "2MB/s"], 0);
+    pair.segue(&["throttle", "--rate", "2MB"], 0);
     ddl(&pair, &detach("e0")).await;
     ddl(&pair, &attach("early", 400, 500, 500)).await;
     load.progress(100).await;
@@ -298,12 +313,13 @@ async fn a_leaf_that_cannot_be_followed_is_refused_with_a_remedy() {
     let pair = start(100).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
-    ddl(&pair, "CREATE TABLE odd PARTITION OF events FOR VALUES FROM (400) TO (500); ALTER TABLE odd REPLICA IDENTITY NOTHING")
-        .await;
+    let attach = attach("odd", 400, 500, 0);
+    let odd = "PRIMARY KEY (id, day)); ALTER TABLE odd REPLICA IDENTITY NOTHING;";
+    ddl(&pair, &attach.replacen("PRIMARY KEY (id, day));", odd, 1)).await;
     run.wait_for("SEGUE-DDL-DRIFT", Duration::from_secs(20)).await.unwrap();
     run.wait_for("REPLICA IDENTITY FULL", Duration::from_secs(5)).await.unwrap();
     run.wait(PATIENCE).await.unwrap();
-    ddl(&pair, "ALTER TABLE odd REPLICA IDENTITY FULL; INSERT INTO odd VALUES (1, 400, 'x')").await;
+    ddl(&pair, "ALTER TABLE odd REPLICA IDENTITY FULL; INSERT INTO odd (id, day) VALUES (1, 400)").await;
     let run = pair.run();
     settled(&pair, &run).await;
     pair.caught_up().await;
@@ -344,6 +360,9 @@ async fn campaign_killed_at_every_point_of_a_leaf() {
         dies_at(&pair, &load, point, &[swap(&name, &new, 0, 100)]).await;
         name = new;
     }
+    let run = pair.run();
+    settled(&pair, &run).await;
+    run.kill9();
     // The leaf that was on its way is gone before anybody goes on.
     dies_at(&pair, &load, "leaf.published", &[attach("short", 600, 650, 100)]).await;
     ddl(&pair, &drop_leaf("short")).await;
