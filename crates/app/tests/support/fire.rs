@@ -6,10 +6,13 @@ use rand::rngs::StdRng;
 use segue_testkit::kill::{self, Process};
 use segue_testkit::proxy::Proxy;
 use segue_testkit::workload::{self, Handle, Report, Workload, schema};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Small regions, so that there are many moments in a backfill.
 const MANY_REGIONS: &str = "copy: { workers: 2, region_target_ms: 50 }\n";
+
+/// A migration that takes longer than this to come to rest has its output shown.
+const SLOW: Duration = Duration::from_secs(40);
 
 /// A pair of servers under load.
 pub struct Fire {
@@ -118,10 +121,15 @@ impl Fire {
 
     /// When all is over: the target follows, has everything that was acknowledged, and equals the source.
     pub async fn settle(mut self, run: &Process) {
+        let began = Instant::now();
         self.pair.reaches(run, "following").await;
         if self.load.is_some() {
             self.progress(100).await;
             self.pair.caught_up().await;
+        }
+        if began.elapsed() > SLOW {
+            let said = run.lines().join("\n");
+            eprintln!("seed {}: settled only after {} s:\n{said}", self.seed, began.elapsed().as_secs());
         }
         self.quiet().await;
         self.pair.caught_up().await;
