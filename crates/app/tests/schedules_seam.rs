@@ -4,6 +4,7 @@
 mod support;
 
 use segue_testkit::Options;
+use segue_testkit::proxy::Proxy;
 use std::time::Duration;
 use support::slow::{hang, locked, standby, synchronous, transaction, until};
 use support::{PATIENCE, Pair};
@@ -63,6 +64,9 @@ async fn a_transaction_that_gets_the_number_of_one_lost_in_a_crash_is_not_lost()
     let pair = Pair::with(quiet, Options::default(), &["public.t"]).await;
     pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
     pair.source.execute("INSERT INTO public.t SELECT n, 'early' FROM generate_series(1, 10) n").await;
+    let proxy = Proxy::start(pair.source.port()).await;
+    let source = pair.source.url_through(proxy.port(), "postgres");
+    pair.write_spec(&source, &pair.target.url("postgres"), &["public.t"], "");
     let (run, stops) = pair.run_stopping("region.marked");
     run.stopped_at("region.marked", PATIENCE).await.unwrap();
     // A segment of its own, so that no page is filled and written before its time.
@@ -73,6 +77,8 @@ async fn a_transaction_that_gets_the_number_of_one_lost_in_a_crash_is_not_lost()
     stops.at("region.copied");
     run.thaw();
     run.stopped_at("region.copied", PATIENCE).await.unwrap();
+    // Segue does not hear of the crash: it is on its own with what it has read.
+    proxy.half_open();
     let unflushed = "SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()";
     assert_eq!(pair.source.scalar(unflushed).await.as_deref(), Some("t"), "the abort is not flushed");
     pair.source.kill9().await;
@@ -86,6 +92,9 @@ async fn a_transaction_that_gets_the_number_of_one_lost_in_a_crash_is_not_lost()
     }
     assert!(again.contains(&lost), "the number {lost} is used again: {again:?}");
     run.thaw();
+    // Time enough to commit the copy.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    proxy.cut();
     pair.reaches(&run, "following").await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;

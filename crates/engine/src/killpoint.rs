@@ -64,6 +64,7 @@ pub const ALL: &[&str] = &[
     "region.seam",
     "region.copied",
     "region.durable",
+    "region.stored",
     "region.committed",
     "batch.begun",
     "batch.written",

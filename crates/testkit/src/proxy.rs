@@ -25,6 +25,8 @@ struct Faults {
     bytes_per_s: u64,
     /// Every connection opened before the latest cut is reset.
     cuts: u64,
+    /// Every connection opened before the latest of these passes nothing any more.
+    half_opens: u64,
 }
 
 /// One listening port on 127.0.0.1, passed on to another. Dropping it closes everything.
@@ -84,6 +86,12 @@ impl Proxy {
         self.faults.send_modify(|faults| faults.frozen = true);
     }
 
+    /// The present connections pass nothing any more and stay open, as when the machine behind them was replaced; new ones
+    /// are served. Only a cut ends it.
+    pub fn half_open(&self) {
+        self.faults.send_modify(|faults| faults.half_opens += 1);
+    }
+
     /// Ends a freeze; what was held back is passed on.
     pub fn thaw(&self) {
         self.faults.send_modify(|faults| faults.frozen = false);
@@ -117,7 +125,7 @@ async fn accept(
 }
 
 async fn serve(mut downstream: TcpStream, upstream_port: u16, mut faults: watch::Receiver<Faults>) {
-    let cuts = faults.borrow().cuts;
+    let Faults { cuts, half_opens, .. } = *faults.borrow();
     let mut passed_from = faults.clone();
     let mut upstream = tokio::select! {
         _ = faults.wait_for(|faults| faults.cuts > cuts) => return drop(downstream.set_zero_linger()),
@@ -135,8 +143,8 @@ async fn serve(mut downstream: TcpStream, upstream_port: u16, mut faults: watch:
         let (from_server, to_server) = upstream.split();
         let pass = async {
             tokio::try_join!(
-                one_way(from_client, to_server, passed_from.clone()),
-                one_way(from_server, to_client, passed_from.clone())
+                one_way(from_client, to_server, passed_from.clone(), half_opens),
+                one_way(from_server, to_client, passed_from.clone(), half_opens)
             )
         };
         tokio::select! {
@@ -154,12 +162,22 @@ async fn one_way(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut faults: watch::Receiver<Faults>,
+    half_opens: u64,
 ) -> std::io::Result<()> {
+    let passes = move |faults: &Faults| !faults.frozen && faults.half_opens == half_opens;
     let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_UNDER_WAY_MAX);
+    let mut faults_read = faults.clone();
     let read = async move {
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            let count = from.read(&mut buffer).await?;
+            let count = match from.read(&mut buffer).await {
+                Ok(count) => count,
+                Err(error) => {
+                    // A reset is passed on like everything else, so not at once when nothing is.
+                    let _ = faults_read.wait_for(passes).await;
+                    return Err(error);
+                }
+            };
             if count == 0 || queue.send((Instant::now(), buffer[..count].to_vec())).await.is_err() {
                 return std::io::Result::Ok(());
             }
@@ -175,7 +193,7 @@ async fn one_way(
                 bytes_per_s => usize::try_from(bytes_per_s / 20).unwrap_or(CHUNK_BYTES).max(1),
             };
             for slice in chunk.chunks(slice_bytes) {
-                let _ = faults.wait_for(|faults| !faults.frozen).await;
+                let _ = faults.wait_for(passes).await;
                 let bytes_per_s = faults.borrow().bytes_per_s;
                 if bytes_per_s > 0 {
                     tokio::time::sleep(Duration::from_secs_f64(slice.len() as f64 / bytes_per_s as f64))
@@ -184,6 +202,7 @@ async fn one_way(
                 to.write_all(slice).await?;
             }
         }
+        let _ = faults.wait_for(passes).await;
         to.shutdown().await
     };
     tokio::try_join!(read, write).map(drop)

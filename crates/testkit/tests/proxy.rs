@@ -49,7 +49,26 @@ async fn faults_of_the_network_reach_the_client_of_a_real_server() {
     proxy.cut();
     assert!(sleeping.await.is_err());
     assert!(client.simple_query("SELECT 1").await.is_err());
-    cluster::connect(&url).await.expect("a new connection after the cut");
+    let client = cluster::connect(&url).await.expect("a new connection after the cut");
+
+    // Half open: the present connection is silent even when the server ends it, a new one is served.
+    proxy.half_open();
+    let answer = client.simple_query("SELECT 1");
+    tokio::pin!(answer);
+    server.stop_immediate().await;
+    server.start_again().await;
+    cluster::connect(&url)
+        .await
+        .expect("a new connection")
+        .simple_query("SELECT 1")
+        .await
+        .expect("an answer");
+    assert!(
+        tokio::time::timeout(brief, &mut answer).await.is_err(),
+        "an answer through a half-open connection"
+    );
+    proxy.cut();
+    assert!(answer.await.is_err());
 }
 
 #[tokio::test]

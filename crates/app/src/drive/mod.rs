@@ -161,7 +161,7 @@ impl Driver {
                     return self.give_up(Some(&lease), &fault).await;
                 }
             }
-            failures = if began.elapsed() > STEADY { 0 } else { failures + 1 };
+            failures = if began.elapsed() > STEADY { 1 } else { failures + 1 };
             let pause = PAUSES[(failures - 1).min(PAUSES.len() - 1)];
             self.screen.say(&format!("{fault}; trying again in {} ms", pause.as_millis()));
             self.pause(&lease, pause).await;

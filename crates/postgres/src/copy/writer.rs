@@ -7,6 +7,7 @@ use crate::error::fault_of;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use segue_engine::fault::{Fault, Recovery};
+use segue_engine::killpoint;
 use segue_engine::ports::{Outcome, RegionRecord, RegionWriter};
 use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
@@ -129,6 +130,7 @@ impl RegionWriter for PgWriter {
             )
             .await
             .map_err(|e| fault_of(&e))?;
+        killpoint::pass("region.stored");
         self.client.batch_execute("COMMIT").await.map_err(|e| commit_fault(fault_of(&e)))
     }
 
