@@ -1,4 +1,6 @@
 //! What is left of a process that was killed or stood still: it must not take effect behind the next one's back.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
 #![cfg(feature = "killpoints")]
 
 mod support;
