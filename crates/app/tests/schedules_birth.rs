@@ -1,5 +1,7 @@
 //! The birth of a stream and what it is bound to, in the schedules in which a simpler rule loses rows.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
 mod support;
 
 use segue_testkit::Options;

@@ -1,5 +1,7 @@
 //! What cannot be moved safely is refused by name, and what turns up while moving is a fault: never a partial copy.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
 mod support;
 
 use segue_testkit::kill::Process;

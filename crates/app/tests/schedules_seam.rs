@@ -1,4 +1,6 @@
 //! The seam of a region: which transactions a copy has, in the schedules in which a simpler rule loses rows.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
 #![cfg(feature = "killpoints")]
 
 mod support;
