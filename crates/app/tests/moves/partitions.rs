@@ -163,7 +163,7 @@ async fn emptying_a_leaf_empties_that_leaf_whatever_has_been_copied() {
     assert!(gate.single_rows().await > 0, "rows were copied singly");
     // The stream hears nothing while a leaf is emptied and filled again, and while the next region is copied with that.
     gate.reached(&run, 2).await;
-    let behind = gate.upper().await + 50_000;
+    let behind = gate.upper().await + 1_000;
     let walsenders = hold(&pair);
     let mut schedule = empty(2, "t_b", "b");
     schedule.extend([10, behind, 199_990].map(|id| format!("INSERT INTO t VALUES ({id}, 'B', 'after it')")));
