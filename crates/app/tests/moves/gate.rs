@@ -69,7 +69,9 @@ impl Gate {
 
     /// Waits until the last range is copied, or the run has ended.
     pub(crate) async fn passed(&self, run: &Process) {
-        let last = "SELECT EXISTS (SELECT FROM segue.region WHERE extent #> '{range,upper}' = 'null')";
+        // Once the stream has the table in hand, its regions are forgotten.
+        let last = "SELECT EXISTS (SELECT FROM segue.region WHERE extent #> '{range,upper}' = 'null') \
+                    OR EXISTS (SELECT FROM segue.stream WHERE backfilled_at IS NOT NULL)";
         let until = Instant::now() + PATIENCE;
         while run.status().is_none() && !self.client.query_one(last, &[]).await.unwrap().get::<_, bool>(0) {
             assert!(Instant::now() < until, "the copy does not end:\n{}", run.lines().join("\n"));
