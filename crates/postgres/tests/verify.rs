@@ -43,13 +43,14 @@ struct ByHand {
 }
 
 impl Repairer for ByHand {
-    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<()> {
-        let wanted = |key: &Option<KeyText>| match extent {
+    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+        let name = format!("{} ", table.target.sql());
+        let wanted = |(key, statement): &(Option<KeyText>, String)| match extent {
             Extent::Key(wanted) => key.as_ref() == Some(wanted),
-            Extent::Range { .. } => true,
+            Extent::Range { .. } => statement.contains(&name),
         };
         let remedies = self.remedies.lock().unwrap().clone();
-        for (_, statement) in remedies.iter().filter(|(key, _)| wanted(key)) {
+        for (_, statement) in remedies.iter().filter(|remedy| wanted(remedy)) {
             let run = self.target.batch_execute(statement).await;
             run.map_err(|e| Fault::bug("SEGUE-TEST", format!("{statement}: {e:?}")))?;
         }
