@@ -80,6 +80,35 @@ impl Load {
     }
 }
 
+/// Compares both sides without a pause, until it is stopped; nothing is ever different.
+struct Checks {
+    stop: Arc<AtomicBool>,
+    checks: tokio::task::JoinHandle<u32>,
+}
+
+impl Checks {
+    fn start(pair: &Pair) -> Checks {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, spec) = (stop.clone(), pair.spec().to_owned());
+        let checks = tokio::task::spawn_blocking(move || {
+            let mut count = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let mut verify = std::process::Command::new(env!("CARGO_BIN_EXE_segue"));
+                let output = verify.args(["verify", "-f"]).arg(&spec).output().unwrap();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+                count += 1;
+            }
+            count
+        });
+        Checks { stop, checks }
+    }
+
+    async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        assert!(self.checks.await.unwrap() > 1);
+    }
+}
+
 async fn start(rows: u32) -> Pair {
     start_on(Options::default(), rows).await
 }
@@ -192,6 +221,7 @@ async fn leaves_come_and_go_while_following() {
     let run = pair.run();
     pair.reaches(&run, "following").await;
     load.progress(50).await;
+    let checks = Checks::start(&pair);
     ddl(&pair, &attach("filled", 400, 450, 500)).await;
     ddl(&pair, &attach("empty", 450, 500, 0)).await;
     load.progress(200).await;
@@ -206,6 +236,8 @@ async fn leaves_come_and_go_while_following() {
     ddl(&pair, "DELETE FROM filled WHERE id % 2 = 0; INSERT INTO filled (id, day, body) VALUES (7, 9999, 'not of the table')").await;
     load.progress(100).await;
     ddl(&pair, &attach("in_its_place", 400, 450, 10)).await;
+    settled(&pair, &run).await;
+    checks.stop().await;
     equal_in_the_end(&pair, load, run).await;
 }
 

@@ -8,7 +8,7 @@ use crate::fault::Fault;
 use crate::follow;
 use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
-use crate::leaves::{LOOK_PAUSE, Leaves};
+use crate::leaves::{LOOK_PAUSE, Leaves, Moving};
 use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Bounds of a run.
 #[derive(Clone, Copy, Debug)]
@@ -97,9 +98,11 @@ impl<S: Source, T: Target> Run<S, T> {
             throttle,
             region_target: settings.region_target,
         };
-        let (repairer, repairs) = StreamRepairer::new();
+        let moving = Arc::new(Moving::default());
+        let (repairer, repairs) = StreamRepairer::new(moving.clone());
         let live = Arc::new(LiveQueue::with_room(LIVE_KEYS_MAX));
-        let verifying = follow::Verifying { unseen: Arc::new(Unseen::new(near)), live, repairs };
+        let unseen = Arc::new(Unseen::new(near));
+        let verifying = follow::Verifying { unseen, live, repairs, moving };
         let stage = watch::Sender::new(stage);
         Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer })
     }
@@ -117,8 +120,9 @@ impl<S: Source, T: Target> Run<S, T> {
     /// What verification needs of the running stream.
     pub fn handles(&self) -> Handles<S> {
         let Shared { source, progress, .. } = &*self.shared;
-        let passage =
-            StreamPassage::new(source.clone(), progress.watch_applied(), self.verifying.unseen.clone());
+        let follow::Verifying { unseen, moving, .. } = &self.verifying;
+        let applied = progress.watch_applied();
+        let passage = StreamPassage::new(source.clone(), applied, unseen.clone(), moving.clone());
         Handles {
             passage: Arc::new(passage),
             live: self.verifying.live.clone(),
@@ -131,11 +135,12 @@ impl<S: Source, T: Target> Run<S, T> {
     /// Runs until something fails. Dropping the future stops everything; what is durable stays so.
     pub async fn run(self) -> Fault {
         let Run { shared, tables, stored, settings, stage, verifying, repairer: _held } = self;
+        let moving = verifying.moving.clone();
         let from = stored.checkpoint.position;
         let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
         let leaves = Leaves { shared: shared.clone(), tables: tables.clone(), pending: stored.parts.clone() };
         let (backfilled, workers) = (stored.backfilled, settings.workers);
-        let copy = Copying { shared, tables, backfilled, workers, stage, leaves };
+        let copy = Copying { shared, tables, backfilled, workers, stage, leaves, moving };
         let ended = tokio::select! {
             ended = follow => ended,
             ended = copy.run() => ended,
@@ -152,6 +157,7 @@ struct Copying<S, T> {
     workers: usize,
     stage: watch::Sender<Stage>,
     leaves: Leaves<S, T>,
+    moving: Arc<Moving>,
 }
 
 impl<S: Source, T: Target> Copying<S, T> {
@@ -164,10 +170,12 @@ impl<S: Source, T: Target> Copying<S, T> {
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {
+                let moving = self.moving.write().await;
                 while let Some(part) = self.leaves.look(true).await? {
                     hand_over(&self.shared).await?;
                     self.leaves.followed(&part).await?;
                 }
+                drop(moving);
                 looked = Some(Instant::now());
             }
             // Repaired rows have seams, too; they are forgotten once the stream has passed them.
@@ -183,26 +191,28 @@ impl<S: Source, T: Target> Copying<S, T> {
     async fn backfill(&mut self) -> Outcome<()> {
         let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
         let (shared, workers) = (self.shared.clone(), self.workers);
-        let copied = async move {
+        let (over, mut is_over) = watch::channel(false);
+        let copying = async move {
             backfill::run(shared.clone(), work, workers).await?;
             let why = "everything is copied; the stream catches up with the last region";
             shared.progress.waiting("copy", Some(why.into()));
             hand_over(&shared).await?;
             shared.progress.waiting("copy", None);
+            over.send_replace(true);
             Ok(())
         };
-        let leaves = &mut self.leaves;
+        let (leaves, moving) = (&mut self.leaves, &self.moving);
         let looking = async {
-            loop {
-                tokio::time::sleep(LOOK_PAUSE).await;
+            // Told to end, not dropped: a part that has left on the source must be remembered on the target, too.
+            while timeout(LOOK_PAUSE, is_over.wait_for(|over| *over)).await.is_err() {
+                let _moving = moving.write().await;
                 leaves.look(false).await?;
             }
+            Ok(())
         };
         // Side by side: a look can wait for the stream, and the stream for a region whose copy has failed.
-        tokio::select! {
-            ended = copied => ended,
-            fault = looking => fault,
-        }
+        tokio::try_join!(copying, looking)?;
+        Ok(())
     }
 }
 

@@ -10,8 +10,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_engine::follow::build::BatchLimits;
 use segue_engine::migration::{Run, Settings};
+use segue_engine::ports::Part;
 use segue_engine::throttle::{Limits, Throttle};
+use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
+use segue_model::table::{TableId, UnitId};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,8 +28,15 @@ const SETTINGS: Settings = Settings {
 };
 
 async fn prepare(source: &FakeSource, target: &FakeTarget) -> Run<FakeSource, FakeTarget> {
+    prepare_with(source, target, Arc::new(Throttle::new(Limits::default()))).await
+}
+
+async fn prepare_with(
+    source: &FakeSource,
+    target: &FakeTarget,
+    throttle: Arc<Throttle>,
+) -> Run<FakeSource, FakeTarget> {
     let tables = vec![Arc::new(table())];
-    let throttle = Arc::new(Throttle::new(Limits::default()));
     Run::prepare(Arc::new(source.clone()), Arc::new(target.clone()), tables, throttle, SETTINGS)
         .await
         .unwrap()
@@ -85,4 +95,38 @@ fn both_sides_are_equal_after_every_schedule() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(schedule(seed));
     }
+}
+
+/// The copy is over while a part that is gone is on its way out: it is remembered nevertheless.
+#[tokio::test(start_paused = true)]
+async fn a_part_that_leaves_while_the_copy_ends_is_remembered() {
+    let part = Part {
+        unit: UnitId(0),
+        table: TableId(0),
+        relation: 1,
+        name: QualifiedName::new("public", "leaf"),
+        condition: "false".into(),
+    };
+    let mut source = FakeSource::new(1, 30);
+    source.leaves_for = Duration::from_secs(1);
+    source.gone.lock().unwrap().push(part.clone());
+    let durable = Arc::new(Mutex::new(fake::Durable::default()));
+    let target = FakeTarget { durable: durable.clone(), source: source.clone() };
+    let paused = Limits { paused: Some("until the part is on its way".into()), ..Limits::default() };
+    let throttle = Arc::new(Throttle::new(paused));
+    let run = prepare_with(&source, &target, throttle.clone()).await;
+    let mut stage = run.stage();
+    let followed = async {
+        while !source.gone.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        throttle.set(Limits::default());
+        stage.wait_for(|s| *s == Stage::Following).await.unwrap();
+    };
+    tokio::select! {
+        fault = run.run() => panic!("{fault}"),
+        () = followed => {}
+        () = tokio::time::sleep(Duration::from_secs(60)) => panic!("stuck"),
+    }
+    assert_eq!(durable.lock().unwrap().left, [part]);
 }

@@ -120,6 +120,10 @@ impl Source for PgSource {
         self.book.leave(part).await
     }
 
+    async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
+        self.book.parts(table).await
+    }
+
     async fn log_end(&self) -> Outcome<Position> {
         let client = self.session().await?;
         let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await;

@@ -34,6 +34,9 @@ impl Passage for Quiet {
     async fn shown(&self) -> Outcome<bool> {
         Ok(true)
     }
+    async fn parts(&self, _: &Table) -> Outcome<Option<String>> {
+        Ok(Some(String::new()))
+    }
 }
 
 /// Repairs by running the statements that a dry run printed.

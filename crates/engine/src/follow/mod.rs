@@ -8,6 +8,7 @@ pub mod write;
 
 use crate::backfill::Shared;
 use crate::fault::Fault;
+use crate::leaves::Moving;
 use crate::ports::{ChangeStream, Outcome, Source, Target};
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::{StreamPassage, Unseen};
@@ -42,6 +43,8 @@ pub struct Verifying {
     pub live: Arc<LiveQueue>,
     /// Rows that are to be copied anew.
     pub repairs: mpsc::Receiver<RepairRequest>,
+    /// Held while parts are on their way.
+    pub moving: Arc<Moving>,
 }
 
 /// Follows the source from the stored checkpoint `from` on. Returns only with a fault.
@@ -68,8 +71,8 @@ pub async fn run<S: Source, T: Target>(
         unseen: verifying.unseen.clone(),
         live: verifying.live,
     };
-    let passage =
-        StreamPassage::new(shared.source.clone(), shared.progress.watch_applied(), verifying.unseen);
+    let Verifying { unseen, repairs, moving, .. } = verifying;
+    let passage = StreamPassage::new(shared.source.clone(), shared.progress.watch_applied(), unseen, moving);
     let progress = shared.progress.clone();
     let builder = Builder {
         shared,
@@ -81,7 +84,7 @@ pub async fn run<S: Source, T: Target>(
         handed_on: from,
         last_idle: Instant::now(),
         last_shown: Instant::now(),
-        repairs: verifying.repairs,
+        repairs,
         passage,
     };
     let mut tasks = tokio::task::JoinSet::new();

@@ -6,10 +6,12 @@
 use super::build::{Batch, Builder, gone};
 use crate::backfill::{Work, copy_region};
 use crate::fault::Fault;
+use crate::leaves::Moving;
 use crate::ports::{Outcome, Source, Target};
 use crate::verify::ports::{Passage, Repairer};
 use segue_model::region::{Extent, UnitRegions};
 use segue_model::table::{Table, TableId, UnitId};
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests that may wait.
@@ -27,13 +29,14 @@ pub struct RepairRequest {
 #[derive(Clone, Debug)]
 pub struct StreamRepairer {
     requests: mpsc::Sender<RepairRequest>,
+    moving: Arc<Moving>,
 }
 
 impl StreamRepairer {
-    /// A repairer, and where the stream hears of its requests.
-    pub fn new() -> (StreamRepairer, mpsc::Receiver<RepairRequest>) {
+    /// A repairer, and where the stream hears of its requests. It waits while `moving` is held by parts on their way.
+    pub fn new(moving: Arc<Moving>) -> (StreamRepairer, mpsc::Receiver<RepairRequest>) {
         let (requests, heard) = mpsc::channel(REQUESTS_MAX);
-        (StreamRepairer { requests }, heard)
+        (StreamRepairer { requests, moving }, heard)
     }
 }
 
@@ -42,6 +45,7 @@ impl Repairer for StreamRepairer {
         // Where equal keys can have different text, an event could not be matched to a single row's seam.
         let by_key = table.key().is_some_and(|key| key.bytewise);
         let extent = if by_key { extent.clone() } else { Extent::ALL };
+        let _none_is_moving = self.moving.read().await;
         let (done, answer) = oneshot::channel();
         let request = RepairRequest { table: table.id, extent, done };
         self.requests.send(request).await.map_err(|_| gone())?;

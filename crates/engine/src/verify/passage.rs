@@ -2,9 +2,11 @@
 
 use super::ports::Passage;
 use crate::fault::Fault;
+use crate::leaves::Moving;
 use crate::ports::{Outcome, Source};
 use crate::progress::Applied;
 use segue_model::seam::{Seam, Xid, Xid32};
+use segue_model::table::Table;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -109,13 +111,19 @@ pub struct StreamPassage<S> {
     source: Arc<S>,
     applied: watch::Receiver<Applied>,
     unseen: Arc<Unseen>,
+    moving: Arc<Moving>,
 }
 
 impl<S: Source> StreamPassage<S> {
-    /// Along the stream from `source`, whose progress is watched by `applied` and whose transactions go to `unseen`
-    /// before they are applied.
-    pub fn new(source: Arc<S>, applied: watch::Receiver<Applied>, unseen: Arc<Unseen>) -> Self {
-        StreamPassage { source, applied, unseen }
+    /// Along the stream from `source`, whose progress is watched by `applied`, whose transactions go to `unseen` before
+    /// they are applied, and whose parts are on their way while `moving` is held.
+    pub fn new(
+        source: Arc<S>,
+        applied: watch::Receiver<Applied>,
+        unseen: Arc<Unseen>,
+        moving: Arc<Moving>,
+    ) -> Self {
+        StreamPassage { source, applied, unseen, moving }
     }
 
     /// Takes one look at the owner's snapshot, so that the memory of applied transactions stays small.
@@ -168,6 +176,11 @@ impl<S: Source> Passage for StreamPassage<S> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(100));
         }
+    }
+
+    async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
+        let Ok(_none_is_moving) = self.moving.try_read() else { return Ok(None) };
+        self.source.parts(table).await
     }
 }
 

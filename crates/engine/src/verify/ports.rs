@@ -134,6 +134,10 @@ pub trait Passage: Send + Sync + 'static {
     /// Returns `true` once the owner shows, in every new snapshot, whatever the other side had applied before the call;
     /// `false` if it does not for a long while (a commit waits for a synchronous standby).
     fn shown(&self) -> impl Future<Output = Outcome<bool>> + Send;
+    /// What the owner's table is made of, while both sides are made of the same; `None` while a part of it is on its way
+    /// in or out: its rows are then on one side only, and none of them is a difference. Two equal answers: no part came
+    /// or went in between.
+    fn parts(&self, table: &Table) -> impl Future<Output = Outcome<Option<String>>> + Send;
 }
 
 /// Writes the owner's rows over differences.

@@ -11,6 +11,10 @@
 //! it too, and `x1` and `x2` differ, against the premise. Comparing versions and not values matters: a row that goes
 //! A → B → A, or comes and goes between `a1` and `a2`, has been away however equal the readings look.
 //!
+//! All of this is about rows that the stream carries. Rows of a partition that was attached or detached come or go with
+//! it outside the stream; so both sides must be made of the same parts from before `a1` until after `x1`
+//! ([`Passage::parts`]), and the versions say the rest.
+//!
 //! So an unequal item with all four versions unchanged is a **divergence**. A row that is equal in any comparison of
 //! neighbours is equal: the copy then had what the owner had at that reading. Of rows without a key only their number
 //! is compared, so they are equal only with all four versions unchanged. What keeps changing is **hot**.
@@ -33,6 +37,8 @@ const ROUNDS_MAX: u32 = 8;
 const ROUND_PAUSE: Duration = Duration::from_millis(4);
 /// Rounds in which the owner did not show what had been applied, before the batch is left as hot.
 const UNSHOWN_ROUNDS_MAX: u32 = 2;
+/// How often a part on its way is asked for.
+const PARTS_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of rows read in full at a time.
 pub(super) const FULL_ROWS_BYTES_MAX: u64 = 16 << 20;
 /// A statement that would mend a difference is not printed above this size.
@@ -112,6 +118,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         counts: &mut RangeCounts,
         settled: &mut Settled,
     ) -> Outcome<()> {
+        let mut made_of = self.parts(table).await?;
         let readings = metered(&mut counts.owner, self.owner.read(table, batch), |r| cost_of(r)).await?;
         let mut open: Vec<Open> = batch
             .iter()
@@ -141,7 +148,10 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                 return Ok(());
             }
             let shown = self.shown().await?;
-            open = self.owner_again(table, rest, shown, counts, settled).await?;
+            let still_made_of = self.parts(table).await?;
+            let comparable = shown && still_made_of == made_of;
+            made_of = still_made_of;
+            open = self.owner_again(table, rest, comparable, counts, settled).await?;
             unshown += u32::from(!shown);
             if open.is_empty() || unshown >= UNSHOWN_ROUNDS_MAX {
                 break;
@@ -152,12 +162,26 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         Ok(())
     }
 
-    /// Reads the owner again after the other side was read; returns what is still open.
+    /// What the table is made of, as soon as both sides are made of the same.
+    async fn parts(&self, table: &Table) -> Outcome<String> {
+        let why = "a partition that was attached or detached is on its way; then rows are compared again";
+        loop {
+            if let Some(parts) = self.passage.parts(table).await? {
+                self.progress.waiting("verify", None);
+                return Ok(parts);
+            }
+            self.progress.waiting("verify", Some(why.into()));
+            tokio::time::sleep(PARTS_PAUSE).await;
+        }
+    }
+
+    /// Reads the owner again after the other side was read; returns what is still open. `comparable`: the owner showed
+    /// before what the other side had, and no part has come or gone since the owner was read last.
     async fn owner_again(
         &self,
         table: &Table,
         rest: Vec<(Open, Reading)>,
-        shown: bool,
+        comparable: bool,
         counts: &mut RangeCounts,
         settled: &mut Settled,
     ) -> Outcome<Vec<Open>> {
@@ -169,7 +193,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                 settled.equal += 1;
                 continue;
             }
-            let steady = shown && before.owner.version == owner.version;
+            let steady = comparable && before.owner.version == owner.version;
             open.push(Open { item: before.item, owner, between: steady.then_some(other) });
         }
         Ok(open)

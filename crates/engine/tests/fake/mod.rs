@@ -19,6 +19,7 @@ use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 pub use rows::{Rows, table};
@@ -51,6 +52,10 @@ pub struct Db {
 pub struct FakeSource {
     pub db: Arc<Mutex<Db>>,
     grown: Arc<Notify>,
+    /// Parts that are gone and have not left the stream.
+    pub gone: Arc<Mutex<Vec<Part>>>,
+    /// How long one takes to leave, after it has been said that it has.
+    pub leaves_for: Duration,
 }
 
 /// Gives way to other tasks a random number of times.
@@ -73,7 +78,12 @@ impl FakeSource {
             visible,
             signals: 0,
         };
-        FakeSource { db: Arc::new(Mutex::new(db)), grown: Arc::new(Notify::new()) }
+        FakeSource {
+            db: Arc::new(Mutex::new(db)),
+            grown: Arc::default(),
+            gone: Arc::default(),
+            leaves_for: Duration::ZERO,
+        }
     }
 
     pub fn rows(&self) -> Rows {
@@ -210,13 +220,19 @@ impl Source for FakeSource {
         Ok(keys.iter().map(|k| bounds.iter().filter(|b| id_of(b) < id_of(k)).count()).collect())
     }
     async fn drift(&self) -> Outcome<Vec<Drift>> {
-        Ok(Vec::new())
+        Ok(self.gone.lock().unwrap().iter().cloned().map(Drift::Detached).collect())
     }
     async fn adopt(&self, _: &Part) -> Outcome<bool> {
         Ok(false)
     }
-    async fn leave(&self, _: &Part) -> Outcome<u64> {
-        self.signal().await
+    async fn leave(&self, part: &Part) -> Outcome<u64> {
+        let signal = self.signal().await?;
+        self.gone.lock().unwrap().retain(|gone| gone.unit != part.unit);
+        tokio::time::sleep(self.leaves_for).await;
+        Ok(signal)
+    }
+    async fn parts(&self, _: &Table) -> Outcome<Option<String>> {
+        Ok(Some(String::new()))
     }
     async fn log_end(&self) -> Outcome<Position> {
         Ok(Position(self.db.lock().unwrap().log.len() as u64 * 10))
@@ -306,6 +322,8 @@ impl RegionReader for FakeReader {
 pub struct Durable {
     pub rows: Rows,
     pub stored: Stored,
+    /// Parts that are remembered to have left.
+    pub left: Vec<Part>,
 }
 
 #[derive(Clone)]
@@ -336,7 +354,8 @@ impl Target for FakeTarget {
     async fn part_followed(&self, _: &Part) -> Outcome<()> {
         Ok(())
     }
-    async fn part_left(&self, _: &Part) -> Outcome<()> {
+    async fn part_left(&self, part: &Part) -> Outcome<()> {
+        self.durable.lock().unwrap().left.push(part.clone());
         Ok(())
     }
     async fn forget_regions(&self, _: i64) -> Outcome<()> {

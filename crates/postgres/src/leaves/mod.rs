@@ -286,6 +286,36 @@ impl Book {
         loose.filter_map(|r| r.part().map(|part| Loose { part })).collect()
     }
 
+    /// See [`segue_engine::ports::Source::parts`]. A partition that is detached and attached again has another row in
+    /// `pg_inherits`, hence another `xmin`.
+    pub(crate) async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
+        let followed = {
+            let state = self.lock();
+            let live: HashSet<u32> = state
+                .live
+                .iter()
+                .filter(|r| r.table == table.id && r.leaf.is_some())
+                .map(|r| r.oid)
+                .collect();
+            let leaving = state.left.iter().any(|part| part.table == table.id);
+            let arriving = live.iter().any(|oid| !state.joined.contains(oid));
+            (!leaving && !arriving).then_some(live)
+        };
+        let Some(followed) = followed else { return Ok(None) };
+        let sql = "WITH RECURSIVE tree(oid, made) AS (
+                SELECT to_regclass($1)::oid, ''
+                UNION ALL SELECT i.inhrelid, i.xmin::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
+            SELECT string_agg(format('%s:%s', t.oid, t.made), ',' ORDER BY t.oid),
+                   coalesce(array_agg(t.oid) FILTER (WHERE t.made <> '' AND c.relkind <> 'p'), '{}')
+              FROM tree t JOIN pg_class c ON c.oid = t.oid";
+        let client = self.session().await?;
+        let row = client.query_one(sql, &[&table.source.sql()]).await;
+        let row = row.map_err(|e| fault_of(&e).during("looking what a table is made of"))?;
+        let leaves: HashSet<u32> = row.get::<_, Vec<u32>>(1).into_iter().collect();
+        let made_of: Option<String> = row.get(0);
+        Ok(made_of.filter(|_| leaves == followed))
+    }
+
     /// Looks which leaves of the table of `oid` are gone, before rows of `oid` are read on.
     async fn look_at(&self, oid: u32) -> Outcome<()> {
         let (table, leaves) = {

@@ -93,15 +93,32 @@ async fn nothing_in_flight_is_ever_reported_without_a_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn parts_on_their_way_are_never_reported() {
+    let world = |seed| World::new(seed, 30, 0..40).with_leaf();
+    assert_eq!(reports(300, true, Order::Number, Broken::default(), world).await, 0);
+    let world = |seed| World::new(seed, 12, 0..16).with_leaf();
+    assert_eq!(reports(300, false, Order::Number, Broken::default(), world).await, 0);
+    // A part that moves just when one of its rows is settled.
+    for seed in 0..2_000 {
+        let parts = parts(World::new(seed, 12, 0..16).with_leaf(), Order::Number);
+        let items = vec![Item::Key(KeyText::from_texts(["-1".to_owned()]))];
+        let settled = parts.settle(&table(true), items, false, &mut RangeCounts::default()).await;
+        assert!(settled.expect("no fault").divergent.is_empty(), "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_rule_of_settling_is_needed() {
     for (what, broken) in [
         ("signals", Broken { passed: true, ..Broken::default() }),
         ("visibility", Broken { shown: true, ..Broken::default() }),
         ("versions", Broken { versions: true, ..Broken::default() }),
+        ("parts", Broken { parts: true, ..Broken::default() }),
     ] {
-        let world = |seed| World::new(seed, 30, 0..40);
+        let leaf = |world: World| if broken.parts { world.with_leaf() } else { world };
+        let world = |seed| leaf(World::new(seed, 30, 0..40));
         let keyed = reports(300, true, Order::Number, broken, world).await;
-        let world = |seed| World::new(seed, 12, 0..16);
+        let world = |seed| leaf(World::new(seed, 12, 0..16));
         let keyless = reports(300, false, Order::Number, broken, world).await;
         assert!(keyed + keyless > 0, "without {what} there must be false reports");
     }

@@ -31,6 +31,18 @@ pub(super) struct Broken {
     pub(super) shown: bool,
     /// Versions are the contents.
     pub(super) versions: bool,
+    /// Nobody asks what the owner is made of.
+    pub(super) parts: bool,
+}
+
+/// A part of the owner that comes and goes outside the log; the other side learns of it later, by other ways.
+#[derive(Debug)]
+struct Leaf {
+    rows: Rows,
+    on_owner: bool,
+    on_other: bool,
+    /// How often it came or went.
+    moves: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +69,7 @@ pub(super) struct World {
     /// The workload writes to these rows only.
     busy: Vec<i64>,
     values: u32,
+    leaf: Option<Leaf>,
     broken: Broken,
 }
 
@@ -72,6 +85,7 @@ impl World {
             versions: 0,
             busy: busy.into_iter().collect(),
             values: 3,
+            leaf: None,
             broken: Broken::default(),
         };
         for key in 0..rows {
@@ -87,6 +101,31 @@ impl World {
     pub(super) fn breaking(mut self, broken: Broken) -> World {
         self.broken = broken;
         self
+    }
+
+    /// Lets a few rows nobody writes to come and go as a whole.
+    pub(super) fn with_leaf(mut self) -> World {
+        let version = |n: i64| Stored { value: "v1".into(), version: u64::MAX - n as u64 };
+        let rows: Rows = (0..3).map(|n| (-1 - n, version(n))).collect();
+        self.leaf = Some(Leaf { rows, on_owner: false, on_other: false, moves: 0 });
+        self
+    }
+
+    fn move_leaf(&mut self) {
+        let Some(leaf) = &mut self.leaf else { return };
+        let put = |rows: &mut Rows, there: bool| match there {
+            true => rows.extend(leaf.rows.clone()),
+            false => rows.retain(|key, _| !leaf.rows.contains_key(key)),
+        };
+        // The owner goes ahead, rarely is back before the other side has noticed, and that takes its time.
+        if leaf.on_owner == leaf.on_other || self.rng.random_ratio(1, 8) {
+            leaf.on_owner = !leaf.on_owner;
+            leaf.moves += 1;
+            put(&mut self.owner, leaf.on_owner);
+        } else {
+            leaf.on_other = leaf.on_owner;
+            put(&mut self.other, leaf.on_other);
+        }
     }
 
     /// Changes a row of the other side behind everybody's back.
@@ -142,6 +181,7 @@ impl World {
                     self.show(at);
                 }
                 3 => self.apply(),
+                4 if self.rng.random_ratio(1, 16) => self.move_leaf(),
                 _ => {}
             }
         }
@@ -373,6 +413,19 @@ impl Passage for Stream {
             world.steps(4);
         }
         Ok(true)
+    }
+
+    async fn parts(&self, _: &Table) -> Outcome<Option<String>> {
+        let mut world = self.world();
+        if world.leaf.is_some() {
+            world.steps(4);
+        }
+        Ok(match &world.leaf {
+            Some(leaf) if !world.broken.parts => {
+                (leaf.on_owner == leaf.on_other).then(|| leaf.moves.to_string())
+            }
+            Some(_) | None => Some(String::new()),
+        })
     }
 }
 
