@@ -105,7 +105,7 @@ impl Checks {
 
     async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        assert!(self.checks.await.unwrap() > 1);
+        assert!(self.checks.await.unwrap() > 0, "nothing was compared");
     }
 }
 

@@ -4,17 +4,16 @@
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a test may stop where it stands")]
 
 mod rows;
+mod target;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use segue_engine::fault::Fault;
 use segue_engine::ports::*;
-use segue_model::change::{Action, Change, Row, TransactionHead, Value};
+use segue_model::change::{Action, Change, TransactionHead, Value};
 use segue_model::key::KeyText;
-use segue_model::net::Net;
 use segue_model::position::Position;
-use segue_model::region::{CopiedRegion, Extent};
+use segue_model::region::Extent;
 use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +22,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 pub use rows::{Rows, table};
-use rows::{id_of, key, parse, row, text, within};
+use rows::{id_of, key, row, text, within};
+pub use target::{Durable, FakeTarget};
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -313,193 +313,6 @@ impl RegionReader for FakeReader {
     }
     async fn durable(&mut self, _: Position) -> Outcome<()> {
         dither(&self.source.db).await;
-        Ok(())
-    }
-}
-
-/// What survives a kill.
-#[derive(Clone, Debug, Default)]
-pub struct Durable {
-    pub rows: Rows,
-    pub stored: Stored,
-    /// Parts that are remembered to have left.
-    pub left: Vec<Part>,
-}
-
-#[derive(Clone)]
-pub struct FakeTarget {
-    pub durable: Arc<Mutex<Durable>>,
-    /// Only for its randomness.
-    pub source: FakeSource,
-}
-
-impl Target for FakeTarget {
-    type Writer = FakeWriter;
-    type Applier = FakeApplier;
-    async fn writer(&self) -> Outcome<FakeWriter> {
-        Ok(FakeWriter { target: self.clone(), copying: Extent::ALL, replace: false, rows: Vec::new() })
-    }
-    async fn applier(&self) -> Outcome<FakeApplier> {
-        Ok(FakeApplier { target: self.clone(), open: BTreeMap::new() })
-    }
-    async fn stored(&self) -> Outcome<Stored> {
-        Ok(self.durable.lock().unwrap().stored.clone())
-    }
-    async fn last_region(&self) -> Outcome<i64> {
-        Ok(0)
-    }
-    async fn store_part(&self, _: &Part) -> Outcome<()> {
-        Ok(())
-    }
-    async fn part_followed(&self, _: &Part) -> Outcome<()> {
-        Ok(())
-    }
-    async fn part_left(&self, part: &Part) -> Outcome<()> {
-        self.durable.lock().unwrap().left.push(part.clone());
-        Ok(())
-    }
-    async fn forget_regions(&self, _: i64) -> Outcome<()> {
-        let mut durable = self.durable.lock().unwrap();
-        durable.stored.regions.clear();
-        durable.stored.backfilled = true;
-        Ok(())
-    }
-}
-
-pub struct FakeWriter {
-    target: FakeTarget,
-    copying: Extent,
-    replace: bool,
-    rows: Vec<(i64, (String, String))>,
-}
-
-impl RegionWriter for FakeWriter {
-    async fn begin(&mut self, _: &Table, _: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
-        (self.copying, self.replace) = (extent.clone(), replace);
-        self.rows.clear();
-        Ok(())
-    }
-    async fn write(&mut self, piece: Bytes) -> Outcome<()> {
-        self.rows.push(serde_json::from_slice(&piece).unwrap());
-        dither(&self.target.source.db).await;
-        Ok(())
-    }
-    async fn finish(&mut self) -> Outcome<u64> {
-        Ok(self.rows.len() as u64)
-    }
-    async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
-        dither(&self.target.source.db).await;
-        let mut durable = self.target.durable.lock().unwrap();
-        if self.replace {
-            durable.rows.retain(|id, _| !within(&self.copying, *id));
-        }
-        for (id, value) in self.rows.drain(..) {
-            if durable.rows.insert(id, value).is_some() {
-                return Err(Fault::bug(
-                    "TEST-DUPLICATE",
-                    format!("region {:?} copies {id}, which is there", record.extent),
-                ));
-            }
-        }
-        let copied = CopiedRegion { extent: record.extent.clone(), seam: record.seam.clone() };
-        durable.stored.regions.entry(record.unit).or_default().push(StoredRegion {
-            copied,
-            rows: 0,
-            bytes: 0,
-        });
-        Ok(())
-    }
-    async fn abandon(&mut self) -> Outcome<()> {
-        self.rows.clear();
-        Ok(())
-    }
-}
-
-pub struct FakeApplier {
-    target: FakeTarget,
-    /// What the open transaction has done, key by key.
-    open: BTreeMap<i64, Option<(String, String)>>,
-}
-
-fn mismatch(what: String) -> ApplyError {
-    ApplyError::Mismatch(Mismatch { table: "t".into(), key: None, what })
-}
-
-impl FakeApplier {
-    fn take(&mut self, id: i64) -> Result<(String, String), ApplyError> {
-        let durable = self.target.durable.lock().unwrap().rows.get(&id).cloned();
-        let now = self.open.get(&id).cloned().unwrap_or(durable);
-        self.open.insert(id, None);
-        now.ok_or_else(|| mismatch(format!("no row {id}")))
-    }
-    fn put(&mut self, id: i64, value: (String, String)) -> Result<(), ApplyError> {
-        let there = self.target.durable.lock().unwrap().rows.contains_key(&id);
-        let there = self.open.get(&id).map_or(there, Option::is_some);
-        self.open.insert(id, Some(value));
-        if there { Err(mismatch(format!("row {id} exists"))) } else { Ok(()) }
-    }
-    fn overlay(old: (String, String), new: &Row) -> (String, String) {
-        let (_, a, big) = parse(new);
-        (a.unwrap_or(old.0), big.unwrap_or(old.1))
-    }
-}
-
-impl Applier for FakeApplier {
-    async fn begin(&mut self) -> Result<(), ApplyError> {
-        self.open.clear();
-        Ok(())
-    }
-    async fn net(&mut self, _: &Table, net: &Net) -> Result<(), ApplyError> {
-        for k in &net.deletes {
-            self.take(id_of(k))?;
-        }
-        for r in net.updates.iter().flat_map(|g| &g.rows) {
-            let old = self.take(parse(r).0)?;
-            self.put(parse(r).0, Self::overlay(old, r))?;
-        }
-        for r in &net.inserts {
-            let (id, a, big) = parse(r);
-            self.put(id, (a.unwrap(), big.unwrap()))?;
-        }
-        Ok(())
-    }
-    async fn in_order(&mut self, _: &Table, changes: &[Change]) -> Result<(), ApplyError> {
-        for change in changes {
-            match &change.action {
-                Action::Insert { new } => {
-                    let (id, a, big) = parse(new);
-                    self.put(id, (a.unwrap(), big.unwrap()))?;
-                }
-                Action::Delete { old } => {
-                    self.take(parse(old).0)?;
-                }
-                Action::Update { old, new } => {
-                    let before = self.take(parse(old.as_ref().unwrap_or(new)).0)?;
-                    self.put(parse(new).0, Self::overlay(before, new))?;
-                }
-                Action::Truncate { .. } => return Err(mismatch("no TRUNCATE here".into())),
-            }
-        }
-        Ok(())
-    }
-    async fn commit(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
-        dither(&self.target.source.db).await;
-        let open = std::mem::take(&mut self.open);
-        let mut durable = self.target.durable.lock().unwrap();
-        if durable.stored.checkpoint.position != from {
-            return Err(Fault::bug("TEST-CHECKPOINT", "the checkpoint is elsewhere").into());
-        }
-        for (id, value) in open {
-            match value {
-                Some(value) => durable.rows.insert(id, value),
-                None => durable.rows.remove(&id),
-            };
-        }
-        durable.stored.checkpoint = to.clone();
-        Ok(())
-    }
-    async fn rollback(&mut self) -> Outcome<()> {
-        self.open.clear();
         Ok(())
     }
 }
