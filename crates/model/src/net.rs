@@ -47,7 +47,10 @@ struct Held {
 }
 
 /// Collapses `changes`, all of `table`, in commit order. `None`: they must be written row by row, in order.
-pub fn collapse(table: &Table, changes: &[Change]) -> Result<Option<Net>, KeyIncomplete> {
+pub fn collapse<'a>(
+    table: &Table,
+    changes: impl IntoIterator<Item = &'a Change>,
+) -> Result<Option<Net>, KeyIncomplete> {
     match table.key() {
         Some(key) if key.bytewise => Ok(collapse_keyed(key, changes)?.map(|held| emit(table, key, held))),
         _ => {
@@ -55,15 +58,18 @@ pub fn collapse(table: &Table, changes: &[Change]) -> Result<Option<Net>, KeyInc
                 Action::Insert { new } => Some(new.clone()),
                 Action::Update { .. } | Action::Delete { .. } | Action::Truncate { .. } => None,
             };
-            let inserts: Option<Vec<Row>> = changes.iter().map(insert).collect();
+            let inserts: Option<Vec<Row>> = changes.into_iter().map(insert).collect();
             Ok(inserts.map(|inserts| Net { inserts, ..Net::default() }))
         }
     }
 }
 
 /// `None` when the changes do not fit together or an unchanged value would have to be fetched.
-fn collapse_keyed(key: &Key, changes: &[Change]) -> Result<Option<Vec<(KeyText, Held)>>, KeyIncomplete> {
-    let mut held: HashMap<KeyText, Held> = HashMap::with_capacity(changes.len());
+fn collapse_keyed<'a>(
+    key: &Key,
+    changes: impl IntoIterator<Item = &'a Change>,
+) -> Result<Option<Vec<(KeyText, Held)>>, KeyIncomplete> {
+    let mut held: HashMap<KeyText, Held> = HashMap::new();
     for change in changes {
         let fits = match &change.action {
             Action::Insert { new } => insert(&mut held, KeyText::of(key, new)?, new.clone()),

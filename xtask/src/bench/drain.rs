@@ -9,7 +9,8 @@ use tokio_postgres::Client;
 pub(super) const TABLES: [&str; 5] =
     ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history", "mark"];
 const TRANSACTIONS: u64 = 50_000;
-const PGBENCH_SCALE: u64 = 10;
+/// Five million accounts, as the copy's benchmark has.
+const PGBENCH_SCALE: u64 = 50;
 const CLIENTS: u64 = 4;
 /// The peer's database on the target.
 pub(super) const PEER: &str = "peer";

@@ -5,6 +5,7 @@
 use super::arrive::{Arrived, Transaction};
 use super::repair::RepairRequest;
 use super::spool::Changes;
+use super::steps::{Manner, Step, steps};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
 use crate::ports::{Checkpoint, Outcome, Source, Target};
@@ -36,6 +37,8 @@ const SHOWN_PAUSE: Duration = Duration::from_millis(500);
 pub struct Batch {
     /// What to write, in commit order.
     pub changes: Vec<Change>,
+    /// `changes` as they are best written.
+    pub steps: Vec<Step>,
     /// A transaction larger than memory; then it is alone in the batch and `changes` is empty.
     pub spilled: Option<Changes>,
     /// The checkpoint after it.
@@ -183,6 +186,7 @@ impl<S: Source, T: Target> Builder<S, T> {
             self.last_shown = Instant::now();
         }
         full.checkpoint.skipped = self.regions().skipped();
+        full.steps = steps(&self.tables, &full.changes, Manner::SetWise)?;
         self.out.send(full).await.map_err(|_| gone())
     }
 

@@ -4,6 +4,7 @@ pub mod arrive;
 pub mod build;
 pub mod repair;
 pub mod spool;
+pub mod steps;
 pub mod write;
 
 use crate::backfill::Shared;
@@ -63,7 +64,7 @@ pub async fn run<S: Source, T: Target>(
     let spill_bytes = limits.memory_bytes_max / 4;
     let writer = Writer {
         applier,
-        tables: tables.clone(),
+        tables: Arc::new(tables.clone()),
         progress: shared.progress.clone(),
         acknowledger,
         position: from,

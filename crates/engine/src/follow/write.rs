@@ -2,6 +2,7 @@
 
 use super::build::Batch;
 use super::spool::Changes;
+use super::steps::{Manner, Step, steps};
 use crate::fault::Fault;
 use crate::killpoint;
 use crate::ports::{Acknowledger, Applier, ApplyError, Mismatch, Outcome};
@@ -9,29 +10,18 @@ use crate::progress::{Applied, Progress};
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::Unseen;
-use segue_model::change::{Action, Change};
-use segue_model::net::collapse;
 use segue_model::position::Position;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// How the changes of a batch are written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
-    /// The net effect of each table, set-wise.
-    SetWise,
-    /// One by one.
-    RowByRow,
-}
-
 /// Writes batches and acknowledges them.
 pub struct Writer<A> {
     /// The session.
     pub applier: A,
-    /// All tables.
-    pub tables: BTreeMap<TableId, Arc<Table>>,
+    /// All tables, those of every step among them.
+    pub tables: Arc<BTreeMap<TableId, Arc<Table>>>,
     /// Counters.
     pub progress: Arc<Progress>,
     /// Tells the source.
@@ -60,11 +50,13 @@ impl<A: Applier> Writer<A> {
             let point = if batch.committed_at_us.is_empty() { "idle.committed" } else { "batch.committed" };
             killpoint::pass(point);
             self.acknowledger.acknowledge(self.position);
-            self.live.applied(&self.tables, &batch.changes);
             let applied = Applied { position: self.position, signal: batch.signal };
             let transactions = batch.committed_at_us.len() as u64;
             self.progress.applied(applied, transactions, changes, &batch.committed_at_us);
             killpoint::pass("batch.acknowledged");
+            // Also to take apart what a large batch was made of takes its time; the next one need not wait for it.
+            let (live, tables) = (self.live.clone(), self.tables.clone());
+            tokio::spawn(async move { live.applied(&tables, &batch.changes) });
         }
         Ok(())
     }
@@ -92,7 +84,10 @@ impl<A: Applier> Writer<A> {
         killpoint::pass("batch.begun");
         let changes = match &mut batch.spilled {
             None => {
-                self.steps(&batch.changes, manner).await?;
+                match manner {
+                    Manner::SetWise => self.apply(&batch.steps).await?,
+                    Manner::RowByRow => self.apply(&steps(&self.tables, &batch.changes, manner)?).await?,
+                }
                 batch.changes.len() as u64
             }
             Some(spilled) => self.spilled(spilled, manner).await?,
@@ -105,43 +100,21 @@ impl<A: Applier> Writer<A> {
     async fn spilled(&mut self, changes: &mut Changes, manner: Manner) -> Result<u64, ApplyError> {
         for index in 0..changes.pieces() {
             let piece = changes.piece(index)?;
-            self.steps(&piece, manner).await?;
+            self.apply(&steps(&self.tables, &piece, manner)?).await?;
         }
         Ok(changes.count())
     }
 
-    /// Writes changes table by table; a TRUNCATE stands between what came before it and what comes after.
-    async fn steps(&mut self, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
-        let mut open: BTreeMap<TableId, Vec<Change>> = BTreeMap::new();
-        for change in changes {
-            let truncate = matches!(change.action, Action::Truncate { .. });
-            if truncate && let Some(before) = open.remove(&change.table) {
-                self.step(change.table, &before, manner).await?;
+    async fn apply(&mut self, steps: &[Step]) -> Result<(), ApplyError> {
+        for step in steps {
+            match step {
+                Step::Net(table, net) => self.applier.net(&self.tables[table], net).await?,
+                Step::InOrder(table, changes) => {
+                    self.applier.in_order(&self.tables[table], changes).await?;
+                }
             }
-            if truncate {
-                self.step(change.table, std::slice::from_ref(change), Manner::RowByRow).await?;
-            } else {
-                open.entry(change.table).or_default().push(change.clone());
-            }
-        }
-        for (table, changes) in open {
-            self.step(table, &changes, manner).await?;
         }
         Ok(())
-    }
-
-    async fn step(&mut self, table: TableId, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
-        let unknown = || Fault::bug("SEGUE-TABLE", format!("table number {} is not in the plan", table.0));
-        let table = self.tables.get(&table).ok_or_else(unknown)?;
-        let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", table.source));
-        let net = match manner {
-            Manner::SetWise => collapse(table, changes).map_err(incomplete)?,
-            Manner::RowByRow => None,
-        };
-        match net {
-            Some(net) => self.applier.net(table, &net).await,
-            None => self.applier.in_order(table, changes).await,
-        }
     }
 }
 

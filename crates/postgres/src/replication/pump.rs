@@ -19,6 +19,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const AHEAD_BYTES_MAX: u32 = 32 << 20;
 /// One read; also how much memory a single value can keep alive.
 const READ_BYTES: usize = 64 << 10;
+/// Reads that follow each other so closely …
+const QUICK: Duration = Duration::from_micros(500);
+/// … and are as many as this are a flood: then we rest …
+const QUICK_MAX: u32 = 64;
+/// … for this long before we read more: it costs both sides far less than a wake-up for every message.
+const REST: Duration = Duration::from_millis(1);
 /// How often the server hears from us: well within the shortest sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// After this long without a byte the server is asked for an answer.
@@ -98,6 +104,7 @@ impl Pump {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard_at = Instant::now();
         let mut asked = false;
+        let mut quick = 0_u32;
         // What was left over when the stream started may hold whole frames.
         let mut held = self.cut_all().await?;
         loop {
@@ -121,7 +128,14 @@ impl Pump {
                     if count.map_err(lost)? == 0 {
                         return Err(lost("the server closed the connection").into());
                     }
-                    (heard_at, asked) = (Instant::now(), false);
+                    let now = Instant::now();
+                    quick = if now - heard_at < QUICK { quick + 1 } else { 0 };
+                    (heard_at, asked) = (now, false);
+                    if quick > QUICK_MAX {
+                        // The server sends message by message; let some come together.
+                        tokio::time::sleep(REST).await;
+                        heard_at = Instant::now();
+                    }
                     held = self.cut_all().await?;
                 }
                 changed = self.acknowledged.changed() => {
