@@ -5,7 +5,7 @@ use crate::connect::Endpoint;
 use crate::copy::{PgReader, places};
 use crate::error::fault_of;
 use crate::leaves::{self, Book, Known};
-use crate::stream::{PgStream, StreamSource};
+use crate::stream::{Opening, PgStream, StreamSource};
 use segue_engine::fault::Fault;
 use segue_engine::ports::{Drift, Outcome, Part, Source};
 use segue_model::key::KeyText;
@@ -25,19 +25,23 @@ pub struct PgSource {
     book: Arc<Book>,
     /// One session for short questions and signals, opened when first needed.
     session: Mutex<Option<Arc<Client>>>,
+    /// The stream, if it is being opened already.
+    opening: Mutex<Option<Opening>>,
 }
 
 impl PgSource {
-    /// The source behind `endpoint`, whose relations were settled to be `known`.
+    /// The source behind `endpoint`, whose relations were settled to be `known`. Its stream may be on its way already.
     pub async fn open(
         endpoint: Endpoint,
         identity: StreamIdentity,
         token: i64,
         tables: &[Arc<Table>],
         known: Known,
+        opening: Option<Opening>,
     ) -> Outcome<PgSource> {
         let book = Book::open(endpoint.clone(), identity.clone(), token, tables, known).await?;
-        Ok(PgSource { endpoint, identity, token, book: Arc::new(book), session: Mutex::new(None) })
+        let (book, opening) = (Arc::new(book), Mutex::new(opening));
+        Ok(PgSource { endpoint, identity, token, book, session: Mutex::new(None), opening })
     }
 
     /// The shared session, opened anew if it was lost.
@@ -59,12 +63,9 @@ impl Source for PgSource {
     type Reader = PgReader;
 
     async fn stream(&self, from: Position) -> Outcome<PgStream> {
-        let source = StreamSource {
-            endpoint: self.endpoint.clone(),
-            slot: self.identity.slot.clone(),
-            publications: vec![self.identity.publication.clone()],
-        };
-        let stream = PgStream::open(&source, self.book.plan(), from).await?;
+        let on_its_way = self.opening.lock().await.take().filter(|opening| opening.from() == from);
+        let open = || Opening::begin(StreamSource::of(self.endpoint.clone(), &self.identity), from);
+        let stream = on_its_way.unwrap_or_else(open).stream(self.book.plan()).await?;
         Ok(stream.watched_by(self.book.clone()))
     }
 

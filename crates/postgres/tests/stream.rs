@@ -10,7 +10,7 @@ use segue_model::change::{Action, Change, Leaf, Value};
 use segue_model::position::Position;
 use segue_model::table::{TableId, UnitId};
 use segue_postgres::connect::Endpoint;
-use segue_postgres::stream::{Expectation, PgStream, RelationPlan, StreamPlan, StreamSource};
+use segue_postgres::stream::{Expectation, Opening, PgStream, RelationPlan, StreamPlan, StreamSource};
 use segue_testkit::cluster::available_majors;
 use segue_testkit::{Cluster, Options};
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl Source {
             slot: "s_1".into(),
             publications: vec!["p'\"\\x".into()],
         };
-        PgStream::open(&source, self.plan.subscribe(), from).await.unwrap()
+        Opening::begin(source.clone(), from).stream(self.plan.subscribe()).await.unwrap()
     }
 
     async fn run(&self, sql: &str) {
@@ -211,7 +211,7 @@ async fn a_restart_at_a_commit_delivers_neither_twice_nor_too_little() {
                 slot: "s_1".into(),
                 publications: vec!["p'\"\\x".into()],
             };
-            match PgStream::open(&source_of, source.plan.subscribe(), *end).await {
+            match Opening::begin(source_of.clone(), *end).stream(source.plan.subscribe()).await {
                 Ok(stream) => break stream,
                 Err(fault) if fault.code == "SEGUE-SLOT-BUSY" => {
                     tokio::time::sleep(Duration::from_millis(20)).await
@@ -247,7 +247,8 @@ async fn acknowledging_moves_the_slot_and_nothing_else_does() {
         slot: "s_1".into(),
         publications: vec!["p'\"\\x".into()],
     };
-    let Err(fault) = PgStream::open(&source_of, source.plan.subscribe(), source.from).await else {
+    let Err(fault) = Opening::begin(source_of.clone(), source.from).stream(source.plan.subscribe()).await
+    else {
         panic!("a checkpoint behind the slot")
     };
     assert_eq!(fault.code, "SEGUE-SLOT-LOST");

@@ -14,7 +14,7 @@ use segue_postgres::apply::PgApplier;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::stream::{PgStream, RelationPlan, StreamPlan, StreamSource};
+use segue_postgres::stream::{Opening, PgStream, RelationPlan, StreamPlan, StreamSource};
 use segue_testkit::cluster::available_majors;
 use segue_testkit::{Cluster, Options};
 use std::sync::Arc;
@@ -165,7 +165,8 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
     cluster.execute("ALTER ROLE postgres SET datestyle = 'German'; ALTER ROLE postgres SET intervalstyle = 'iso_8601'").await;
     cluster.execute("ALTER ROLE postgres SET bytea_output = 'escape'").await;
     cluster.execute("ALTER ROLE postgres SET extra_float_digits = -5").await;
-    let mut stream = PgStream::open(&stream_source, watch::channel(Arc::new(plan)).1, from.parse().unwrap())
+    let mut stream = Opening::begin(stream_source.clone(), from.parse().unwrap())
+        .stream(watch::channel(Arc::new(plan)).1)
         .await
         .unwrap();
     cluster.execute("ALTER ROLE postgres RESET ALL").await;

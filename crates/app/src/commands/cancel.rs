@@ -6,9 +6,10 @@ use crate::exit::Exit;
 use crate::sides::Sides;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::spec::Spec;
 use segue_postgres::birth;
-use segue_postgres::control::{Acquired, Control, shut_out};
+use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
 use std::time::{Duration, Instant};
 
@@ -46,13 +47,35 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         order::give(spec, "stop", &serde_json::json!({})).await?;
     }
     let lease = take_lease(&control).await?;
+    tokio::select! {
+        removed = remove(&sides, migration, &lease, &tables) => removed,
+        fault = keep(&control, &lease) => Err(fault),
+    }
+}
+
+/// Keeps the lease, so that no stand-by begins anew what is being removed; ends only when it is lost.
+async fn keep(control: &Control, lease: &Lease) -> Fault {
+    loop {
+        if let Err(fault) = control.beat(lease).await {
+            return fault;
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+async fn remove(
+    sides: &Sides,
+    migration: &str,
+    lease: &Lease,
+    tables: &[QualifiedName],
+) -> Outcome<Vec<String>> {
     for endpoint in sides.written() {
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
-    let mut removed = birth::drop_everything(&source, &target, migration, &tables).await?;
+    let mut removed = birth::drop_everything(&source, &target, migration, tables).await?;
     if !sides.control_is_target {
         let control = sides.control.connect("cancel").await?;
         removed.extend(birth::drop_everything(&source, &control, migration, &[]).await?);
@@ -60,7 +83,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     Ok(removed)
 }
 
-async fn take_lease(control: &Control) -> Outcome<segue_postgres::control::Lease> {
+async fn take_lease(control: &Control) -> Outcome<Lease> {
     let began = Instant::now();
     loop {
         match control.acquire(&holder()).await? {

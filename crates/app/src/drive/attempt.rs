@@ -5,6 +5,7 @@ use super::service::Service;
 use super::verifying::Verifying;
 use super::{Driver, plan};
 use crate::report::{LiveVerification, RunState, SlotState, Status};
+use futures_util::future::try_join_all;
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
 use segue_engine::killpoint;
@@ -15,11 +16,12 @@ use segue_model::stage::Stage;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog, server};
+use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
-
 use segue_postgres::leaves;
 use segue_postgres::schema;
 use segue_postgres::source::PgSource;
+use segue_postgres::stream::{Opening, StreamSource};
 use segue_postgres::target::PgTarget;
 use serde_json::json;
 use std::convert::Infallible;
@@ -141,34 +143,48 @@ impl<'d> Attempt<'d> {
 
     async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
         let Driver { spec, sides, control, .. } = self.driver;
-        let migration = spec.name.as_str();
         let journal = control.journal(0).await?;
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
-        for endpoint in sides.written() {
-            schema::ensure(&mut endpoint.connect("schema").await?).await?;
-            for holder in shut_out(endpoint, migration, self.lease.token, true).await? {
-                self.driver.screen.say(&format!("ended a transaction of an earlier process: {holder:?}"));
-            }
-        }
+        try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         let orphaned = json!({ "fault": "the driver that took this command has died", "code": "SEGUE-DRIVER-DIED",
             "next_step": "ask again: another driver has taken over" });
         control.answer_orphans(self.lease, &orphaned).await?;
-        let catalog = plan::plan(spec, sides).await?;
-        let journal = control.journal(0).await?;
         let target = sides.target.connect("stream").await?;
-        let identity = match birth::known(&target, migration, Direction::Forward).await? {
-            Some((identity, checkpoint)) => {
-                self.driver.check_unchanged(&journal, &catalog.tables)?;
-                let source = sides.source.connect("stream").await?;
-                birth::resume_check(&source, &identity, checkpoint).await?;
-                identity
+        let (catalog, resumed) = tokio::try_join!(plan::plan(spec, sides), self.resume(&target))?;
+        match resumed {
+            Some((identity, opening)) => {
+                self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
+                self.open(catalog, identity, Some(opening)).await
             }
-            None => self.give_birth(&catalog, &target).await?,
-        };
-        self.open(catalog, identity).await
+            None => {
+                let identity = self.give_birth(&catalog, &target).await?;
+                self.open(catalog, identity, None).await
+            }
+        }
+    }
+
+    /// Shuts earlier processes out of a database, and makes Segue's schema what it should be.
+    async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
+        schema::ensure(&mut side.connect("schema").await?).await?;
+        let migration = self.driver.spec.name.as_str();
+        for holder in shut_out(side, migration, self.lease.token, true).await? {
+            self.driver.screen.say(&format!("ended a transaction of an earlier process: {holder:?}"));
+        }
+        Ok(())
+    }
+
+    /// The stream that was born earlier, if there is one, and its opening: the source finds the place while the rest is
+    /// prepared.
+    async fn resume(&self, target: &tokio_postgres::Client) -> Outcome<Option<(StreamIdentity, Opening)>> {
+        let Driver { spec, sides, .. } = self.driver;
+        let known = birth::known(target, spec.name.as_str(), Direction::Forward).await?;
+        let Some((identity, checkpoint)) = known else { return Ok(None) };
+        birth::resume_check(&sides.source.connect("stream").await?, &identity, checkpoint).await?;
+        let source = StreamSource::of(sides.source.marked(spec.name.as_str()), &identity);
+        Ok(Some((identity, Opening::begin(source, checkpoint))))
     }
 
     /// Makes the stream: publication, slot, barrier, and the target's row that binds them.
@@ -225,6 +241,7 @@ impl<'d> Attempt<'d> {
         &self,
         catalog: Catalog,
         identity: StreamIdentity,
+        opening: Option<Opening>,
     ) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
         let Driver { spec, sides, throttle, .. } = self.driver;
         let token = self.lease.token;
@@ -239,10 +256,10 @@ impl<'d> Attempt<'d> {
         let (source, target) =
             (sides.source.marked(spec.name.as_str()), sides.target.marked(spec.name.as_str()));
         let known = {
-            let (from, to) = (source.connect("leaves").await?, target.connect("leaves").await?);
+            let (from, to) = tokio::try_join!(source.connect("leaves"), target.connect("leaves"))?;
             leaves::settle(&from, &to, &identity, token, tables.len(), &catalog.relations).await?
         };
-        let source = PgSource::open(source, identity, token, &tables, known).await?;
+        let source = PgSource::open(source, identity, token, &tables, known, opening).await?;
         let target = PgTarget::new(target, authority);
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let settings = Settings {

@@ -123,15 +123,46 @@ impl Look<'_> {
     }
 }
 
+/// Somebody else's statement without the values in it, which are nobody's business: what is between quotes or dollar
+/// signs, to the end where it was cut off, and numbers.
+fn without_values(sql: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = sql;
+    while let Some(c) = rest.chars().next() {
+        let in_word = shown.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let after = match c {
+            '\'' => rest[1..].find('\'').map(|end| end + 2),
+            '$' => dollar_quoted(rest),
+            '0'..='9' if !in_word => Some(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())),
+            c => {
+                shown.push(c);
+                rest = &rest[c.len_utf8()..];
+                continue;
+            }
+        };
+        shown.push('?');
+        rest = after.map_or("", |after| &rest[after..]);
+    }
+    shown
+}
+
+/// Where the string that begins with a dollar sign ends.
+fn dollar_quoted(sql: &str) -> Option<usize> {
+    let tag = &sql[..sql[1..].find('$')? + 2];
+    Some(sql[tag.len()..].find(tag)? + 2 * tag.len())
+}
+
 fn blocker(row: &Row) -> Blocker {
+    let (pid, said): (Option<i32>, &str) = (row.get("pid"), row.get("query"));
     Blocker {
-        pid: row.get("pid"),
+        pid,
         user: row.get("usename"),
         database: row.get("datname"),
         application: row.get("application"),
         age_ms: row.get("age_ms"),
         state: row.get("state"),
-        query: row.get("query"),
+        // The name of a prepared transaction is what it is ended by.
+        query: if pid.is_some() { without_values(said) } else { said.to_owned() },
     }
 }
 
@@ -220,4 +251,26 @@ async fn functions(client: &Client) -> Outcome<(&'static str, &'static str)> {
     } else {
         ("txid_current()", "txid_snapshot_xmin(txid_current_snapshot())")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_of_others_are_shown_without_their_values() {
+        for (sql, shown) in [
+            (
+                "UPDATE t1 SET card = '4111', note = 'it''s' WHERE id = 7",
+                "UPDATE t1 SET card = ?, note = ?? WHERE id = ?",
+            ),
+            ("INSERT INTO secrets VALUES ('cut o", "INSERT INTO secrets VALUES (?"),
+            ("DO $x$ 'secret' $x$; COMMIT", "DO ?; COMMIT"),
+            ("SELECT $$cut off", "SELECT ?"),
+            ("EXECUTE p_1(12345)", "EXECUTE p_1(?)"),
+            ("COMMIT", "COMMIT"),
+        ] {
+            assert_eq!(without_values(sql), shown);
+        }
+    }
 }

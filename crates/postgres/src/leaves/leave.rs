@@ -246,8 +246,8 @@ async fn name_of(client: &Client, oid: u32) -> Result<Option<QualifiedName>, tok
 
 /// A lock that could not be had, and who holds it.
 pub(super) async fn locked(client: &Client, relations: &[u32], what: &str) -> Fault {
-    let sql = "SELECT string_agg(DISTINCT format('pid %s (%s, ''%s'', %s: %s)', a.pid, a.usename, a.application_name,
-                 a.state, left(a.query, 100)), ', ')
+    let sql = "SELECT string_agg(DISTINCT format('pid %s (%s, ''%s'', %s)', a.pid, a.usename, a.application_name, a.state),
+                 ', ')
           FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
          WHERE l.relation = ANY($1) AND l.granted AND l.pid <> pg_backend_pid()
            AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')";

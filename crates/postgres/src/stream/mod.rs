@@ -9,6 +9,7 @@ mod relations;
 pub use note::{Left, Note};
 pub use relations::{Departed, Expectation, RelationPlan, StreamPlan};
 
+use crate::birth::StreamIdentity;
 use crate::connect::Endpoint;
 use crate::pgoutput::{self, Message, Old};
 use crate::replication::{Connection, Frame, Replication};
@@ -24,6 +25,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
@@ -34,6 +36,53 @@ pub struct StreamSource {
     pub slot: String,
     /// The publications that the slot's stream is limited to.
     pub publications: Vec<String>,
+}
+
+impl StreamSource {
+    /// The source of a stream that was born.
+    pub fn of(endpoint: Endpoint, stream: &StreamIdentity) -> StreamSource {
+        let (slot, publications) = (stream.slot.clone(), vec![stream.publication.clone()]);
+        StreamSource { endpoint, slot, publications }
+    }
+}
+
+/// A stream that is being opened: the server looks for its beginning in the log, which can take a while, and sends ahead
+/// within a bound. Dropping it ends the session.
+pub struct Opening {
+    from: Position,
+    session: JoinHandle<Outcome<Replication>>,
+}
+
+impl Opening {
+    /// Begins to open the stream after `from`, which must be the stored checkpoint: the source is told at once that
+    /// everything before it is durable.
+    pub fn begin(source: StreamSource, from: Position) -> Opening {
+        let session = tokio::spawn(async move {
+            let mut connection = Connection::open(&source.endpoint).await?;
+            check_slot(&mut connection, &source.slot, from).await?;
+            connection.start(&source.slot, from, &source.publications).await
+        });
+        Opening { from, session }
+    }
+
+    /// The stream, read by `plan`, which may change while it runs.
+    pub async fn stream(mut self, plan: watch::Receiver<Arc<StreamPlan>>) -> Outcome<PgStream> {
+        let ended = |e| Fault::bug("SEGUE-TASK", format!("opening the stream ended unexpectedly: {e}"));
+        let replication = (&mut self.session).await.map_err(ended)??;
+        let reader = Reader::new(plan, self.from);
+        Ok(PgStream { replication, reader, ready: VecDeque::new(), leaves: None })
+    }
+
+    /// Where it begins.
+    pub fn from(&self) -> Position {
+        self.from
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.session.abort();
+    }
 }
 
 /// Hears when the stream is about to describe a relation anew.
@@ -59,19 +108,6 @@ impl PgStream {
     #[must_use]
     pub fn watched_by(self, leaves: Arc<dyn LeafWatch>) -> PgStream {
         PgStream { leaves: Some(leaves), ..self }
-    }
-
-    /// Opens the stream after `from`, which must be the stored checkpoint: the source is told at once that
-    /// everything before it is durable. `plan` may change while the stream runs.
-    pub async fn open(
-        source: &StreamSource,
-        plan: watch::Receiver<Arc<StreamPlan>>,
-        from: Position,
-    ) -> Outcome<PgStream> {
-        let mut connection = Connection::open(&source.endpoint).await?;
-        check_slot(&mut connection, &source.slot, from).await?;
-        let replication = connection.start(&source.slot, from, &source.publications).await?;
-        Ok(PgStream { replication, reader: Reader::new(plan, from), ready: VecDeque::new(), leaves: None })
     }
 }
 

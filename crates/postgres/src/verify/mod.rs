@@ -66,7 +66,7 @@ struct Catalog {
 impl PgSides {
     /// Looks at both servers and settles how `tables` are read on both.
     pub async fn open(source: &Endpoint, target: &Endpoint, tables: &[Arc<Table>]) -> Outcome<PgSides> {
-        let (on_source, on_target) = (source.connect("verify").await?, target.connect("verify").await?);
+        let (on_source, on_target) = tokio::try_join!(source.connect("verify"), target.connect("verify"))?;
         let hash = common_hash(&on_source, &on_target).await?;
         let mut forms = [BTreeMap::new(), BTreeMap::new()];
         let mut schemas = BTreeSet::new();
