@@ -341,6 +341,24 @@ async fn a_column_that_does_not_travel_is_noticed_without_a_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn values_changed_by_a_rewrite_are_warned_of_and_mended() {
+    let pair = start(100).await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    ddl(&pair, "VACUUM FULL rest").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!pair.segue(&["status"], 0).contains("rewritten"), "VACUUM FULL changes no value");
+    ddl(&pair, "ALTER TABLE events ALTER COLUMN body TYPE text USING upper(body)").await;
+    let deadline = Instant::now() + PATIENCE;
+    while !pair.segue(&["status"], 0).contains("rewritten") {
+        assert!(Instant::now() < deadline, "nobody said so\n{}", run.lines().join("\n"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    pair.segue(&["verify", "--repair"], 0);
+    pair.assert_equal(&["public"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leaf_that_cannot_be_followed_is_refused_with_a_remedy() {
     let pair = start(100).await;
     let run = pair.run();

@@ -40,6 +40,10 @@ impl<S: Source, T: Target> Leaves<S, T> {
         for drift in self.shared.source.drift().await? {
             match drift {
                 Drift::Fault(fault) => return Err(fault),
+                Drift::Rewritten(name) => self.shared.progress.warn(format!(
+                    "{name} was rewritten by a change of its definition on the source: values that it changed are in no \
+                     event; `segue verify --repair` compares and mends them"
+                )),
                 Drift::Rebound(part) => self.shared.target.store_part(&part).await?,
                 Drift::Detached(part) => all_left &= self.leave(&part).await?,
                 Drift::Attached(part) => attached.push(part),

@@ -121,6 +121,9 @@ pub enum Drift {
     Rebound(Part),
     /// A part is gone: its rows must go, too.
     Detached(Part),
+    /// The rows of this table, or of this part, were written anew by a change of its definition: values may have changed
+    /// without an event. Said once.
+    Rewritten(QualifiedName),
     /// Something the migration cannot follow.
     Fault(Fault),
 }

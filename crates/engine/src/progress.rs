@@ -51,6 +51,7 @@ pub struct Progress {
     /// (when applied, commit-to-durable in µs)
     lags: Mutex<VecDeque<(Instant, u64)>>,
     waits: Mutex<BTreeMap<&'static str, Wait>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 /// Something that is waited for.
@@ -138,6 +139,7 @@ impl Progress {
             applied: watch::Sender::new(Applied { position: applied, signal: 0 }),
             lags: Mutex::default(),
             waits: Mutex::default(),
+            warnings: Mutex::default(),
         }
     }
 
@@ -214,6 +216,20 @@ impl Progress {
         let wait =
             waits.entry(who).or_insert_with(|| Wait { who: who.to_owned(), reason: String::new(), since_ms });
         wait.reason = reason;
+    }
+
+    /// Says what an operator should know as long as this process runs.
+    pub fn warn(&self, what: String) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.contains(&what) {
+            tracing::warn!("{what}");
+            warnings.push(what);
+        }
+    }
+
+    /// What was warned of.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All counters now.

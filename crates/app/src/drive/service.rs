@@ -141,6 +141,7 @@ impl Service<'_> {
         let Driver { spec, sides, throttle, holder, .. } = self.driver;
         let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.progress.warnings());
         warnings.extend(self.verifying.ended());
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
             warnings.push(

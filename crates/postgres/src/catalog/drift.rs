@@ -31,7 +31,8 @@ pub struct Drift {
     pub detached: Vec<SourceRelation>,
     /// Leaves that another condition describes now, with that one: their bounds were changed, or their siblings.
     pub rebound: Vec<SourceRelation>,
-    /// Relations whose files were replaced (VACUUM FULL, CLUSTER, TRUNCATE, a rewrite): their rows may be the same.
+    /// Relations whose rows ALTER TABLE has written anew, perhaps with other values: nothing of that is in the stream.
+    /// (VACUUM FULL, CLUSTER and TRUNCATE replace the file, too, but leave the columns alone.)
     pub rewritten: Vec<QualifiedName>,
     /// Changes that the migration cannot follow.
     pub faults: Vec<Fault>,
@@ -52,6 +53,8 @@ struct Shape {
     file: u32,
     /// Number of the names, types and numbers of all columns.
     columns: i64,
+    /// Which versions of the catalog's rows describe the columns.
+    column_versions: i64,
     replica_identity: String,
 }
 
@@ -68,7 +71,9 @@ const SHAPES: &str = "
            pg_get_expr(c.relpartbound, c.oid) AS bound, c.relfilenode, c.relreplident::text,
            coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod,
                         a.attgenerated, a.attidentity, a.attnotnull), ';' ORDER BY a.attnum), 0)
-               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS columns
+               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS columns,
+           coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, a.xmin), ';' ORDER BY a.attnum), 0)
+               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS column_versions
       FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
      ORDER BY n.nspname, c.relname";
 
@@ -81,6 +86,7 @@ fn shape_of(row: &Row) -> Shape {
         bound: row.get("bound"),
         file: row.get("relfilenode"),
         columns: row.get("columns"),
+        column_versions: row.get("column_versions"),
         replica_identity: row.get("relreplident"),
     }
 }
@@ -178,7 +184,7 @@ fn compare(relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &
             "undo the change, or cancel the migration and start again with the new form on both sides";
         drift.faults.push(refusal("SEGUE-DDL-DRIFT", &relation.name, what, next_step));
     }
-    if was.file != now.file {
+    if was.file != now.file && was.column_versions != now.column_versions {
         drift.rewritten.push(now.name.clone());
     }
 }

@@ -69,6 +69,10 @@ pub(super) fn build(
         .iter()
         .map(|relation| source_relation(relation, id.into(), &source.partitioned, names))
         .collect();
+    let estimate = estimate(relations);
+    if let Some(why) = one_region.as_ref().filter(|_| estimate.bytes > ONE_SNAPSHOT_BYTES_MAX) {
+        built.warnings.push(one_snapshot(&from.name, &estimate, why));
+    }
     if built.refusals.is_empty() {
         built.table = Some(Table {
             id,
@@ -77,10 +81,26 @@ pub(super) fn build(
             columns: columns.into_iter().map(|(column, _, _)| column).collect(),
             identity,
             one_region,
-            estimate: estimate(relations),
+            estimate,
         });
     }
     built
+}
+
+/// A table above this that is copied as one region is worth a warning.
+const ONE_SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
+/// What a copy is sure to do in a second, for the estimate in that warning.
+const COPY_BYTES_PER_S: u64 = 50 << 20;
+
+/// A large table of one region holds a snapshot for all of its copy.
+fn one_snapshot(name: &QualifiedName, estimate: &Estimate, why: &str) -> String {
+    format!(
+        "{name} (about {} MiB) is copied under one snapshot, because {why}: until that is done, for some {} s, the source \
+         cannot clean up old rows. With a primary key, and its other unique indexes on the target made after the backfill, \
+         it is copied in small pieces",
+        estimate.bytes >> 20,
+        estimate.bytes / COPY_BYTES_PER_S + 1
+    )
 }
 
 fn missing(source_exists: bool, (source, target): (&QualifiedName, &QualifiedName)) -> Fault {

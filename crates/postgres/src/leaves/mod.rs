@@ -178,6 +178,7 @@ impl Book {
             said.extend(whole.map(|r| Drift::Fault(taken_out(r, &self.stream.publication))));
         }
         state.shapes = now;
+        said.extend(found.rewritten.into_iter().map(Drift::Rewritten));
         for relation in found.rebound {
             said.extend(self.rebound(&mut state, &relation)?);
         }
