@@ -305,7 +305,9 @@ pub struct Mismatch {
 pub trait Applier: Send {
     /// Begins a transaction: token check, replica role, origin. May be sent together with the first step.
     fn begin(&mut self) -> impl Future<Output = Result<(), ApplyError>> + Send;
-    /// Writes the net effect on one table, set-wise: deletes, updates, inserts. Counts must come out exactly.
+    /// Writes the net effect on one table, set-wise: deletes, updates, inserts. Counts must come out exactly. May be sent
+    /// together with what comes after it; then a later call, at the latest `commit`, says what does not fit, and nothing
+    /// is committed.
     fn net(&mut self, table: &Table, net: &Net) -> impl Future<Output = Result<(), ApplyError>> + Send;
     /// Writes changes of one table one by one, in order (TRUNCATE included), each tested for presence.
     fn in_order(

@@ -71,6 +71,9 @@ pub(super) async fn both_follow(pair: &Pair) {
     }
     pair.write_spec(DATABASE, &TABLES);
     pair.segue_to_end(&["run", "--until", "following"]).await;
+    // How often the subscription tells the source where it is: for `needs_nothing_older`, not for its speed.
+    pair.target.execute("ALTER SYSTEM SET wal_receiver_status_interval = '1s'").await;
+    pair.target.execute("SELECT pg_reload_conf()").await;
     let publish = format!("CREATE PUBLICATION peer FOR TABLE {}", TABLES.join(", "));
     must(source.batch_execute(&publish).await, "publish");
     let target = Pair::connect(&pair.target, PEER).await;
@@ -90,28 +93,44 @@ pub(super) async fn disable(pair: &Pair, target: &Client) {
     until_true(&source, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'peer'").await;
 }
 
+/// Waits, while the consumer is there, until its slot needs no log from before now: the next turn then reads its backlog
+/// and not the one before it, too.
+async fn needs_nothing_older(pair: &Pair, slot: &str) {
+    let source = Pair::connect(&pair.source, DATABASE).await;
+    let here =
+        must(source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await, "read the position");
+    // A checkpoint logs which transactions run: a place from which a slot can begin.
+    must(source.batch_execute("CHECKPOINT").await, "checkpoint");
+    let here: String = here.get(0);
+    let moved =
+        format!("SELECT restart_lsn >= '{here}' FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    until_true(&source, &moved).await;
+}
+
 fn marked(round: usize) -> String {
     format!("SELECT EXISTS (SELECT FROM mark WHERE id = {round})")
 }
 
 async fn subscribed(pair: &Pair, round: usize) -> Sample {
     let target = Pair::connect(&pair.target, PEER).await;
-    let mut turn = Turn::begin(pair);
+    let turn = Turn::begin(pair);
     must(target.batch_execute("ALTER SUBSCRIPTION peer ENABLE").await, "enable the subscription");
     until_true(&target, &marked(round)).await;
-    turn.reached();
+    let sample = turn.end(pair);
+    needs_nothing_older(pair, "peer").await;
     disable(pair, &target).await;
-    turn.end(pair)
+    sample
 }
 
 async fn migrated(pair: &Pair, round: usize) -> Sample {
     let target = Pair::connect(&pair.target, DATABASE).await;
-    let mut turn = Turn::begin(pair);
+    let turn = Turn::begin(pair);
     let process = pair.segue(&["run"]);
     until_true(&target, &marked(round)).await;
-    turn.reached();
+    let sample = turn.end(pair);
+    needs_nothing_older(pair, "segue_bench_fwd").await;
     pair.end_segue(process).await;
-    turn.end(pair)
+    sample
 }
 
 /// Both have done the same work: the sums of all balances, and the history, agree with the source's.

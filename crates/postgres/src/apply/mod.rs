@@ -19,6 +19,7 @@ use segue_model::net::Net;
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::Table;
+use net::Held;
 use session::{Refused, Request, Session};
 use sql::Facts;
 use std::collections::HashMap;
@@ -46,13 +47,15 @@ pub struct PgApplier {
     state: State,
     /// What is known of each target table, by its name and key columns.
     facts: HashMap<(String, Vec<String>), Arc<Facts>>,
+    /// What of the transaction has not been sent.
+    held: Held,
 }
 
 impl PgApplier {
     /// Opens the session and takes the stream's replication origin.
     pub async fn open(endpoint: &Endpoint, authority: Authority) -> Outcome<PgApplier> {
         let session = Session::open(endpoint, &authority.origin()).await?;
-        Ok(PgApplier { session, authority, state: State::Idle, facts: HashMap::new() })
+        Ok(PgApplier { session, authority, state: State::Idle, facts: HashMap::new(), held: Held::default() })
     }
 
     fn begin_sql(&self) -> String {
@@ -118,6 +121,7 @@ impl PgApplier {
 
     async fn commit_now(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
         self.in_transaction()?;
+        self.flush().await?;
         let begin = (self.state == State::Wanted).then(|| self.begin_sql());
         let skipped = serde_json::to_string(&to.skipped)
             .map_err(|e| Fault::bug("SEGUE-CHECKPOINT", format!("the checkpoint cannot be written: {e}")))?;
@@ -224,6 +228,7 @@ impl Applier for PgApplier {
 
     async fn in_order(&mut self, table: &Table, changes: &[Change]) -> Result<(), ApplyError> {
         self.in_transaction()?;
+        self.flush().await?;
         self.write_in_order(table, changes).await
     }
 
@@ -232,6 +237,7 @@ impl Applier for PgApplier {
     }
 
     async fn rollback(&mut self) -> Outcome<()> {
+        self.held = Held::default();
         if matches!(self.state, State::Open | State::Over) {
             self.session
                 .client

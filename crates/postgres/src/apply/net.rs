@@ -9,6 +9,7 @@ use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::{ApplyError, Mismatch};
 use segue_model::change::{Row, Value};
+use segue_model::name::QualifiedName;
 use segue_model::net::{Net, UpdateGroup};
 use segue_model::table::{Key, Table};
 
@@ -50,7 +51,7 @@ impl PgApplier {
     pub(super) async fn write_net(&mut self, table: &Table, net: &Net) -> Result<(), ApplyError> {
         let facts = self.facts(table).await?;
         let target = &Target { table, facts: &facts, staged: false };
-        let mut batch = Batch { applier: self, target, requests: Vec::new(), steps: Vec::new(), bytes: 0 };
+        let mut batch = Batch { applier: self, target };
         if let Some(key) = table.key() {
             let deletes = net.deletes.iter().map(|k| k.clone().into_row(key, table.columns.len()));
             let deletes: Vec<Row> = deletes.collect();
@@ -69,17 +70,57 @@ impl PgApplier {
         }
         let all: Vec<usize> = (0..table.columns.len()).collect();
         let one = |target: &Target<'_>| target.insert_one();
-        batch.write(Step::Insert, &net.inserts, &all, one, target.insert_many()).await?;
-        batch.flush().await
+        batch.write(Step::Insert, &net.inserts, &all, one, target.insert_many()).await
     }
+
+    /// Sends what is held, and checks every row count.
+    pub(super) async fn flush(&mut self) -> Result<(), ApplyError> {
+        let Held { requests, steps, .. } = std::mem::take(&mut self.held);
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let mismatch = |at: usize, what| {
+            let table = steps.get(at).map_or_else(|| "?".to_owned(), |(_, table)| table.to_string());
+            ApplyError::Mismatch(Mismatch { table, key: None, what })
+        };
+        let counts = match self.send(&requests).await {
+            Ok(counts) => counts,
+            Err(Refused { error, at }) => {
+                let at = at.unwrap_or(0);
+                return Err(match (refused_rows(&error), steps.get(at)) {
+                    (Some(what), _) => mismatch(at, what),
+                    (None, Some((_, table))) => {
+                        fault_of(&error).during(format_args!("writing {table}")).into()
+                    }
+                    (None, None) => fault_of(&error).into(),
+                });
+            }
+        };
+        for (at, ((request, (step, _)), count)) in requests.iter().zip(&steps).zip(counts).enumerate() {
+            match request.rows {
+                Some(expected) if expected != count => {
+                    return Err(mismatch(at, step.wrong(expected, count)));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Requests of one transaction that wait to be sent together, of all its tables: the server works on the first while the
+/// others are on their way.
+#[derive(Default)]
+pub(super) struct Held {
+    requests: Vec<Request>,
+    /// What each does, and on which table.
+    steps: Vec<(Step, QualifiedName)>,
+    bytes: usize,
 }
 
 struct Batch<'a> {
     applier: &'a mut PgApplier,
     target: &'a Target<'a>,
-    requests: Vec<Request>,
-    steps: Vec<Step>,
-    bytes: usize,
 }
 
 impl Batch<'_> {
@@ -161,42 +202,14 @@ impl Batch<'_> {
     }
 
     async fn push(&mut self, step: Step, request: Request) -> Result<(), ApplyError> {
-        if self.bytes + request.bytes > AHEAD_BYTES_MAX || self.requests.len() >= AHEAD_MAX {
-            self.flush().await?;
+        let held = &self.applier.held;
+        if held.bytes + request.bytes > AHEAD_BYTES_MAX || held.requests.len() >= AHEAD_MAX {
+            self.applier.flush().await?;
         }
-        self.bytes += request.bytes;
-        self.requests.push(request);
-        self.steps.push(step);
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> Result<(), ApplyError> {
-        if self.requests.is_empty() {
-            return Ok(());
-        }
-        let requests = std::mem::take(&mut self.requests);
-        let steps = std::mem::take(&mut self.steps);
-        self.bytes = 0;
-        let mismatch = |what| {
-            ApplyError::Mismatch(Mismatch { table: self.target.table.target.to_string(), key: None, what })
-        };
-        let counts = match self.applier.send(&requests).await {
-            Ok(counts) => counts,
-            Err(Refused { error, .. }) => {
-                return Err(match refused_rows(&error) {
-                    Some(what) => mismatch(what),
-                    None => {
-                        fault_of(&error).during(format_args!("writing {}", self.target.table.target)).into()
-                    }
-                });
-            }
-        };
-        for ((request, step), count) in requests.iter().zip(steps).zip(counts) {
-            match request.rows {
-                Some(expected) if expected != count => return Err(mismatch(step.wrong(expected, count))),
-                Some(_) | None => {}
-            }
-        }
+        let held = &mut self.applier.held;
+        held.bytes += request.bytes;
+        held.requests.push(request);
+        held.steps.push((step, self.target.table.target.clone()));
         Ok(())
     }
 }
