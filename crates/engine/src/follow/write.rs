@@ -92,7 +92,6 @@ impl<A: Applier> Writer<A> {
             }
             Some(spilled) => self.spilled(spilled, manner).await?,
         };
-        killpoint::pass("batch.written");
         self.applier.commit(self.position, &batch.checkpoint).await?;
         Ok(changes)
     }

@@ -12,14 +12,15 @@ mod value;
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use net::Held;
 use segue_engine::fault::{Fault, Recovery};
+use segue_engine::killpoint;
 use segue_engine::ports::{Applier, ApplyError, Checkpoint, Mismatch, Outcome};
 use segue_model::change::Change;
 use segue_model::net::Net;
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::Table;
-use net::Held;
 use session::{Refused, Request, Session};
 use sql::Facts;
 use std::collections::HashMap;
@@ -122,6 +123,7 @@ impl PgApplier {
     async fn commit_now(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
         self.in_transaction()?;
         self.flush().await?;
+        killpoint::pass("batch.written");
         let begin = (self.state == State::Wanted).then(|| self.begin_sql());
         let skipped = serde_json::to_string(&to.skipped)
             .map_err(|e| Fault::bug("SEGUE-CHECKPOINT", format!("the checkpoint cannot be written: {e}")))?;
