@@ -268,9 +268,9 @@ pub(crate) struct Demo {
     /// How long the load goes on once the target follows
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) seconds: u32,
-    /// How much data: 1 is about two million rows
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub(crate) scale: u32,
+    /// How much data: 1 is about two million rows, 0.01 the least
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = scale)]
+    pub(crate) scale: f64,
 }
 
 fn table_name(text: &str) -> Result<QualifiedName, String> {
@@ -279,6 +279,11 @@ fn table_name(text: &str) -> Result<QualifiedName, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     spec::parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "a number is wanted".to_owned())?;
+    if (0.01..=1_000.0).contains(&scale) { Ok(scale) } else { Err("0.01 to 1000".to_owned()) }
 }
 
 fn bytes_per_second(text: &str) -> Result<u64, String> {

@@ -20,8 +20,8 @@ pub(super) struct Size {
 }
 
 impl Size {
-    pub(super) fn of_scale(scale: u32) -> Self {
-        Self { thousandths: u64::from(scale) * 1_000 }
+    pub(super) fn of_scale(scale: f64) -> Self {
+        Self { thousandths: (scale * 1_000.0) as u64 }
     }
 
     /// Just enough for a test.
@@ -244,8 +244,8 @@ mod tests {
 
     #[test]
     fn the_shop_is_as_large_and_as_varied_as_promised() {
-        assert!(Size::of_scale(1).rows() >= 2_000_000, "{}", Size::of_scale(1).rows());
-        assert_eq!(Size::of_scale(3).orders(), 3 * Size::of_scale(1).orders());
+        assert!(Size::of_scale(1.0).rows() >= 2_000_000, "{}", Size::of_scale(1.0).rows());
+        assert_eq!(Size::of_scale(3.0).orders(), 3 * Size::of_scale(1.0).orders());
         assert_eq!(tables(), parts(Size::TINY).len(), "every table has rows");
         assert!(tables() >= 10);
     }
