@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
+/// What the source has told about keys, by the unit among whose bounds it placed them.
+pub type Told = BTreeMap<UnitId, ToldPlaces>;
+
 /// The regions of all units that are not yet wholly in the stream's hands.
 #[derive(Debug)]
 pub struct Regions {
@@ -55,7 +58,7 @@ impl Regions {
         !self.lock().units.is_empty()
     }
 
-    /// Routes a change; where its unit has no map any more, it applies.
+    /// Routes a change, and says which unit's map has decided; where its unit has no map any more, it applies.
     ///
     /// A part that came later has a map of its own while it is copied; the table's map, which then holds rows that
     /// were repaired, decides about what that one lets through.
@@ -64,19 +67,23 @@ impl Regions {
         table: &Table,
         xid: Xid32,
         change: &Change,
-        told: &ToldPlaces,
-    ) -> Result<Routed, KeyIncomplete> {
+        told: &Told,
+    ) -> Result<(UnitId, Routed), KeyIncomplete> {
         let mut state = self.lock();
         let x = xid.widen(state.near);
         state.near = state.near.max(x);
+        let nothing = ToldPlaces::new();
+        let told = |unit: &UnitId| told.get(unit).unwrap_or(&nothing);
         let routed = match state.units.get_mut(&change.unit) {
-            Some(unit) => route(table, unit, x, change, told)?,
+            Some(unit) => route(table, unit, x, change, told(&change.unit))?,
             None => Routed::Apply(change.clone()),
         };
         let whole = UnitId::from(table.id);
         match (routed, state.units.get_mut(&whole)) {
-            (Routed::Apply(left), Some(unit)) if change.unit != whole => route(table, unit, x, &left, told),
-            (routed, _) => Ok(routed),
+            (Routed::Apply(left), Some(unit)) if change.unit != whole => {
+                Ok((whole, route(table, unit, x, &left, told(&whole))?))
+            }
+            (routed, _) => Ok((change.unit, routed)),
         }
     }
 
@@ -185,11 +192,6 @@ impl Regions {
     /// Puts a unit under a map again (a leaf that was attached, a row to be repaired).
     pub fn add(&self, unit: UnitId, regions: UnitRegions) {
         self.change(|s| s.units.insert(unit, regions));
-    }
-
-    /// The unit whose map decides about changes of `unit` of `table`.
-    pub fn deciding(&self, table: &Table, unit: UnitId) -> UnitId {
-        if self.lock().units.contains_key(&unit) { unit } else { table.id.into() }
     }
 
     /// Forgets a unit that is gone.

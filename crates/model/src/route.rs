@@ -38,21 +38,10 @@ pub fn route(
     told: &ToldPlaces,
 ) -> Result<Routed, KeyIncomplete> {
     let Some(key) = table.key() else { return Ok(route_unkeyed(unit, x, change)) };
-    let (old, new) = match &change.action {
-        Action::Truncate { within: Some(within), .. } => match within.as_slice() {
-            // One row makes room for another: judged by its key, as a deletion is.
-            [(Extent::Key(only), _)] => (Some(only.clone()), None),
-            _ => return Ok(route_truncate(unit, x, change)),
-        },
-        Action::Truncate { .. } => return Ok(route_truncate(unit, x, change)),
-        Action::Insert { new } => (None, Some(KeyText::of(key, new)?)),
-        Action::Delete { old } => (Some(KeyText::of(key, old)?), None),
-        Action::Update { old: None, new } => (None, Some(KeyText::of(key, new)?)),
-        Action::Update { old: Some(old), new } => {
-            let (old, new) = (KeyText::of(key, old)?, KeyText::of(key, new)?);
-            if old == new { (None, Some(new)) } else { (Some(old), Some(new)) }
-        }
-    };
+    let [old, new] = keys(key, change)?;
+    if old.is_none() && new.is_none() {
+        return Ok(route_truncate(unit, x, change));
+    }
     let mut verdicts = [None, None];
     let mut unplaced = Vec::new();
     for (verdict, key) in verdicts.iter_mut().zip([&old, &new]) {
@@ -72,6 +61,26 @@ pub fn route(
         [Some(Verdict::Apply) | None, Some(Verdict::Apply) | None] => Routed::Apply(change.clone()),
         [Some(Verdict::Apply), Some(Verdict::Drop)] => Routed::Apply(leave(table, key, change, old)),
         [Some(Verdict::Drop), Some(Verdict::Apply)] => arrive(change, new),
+    })
+}
+
+/// The keys by which a change is judged: of the row it takes away, and of the row it brings or alters. None of a TRUNCATE
+/// of more than one row.
+pub fn keys(key: &Key, change: &Change) -> Result<[Option<KeyText>; 2], KeyIncomplete> {
+    Ok(match &change.action {
+        Action::Truncate { within: Some(within), .. } => match within.as_slice() {
+            // One row makes room for another: judged by its key, as a deletion is.
+            [(Extent::Key(only), _)] => [Some(only.clone()), None],
+            _ => [None, None],
+        },
+        Action::Truncate { .. } => [None, None],
+        Action::Insert { new } => [None, Some(KeyText::of(key, new)?)],
+        Action::Delete { old } => [Some(KeyText::of(key, old)?), None],
+        Action::Update { old: None, new } => [None, Some(KeyText::of(key, new)?)],
+        Action::Update { old: Some(old), new } => {
+            let (old, new) = (KeyText::of(key, old)?, KeyText::of(key, new)?);
+            if old == new { [None, Some(new)] } else { [Some(old), Some(new)] }
+        }
     })
 }
 

@@ -10,13 +10,13 @@ use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
 use crate::ports::{Checkpoint, Outcome, Source, Target};
 use crate::progress::{Applied, Progress};
-use crate::regions::Regions;
+use crate::regions::{Regions, Told};
 use crate::verify::passage::StreamPassage;
 use segue_model::change::Change;
 use segue_model::key::KeyText;
 use segue_model::position::Position;
 use segue_model::region::{Extent, Place};
-use segue_model::route::{Routed, ToldPlaces};
+use segue_model::route::{Routed, ToldPlaces, keys};
 use segue_model::seam::Xid32;
 use segue_model::table::{Table, TableId, UnitId};
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// An idle stream moves its checkpoint at most this often.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Changes whose keys are looked up together with that of the first.
+const LOCATE_AHEAD_MAX: usize = 2_000;
 
 /// Skipped transactions that a checkpoint may hold before a snapshot is taken to shrink them …
 const SKIPPED_MAX: usize = 2_000;
@@ -226,9 +229,10 @@ impl<S: Source, T: Target> Builder<S, T> {
         'again: loop {
             let mut left = Changes::new(self.spill_bytes);
             for index in 0..changes.pieces() {
-                for change in changes.piece(index)? {
-                    let table = self.table(change.table)?;
-                    match self.route(batch, &table, xid, &change).await? {
+                let piece = changes.piece(index)?;
+                let mut told = Told::new();
+                for at in 0..piece.len() {
+                    match self.route(batch, xid, &piece[at..], &mut told).await? {
                         Next::Keep(change) => left.push(change)?,
                         Next::Drop => {}
                         // The row now has a seam of its own, which may cover earlier changes of this transaction.
@@ -247,23 +251,27 @@ impl<S: Source, T: Target> Builder<S, T> {
         self.tables.get(&id).cloned().ok_or_else(unknown)
     }
 
+    /// Routes the first of `rest`; what the source told about the others is kept in `told`.
     async fn route(
         &mut self,
         batch: &mut Batch,
-        table: &Arc<Table>,
         xid: Xid32,
-        change: &Change,
+        rest: &[Change],
+        told: &mut Told,
     ) -> Outcome<Next> {
-        let mut told = ToldPlaces::new();
+        let Some(change) = rest.first() else { return Ok(Next::Drop) };
+        let table = &self.table(change.table)?;
         loop {
             let mut changed = self.regions().watch();
             changed.borrow_and_update();
             let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", table.source));
-            match self.regions().route(table, xid, change, &told).map_err(incomplete)? {
+            let (unit, routed) = self.regions().route(table, xid, change, told).map_err(incomplete)?;
+            match routed {
                 Routed::Apply(change) => return Ok(Next::Keep(change)),
                 Routed::Drop => return Ok(Next::Drop),
-                Routed::Locate(keys) => {
-                    told = self.locate(table, self.regions().deciding(table, change.unit), keys).await?
+                Routed::Locate(mut keys) => {
+                    keys.extend(ahead(table, rest));
+                    told.insert(unit, self.locate(table, unit, keys).await?);
                 }
                 Routed::Wait => {
                     self.hand_on(batch).await?;
@@ -274,7 +282,6 @@ impl<S: Source, T: Target> Builder<S, T> {
                     woken.map_err(|_| gone())?;
                 }
                 Routed::CopyKey(key) => {
-                    let unit = self.regions().deciding(table, change.unit);
                     self.copy_key(batch, table, unit, xid, key).await?;
                     return Ok(Next::StartAgain);
                 }
@@ -331,6 +338,16 @@ impl<S: Source, T: Target> Builder<S, T> {
         self.sessions = Some((reader, writer));
         Ok(())
     }
+}
+
+/// Keys of the changes behind the first that will be asked for, too: one question instead of many.
+fn ahead(table: &Table, rest: &[Change]) -> Vec<KeyText> {
+    let Some((first, rest)) = rest.split_first() else { return Vec::new() };
+    let Some(key) = table.key() else { return Vec::new() };
+    let alike = rest.iter().filter(|c| (c.table, c.unit) == (first.table, first.unit));
+    // A key that is incomplete is met in its turn.
+    let keys = alike.take(LOCATE_AHEAD_MAX).flat_map(|c| keys(key, c).unwrap_or_default());
+    keys.flatten().collect()
 }
 
 enum Next {
