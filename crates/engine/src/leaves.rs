@@ -19,10 +19,6 @@ pub(crate) const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// What the source says when a lock could not be had in time.
 const LOCKED: &str = "SEGUE-LOCKED";
 
-/// Held for writing while parts are looked for and brought in or out, for reading by those who would take a part on its
-/// way for something else: a part's rows are on one side only until it has arrived.
-pub(crate) type Moving = tokio::sync::RwLock<()>;
-
 /// The parts of one run.
 pub(crate) struct Leaves<S, T> {
     pub(crate) shared: Arc<Shared<S, T>>,

@@ -10,6 +10,7 @@ pub mod follow;
 pub mod killpoint;
 mod leaves;
 pub mod migration;
+pub mod moving;
 pub mod ports;
 pub mod progress;
 pub mod regions;

@@ -8,7 +8,8 @@ use crate::fault::Fault;
 use crate::follow;
 use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
-use crate::leaves::{LOOK_PAUSE, Leaves, Moving};
+use crate::leaves::{LOOK_PAUSE, Leaves};
+use crate::moving::Moving;
 use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
@@ -98,7 +99,7 @@ impl<S: Source, T: Target> Run<S, T> {
             throttle,
             region_target: settings.region_target,
         };
-        let moving = Arc::new(Moving::default());
+        let moving = Arc::new(Moving::new(!stored.parts.is_empty()));
         let (repairer, repairs) = StreamRepairer::new(moving.clone());
         let live = Arc::new(LiveQueue::with_room(LIVE_KEYS_MAX));
         let unseen = Arc::new(Unseen::new(near));
@@ -170,12 +171,13 @@ impl<S: Source, T: Target> Copying<S, T> {
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {
-                let moving = self.moving.write().await;
+                let still_moving = self.moving.moving().await;
                 while let Some(part) = self.leaves.look(true).await? {
                     hand_over(&self.shared).await?;
                     self.leaves.followed(&part).await?;
                 }
-                drop(moving);
+                self.moving.pending(!self.leaves.pending.is_empty());
+                drop(still_moving);
                 looked = Some(Instant::now());
             }
             // Repaired rows have seams, too; they are forgotten once the stream has passed them.
@@ -205,7 +207,7 @@ impl<S: Source, T: Target> Copying<S, T> {
         let looking = async {
             // Told to end, not dropped: a part that has left on the source must be remembered on the target, too.
             while timeout(LOOK_PAUSE, is_over.wait_for(|over| *over)).await.is_err() {
-                let _moving = moving.write().await;
+                let _moving = moving.moving().await;
                 leaves.look(false).await?;
             }
             Ok(())

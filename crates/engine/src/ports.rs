@@ -84,6 +84,8 @@ pub trait Source: Send + Sync + 'static {
     /// Takes a part that is gone out of the stream: commits a signal that carries what removes its rows on the target,
     /// in that very transaction, and returns its number. Can be repeated.
     fn leave(&self, part: &Part) -> impl Future<Output = Outcome<u64>> + Send;
+    /// Whether parts of `table` may come and go.
+    fn has_parts(&self, table: &Table) -> bool;
     /// What `table` is made of in the newest snapshot, if the stream follows exactly that; `None` while a part has come
     /// or gone and the stream does not know. Two equal answers: no part came or went in between, nor away and back.
     fn parts(&self, table: &Table) -> impl Future<Output = Outcome<Option<String>>> + Send;

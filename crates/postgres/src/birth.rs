@@ -15,7 +15,7 @@ mod end;
 mod resume;
 mod wait;
 
-pub use end::drop_everything;
+pub use end::{drop_objects, forget};
 pub use resume::{known, resume_check};
 pub use wait::{Blocker, WaitReport, WaitStep};
 

@@ -130,6 +130,11 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
             "SEGUE-LIMIT",
             "raise the limit that the message names (max_replication_slots, max_wal_senders, temp_file_limit, …)",
         ),
+        "25P03" | "25P04" => (
+            Retry,
+            "SEGUE-SESSION-ENDED",
+            "the server ended a session that had said nothing for too long within a transaction",
+        ),
         "57014" => (Retry, "SEGUE-CANCELLED", "someone cancelled the statement, or a time limit did"),
         "57P01" | "57P02" | "57P03" | "57P05" => (Retry, "SEGUE-SERVER-DOWN", ""),
         "55P03" => (Retry, "SEGUE-LOCKED", "a lock could not be had in time; see who holds it in pg_locks"),

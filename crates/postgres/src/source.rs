@@ -121,6 +121,10 @@ impl Source for PgSource {
         self.book.leave(part).await
     }
 
+    fn has_parts(&self, table: &Table) -> bool {
+        self.book.has_parts(table)
+    }
+
     async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
         self.book.parts(table).await
     }

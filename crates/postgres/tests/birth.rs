@@ -6,7 +6,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_postgres::birth::{
-    Direction, StreamIdentity, WaitReport, WaitStep, birth, claim, drop_everything, known, resume_check,
+    Direction, StreamIdentity, WaitReport, WaitStep, birth, claim, drop_objects, forget, known, resume_check,
 };
 use segue_postgres::catalog::{self, SourceRelation};
 use segue_postgres::connect::Endpoint;
@@ -84,6 +84,20 @@ async fn until(mut what: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("it did not come about");
+}
+
+/// As `segue cancel` does it.
+async fn drop_everything(
+    source: &Client,
+    target: &Client,
+    migration: &str,
+    tables: &[QualifiedName],
+) -> Outcome<Vec<String>> {
+    let mut removed = drop_objects(source, target, migration, tables).await?;
+    for (side, client) in [("source", source), ("target", target)] {
+        removed.extend(forget(client, migration).await?.map(|line| format!("{side}: {line}")));
+    }
+    Ok(removed)
 }
 
 #[tokio::test]
@@ -260,7 +274,7 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
     setting.target.batch_execute("DELETE FROM segue.token").await.expect("the other one ends");
     let tables = [QualifiedName::parse("public.t").expect("a name")];
     let last = drop_everything(&setting.source, &setting.target, "orders-move", &tables).await.expect("last");
-    assert_eq!(last, ["target: the schema segue", "target: table public.t"]);
+    assert_eq!(last, ["target: table public.t", "target: the schema segue"]);
     let kept: i64 =
         setting.source.query_one("SELECT count(*) FROM public.t", &[]).await.expect("source").get(0);
     assert_eq!(kept, 0);

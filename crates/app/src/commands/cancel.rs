@@ -12,6 +12,7 @@ use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
 use std::time::{Duration, Instant};
+use tokio_postgres::Client;
 
 /// A driver that was told to stop gives the lease back within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,10 +48,22 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         order::give(spec, "stop", &serde_json::json!({})).await?;
     }
     let lease = take_lease(&control).await?;
-    tokio::select! {
-        removed = remove(&sides, migration, &lease, &tables) => removed,
-        fault = keep(&control, &lease) => Err(fault),
+    let source = sides.source.connect("cancel").await?;
+    let target = sides.target.connect("cancel").await?;
+    let mut removed = tokio::select! {
+        removed = remove(&sides, (&source, &target), migration, &lease, &tables) => removed?,
+        fault = keep(&control, &lease) => return Err(fault),
+    };
+    // Last of all, and with nobody beating any more: the lease is part of it, and so are the names of the tables that
+    // must go. Killed before, another cancel finds both.
+    let mut all = vec![("source", source), ("target", target)];
+    if !sides.control_is_target {
+        all.push(("control database", sides.control.connect("cancel").await?));
     }
+    for (side, client) in &all {
+        removed.extend(birth::forget(client, migration).await?.map(|line| format!("{side}: {line}")));
+    }
+    Ok(removed)
 }
 
 /// Keeps the lease, so that no stand-by begins anew what is being removed; ends only when it is lost.
@@ -65,6 +78,7 @@ async fn keep(control: &Control, lease: &Lease) -> Fault {
 
 async fn remove(
     sides: &Sides,
+    (source, target): (&Client, &Client),
     migration: &str,
     lease: &Lease,
     tables: &[QualifiedName],
@@ -73,14 +87,7 @@ async fn remove(
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
-    let source = sides.source.connect("cancel").await?;
-    let target = sides.target.connect("cancel").await?;
-    let mut removed = birth::drop_everything(&source, &target, migration, tables).await?;
-    if !sides.control_is_target {
-        let control = sides.control.connect("cancel").await?;
-        removed.extend(birth::drop_everything(&source, &control, migration, &[]).await?);
-    }
-    Ok(removed)
+    birth::drop_objects(source, target, migration, tables).await
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

@@ -9,7 +9,7 @@ pub mod write;
 
 use crate::backfill::Shared;
 use crate::fault::Fault;
-use crate::leaves::Moving;
+use crate::moving::Moving;
 use crate::ports::{ChangeStream, Outcome, Source, Target};
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::{StreamPassage, Unseen};

@@ -6,13 +6,13 @@
 use super::build::{Batch, Builder, gone};
 use crate::backfill::{Work, copy_region};
 use crate::fault::Fault;
-use crate::leaves::Moving;
+use crate::moving::Moving;
 use crate::ports::{Outcome, Source, Target};
 use crate::verify::ports::{Passage, Repairer};
 use segue_model::region::{Extent, UnitRegions};
 use segue_model::table::{Table, TableId, UnitId};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, mpsc, oneshot};
 
 /// Requests that may wait.
 const REQUESTS_MAX: usize = 16;
@@ -23,6 +23,8 @@ pub struct RepairRequest {
     table: TableId,
     extent: Extent,
     done: oneshot::Sender<Outcome<()>>,
+    /// No part is moved while this is repaired, whether or not anybody still waits for it.
+    _still: OwnedRwLockReadGuard<()>,
 }
 
 /// Asks the running stream for repairs.
@@ -45,9 +47,9 @@ impl Repairer for StreamRepairer {
         // Where equal keys can have different text, an event could not be matched to a single row's seam.
         let by_key = table.key().is_some_and(|key| key.bytewise);
         let extent = if by_key { extent.clone() } else { Extent::ALL };
-        let _none_is_moving = self.moving.read().await;
+        let still = self.moving.still().await;
         let (done, answer) = oneshot::channel();
-        let request = RepairRequest { table: table.id, extent, done };
+        let request = RepairRequest { table: table.id, extent, done, _still: still };
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -56,7 +58,7 @@ impl Repairer for StreamRepairer {
 impl<S: Source, T: Target> Builder<S, T> {
     /// Repairs what is asked for. Only a fault that ends the stream is returned; the asker hears of any other.
     pub(super) async fn repair(&mut self, batch: &mut Batch, request: RepairRequest) -> Outcome<()> {
-        let RepairRequest { table, extent, done } = request;
+        let RepairRequest { table, extent, done, _still } = request;
         self.flush(batch).await?;
         if !self.passage.shown().await? {
             let what = "the source does not show yet what was applied last: a commit waits for a synchronous standby";

@@ -56,7 +56,10 @@ impl<A: Applier> Writer<A> {
             killpoint::pass("batch.acknowledged");
             // Also to take apart what a large batch was made of takes its time; the next one need not wait for it.
             let (live, tables) = (self.live.clone(), self.tables.clone());
-            tokio::spawn(async move { live.applied(&tables, &batch.changes) });
+            tokio::spawn(async move {
+                let batch = batch;
+                live.applied(&tables, &batch.changes);
+            });
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::ports::Passage;
 use crate::fault::Fault;
-use crate::leaves::Moving;
+use crate::moving::Moving;
 use crate::ports::{Outcome, Source};
 use crate::progress::Applied;
 use segue_model::seam::{Seam, Xid, Xid32};
@@ -179,7 +179,10 @@ impl<S: Source> Passage for StreamPassage<S> {
     }
 
     async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
-        let Ok(_none_is_moving) = self.moving.try_read() else { return Ok(None) };
+        if !self.source.has_parts(table) {
+            return Ok(Some(String::new()));
+        }
+        let Some(_still) = self.moving.if_still().await else { return Ok(None) };
         self.source.parts(table).await
     }
 }

@@ -12,8 +12,8 @@
 //! A → B → A, or comes and goes between `a1` and `a2`, has been away however equal the readings look.
 //!
 //! All of this is about rows that the stream carries. Rows of a partition that was attached or detached come or go with
-//! it outside the stream; so both sides must be made of the same parts from before `a1` until after `x1`
-//! ([`Passage::parts`]), and the versions say the rest.
+//! it outside the stream; so both sides must be made of the same parts from before `a1` until after `x2`
+//! ([`Passage::parts`]).
 //!
 //! So an unequal item with all four versions unchanged is a **divergence**. A row that is equal in any comparison of
 //! neighbours is equal: the copy then had what the owner had at that reading. Of rows without a key only their number
@@ -142,6 +142,9 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                 } else {
                     rest.push((o, other));
                 }
+            }
+            if !proven.is_empty() && self.passage.parts(table).await?.as_ref() != Some(&made_of) {
+                rest.extend(proven.drain(..).map(|(o, x)| (Open { between: None, ..o }, x)));
             }
             rest.extend(self.confirm(table, proven, remedies, counts, settled).await?);
             if rest.is_empty() {

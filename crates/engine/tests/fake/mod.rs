@@ -231,6 +231,9 @@ impl Source for FakeSource {
         tokio::time::sleep(self.leaves_for).await;
         Ok(signal)
     }
+    fn has_parts(&self, _: &Table) -> bool {
+        false
+    }
     async fn parts(&self, _: &Table) -> Outcome<Option<String>> {
         Ok(Some(String::new()))
     }

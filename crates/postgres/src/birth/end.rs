@@ -29,12 +29,12 @@ const TABLES: &[&str] = &[
 /// How long a session that still streams from the slot is waited for after it was told to end.
 const RELEASE_TRIES: u32 = 50;
 
-/// Removes slots, publications, origins and rows of `migration` from both databases, `drop_tables` on the target, and
-/// the schema `segue` where no other migration uses it. Can be repeated. Returns what was removed, a line each.
+/// Removes slots, publications and origins of `migration` from both databases, and `drop_tables` on the target. Can be
+/// repeated. Returns what was removed, a line each. What Segue remembers of the migration stays: [`forget`] it last.
 ///
 /// The caller holds the migration's token, so that no other process makes anything meanwhile. A control database of
-/// its own is passed to [`drop_everything`] like a target without tables.
-pub async fn drop_everything(
+/// its own is passed like a target without tables.
+pub async fn drop_objects(
     source: &Client,
     target: &Client,
     migration: &str,
@@ -83,9 +83,6 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
             drop_origin(client, &origin).await?;
             done.push(format!("{side}: replication origin {origin}"));
         }
-    }
-    if let Some(line) = forget(client, migration).await? {
-        done.push(format!("{side}: {line}"));
     }
     Ok(done)
 }
@@ -145,7 +142,7 @@ async fn drop_origin(client: &Client, name: &str) -> Outcome<()> {
 }
 
 /// Removes this migration's rows, and the schema if nobody else has any.
-async fn forget(client: &Client, migration: &str) -> Outcome<Option<String>> {
+pub async fn forget(client: &Client, migration: &str) -> Outcome<Option<String>> {
     let failed = |e| fault_of(&e);
     let sql = "SELECT to_regclass('segue.format') IS NOT NULL";
     if !client.query_one(sql, &[]).await.map_err(failed)?.get::<_, bool>(0) {

@@ -123,25 +123,33 @@ impl Look<'_> {
     }
 }
 
-/// Somebody else's statement without the values in it, which are nobody's business: what is between quotes or dollar
-/// signs, to the end where it was cut off, and numbers.
+/// Somebody else's statement without the values in it, which are nobody's business, and without comments. Where it is not
+/// plain where a value ends (it was cut off there, or holds a backslash), nothing after it is shown.
 fn without_values(sql: &str) -> String {
     let mut shown = String::new();
     let mut rest = sql;
     while let Some(c) = rest.chars().next() {
-        let in_word = shown.ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        let after = match c {
-            '\'' => rest[1..].find('\'').map(|end| end + 2),
-            '$' => dollar_quoted(rest),
-            '0'..='9' if !in_word => Some(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())),
+        let in_word = shown.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$'));
+        let until = |end: &str| rest.find(end).map(|at| at + end.len());
+        let (instead, after) = match c {
+            '-' if rest.starts_with("--") => (" ", until("\n")),
+            '/' if rest.starts_with("/*") => (" ", until("*/")),
+            '\'' => ("?", rest[1..].find('\'').map(|end| end + 2).filter(|end| !rest[..*end].contains('\\'))),
+            '"' => ("", rest[1..].find('"').map(|end| end + 2)),
+            '$' if !rest[1..].starts_with(|c: char| c.is_ascii_digit()) => ("?", dollar_quoted(rest)),
+            '0'..='9' if !in_word => {
+                ("?", Some(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())))
+            }
             c => {
                 shown.push(c);
                 rest = &rest[c.len_utf8()..];
                 continue;
             }
         };
-        shown.push('?');
-        rest = after.map_or("", |after| &rest[after..]);
+        let end = after.unwrap_or(rest.len());
+        // A quoted name is no value.
+        shown.push_str(if c == '"' { &rest[..end] } else { instead });
+        rest = &rest[end..];
     }
     shown
 }
@@ -268,6 +276,12 @@ mod tests {
             ("DO $x$ 'secret' $x$; COMMIT", "DO ?; COMMIT"),
             ("SELECT $$cut off", "SELECT ?"),
             ("EXECUTE p_1(12345)", "EXECUTE p_1(?)"),
+            ("/* don't */ UPDATE t SET a = 'secret'", "  UPDATE t SET a = ?"),
+            ("SELECT 1 -- it's\n, 'secret'", "SELECT ?  , ?"),
+            ("SELECT \"o'clock\" FROM t WHERE a = 'secret'", "SELECT \"o'clock\" FROM t WHERE a = ?"),
+            ("SELECT E'it\\'s 4111-x secret', a", "SELECT E?"),
+            ("UPDATE t SET a = $1 WHERE b = $12", "UPDATE t SET a = $1 WHERE b = $12"),
+            ("UPDATE größe SET ä = 'ü€' || ö", "UPDATE größe SET ä = ? || ö"),
             ("COMMIT", "COMMIT"),
         ] {
             assert_eq!(without_values(sql), shown);

@@ -53,8 +53,9 @@ struct Shape {
     file: u32,
     /// Number of the names, types and numbers of all columns.
     columns: i64,
-    /// Which versions of the catalog's rows describe the columns.
-    column_versions: i64,
+    /// Which version of the catalog's row describes each column, by number. Not of columns whose value is still missing
+    /// from old rows: any rewrite puts it there, and changes that catalog row.
+    column_versions: HashMap<i16, String>,
     replica_identity: String,
 }
 
@@ -72,8 +73,10 @@ const SHAPES: &str = "
            coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod,
                         a.attgenerated, a.attidentity, a.attnotnull), ';' ORDER BY a.attnum), 0)
                FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS columns,
-           coalesce((SELECT hashtextextended(string_agg(concat_ws(',', a.attnum, a.xmin), ';' ORDER BY a.attnum), 0)
-               FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), 0) AS column_versions
+           ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                    AND NOT a.atthasmissing ORDER BY a.attnum) AS columns_there,
+           ARRAY(SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                    AND NOT a.atthasmissing ORDER BY a.attnum) AS column_versions
       FROM tree t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
      ORDER BY n.nspname, c.relname";
 
@@ -86,7 +89,10 @@ fn shape_of(row: &Row) -> Shape {
         bound: row.get("bound"),
         file: row.get("relfilenode"),
         columns: row.get("columns"),
-        column_versions: row.get("column_versions"),
+        column_versions: {
+            let there: Vec<i16> = row.get("columns_there");
+            there.into_iter().zip(row.get::<_, Vec<String>>("column_versions")).collect()
+        },
         replica_identity: row.get("relreplident"),
     }
 }
@@ -95,6 +101,11 @@ impl Shapes {
     /// Whether what is a row of the leaf depends on its siblings: a default partition, or below one.
     pub fn is_loose(&self, oid: u32) -> bool {
         self.0.get(&oid).is_some_and(|shape| shape.loose)
+    }
+
+    /// Whether there is a partitioned table of this name.
+    pub fn is_partitioned(&self, name: &QualifiedName) -> bool {
+        self.0.values().any(|shape| shape.partitioned && shape.name == *name)
     }
 
     /// Whether the tree of partitions below `root` is another one than `other`'s.
@@ -184,7 +195,9 @@ fn compare(relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &
             "undo the change, or cancel the migration and start again with the new form on both sides";
         drift.faults.push(refusal("SEGUE-DDL-DRIFT", &relation.name, what, next_step));
     }
-    if was.file != now.file && was.column_versions != now.column_versions {
+    let altered =
+        |(column, was): (&i16, &String)| now.column_versions.get(column).is_some_and(|now| now != was);
+    if was.file != now.file && was.column_versions.iter().any(altered) {
         drift.rewritten.push(now.name.clone());
     }
 }

@@ -104,8 +104,10 @@ impl RegionReader for PgReader {
 
     async fn begin(&mut self, table: &Table, unit: UnitId) -> Outcome<(Seam, Position)> {
         let from = self.relations.relation(table, unit);
+        // Without a limit: the target may have to remove many rows before it takes the first.
         let lock = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {from} IN ACCESS SHARE MODE"
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0; \
+             LOCK TABLE {from} IN ACCESS SHARE MODE"
         );
         self.client.batch_execute(&lock).await.map_err(|e| fault_of(&e))?;
         let seam = format!("SELECT {}::text", self.snapshot_function);

@@ -287,9 +287,17 @@ impl Book {
         loose.filter_map(|r| r.part().map(|part| Loose { part })).collect()
     }
 
+    /// See [`segue_engine::ports::Source::has_parts`].
+    pub(crate) fn has_parts(&self, table: &Table) -> bool {
+        self.lock().shapes.is_partitioned(&table.source)
+    }
+
     /// See [`segue_engine::ports::Source::parts`]. A partition that is detached and attached again has another row in
     /// `pg_inherits`, hence another `xmin`.
     pub(crate) async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
+        if !self.has_parts(table) {
+            return Ok(Some(String::new()));
+        }
         let followed = {
             let state = self.lock();
             let live: HashSet<u32> = state
@@ -305,16 +313,20 @@ impl Book {
         let Some(followed) = followed else { return Ok(None) };
         let sql = "WITH RECURSIVE tree(oid, made) AS (
                 SELECT to_regclass($1)::oid, ''
-                UNION ALL SELECT i.inhrelid, i.xmin::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
-            SELECT string_agg(format('%s:%s', t.oid, t.made), ',' ORDER BY t.oid),
-                   coalesce(array_agg(t.oid) FILTER (WHERE t.made <> '' AND c.relkind <> 'p'), '{}')
+                UNION ALL SELECT i.inhrelid, concat(i.xmin, CASE WHEN to_jsonb(i) -> 'inhdetachpending' = 'true' THEN ' detaching' END)
+                  FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p' JOIN pg_inherits i ON i.inhparent = t.oid)
+            SELECT string_agg(format('%s:%s', t.oid, t.made), ',' ORDER BY t.oid) FILTER (WHERE NOT t.made LIKE '% detaching'),
+                   coalesce(array_agg(t.oid) FILTER (WHERE t.made <> '' AND c.relkind <> 'p'), '{}'),
+                   bool_or(t.made LIKE '% detaching')
               FROM tree t JOIN pg_class c ON c.oid = t.oid";
         let client = self.session().await?;
         let row = client.query_one(sql, &[&table.source.sql()]).await;
         let row = row.map_err(|e| fault_of(&e).during("looking what a table is made of"))?;
         let leaves: HashSet<u32> = row.get::<_, Vec<u32>>(1).into_iter().collect();
         let made_of: Option<String> = row.get(0);
-        Ok(made_of.filter(|_| leaves == followed))
+        // DETACH CONCURRENTLY: out of sight for new queries, and still in the catalog until FINALIZE.
+        let detaching = row.get::<_, Option<bool>>(2).unwrap_or(false);
+        Ok(made_of.filter(|_| leaves == followed && !detaching))
     }
 
     /// Looks which leaves of the table of `oid` are gone, before rows of `oid` are read on.

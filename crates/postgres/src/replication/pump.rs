@@ -19,7 +19,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const AHEAD_BYTES_MAX: u32 = 32 << 20;
 /// One read; also how much memory a single value can keep alive.
 const READ_BYTES: usize = 64 << 10;
-/// Reads that follow each other so closely …
+/// Reads of less than this …
+const SMALL: usize = READ_BYTES / 4;
+/// … that follow each other so closely …
 const QUICK: Duration = Duration::from_micros(500);
 /// … and are as many as this are a flood: then we rest …
 const QUICK_MAX: u32 = 64;
@@ -125,11 +127,12 @@ impl Pump {
                     heard_at = Instant::now();
                 }
                 count = self.read.read_buf(&mut self.buffer), if !waiting => {
-                    if count.map_err(lost)? == 0 {
+                    let count = count.map_err(lost)?;
+                    if count == 0 {
                         return Err(lost("the server closed the connection").into());
                     }
                     let now = Instant::now();
-                    quick = if now - heard_at < QUICK { quick + 1 } else { 0 };
+                    quick = if now - heard_at < QUICK && count < SMALL { quick + 1 } else { 0 };
                     (heard_at, asked) = (now, false);
                     if quick > QUICK_MAX {
                         // The server sends message by message; let some come together.
