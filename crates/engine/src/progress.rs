@@ -218,7 +218,7 @@ impl Progress {
         wait.reason = reason;
     }
 
-    /// Says what an operator should know as long as this process runs.
+    /// Says what an operator should know.
     pub fn warn(&self, what: String) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         if !warnings.contains(&what) {

@@ -23,8 +23,8 @@ use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Pauses between attempts, the last one repeated.
@@ -66,6 +66,8 @@ pub(crate) struct Driver {
     started: Instant,
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
     pub(crate) begun: AtomicBool,
+    /// What was warned of, by any attempt.
+    pub(crate) warned: Mutex<Vec<String>>,
 }
 
 /// Runs the migration of `spec`.
@@ -129,6 +131,7 @@ impl Driver {
             screen,
             started,
             begun: AtomicBool::new(false),
+            warned: Mutex::default(),
             recording: tokio::sync::Mutex::default(),
         })
     }

@@ -99,8 +99,8 @@ async fn parts_on_their_way_are_never_reported() {
     let world = |seed| World::new(seed, 12, 0..16).with_leaf();
     assert_eq!(reports(300, false, Order::Number, Broken::default(), world).await, 0);
     // A part that moves just when one of its rows is settled.
-    for seed in 0..2_000 {
-        let parts = parts(World::new(seed, 12, 0..16).with_leaf(), Order::Number);
+    for seed in 0..10_000 {
+        let parts = parts(World::new(seed, 2, []).with_leaf(), Order::Number);
         let items = vec![Item::Key(KeyText::from_texts(["-1".to_owned()]))];
         let settled = parts.settle(&table(true), items, false, &mut RangeCounts::default()).await;
         assert!(settled.expect("no fault").divergent.is_empty(), "seed {seed}");

@@ -35,14 +35,24 @@ pub(super) struct Broken {
     pub(super) parts: bool,
 }
 
-/// A part of the owner that comes and goes outside the log; the other side learns of it later, by other ways.
+/// A part of the owner, the rows with these keys, that comes and goes outside the log; the other side learns of it later,
+/// by other ways.
 #[derive(Debug)]
 struct Leaf {
+    /// What is in it while it is off.
     rows: Rows,
     on_owner: bool,
     on_other: bool,
+    /// The other side has passed over changes of it, and must let it go before it takes it again.
+    noticed: bool,
+    /// The other side's copy has everything before this place of the log.
+    joined_at: usize,
     /// How often it came or went.
     moves: u64,
+}
+
+fn of_leaf(key: i64) -> bool {
+    key < 0
 }
 
 #[derive(Clone, Debug)]
@@ -103,29 +113,60 @@ impl World {
         self
     }
 
-    /// Lets a few rows nobody writes to come and go as a whole.
+    /// Lets a few rows come and go as a whole, and be written to while they are there.
     pub(super) fn with_leaf(mut self) -> World {
-        let version = |n: i64| Stored { value: "v1".into(), version: u64::MAX - n as u64 };
-        let rows: Rows = (0..3).map(|n| (-1 - n, version(n))).collect();
-        self.leaf = Some(Leaf { rows, on_owner: false, on_other: false, moves: 0 });
+        let rows: Rows =
+            (1..=3).map(|n| (-n, Stored { value: "v1".into(), version: u64::MAX - n as u64 })).collect();
+        self.busy.extend([-1, -1, -1, -2]);
+        self.owner.extend(rows.clone());
+        self.other.extend(rows);
+        let leaf = Leaf {
+            rows: Rows::new(),
+            on_owner: true,
+            on_other: true,
+            noticed: false,
+            joined_at: 0,
+            moves: 0,
+        };
+        self.leaf = Some(leaf);
         self
     }
 
+    /// The owner goes ahead, rarely is back before the other side has noticed, and that takes its time.
     fn move_leaf(&mut self) {
         let Some(leaf) = &mut self.leaf else { return };
-        let put = |rows: &mut Rows, there: bool| match there {
-            true => rows.extend(leaf.rows.clone()),
-            false => rows.retain(|key, _| !leaf.rows.contains_key(key)),
-        };
-        // The owner goes ahead, rarely is back before the other side has noticed, and that takes its time.
-        if leaf.on_owner == leaf.on_other || self.rng.random_ratio(1, 8) {
-            leaf.on_owner = !leaf.on_owner;
-            leaf.moves += 1;
-            put(&mut self.owner, leaf.on_owner);
-        } else {
-            leaf.on_other = leaf.on_owner;
-            put(&mut self.other, leaf.on_other);
+        let hung = |t: &usize| self.log[*t].writes.iter().any(|(key, _)| of_leaf(*key));
+        if self.hung.iter().any(hung) {
+            // Their locks are waited for.
+            return;
         }
+        let behind = leaf.on_owner != leaf.on_other || leaf.noticed;
+        if behind && !self.rng.random_ratio(1, 8) {
+            self.other.retain(|key, _| !of_leaf(*key));
+            leaf.on_other = leaf.on_owner && !leaf.noticed;
+            leaf.noticed = false;
+            if leaf.on_other {
+                self.other.extend(
+                    self.owner.iter().filter(|(key, _)| of_leaf(**key)).map(|(k, s)| (*k, s.clone())),
+                );
+                leaf.joined_at = self.log.len();
+            }
+            return;
+        }
+        leaf.on_owner = !leaf.on_owner;
+        leaf.moves += 1;
+        if leaf.on_owner {
+            self.owner.append(&mut leaf.rows);
+        } else {
+            leaf.rows = self.owner.extract_if(.., |key, _| of_leaf(*key)).collect();
+        }
+    }
+
+    /// Whether a change of the leaf is for the other side; one that is found gone is passed over from then on.
+    fn carries(&mut self, number: usize) -> bool {
+        let Some(leaf) = &mut self.leaf else { return true };
+        leaf.noticed |= leaf.on_other && !leaf.on_owner;
+        leaf.on_other && !leaf.noticed && number >= leaf.joined_at
     }
 
     /// Changes a row of the other side behind everybody's back.
@@ -155,6 +196,9 @@ impl World {
         let mut writes = BTreeMap::new();
         for _ in 0..self.rng.random_range(1..3) {
             let Some(&key) = free.get(self.rng.random_range(0..free.len().max(1))) else { return };
+            if of_leaf(key) && self.leaf.as_ref().is_none_or(|leaf| !leaf.on_owner) {
+                continue;
+            }
             let delete = self.owner.contains_key(&key) && self.rng.random_ratio(1, 3);
             let value = (!delete).then(|| format!("v{}", self.rng.random_range(0..self.values)));
             writes.insert(key, value);
@@ -181,7 +225,7 @@ impl World {
                     self.show(at);
                 }
                 3 => self.apply(),
-                4 if self.rng.random_ratio(1, 16) => self.move_leaf(),
+                4 if self.rng.random_ratio(1, 6) => self.move_leaf(),
                 _ => {}
             }
         }
@@ -190,7 +234,11 @@ impl World {
     fn apply(&mut self) {
         let until = (self.applied + self.rng.random_range(1..8)).min(self.log.len());
         for number in self.applied..until {
-            World::write(&mut self.other, &mut self.versions, &self.log[number].writes);
+            let mut writes = self.log[number].writes.clone();
+            if writes.iter().any(|(key, _)| of_leaf(*key)) && !self.carries(number) {
+                writes.retain(|(key, _)| !of_leaf(*key));
+            }
+            World::write(&mut self.other, &mut self.versions, &writes);
         }
         self.applied = until;
     }
@@ -422,7 +470,7 @@ impl Passage for Stream {
         }
         Ok(match &world.leaf {
             Some(leaf) if !world.broken.parts => {
-                (leaf.on_owner == leaf.on_other).then(|| leaf.moves.to_string())
+                (leaf.on_owner == leaf.on_other && !leaf.noticed).then(|| leaf.moves.to_string())
             }
             Some(_) | None => Some(String::new()),
         })
