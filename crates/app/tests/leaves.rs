@@ -341,6 +341,40 @@ async fn a_column_that_does_not_travel_is_noticed_without_a_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_that_is_being_detached_concurrently_is_not_reported() {
+    let pair = start(2_000).await;
+    pair.source.execute("DROP TABLE rest").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    // Somebody's old snapshot holds the second half of the DETACH up: e0 is out of sight and still in the catalog.
+    let old = pair.source.connect("postgres").await;
+    old.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM events").await.unwrap();
+    let detaching = pair.source.connect("postgres").await;
+    let detach = detaching.batch_execute("ALTER TABLE events DETACH PARTITION e0 CONCURRENTLY");
+    let meanwhile = async {
+        let gone = "SELECT bool_or(to_jsonb(i) -> 'inhdetachpending' = 'true')::text FROM pg_inherits i";
+        while pair.source.scalar(gone).await.as_deref() != Some("true") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let verify = Process::start(pair.command(&["verify"]));
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(verify.status().is_none(), "it waits\n{}", verify.lines().join("\n"));
+        old.batch_execute("COMMIT").await.unwrap();
+        let ended = verify.wait(PATIENCE).await.unwrap();
+        assert!(ended.success(), "{}", verify.lines().join("\n"));
+    };
+    let (detached, ()) = tokio::join!(detach, meanwhile);
+    detached.unwrap();
+    settled(&pair, &run).await;
+    pair.caught_up().await;
+    let source = pair.source.connect("postgres").await;
+    let target = pair.target.connect("postgres").await;
+    let events = segue_testkit::compare::Table::new("public", "events");
+    let report = segue_testkit::compare::tables(&source, &target, &[(events.clone(), events)]).await.unwrap();
+    assert!(report.is_equal(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_changed_by_a_rewrite_are_warned_of_and_mended() {
     let pair = start(100).await;
     let run = pair.run();

@@ -7,6 +7,7 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use segue_testkit::kill::Process;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -162,5 +163,23 @@ async fn nothing_is_ever_reported_that_is_only_in_flight() {
     );
     assert!(in_flight > 0, "what was in flight was met");
     pair.caught_up().await;
+    pair.assert_equal(&["public"]).await;
+}
+
+/// Parents and children of an inheritance tree are tables of their own, not partitions on their way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_with_children_is_compared_and_mended() {
+    let pair = Pair::start(&["public.*"]).await;
+    let ddl = "CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (w int, PRIMARY KEY (id)) INHERITS (parent)";
+    for side in [&pair.source, &pair.target] {
+        side.execute(ddl).await;
+    }
+    pair.source.execute("INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c', 3)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.target.execute("UPDATE ONLY parent SET v = 'other'; DELETE FROM child").await;
+    let verify = Process::start(pair.command(&["verify", "--repair"]));
+    let ended = verify.wait(Duration::from_secs(30)).await.expect("it comes to an end");
+    assert!(ended.success(), "{}", verify.lines().join("\n"));
     pair.assert_equal(&["public"]).await;
 }

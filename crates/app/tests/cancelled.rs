@@ -1,0 +1,32 @@
+//! `segue cancel` removes what it should, however long that takes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
+mod support;
+
+use segue_testkit::kill::Process;
+use std::time::Duration;
+use support::{PATIENCE, Pair};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_in_use_are_dropped_when_their_reader_is_done() {
+    let pair = Pair::start(&["public.*"]).await;
+    for side in [&pair.source, &pair.target] {
+        side.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
+    }
+    pair.source.execute("INSERT INTO a VALUES (1); INSERT INTO b VALUES (2)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    let reader = pair.target.connect("postgres").await;
+    reader.batch_execute("BEGIN; SELECT * FROM a").await.unwrap();
+    let cancel = Process::start(pair.command(&["cancel", "--drop-target-tables"]));
+    // Longer than several beats of the lease.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(cancel.status().is_none(), "it waits for the reader\n{}", cancel.lines().join("\n"));
+    reader.batch_execute("COMMIT").await.unwrap();
+    let ended = cancel.wait(PATIENCE).await.unwrap();
+    assert!(ended.success(), "{}", cancel.lines().join("\n"));
+    let left = "SELECT concat(to_regclass('a'), to_regclass('b'), to_regnamespace('segue'))";
+    assert_eq!(pair.target.scalar(left).await.as_deref(), Some(""));
+    assert_eq!(pair.source.scalar(left).await.as_deref(), Some("ab"));
+}
