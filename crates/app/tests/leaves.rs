@@ -241,6 +241,27 @@ async fn leaves_come_and_go_while_following() {
     equal_in_the_end(&pair, load, run).await;
 }
 
+/// The stream still has to remove the default partition's rows of the range when the leaf that has them is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_that_comes_while_the_stream_is_held_up_keeps_its_rows() {
+    let pair = start(2_000).await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    let held = pair.target.connect("postgres").await;
+    held.batch_execute("BEGIN; SELECT FROM events WHERE id = 1000 FOR UPDATE").await.unwrap();
+    ddl(&pair, "UPDATE events SET body = 'held up' WHERE id = 1000").await;
+    ddl(&pair, &attach("filled", 400, 450, 500)).await;
+    // Longer than two looks.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    held.batch_execute("ROLLBACK").await.unwrap();
+    settled(&pair, &run).await;
+    pair.caught_up().await;
+    let (source, target) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
+    let events = segue_testkit::compare::Table::new("public", "events");
+    let report = segue_testkit::compare::tables(&source, &target, &[(events.clone(), events)]).await.unwrap();
+    assert!(report.is_equal(), "{report}\n{}", run.lines().join("\n"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_come_and_go_within_one_look() {
     within_one_look(start(2_000).await).await;

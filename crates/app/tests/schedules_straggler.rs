@@ -20,8 +20,8 @@ async fn a_region_of_a_process_that_stood_still_is_not_committed_behind_the_next
     let pair = Pair::start(&["public.t"]).await;
     pair.both(KEYLESS).await;
     pair.source.execute("INSERT INTO public.t SELECT n, 'early' FROM generate_series(1, 100) n").await;
-    let (first, _) = pair.run_stopping("region.durable");
-    first.stopped_at("region.durable", PATIENCE).await.unwrap();
+    let (first, _) = pair.run_stopping("region.stored");
+    first.stopped_at("region.stored", PATIENCE).await.unwrap();
     pair.expire_lease().await;
     let second = pair.run();
     pair.reaches(&second, "following").await;
@@ -30,6 +30,7 @@ async fn a_region_of_a_process_that_stood_still_is_not_committed_behind_the_next
     pair.source.execute("UPDATE public.t SET v = 'late' WHERE id = 7").await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
+    second.wait_for("ended a transaction of an earlier process", Duration::ZERO).await.expect("it is named");
 }
 
 /// A target that only a process of the past reaches through this proxy.

@@ -114,3 +114,24 @@ async fn letters_of_either_case_are_one_key() {
     let (far, apart) = ("key109001", ["ZETA", "zeta"]);
     played(Loose { key: "citext", text: "'key' || lpad(n::text, 6, '0')", ways, far, apart }).await;
 }
+
+/// Bytes put every `K` before every `k`; the column's collation puts them by number.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_found_by_the_order_of_their_collation() {
+    let pair = Pair::start(&["public.t"]).await;
+    small_regions(&pair, &["public.t"]);
+    create(
+        &pair,
+        "CREATE TABLE t (id text COLLATE \"en-x-icu\" PRIMARY KEY, note text)",
+        "INSERT INTO t SELECT (ARRAY['k', 'K'])[1 + n % 2] || lpad(n::text, 6, '0'), 'note ' || n FROM generate_series(1, 110000) n; ANALYZE t",
+    )
+    .await;
+    let gate = Gate::set(&pair, 1).await;
+    let run = pair.run();
+    gate.reached(&run, 1).await;
+    // The first rows are copied, the last ones have not begun; nothing waits.
+    let changed = "UPDATE t SET note = note || '!' WHERE id IN ('K000001', 'k000002', 'K109999', 'k110000')";
+    play(&pair, &[changed.to_owned()]).await;
+    applied(&pair, &run).await;
+    ends_equal(&pair, &run, &gate, &["public"]).await;
+}

@@ -2,6 +2,8 @@
 //!
 //! The owner's commits reach the log before they are visible; the other side applies the log with a lag, in batches.
 
+mod leaf;
+
 use crate::fault::Fault;
 use crate::ports::Outcome;
 use crate::verify::ports::{
@@ -9,6 +11,7 @@ use crate::verify::ports::{
     VerifiedRange,
 };
 use crate::verify::report::{Report, Request};
+use leaf::{Leaf, of_leaf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_model::change::{Row, Value};
@@ -33,26 +36,6 @@ pub(super) struct Broken {
     pub(super) versions: bool,
     /// Nobody asks what the owner is made of.
     pub(super) parts: bool,
-}
-
-/// A part of the owner, the rows with these keys, that comes and goes outside the log; the other side learns of it later,
-/// by other ways.
-#[derive(Debug)]
-struct Leaf {
-    /// What is in it while it is off.
-    rows: Rows,
-    on_owner: bool,
-    on_other: bool,
-    /// The other side has passed over changes of it, and must let it go before it takes it again.
-    noticed: bool,
-    /// The other side's copy has everything before this place of the log.
-    joined_at: usize,
-    /// How often it came or went.
-    moves: u64,
-}
-
-fn of_leaf(key: i64) -> bool {
-    key < 0
 }
 
 #[derive(Clone, Debug)]
@@ -113,62 +96,6 @@ impl World {
         self
     }
 
-    /// Lets a few rows come and go as a whole, and be written to while they are there.
-    pub(super) fn with_leaf(mut self) -> World {
-        let rows: Rows =
-            (1..=3).map(|n| (-n, Stored { value: "v1".into(), version: u64::MAX - n as u64 })).collect();
-        self.busy.extend([-1, -1, -1, -2]);
-        self.owner.extend(rows.clone());
-        self.other.extend(rows);
-        let leaf = Leaf {
-            rows: Rows::new(),
-            on_owner: true,
-            on_other: true,
-            noticed: false,
-            joined_at: 0,
-            moves: 0,
-        };
-        self.leaf = Some(leaf);
-        self
-    }
-
-    /// The owner goes ahead, rarely is back before the other side has noticed, and that takes its time.
-    fn move_leaf(&mut self) {
-        let Some(leaf) = &mut self.leaf else { return };
-        let hung = |t: &usize| self.log[*t].writes.iter().any(|(key, _)| of_leaf(*key));
-        if self.hung.iter().any(hung) {
-            // Their locks are waited for.
-            return;
-        }
-        let behind = leaf.on_owner != leaf.on_other || leaf.noticed;
-        if behind && !self.rng.random_ratio(1, 8) {
-            self.other.retain(|key, _| !of_leaf(*key));
-            leaf.on_other = leaf.on_owner && !leaf.noticed;
-            leaf.noticed = false;
-            if leaf.on_other {
-                self.other.extend(
-                    self.owner.iter().filter(|(key, _)| of_leaf(**key)).map(|(k, s)| (*k, s.clone())),
-                );
-                leaf.joined_at = self.log.len();
-            }
-            return;
-        }
-        leaf.on_owner = !leaf.on_owner;
-        leaf.moves += 1;
-        if leaf.on_owner {
-            self.owner.append(&mut leaf.rows);
-        } else {
-            leaf.rows = self.owner.extract_if(.., |key, _| of_leaf(*key)).collect();
-        }
-    }
-
-    /// Whether a change of the leaf is for the other side; one that is found gone is passed over from then on.
-    fn carries(&mut self, number: usize) -> bool {
-        let Some(leaf) = &mut self.leaf else { return true };
-        leaf.noticed |= leaf.on_other && !leaf.on_owner;
-        leaf.on_other && !leaf.noticed && number >= leaf.joined_at
-    }
-
     /// Changes a row of the other side behind everybody's back.
     pub(super) fn plant(&mut self, key: i64, value: Option<&str>) {
         self.versions += 1;
@@ -196,7 +123,7 @@ impl World {
         let mut writes = BTreeMap::new();
         for _ in 0..self.rng.random_range(1..3) {
             let Some(&key) = free.get(self.rng.random_range(0..free.len().max(1))) else { return };
-            if of_leaf(key) && self.leaf.as_ref().is_none_or(|leaf| !leaf.on_owner) {
+            if of_leaf(key) && self.leaf.as_ref().is_none_or(|leaf| !leaf.is_there()) {
                 continue;
             }
             let delete = self.owner.contains_key(&key) && self.rng.random_ratio(1, 3);
@@ -469,9 +396,7 @@ impl Passage for Stream {
             world.steps(4);
         }
         Ok(match &world.leaf {
-            Some(leaf) if !world.broken.parts => {
-                (leaf.on_owner == leaf.on_other && !leaf.noticed).then(|| leaf.moves.to_string())
-            }
+            Some(leaf) if !world.broken.parts => leaf.made_of(),
             Some(_) | None => Some(String::new()),
         })
     }
