@@ -143,18 +143,22 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                     rest.push((o, other));
                 }
             }
-            if !proven.is_empty() && self.passage.parts(table).await?.as_ref() != Some(&made_of) {
-                rest.extend(proven.drain(..).map(|(o, x)| (Open { between: None, ..o }, x)));
+            let mut moved = false;
+            if !proven.is_empty() {
+                let now_made_of = self.parts(table).await?;
+                moved = now_made_of != made_of;
+                made_of = now_made_of;
+            }
+            if moved {
+                // Nothing read so far counts: the next reading of the owner is the first again.
+                rest.append(&mut proven);
             }
             rest.extend(self.confirm(table, proven, remedies, counts, settled).await?);
             if rest.is_empty() {
                 return Ok(());
             }
             let shown = self.shown().await?;
-            let still_made_of = self.parts(table).await?;
-            let comparable = shown && still_made_of == made_of;
-            made_of = still_made_of;
-            open = self.owner_again(table, rest, comparable, counts, settled).await?;
+            open = self.owner_again(table, rest, shown && !moved, counts, settled).await?;
             unshown += u32::from(!shown);
             if open.is_empty() || unshown >= UNSHOWN_ROUNDS_MAX {
                 break;
@@ -179,7 +183,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
     }
 
     /// Reads the owner again after the other side was read; returns what is still open. `comparable`: the owner showed
-    /// before what the other side had, and no part has come or gone since the owner was read last.
+    /// before what the other side had, and no part has come or gone, as far as is known.
     async fn owner_again(
         &self,
         table: &Table,
