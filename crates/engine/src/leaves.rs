@@ -6,8 +6,10 @@
 
 use crate::backfill::{self, Shared, Work};
 use crate::fault::{Fault, Recovery};
+use crate::follow::build::gone;
 use crate::killpoint;
 use crate::ports::{Drift, Outcome, Part, Source, Target};
+use crate::progress::Warnings;
 use segue_model::region::UnitRegions;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
@@ -25,6 +27,8 @@ pub(crate) struct Leaves<S, T> {
     pub(crate) tables: BTreeMap<TableId, Arc<Table>>,
     /// Parts that an earlier run has stored and not finished.
     pub(crate) pending: Vec<Part>,
+    /// Where an operator hears of what no event says.
+    pub(crate) warnings: Arc<Warnings>,
 }
 
 impl<S: Source, T: Target> Leaves<S, T> {
@@ -36,7 +40,7 @@ impl<S: Source, T: Target> Leaves<S, T> {
         for drift in self.shared.source.drift().await? {
             match drift {
                 Drift::Fault(fault) => return Err(fault),
-                Drift::Rewritten(name) => self.shared.progress.warn(format!(
+                Drift::Rewritten(name) => self.warnings.say(format!(
                     "{name} was rewritten by a change of its definition on the source: values that it changed are in no \
                      event; `segue verify --repair` compares and mends them"
                 )),
@@ -59,10 +63,7 @@ impl<S: Source, T: Target> Leaves<S, T> {
 
     /// Waits until everything that is committed on the source by now has been applied.
     async fn passed(&self, signal: u64) -> Outcome<()> {
-        let mut applied = self.shared.progress.watch_applied();
-        let passed = applied.wait_for(|a| a.signal >= signal).await;
-        passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
-        Ok(())
+        if self.shared.progress.passed(signal).await { Ok(()) } else { Err(gone()) }
     }
 
     /// `false`: a lock could not be had; the next look tries again.

@@ -6,12 +6,13 @@
 use crate::backfill::{self, Shared, Work};
 use crate::fault::Fault;
 use crate::follow;
+use crate::follow::build::gone;
 use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
 use crate::leaves::{LOOK_PAUSE, Leaves};
 use crate::moving::Moving;
 use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
-use crate::progress::Progress;
+use crate::progress::{Progress, Warnings};
 use crate::regions::Regions;
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
@@ -67,6 +68,7 @@ pub struct Run<S, T> {
     stage: watch::Sender<Stage>,
     verifying: follow::Verifying,
     repairer: StreamRepairer,
+    warnings: Arc<Warnings>,
 }
 
 impl<S: Source, T: Target> Run<S, T> {
@@ -76,6 +78,7 @@ impl<S: Source, T: Target> Run<S, T> {
         target: Arc<T>,
         tables: Vec<Arc<Table>>,
         throttle: Arc<Throttle>,
+        warnings: Arc<Warnings>,
         settings: Settings,
     ) -> Outcome<Self> {
         let stored = target.stored().await?;
@@ -105,7 +108,7 @@ impl<S: Source, T: Target> Run<S, T> {
         let unseen = Arc::new(Unseen::new(near));
         let verifying = follow::Verifying { unseen, live, repairs, moving };
         let stage = watch::Sender::new(stage);
-        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer })
+        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer, warnings })
     }
 
     /// The counters of this run.
@@ -135,11 +138,16 @@ impl<S: Source, T: Target> Run<S, T> {
 
     /// Runs until something fails. Dropping the future stops everything; what is durable stays so.
     pub async fn run(self) -> Fault {
-        let Run { shared, tables, stored, settings, stage, verifying, repairer: _held } = self;
+        let Run { shared, tables, stored, settings, stage, verifying, repairer: _held, warnings } = self;
         let moving = verifying.moving.clone();
         let from = stored.checkpoint.position;
         let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
-        let leaves = Leaves { shared: shared.clone(), tables: tables.clone(), pending: stored.parts.clone() };
+        let leaves = Leaves {
+            shared: shared.clone(),
+            tables: tables.clone(),
+            pending: stored.parts.clone(),
+            warnings,
+        };
         let (backfilled, workers) = (stored.backfilled, settings.workers);
         let copy = Copying { shared, tables, backfilled, workers, stage, leaves, moving };
         let ended = tokio::select! {
@@ -226,11 +234,11 @@ async fn hand_over<S: Source, T: Target>(shared: &Shared<S, T>) -> Outcome<()> {
     let stored = loop {
         let marked = regions.marked();
         let stored = target.last_region().await?;
-        let mut applied = progress.watch_applied();
         let signal = source.signal().await?;
         killpoint::pass("backfill.signalled");
-        let passed = applied.wait_for(|a| a.signal >= signal).await;
-        passed.map_err(|_| Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed"))?;
+        if !progress.passed(signal).await {
+            return Err(gone());
+        }
         if regions.retire(marked) {
             break stored;
         }

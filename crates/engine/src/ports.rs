@@ -197,7 +197,7 @@ pub trait Target: Send + Sync + 'static {
     fn writer(&self) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     /// Opens the session that applies the stream.
     fn applier(&self) -> impl Future<Output = Outcome<Self::Applier>> + Send;
-    /// What is stored about this stream.
+    /// What is stored about this stream. It is durable, also what an earlier process committed without waiting for it.
     fn stored(&self) -> impl Future<Output = Outcome<Stored>> + Send;
     /// The number of the region stored last; numbers ascend.
     fn last_region(&self) -> impl Future<Output = Outcome<i64>> + Send;
@@ -274,6 +274,16 @@ pub trait RegionWriter: Send {
     fn abandon(&mut self) -> impl Future<Output = Outcome<()>> + Send;
 }
 
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Until it and every commit before it is durable.
+    Now,
+    /// For nothing: a later commit makes it durable. Until then a crash of the server may undo it, with its checkpoint and
+    /// everything after it.
+    Later,
+}
+
 /// Why a step of a batch did not work.
 #[derive(Debug)]
 pub enum ApplyError {
@@ -304,24 +314,34 @@ pub struct Mismatch {
 ///
 /// The steps between them are written in the order of the calls. After an error the transaction is over;
 /// `rollback` must be called before the next `begin`.
-pub trait Applier: Send {
+pub trait Applier: Send + 'static {
+    /// A net effect in the form in which it is sent.
+    type Encoded: Send + Sync;
+
+    /// Encodes the net effect on one table. Pure: it is done beside the session, while that is busy with the batch before.
+    fn encode(table: &Table, net: Net) -> Outcome<Self::Encoded>;
     /// Begins a transaction: token check, replica role, origin. May be sent together with the first step.
     fn begin(&mut self) -> impl Future<Output = Result<(), ApplyError>> + Send;
     /// Writes the net effect on one table, set-wise: deletes, updates, inserts. Counts must come out exactly. May be sent
     /// together with what comes after it; then a later call, at the latest `commit`, says what does not fit, and nothing
     /// is committed.
-    fn net(&mut self, table: &Table, net: &Net) -> impl Future<Output = Result<(), ApplyError>> + Send;
+    fn net(
+        &mut self,
+        table: &Table,
+        net: &Self::Encoded,
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send;
     /// Writes changes of one table one by one, in order (TRUNCATE included), each tested for presence.
     fn in_order(
         &mut self,
         table: &Table,
         changes: &[Change],
     ) -> impl Future<Output = Result<(), ApplyError>> + Send;
-    /// Moves the checkpoint from `from` to `to` (a compare-and-swap) and commits durably.
+    /// Moves the checkpoint from `from` to `to` (a compare-and-swap) and commits.
     fn commit(
         &mut self,
         from: Position,
         to: &Checkpoint,
+        durability: Durability,
     ) -> impl Future<Output = Result<(), ApplyError>> + Send;
     /// Gives the transaction up.
     fn rollback(&mut self) -> impl Future<Output = Outcome<()>> + Send;

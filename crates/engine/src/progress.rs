@@ -34,6 +34,26 @@ struct TableCounters {
 /// Keeps at most this many lag samples, one for each transaction.
 const LAG_SAMPLES_MAX: usize = 100_000;
 
+/// What an operator should know, over all runs of one process.
+#[derive(Debug, Default)]
+pub struct Warnings(Mutex<Vec<String>>);
+
+impl Warnings {
+    /// Says it, once.
+    pub fn say(&self, what: String) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !said.contains(&what) {
+            tracing::warn!("{what}");
+            said.push(what);
+        }
+    }
+
+    /// All that was said.
+    pub fn said(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Counters of one running migration. Shared by its tasks.
 #[derive(Debug)]
 pub struct Progress {
@@ -51,7 +71,6 @@ pub struct Progress {
     /// (when applied, commit-to-durable in µs)
     lags: Mutex<VecDeque<(Instant, u64)>>,
     waits: Mutex<BTreeMap<&'static str, Wait>>,
-    warnings: Mutex<Vec<String>>,
 }
 
 /// Something that is waited for.
@@ -139,7 +158,6 @@ impl Progress {
             applied: watch::Sender::new(Applied { position: applied, signal: 0 }),
             lags: Mutex::default(),
             waits: Mutex::default(),
-            warnings: Mutex::default(),
         }
     }
 
@@ -177,8 +195,8 @@ impl Progress {
     }
 
     /// A batch is durable: its counts, its place, and when its transactions were committed on the source (µs).
-    pub fn applied(&self, place: Applied, transactions: u64, changes: u64, committed_at_us: &[u64]) {
-        self.transactions.fetch_add(transactions, Ordering::Relaxed);
+    pub fn applied(&self, place: Applied, changes: u64, committed_at_us: &[u64]) {
+        self.transactions.fetch_add(committed_at_us.len() as u64, Ordering::Relaxed);
         self.changes.fetch_add(changes, Ordering::Relaxed);
         let (now, now_us) = (Instant::now(), now_us());
         let mut lags = self.lags.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,6 +223,11 @@ impl Progress {
         self.applied.subscribe()
     }
 
+    /// Returns when a signal has been applied; `false`: the stream has ended.
+    pub async fn passed(&self, signal: u64) -> bool {
+        self.watch_applied().wait_for(|applied| applied.signal >= signal).await.is_ok()
+    }
+
     /// Says what `who` waits for, or that it no longer waits. The beginning of an unchanged wait is kept.
     pub fn waiting(&self, who: &'static str, reason: Option<String>) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,20 +239,6 @@ impl Progress {
         let wait =
             waits.entry(who).or_insert_with(|| Wait { who: who.to_owned(), reason: String::new(), since_ms });
         wait.reason = reason;
-    }
-
-    /// Says what an operator should know.
-    pub fn warn(&self, what: String) {
-        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if !warnings.contains(&what) {
-            tracing::warn!("{what}");
-            warnings.push(what);
-        }
-    }
-
-    /// What was warned of.
-    pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All counters now.

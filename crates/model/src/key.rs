@@ -82,6 +82,15 @@ pub fn compare(order: &[KeyOrder], a: &KeyText, b: &KeyText) -> Option<Ordering>
     Some(Ordering::Equal)
 }
 
+/// Sorts keys about as an index on them does, where only the source knows the exact order, too: for speed, not for truth.
+pub fn rank(order: &[KeyOrder], key: &KeyText) -> Vec<(Option<i64>, Bytes)> {
+    let column = |(order, text): (&KeyOrder, &Bytes)| match order {
+        KeyOrder::Integer => (integer(text), Bytes::new()),
+        KeyOrder::Bytes | KeyOrder::Moment | KeyOrder::AskSource => (None, text.clone()),
+    };
+    order.iter().zip(&key.0).map(column).collect()
+}
+
 fn integer(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }

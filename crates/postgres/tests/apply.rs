@@ -6,7 +6,7 @@
 mod support;
 
 use segue_engine::fault::{Fault, Recovery};
-use segue_engine::ports::{Applier, ApplyError, Checkpoint, Mismatch};
+use segue_engine::ports::{Applier, ApplyError, Checkpoint, Durability, Mismatch};
 use segue_model::change::{Action, Change, Leaf, Row, Value};
 use segue_model::key::KeyText;
 use segue_model::net::{Net, UpdateGroup, collapse};
@@ -55,14 +55,23 @@ impl Target {
 
     async fn commit(&mut self) -> Result<(), ApplyError> {
         let to = Checkpoint { position: Position(self.at.0 + 1), ..Checkpoint::default() };
-        self.applier.commit(self.at, &to).await?;
+        self.applier.commit(self.at, &to, Durability::Now).await?;
         self.at = to.position;
         Ok(())
     }
 
+    /// Inserts a row in a transaction of its own.
+    async fn insert(&mut self, table: &Table, new: &str, durability: Durability) {
+        self.applier.begin().await.unwrap();
+        self.applier.in_order(table, &changes(vec![ins(new)])).await.unwrap();
+        let to = Checkpoint { position: Position(self.at.0 + 1), ..Checkpoint::default() };
+        self.applier.commit(self.at, &to, durability).await.unwrap();
+        self.at = to.position;
+    }
+
     async fn net(&mut self, table: &Table, net: Net) -> Result<(), ApplyError> {
         self.applier.begin().await?;
-        self.applier.net(table, &net).await?;
+        self.applier.net(table, &PgApplier::encode(table, net).unwrap()).await?;
         self.commit().await
     }
 
@@ -267,7 +276,7 @@ async fn a_connection_lost_during_the_commit_is_ambiguous_and_before_it_is_not()
     target.client.batch_execute("BEGIN; SELECT FROM segue.stream FOR UPDATE").await.unwrap();
     // The commit waits for the checkpoint's row lock; then the server dies.
     let to = Checkpoint { position: Position(1), ..Checkpoint::default() };
-    let (result, ()) = tokio::join!(target.applier.commit(Position(0), &to), async {
+    let (result, ()) = tokio::join!(target.applier.commit(Position(0), &to, Durability::Now), async {
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         target.cluster.kill9().await;
     });
@@ -280,6 +289,43 @@ async fn a_connection_lost_during_the_commit_is_ambiguous_and_before_it_is_not()
     target.cluster.kill9().await;
     let lost = target.applier.in_order(&t, &changes(vec![ins("2 x y")])).await;
     assert_eq!(fault(lost).recovery, Recovery::Retry);
+}
+
+#[tokio::test]
+async fn a_commit_that_is_not_waited_for_is_made_durable_by_the_next_one_and_by_a_take_over() {
+    let mut target = Target::start(Options::default(), T).await;
+    let t = target.table("t").await;
+    let stored = async |target: &Target| target.cluster.scalar("SELECT position FROM segue.stream").await;
+    let crash = async |target: &mut Target, token: i64| {
+        target.cluster.kill9().await;
+        target.cluster.start_again().await;
+        let endpoint = Endpoint::parse(&target.cluster.url("postgres")).unwrap();
+        target.applier = PgApplier::open(&endpoint, identity(token)).await.unwrap();
+    };
+
+    target.cluster.freeze_wal_writer().await;
+    target.insert(&t, "1 x y", Durability::Later).await;
+    target.insert(&t, "2 x y", Durability::Later).await;
+    assert_eq!(target.rows("t").await, "(1,x,y) (2,x,y)", "others see them");
+    crash(&mut target, 3).await;
+    assert_eq!((target.rows("t").await, stored(&target).await.as_deref()), (String::new(), Some("0/0")));
+    target.at = Position(0);
+
+    target.cluster.freeze_wal_writer().await;
+    target.insert(&t, "1 x y", Durability::Later).await;
+    target.insert(&t, "2 x y", Durability::Now).await;
+    crash(&mut target, 3).await;
+    assert_eq!(target.rows("t").await, "(1,x,y) (2,x,y)");
+
+    // What a new driver reads, and begins from, is durable, also if the one before it has not waited.
+    target.cluster.freeze_wal_writer().await;
+    target.insert(&t, "3 x y", Durability::Later).await;
+    let endpoint = Endpoint::parse(&target.cluster.url("postgres")).unwrap();
+    segue_postgres::control::shut_out(&endpoint, "m", 4, true).await.unwrap();
+    assert_eq!(stored(&target).await.as_deref(), Some("0/3"));
+    crash(&mut target, 4).await;
+    assert_eq!(stored(&target).await.as_deref(), Some("0/3"));
+    assert_eq!(target.rows("t").await, "(1,x,y) (2,x,y) (3,x,y)");
 }
 
 #[tokio::test]

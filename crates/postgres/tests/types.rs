@@ -5,7 +5,7 @@
 
 mod support;
 
-use segue_engine::ports::{Applier, ChangeStream, Checkpoint, StreamEvent};
+use segue_engine::ports::{Applier, ChangeStream, Checkpoint, Durability, StreamEvent};
 use segue_model::change::Change;
 use segue_model::net::collapse;
 use segue_model::position::Position;
@@ -188,12 +188,12 @@ async fn round_trip(major: u16, identity: &str, set_wise: bool) {
         let changes = transaction(&mut stream).await;
         applier.begin().await.unwrap();
         let written = match collapse(&planned, &changes).unwrap() {
-            Some(net) if set_wise => applier.net(&planned, &net).await,
+            Some(net) if set_wise => applier.net(&planned, &PgApplier::encode(&planned, net).unwrap()).await,
             _ => applier.in_order(&planned, &changes).await,
         };
         written.unwrap_or_else(|e| panic!("step {n} on {major}: {e:?}"));
         let to = Checkpoint { position: Position(n as u64 + 1), ..Checkpoint::default() };
-        applier.commit(Position(n as u64), &to).await.unwrap();
+        applier.commit(Position(n as u64), &to, Durability::Now).await.unwrap();
         assert_eq!(rows(&cluster, "src").await, rows(&cluster, "dst").await, "step {n} on {major}");
     }
     assert_eq!(planned.identity == Identity::WholeRow, identity.is_empty());

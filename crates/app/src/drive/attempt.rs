@@ -243,7 +243,7 @@ impl<'d> Attempt<'d> {
         identity: StreamIdentity,
         opening: Option<Opening>,
     ) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
-        let Driver { spec, sides, throttle, .. } = self.driver;
+        let Driver { spec, sides, throttle, warnings, .. } = self.driver;
         let token = self.lease.token;
         let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
         let authority = Authority {
@@ -274,7 +274,7 @@ impl<'d> Attempt<'d> {
             },
         };
         let (source, target) = (Arc::new(source), Arc::new(target));
-        let run = Run::prepare(source, target, tables, throttle.clone(), settings).await?;
+        let run = Run::prepare(source, target, tables, throttle.clone(), warnings.clone(), settings).await?;
         let stage = *run.stage().borrow();
         let kind = if stage == Stage::Following { "following" } else { "backfilling" };
         self.driver.record(self.lease, kind, json!({ "token": token })).await?;

@@ -18,13 +18,14 @@ use attempt::Attempt;
 use screen::Screen;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
+use segue_engine::progress::Warnings;
 use segue_engine::throttle::{Limits, Throttle};
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Pauses between attempts, the last one repeated.
@@ -67,7 +68,7 @@ pub(crate) struct Driver {
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
     pub(crate) begun: AtomicBool,
     /// What was warned of, by any attempt.
-    pub(crate) warned: Mutex<Vec<String>>,
+    pub(crate) warnings: Arc<Warnings>,
 }
 
 /// Runs the migration of `spec`.
@@ -131,7 +132,7 @@ impl Driver {
             screen,
             started,
             begun: AtomicBool::new(false),
-            warned: Mutex::default(),
+            warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
         })
     }

@@ -13,7 +13,7 @@ use segue_model::stage::Stage;
 use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Lease};
 use serde_json::{Value, json};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -141,12 +141,7 @@ impl Service<'_> {
         let Driver { spec, sides, throttle, holder, .. } = self.driver;
         let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let mut warnings = self.warnings.clone();
-        let mut warned = self.driver.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let new: Vec<String> =
-            self.progress.warnings().into_iter().filter(|warning| !warned.contains(warning)).collect();
-        warned.extend(new);
-        warnings.extend(warned.iter().cloned());
-        drop(warned);
+        warnings.extend(self.driver.warnings.said());
         warnings.extend(self.verifying.ended());
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
             warnings.push(

@@ -8,7 +8,7 @@ use super::spool::Changes;
 use super::steps::{Manner, Step, steps};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
-use crate::ports::{Checkpoint, Outcome, Source, Target};
+use crate::ports::{Applier, Checkpoint, Outcome, Source, Target};
 use crate::progress::{Applied, Progress};
 use crate::regions::{Regions, Told};
 use crate::verify::passage::StreamPassage;
@@ -40,8 +40,6 @@ const SHOWN_PAUSE: Duration = Duration::from_millis(500);
 pub struct Batch {
     /// What to write, in commit order.
     pub changes: Vec<Change>,
-    /// `changes` as they are best written.
-    pub steps: Vec<Step>,
     /// A transaction larger than memory; then it is alone in the batch and `changes` is empty.
     pub spilled: Option<Changes>,
     /// The checkpoint after it.
@@ -54,6 +52,15 @@ pub struct Batch {
     pub xids: Vec<Xid32>,
     bytes: usize,
     _memory: Vec<OwnedSemaphorePermit>,
+}
+
+/// A batch, and how it is written.
+#[derive(Debug)]
+pub struct Ready<E> {
+    /// What it is made of.
+    pub batch: Batch,
+    /// Its changes as they are best written; none if they are spilled.
+    pub steps: Vec<Step<E>>,
 }
 
 /// Bounds of a batch.
@@ -74,7 +81,7 @@ pub struct Builder<S: Source, T: Target> {
     /// Bounds.
     pub limits: BatchLimits,
     /// Where batches go. One waits while one is written.
-    pub out: mpsc::Sender<Batch>,
+    pub out: mpsc::Sender<Ready<<T::Applier as Applier>::Encoded>>,
     /// Sessions for copying single keys, opened when first needed.
     pub sessions: Option<(S::Reader, T::Writer)>,
     /// Memory a routed transaction may hold before it goes to disk.
@@ -189,8 +196,8 @@ impl<S: Source, T: Target> Builder<S, T> {
             self.last_shown = Instant::now();
         }
         full.checkpoint.skipped = self.regions().skipped();
-        full.steps = steps(&self.tables, &full.changes, Manner::SetWise)?;
-        self.out.send(full).await.map_err(|_| gone())
+        let steps = steps::<T::Applier>(&self.tables, &full.changes, Manner::SetWise)?;
+        self.out.send(Ready { batch: full, steps }).await.map_err(|_| gone())
     }
 
     async fn add(
@@ -357,6 +364,6 @@ enum Next {
 }
 
 /// The other half of the pipeline has ended; its own fault says why.
-pub(super) fn gone() -> Fault {
+pub(crate) fn gone() -> Fault {
     Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed")
 }

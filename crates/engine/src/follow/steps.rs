@@ -1,9 +1,9 @@
 //! What a batch writes, step by step: computed beside the writer, so that the next batch is ready when one is written.
 
 use crate::fault::Fault;
-use crate::ports::Outcome;
+use crate::ports::{Applier, Outcome};
 use segue_model::change::{Action, Change};
-use segue_model::net::{Net, collapse};
+use segue_model::net::collapse;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ pub enum Manner {
 
 /// One step, of one table.
 #[derive(Debug)]
-pub enum Step {
-    /// Its net effect.
-    Net(TableId, Net),
+pub enum Step<E> {
+    /// Its net effect, encoded.
+    Net(TableId, E),
     /// Its changes, in order.
     InOrder(TableId, Vec<Change>),
 }
 
 /// The steps of `changes`: table by table, but a TRUNCATE stands between what came before it and what comes after.
-pub fn steps(
+pub fn steps<A: Applier>(
     tables: &BTreeMap<TableId, Arc<Table>>,
     changes: &[Change],
     manner: Manner,
-) -> Outcome<Vec<Step>> {
+) -> Outcome<Vec<Step<A::Encoded>>> {
     let mut steps = Vec::new();
     let mut open: BTreeMap<TableId, Vec<&Change>> = BTreeMap::new();
     for change in changes {
@@ -40,22 +40,22 @@ pub fn steps(
             continue;
         }
         if let Some(before) = open.remove(&change.table) {
-            steps.push(step(tables, change.table, &before, manner)?);
+            steps.push(step::<A>(tables, change.table, &before, manner)?);
         }
-        steps.push(step(tables, change.table, &[change], Manner::RowByRow)?);
+        steps.push(step::<A>(tables, change.table, &[change], Manner::RowByRow)?);
     }
     for (table, changes) in open {
-        steps.push(step(tables, table, &changes, manner)?);
+        steps.push(step::<A>(tables, table, &changes, manner)?);
     }
     Ok(steps)
 }
 
-fn step(
+fn step<A: Applier>(
     tables: &BTreeMap<TableId, Arc<Table>>,
     id: TableId,
     changes: &[&Change],
     manner: Manner,
-) -> Outcome<Step> {
+) -> Outcome<Step<A::Encoded>> {
     let unknown = || Fault::bug("SEGUE-TABLE", format!("table number {} is not in the plan", id.0));
     let table = tables.get(&id).ok_or_else(unknown)?;
     let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", table.source));
@@ -63,6 +63,8 @@ fn step(
         Manner::SetWise => collapse(table, changes.iter().copied()).map_err(incomplete)?,
         Manner::RowByRow => None,
     };
-    let in_order = || Step::InOrder(id, changes.iter().copied().cloned().collect());
-    Ok(net.map_or_else(in_order, |net| Step::Net(id, net)))
+    Ok(match net {
+        Some(net) => Step::Net(id, A::encode(table, net)?),
+        None => Step::InOrder(id, changes.iter().copied().cloned().collect()),
+    })
 }

@@ -1,20 +1,26 @@
 //! Writing batches: one target transaction each, set-wise, else row by row; the checkpoint moves with the rows.
 
-use super::build::Batch;
+use super::build::Ready;
 use super::spool::Changes;
 use super::steps::{Manner, Step, steps};
 use crate::fault::Fault;
 use crate::killpoint;
-use crate::ports::{Acknowledger, Applier, ApplyError, Mismatch, Outcome};
+use crate::ports::{Acknowledger, Applier, ApplyError, Durability, Mismatch, Outcome};
 use crate::progress::{Applied, Progress};
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::Unseen;
+use segue_model::change::Change;
 use segue_model::position::Position;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// Nobody hears of a batch for at most about this long after its commit: a crash of the target costs that much work again,
+/// and the source keeps that much more log.
+const UNREPORTED_MAX: Duration = Duration::from_secs(1);
 
 /// Writes batches and acknowledges them.
 pub struct Writer<A> {
@@ -36,24 +42,74 @@ pub struct Writer<A> {
     pub live: Arc<LiveQueue>,
 }
 
+/// Batches on their way to the writer and behind it.
+struct Queue<E> {
+    batches: mpsc::Receiver<Ready<E>>,
+    /// The next one, if it was looked for before its turn.
+    at_hand: Option<Ready<E>>,
+    /// Committed, but perhaps not durable: nobody has heard of them.
+    unreported: Unreported,
+}
+
+/// What is to be said of batches once they are durable.
+#[derive(Default)]
+struct Unreported {
+    /// When the first of them was committed.
+    since: Option<Instant>,
+    signal: u64,
+    changes: u64,
+    committed_at_us: Vec<u64>,
+}
+
+impl<E> Queue<E> {
+    async fn next(&mut self) -> Option<Ready<E>> {
+        match self.at_hand.take() {
+            Some(ready) => Some(ready),
+            None => self.batches.recv().await,
+        }
+    }
+
+    /// Whether the commit that moves the checkpoint to `position` is waited for: not if another will follow at once.
+    fn durability(&mut self, position: Position) -> Durability {
+        if self.unreported.since.is_some_and(|since| since.elapsed() >= UNREPORTED_MAX) {
+            return Durability::Now;
+        }
+        self.at_hand = self.at_hand.take().or_else(|| self.batches.try_recv().ok());
+        match &self.at_hand {
+            Some(next) if next.batch.checkpoint.position > position => Durability::Later,
+            Some(_) | None => Durability::Now,
+        }
+    }
+}
+
 impl<A: Applier> Writer<A> {
     /// Writes every batch that comes, until the channel closes.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>) -> Outcome<()> {
-        while let Some(mut batch) = batches.recv().await {
-            if batch.checkpoint.position <= self.position {
+    ///
+    /// Under a backlog a commit is not waited for: the commit of the next batch, or of one soon after, makes both durable.
+    /// The source, and everybody else, hears of a batch only then.
+    pub async fn run(mut self, batches: mpsc::Receiver<Ready<A::Encoded>>) -> Outcome<()> {
+        let mut queue = Queue { batches, at_hand: None, unreported: Unreported::default() };
+        while let Some(mut ready) = queue.next().await {
+            if ready.batch.checkpoint.position <= self.position {
                 continue;
             }
             self.throttle.running(&self.progress).await;
-            self.unseen.applying(batch.xids.iter().copied());
-            let changes = self.write(&mut batch).await?;
+            self.unseen.applying(ready.batch.xids.iter().copied());
+            let began = Instant::now();
+            let (changes, durability) = self.write(&mut ready, &mut queue).await?;
+            let batch = ready.batch;
             self.position = batch.checkpoint.position;
-            let point = if batch.committed_at_us.is_empty() { "idle.committed" } else { "batch.committed" };
-            killpoint::pass(point);
-            self.acknowledger.acknowledge(self.position);
-            let applied = Applied { position: self.position, signal: batch.signal };
-            let transactions = batch.committed_at_us.len() as u64;
-            self.progress.applied(applied, transactions, changes, &batch.committed_at_us);
-            killpoint::pass("batch.acknowledged");
+            let (transactions, took_ms) = (batch.committed_at_us.len(), began.elapsed().as_millis());
+            tracing::debug!("wrote {changes} changes of {transactions} transactions in {took_ms} ms");
+            killpoint::pass(if transactions == 0 { "idle.committed" } else { "batch.committed" });
+            let Unreported { since, signal, changes: earlier, committed_at_us } = &mut queue.unreported;
+            since.get_or_insert_with(Instant::now);
+            *signal = batch.signal.max(*signal);
+            *earlier += changes;
+            committed_at_us.extend(&batch.committed_at_us);
+            if durability == Durability::Now {
+                self.report(std::mem::take(&mut queue.unreported));
+            }
             // Also to take apart what a large batch was made of takes its time; the next one need not wait for it.
             let (live, tables) = (self.live.clone(), self.tables.clone());
             tokio::spawn(async move {
@@ -64,15 +120,27 @@ impl<A: Applier> Writer<A> {
         Ok(())
     }
 
-    /// Writes one batch durably; returns how many changes it held.
-    async fn write(&mut self, batch: &mut Batch) -> Outcome<u64> {
-        let first = self.attempt(batch, Manner::SetWise).await;
+    /// Everything that was committed is durable: the source hears of it, and everybody here.
+    fn report(&self, durable: Unreported) {
+        self.acknowledger.acknowledge(self.position);
+        let applied = Applied { position: self.position, signal: durable.signal };
+        self.progress.applied(applied, durable.changes, &durable.committed_at_us);
+        killpoint::pass("batch.acknowledged");
+    }
+
+    /// Writes one batch; returns how many changes it held, and whether it is durable.
+    async fn write(
+        &mut self,
+        ready: &mut Ready<A::Encoded>,
+        queue: &mut Queue<A::Encoded>,
+    ) -> Outcome<(u64, Durability)> {
+        let first = self.attempt(ready, queue, Manner::SetWise).await;
         let second = match first {
             Err(ApplyError::Mismatch(why)) => {
                 tracing::debug!("replaying a batch row by row: {}: {}", why.table, why.what);
                 self.progress.replayed();
                 self.applier.rollback().await?;
-                self.attempt(batch, Manner::RowByRow).await
+                self.attempt(ready, queue, Manner::RowByRow).await
             }
             other => other,
         };
@@ -82,32 +150,43 @@ impl<A: Applier> Writer<A> {
         })
     }
 
-    async fn attempt(&mut self, batch: &mut Batch, manner: Manner) -> Result<u64, ApplyError> {
+    async fn attempt(
+        &mut self,
+        ready: &mut Ready<A::Encoded>,
+        queue: &mut Queue<A::Encoded>,
+        manner: Manner,
+    ) -> Result<(u64, Durability), ApplyError> {
         self.applier.begin().await?;
         killpoint::pass("batch.begun");
+        let Ready { batch, steps } = ready;
         let changes = match &mut batch.spilled {
             None => {
                 match manner {
-                    Manner::SetWise => self.apply(&batch.steps).await?,
-                    Manner::RowByRow => self.apply(&steps(&self.tables, &batch.changes, manner)?).await?,
+                    Manner::SetWise => self.apply(steps).await?,
+                    Manner::RowByRow => self.apply_changes(&batch.changes, manner).await?,
                 }
                 batch.changes.len() as u64
             }
             Some(spilled) => self.spilled(spilled, manner).await?,
         };
-        self.applier.commit(self.position, &batch.checkpoint).await?;
-        Ok(changes)
+        let durability = queue.durability(batch.checkpoint.position);
+        self.applier.commit(self.position, &batch.checkpoint, durability).await?;
+        Ok((changes, durability))
+    }
+
+    async fn apply_changes(&mut self, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
+        self.apply(&steps::<A>(&self.tables, changes, manner)?).await
     }
 
     async fn spilled(&mut self, changes: &mut Changes, manner: Manner) -> Result<u64, ApplyError> {
         for index in 0..changes.pieces() {
             let piece = changes.piece(index)?;
-            self.apply(&steps(&self.tables, &piece, manner)?).await?;
+            self.apply_changes(&piece, manner).await?;
         }
         Ok(changes.count())
     }
 
-    async fn apply(&mut self, steps: &[Step]) -> Result<(), ApplyError> {
+    async fn apply(&mut self, steps: &[Step<A::Encoded>]) -> Result<(), ApplyError> {
         for step in steps {
             match step {
                 Step::Net(table, net) => self.applier.net(&self.tables[table], net).await?,

@@ -9,6 +9,7 @@ mod target;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use segue_engine::fault::Fault;
 use segue_engine::ports::*;
 use segue_model::change::{Action, Change, TransactionHead, Value};
 use segue_model::key::KeyText;
@@ -17,6 +18,7 @@ use segue_model::region::Extent;
 use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -56,6 +58,8 @@ pub struct FakeSource {
     pub gone: Arc<Mutex<Vec<Part>>>,
     /// How long one takes to leave, after it has been said that it has.
     pub leaves_for: Duration,
+    /// What was said to be durable: the log before it is gone.
+    acknowledged: Arc<AtomicU64>,
 }
 
 /// Gives way to other tasks a random number of times.
@@ -83,6 +87,7 @@ impl FakeSource {
             grown: Arc::default(),
             gone: Arc::default(),
             leaves_for: Duration::ZERO,
+            acknowledged: Arc::default(),
         }
     }
 
@@ -197,6 +202,11 @@ impl Source for FakeSource {
     type Reader = FakeReader;
 
     async fn stream(&self, from: Position) -> Outcome<FakeStream> {
+        let gone = self.acknowledged.fetch_max(from.0, Ordering::Relaxed);
+        if gone > from.0 {
+            let what = format!("the stream begins at {gone}, behind the checkpoint {}", from.0);
+            return Err(Fault::bug("TEST-ACKNOWLEDGED", what));
+        }
         Ok(FakeStream { source: self.clone(), next: (from.0 / 10) as usize, queue: Vec::new() })
     }
     async fn reader(&self) -> Outcome<FakeReader> {
@@ -263,7 +273,10 @@ impl ChangeStream for FakeStream {
         Ok(self.queue.pop().unwrap())
     }
     fn acknowledger(&self) -> Acknowledger {
-        Acknowledger::new(|_| {})
+        let acknowledged = self.source.acknowledged.clone();
+        Acknowledger::new(move |position| {
+            acknowledged.fetch_max(position.0, Ordering::Relaxed);
+        })
     }
 }
 

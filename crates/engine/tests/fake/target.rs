@@ -25,8 +25,36 @@ pub struct Durable {
 #[derive(Clone)]
 pub struct FakeTarget {
     pub durable: Arc<Mutex<Durable>>,
+    /// What sessions see: with commits that are not durable yet.
+    committed: Arc<Mutex<Durable>>,
     /// Only for its randomness.
     pub source: FakeSource,
+}
+
+impl FakeTarget {
+    pub fn new(source: &FakeSource) -> FakeTarget {
+        FakeTarget { durable: Arc::default(), committed: Arc::default(), source: source.clone() }
+    }
+    /// Commits: durable at once, with everything committed before, or at a later commit.
+    fn commit<V, E>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&mut Durable) -> Result<V, E>,
+    ) -> Result<V, E> {
+        let mut committed = self.committed.lock().unwrap();
+        let value = change(&mut committed)?;
+        if durability == Durability::Now {
+            *self.durable.lock().unwrap() = committed.clone();
+        }
+        Ok(value)
+    }
+    /// The server crashes: what was not durable is undone. Returns whether anything was.
+    pub fn crash(&self) -> bool {
+        let (mut committed, durable) = (self.committed.lock().unwrap(), self.durable.lock().unwrap());
+        let lost = committed.stored.checkpoint != durable.stored.checkpoint;
+        *committed = durable.clone();
+        lost
+    }
 }
 
 impl Target for FakeTarget {
@@ -39,7 +67,7 @@ impl Target for FakeTarget {
         Ok(FakeApplier { target: self.clone(), open: BTreeMap::new() })
     }
     async fn stored(&self) -> Outcome<Stored> {
-        Ok(self.durable.lock().unwrap().stored.clone())
+        self.commit(Durability::Now, |committed| Ok(committed.stored.clone()))
     }
     async fn last_region(&self) -> Outcome<i64> {
         Ok(0)
@@ -51,14 +79,17 @@ impl Target for FakeTarget {
         Ok(())
     }
     async fn part_left(&self, part: &Part) -> Outcome<()> {
-        self.durable.lock().unwrap().left.push(part.clone());
-        Ok(())
+        self.commit(Durability::Now, |committed| {
+            committed.left.push(part.clone());
+            Ok(())
+        })
     }
     async fn forget_regions(&self, _: i64) -> Outcome<()> {
-        let mut durable = self.durable.lock().unwrap();
-        durable.stored.regions.clear();
-        durable.stored.backfilled = true;
-        Ok(())
+        self.commit(Durability::Now, |committed| {
+            committed.stored.regions.clear();
+            committed.stored.backfilled = true;
+            Ok(())
+        })
     }
 }
 
@@ -85,25 +116,26 @@ impl RegionWriter for FakeWriter {
     }
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
         dither(&self.target.source.db).await;
-        let mut durable = self.target.durable.lock().unwrap();
-        if self.replace {
-            durable.rows.retain(|id, _| !within(&self.copying, *id));
-        }
-        for (id, value) in self.rows.drain(..) {
-            if durable.rows.insert(id, value).is_some() {
-                return Err(Fault::bug(
-                    "TEST-DUPLICATE",
-                    format!("region {:?} copies {id}, which is there", record.extent),
-                ));
+        self.target.commit(Durability::Now, |committed| {
+            if self.replace {
+                committed.rows.retain(|id, _| !within(&self.copying, *id));
             }
-        }
-        let copied = CopiedRegion { extent: record.extent.clone(), seam: record.seam.clone() };
-        durable.stored.regions.entry(record.unit).or_default().push(StoredRegion {
-            copied,
-            rows: 0,
-            bytes: 0,
-        });
-        Ok(())
+            for (id, value) in self.rows.drain(..) {
+                if committed.rows.insert(id, value).is_some() {
+                    return Err(Fault::bug(
+                        "TEST-DUPLICATE",
+                        format!("region {:?} copies {id}, which is there", record.extent),
+                    ));
+                }
+            }
+            let copied = CopiedRegion { extent: record.extent.clone(), seam: record.seam.clone() };
+            committed.stored.regions.entry(record.unit).or_default().push(StoredRegion {
+                copied,
+                rows: 0,
+                bytes: 0,
+            });
+            Ok(())
+        })
     }
     async fn abandon(&mut self) -> Outcome<()> {
         self.rows.clear();
@@ -123,13 +155,13 @@ fn mismatch(what: String) -> ApplyError {
 
 impl FakeApplier {
     fn take(&mut self, id: i64) -> Result<(String, String), ApplyError> {
-        let durable = self.target.durable.lock().unwrap().rows.get(&id).cloned();
-        let now = self.open.get(&id).cloned().unwrap_or(durable);
+        let committed = self.target.committed.lock().unwrap().rows.get(&id).cloned();
+        let now = self.open.get(&id).cloned().unwrap_or(committed);
         self.open.insert(id, None);
         now.ok_or_else(|| mismatch(format!("no row {id}")))
     }
     fn put(&mut self, id: i64, value: (String, String)) -> Result<(), ApplyError> {
-        let there = self.target.durable.lock().unwrap().rows.contains_key(&id);
+        let there = self.target.committed.lock().unwrap().rows.contains_key(&id);
         let there = self.open.get(&id).map_or(there, Option::is_some);
         self.open.insert(id, Some(value));
         if there { Err(mismatch(format!("row {id} exists"))) } else { Ok(()) }
@@ -141,8 +173,16 @@ impl FakeApplier {
 }
 
 impl Applier for FakeApplier {
+    type Encoded = Net;
+    fn encode(_: &Table, net: Net) -> Outcome<Net> {
+        Ok(net)
+    }
     async fn begin(&mut self) -> Result<(), ApplyError> {
         self.open.clear();
+        // Sometimes slow: batches come together meanwhile.
+        for _ in 0..4 {
+            dither(&self.target.source.db).await;
+        }
         Ok(())
     }
     async fn net(&mut self, _: &Table, net: &Net) -> Result<(), ApplyError> {
@@ -178,21 +218,27 @@ impl Applier for FakeApplier {
         }
         Ok(())
     }
-    async fn commit(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
+    async fn commit(
+        &mut self,
+        from: Position,
+        to: &Checkpoint,
+        durability: Durability,
+    ) -> Result<(), ApplyError> {
         dither(&self.target.source.db).await;
         let open = std::mem::take(&mut self.open);
-        let mut durable = self.target.durable.lock().unwrap();
-        if durable.stored.checkpoint.position != from {
-            return Err(Fault::bug("TEST-CHECKPOINT", "the checkpoint is elsewhere").into());
-        }
-        for (id, value) in open {
-            match value {
-                Some(value) => durable.rows.insert(id, value),
-                None => durable.rows.remove(&id),
-            };
-        }
-        durable.stored.checkpoint = to.clone();
-        Ok(())
+        self.target.commit(durability, |committed| {
+            if committed.stored.checkpoint.position != from {
+                return Err(Fault::bug("TEST-CHECKPOINT", "the checkpoint is elsewhere").into());
+            }
+            for (id, value) in open {
+                match value {
+                    Some(value) => committed.rows.insert(id, value),
+                    None => committed.rows.remove(&id),
+                };
+            }
+            committed.stored.checkpoint = to.clone();
+            Ok(())
+        })
     }
     async fn rollback(&mut self) -> Outcome<()> {
         self.open.clear();

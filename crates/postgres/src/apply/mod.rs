@@ -5,6 +5,7 @@
 
 mod net;
 mod order;
+mod pieces;
 mod session;
 mod sql;
 mod value;
@@ -13,9 +14,10 @@ use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use net::Held;
+pub use pieces::Pieces;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
-use segue_engine::ports::{Applier, ApplyError, Checkpoint, Mismatch, Outcome};
+use segue_engine::ports::{Applier, ApplyError, Checkpoint, Durability, Mismatch, Outcome};
 use segue_model::change::Change;
 use segue_model::net::Net;
 use segue_model::position::Position;
@@ -104,7 +106,7 @@ impl PgApplier {
         let during = |e| fault_of(&e).during(format_args!("looking up {} and its key", table.target));
         let client = &self.session.client;
         let statement = client.prepare(sql::KEY_SCHEMAS).await.map_err(during)?;
-        let array = Param::Many(columns.iter().map(|c| text_value(c)).collect());
+        let array = Param::many(&columns.iter().map(|c| text_value(c)).collect::<Vec<_>>());
         let rows = client.query(&statement, &[&Param::text(name), &array]).await.map_err(during)?;
         let key_schemas: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         if key_schemas.len() != columns.len() {
@@ -120,7 +122,12 @@ impl PgApplier {
         Ok(facts)
     }
 
-    async fn commit_now(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
+    async fn commit_with(
+        &mut self,
+        from: Position,
+        to: &Checkpoint,
+        durability: Durability,
+    ) -> Result<(), ApplyError> {
         self.in_transaction()?;
         self.flush().await?;
         killpoint::pass("batch.written");
@@ -142,8 +149,12 @@ impl PgApplier {
             staged: false,
         };
         // A COMMIT of a failed transaction answers ROLLBACK and no error: what counts is what can be read after it.
+        let unwaited = match durability {
+            Durability::Now => "",
+            Durability::Later => "SET LOCAL synchronous_commit = off; ",
+        };
         let commit = format!(
-            "COMMIT; SELECT s.position FROM segue.stream s WHERE s.migration = {} AND s.direction = {}",
+            "{unwaited}COMMIT; SELECT s.position FROM segue.stream s WHERE s.migration = {} AND s.direction = {}",
             quote_literal(&self.authority.migration),
             quote_literal(self.authority.direction.as_str())
         );
@@ -223,7 +234,13 @@ impl Applier for PgApplier {
         }
     }
 
-    async fn net(&mut self, table: &Table, net: &Net) -> Result<(), ApplyError> {
+    type Encoded = Pieces;
+
+    fn encode(table: &Table, net: Net) -> Outcome<Pieces> {
+        Pieces::of(table, net)
+    }
+
+    async fn net(&mut self, table: &Table, net: &Pieces) -> Result<(), ApplyError> {
         self.in_transaction()?;
         self.write_net(table, net).await
     }
@@ -234,8 +251,13 @@ impl Applier for PgApplier {
         self.write_in_order(table, changes).await
     }
 
-    async fn commit(&mut self, from: Position, to: &Checkpoint) -> Result<(), ApplyError> {
-        self.commit_now(from, to).await
+    async fn commit(
+        &mut self,
+        from: Position,
+        to: &Checkpoint,
+        durability: Durability,
+    ) -> Result<(), ApplyError> {
+        self.commit_with(from, to, durability).await
     }
 
     async fn rollback(&mut self) -> Outcome<()> {

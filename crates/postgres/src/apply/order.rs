@@ -181,11 +181,7 @@ impl PgApplier {
 }
 
 fn request(sql: String, params: Vec<Param>, rows: Option<u64>) -> Request {
-    let size = |param: &Param| match param {
-        Param::One(value) => value.len_bytes(),
-        Param::Many(values) => values.iter().map(|v| v.len_bytes() + 4).sum(),
-    };
-    let bytes = params.iter().map(size).sum();
+    let bytes = params.iter().map(Param::len_bytes).sum();
     Request { sql, params, rows, bytes, staged: false }
 }
 
@@ -212,7 +208,7 @@ fn insert_request(target: &Target<'_>, new: &Row) -> Request {
 }
 
 fn absent_request(target: &Target<'_>, key: &Key, new: &Row) -> Request {
-    let params = key.columns.iter().map(|&i| Param::Many(vec![new[i].clone()])).collect();
+    let params = key.columns.iter().map(|&i| Param::many([&new[i]])).collect();
     request(target.present_many(key), params, Some(0))
 }
 
@@ -224,7 +220,7 @@ pub(super) fn update_request(target: &Target<'_>, key: &Key, old: Option<&Row>, 
         .collect();
     let mut params = key_params(key, old.unwrap_or(new));
     if set.is_empty() {
-        let params = key.columns.iter().map(|&i| Param::Many(vec![new[i].clone()])).collect();
+        let params = key.columns.iter().map(|&i| Param::many([&new[i]])).collect();
         return request(target.present_many(key), params, Some(1));
     }
     params.extend(set.iter().map(|&i| Param::One(new[i].clone())));
@@ -306,7 +302,7 @@ fn truncate_requests(
                 conditions.push(target.key_not_among(key, params.len() + 1));
                 for n in 0..key.columns.len() {
                     let values = spared.iter().map(|text| Value::Text(text.0[n].clone()));
-                    params.push(Param::Many(values.collect()));
+                    params.push(Param::many(&values.collect::<Vec<_>>()));
                 }
             }
             Ok(request(target.delete_where(&conditions), params, None))

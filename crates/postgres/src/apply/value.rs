@@ -6,12 +6,12 @@ use std::error::Error;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 /// A parameter in the text form of whatever type the statement gives it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Param {
     /// One value.
     One(Value),
-    /// An array of values, in the text form of an array whose delimiter is a comma.
-    Many(Vec<Value>),
+    /// The text of an array whose delimiter is a comma.
+    Array(Bytes),
 }
 
 /// Values with more text than this do not travel as parameters, of which the client holds two more copies at once.
@@ -22,7 +22,25 @@ impl Param {
     pub(super) fn large(&self) -> Option<&Bytes> {
         match self {
             Param::One(Value::Text(text)) if text.len() > LARGE_BYTES_MIN => Some(text),
-            Param::One(_) | Param::Many(_) => None,
+            Param::One(_) | Param::Array(_) => None,
+        }
+    }
+
+    /// An array of values.
+    pub(super) fn many<'v>(values: impl IntoIterator<Item = &'v Value>) -> Param {
+        let mut out = BytesMut::new();
+        match put_array(values, &mut out) {
+            Ok(()) => Param::Array(out.freeze()),
+            // Cannot be written either, and says so.
+            Err(NotCarried) => Param::One(Value::Unchanged),
+        }
+    }
+
+    /// Text in it.
+    pub(super) fn len_bytes(&self) -> usize {
+        match self {
+            Param::One(value) => value.len_bytes(),
+            Param::Array(text) => text.len(),
         }
     }
 
@@ -36,8 +54,8 @@ impl ToSql for Param {
         match self {
             Param::One(Value::Null) => return Ok(IsNull::Yes),
             Param::One(Value::Text(text)) => out.put_slice(text),
-            Param::Many(values) => put_array(values, out)?,
-            Param::One(Value::Unchanged) => return Err("a value that the stream did not carry".into()),
+            Param::Array(text) => out.put_slice(text),
+            Param::One(Value::Unchanged) => return Err(NotCarried.into()),
         }
         Ok(IsNull::No)
     }
@@ -73,16 +91,21 @@ impl ToSql for Staged<'_> {
     to_sql_checked!();
 }
 
+/// A value that the stream did not carry is to be written.
+#[derive(Debug, thiserror::Error)]
+#[error("a value that the stream did not carry")]
+struct NotCarried;
+
 /// `{"a","b",NULL}`: every value in quotes, so that nothing in it has a meaning.
-fn put_array(values: &[Value], out: &mut BytesMut) -> Result<(), &'static str> {
+fn put_array<'v>(values: impl IntoIterator<Item = &'v Value>, out: &mut BytesMut) -> Result<(), NotCarried> {
     out.put_u8(b'{');
-    for (i, value) in values.iter().enumerate() {
+    for (i, value) in values.into_iter().enumerate() {
         if i > 0 {
             out.put_u8(b',');
         }
         match value {
             Value::Null => out.put_slice(b"NULL"),
-            Value::Unchanged => return Err("a value that the stream did not carry"),
+            Value::Unchanged => return Err(NotCarried),
             Value::Text(text) => put_quoted(text, out),
         }
     }
@@ -115,13 +138,13 @@ mod tests {
         let text = |t: &'static str| Value::Text(t.into());
         let values = vec![text("a"), Value::Null, text("NULL"), text(""), text(r#"q"\x,{}"#)];
         let mut out = BytesMut::new();
-        Param::Many(values).to_sql(&Type::TEXT_ARRAY, &mut out).unwrap();
+        Param::many(&values).to_sql(&Type::TEXT_ARRAY, &mut out).unwrap();
         assert_eq!(&out[..], br#"{"a",NULL,"NULL","","q\"\\x,{}"}"#);
     }
 
     #[test]
     fn what_the_stream_did_not_carry_is_never_written() {
-        for param in [Param::One(Value::Unchanged), Param::Many(vec![Value::Unchanged])] {
+        for param in [Param::One(Value::Unchanged), Param::many([&Value::Unchanged])] {
             assert!(param.to_sql(&Type::TEXT, &mut BytesMut::new()).is_err());
         }
     }

@@ -52,7 +52,7 @@ const HOLDERS: &str = "
      ORDER BY a.xact_start";
 
 /// Raises the migration's token in one database: when this returns, no transaction of an earlier token is open there
-/// and none can begin. The schema must be there.
+/// and none can begin, and what they committed is durable, also what they did not wait for. The schema must be there.
 ///
 /// Then ends what earlier processes, and earlier attempts of this one, have left there: a process that is stopped or
 /// cut off would otherwise keep the slot, the replication origin, or a snapshot for as long as its sessions live.

@@ -313,6 +313,13 @@ impl Cluster {
         }
     }
 
+    /// Freezes the process that writes out the log by itself: from now on only a commit that is waited for does.
+    pub async fn freeze_wal_writer(&self) {
+        let writer = "SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+        let pid = self.scalar(writer).await.and_then(|pid| pid.parse().ok());
+        signal("STOP", &pid.map_or_else(Vec::new, |pid| vec![pid]));
+    }
+
     /// Kills every process of the server with SIGKILL, as a crash of the machine would, and waits until all are gone.
     pub async fn kill9(&self) {
         if let Some(pid) = self.pid() {
