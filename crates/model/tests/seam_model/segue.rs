@@ -28,7 +28,7 @@ pub(crate) enum Open {
     Batch(Batch),
 }
 
-/// What the stream writes with a checkpoint. It holds one transaction of the source, or none but a position.
+/// What the stream writes with a checkpoint: what is left of one transaction of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Batch {
     after: usize,
@@ -44,6 +44,7 @@ pub(crate) struct Durable {
     pub(crate) rows: Rows,
     pub(crate) checkpoint: usize,
     skipped: Vec<u64>,
+    /// Kept when they are forgotten, to judge by.
     pub(crate) regions: [Option<Copied>; 2],
     /// The backfill is over and its regions are forgotten.
     pub(crate) forgotten: bool,
@@ -53,11 +54,11 @@ pub(crate) struct Durable {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Wrong {
     /// A row was missing that a change needs, or there that it must not find.
-    Fault(Write),
+    DoesNotFit(Write),
     /// A change was applied to a region whose copy shows its transaction.
     Twice(Write),
     /// A copy found a row in its region.
-    Collision(usize),
+    InTheWay(usize),
 }
 
 /// What a commit on the target came to.
@@ -77,7 +78,7 @@ impl Durable {
     pub(crate) fn commit(&mut self, open: &Open) -> Committed {
         match open {
             Open::Region(at, _) if self.regions[*at].is_some() => Committed::Refused,
-            Open::Region(at, _) if self.rows[*at].is_some() => Committed::Wrong(Wrong::Collision(*at)),
+            Open::Region(at, _) if self.rows[*at].is_some() => Committed::Wrong(Wrong::InTheWay(*at)),
             Open::Region(at, copied) => {
                 self.rows[*at] = copied.row;
                 self.regions[*at] = Some(copied.clone());
@@ -93,12 +94,13 @@ impl Durable {
             return Committed::Refused;
         }
         for &write in &batch.writes {
-            let shown = |at: usize| self.regions[at].as_ref().is_some_and(|r| r.shown >> batch.transaction & 1 == 1);
+            let shown =
+                |at: usize| self.regions[at].as_ref().is_some_and(|r| r.shown >> batch.transaction & 1 == 1);
             if regions_of(write).any(shown) {
                 return Committed::Wrong(Wrong::Twice(write));
             }
             if !write.apply(&mut self.rows) {
-                return Committed::Wrong(Wrong::Fault(write));
+                return Committed::Wrong(Wrong::DoesNotFit(write));
             }
         }
         self.checkpoint = batch.to;
@@ -111,6 +113,8 @@ impl Durable {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Work {
     id: RegionId,
+    /// Where the log ended when the region was marked; used, and therefore kept, by a bug only.
+    marked_at: Option<usize>,
     pub(crate) copy: Option<Copy>,
 }
 
@@ -175,20 +179,21 @@ impl Process {
     }
 
     /// A worker marks the first gap as being copied.
-    pub(crate) fn begin(&mut self, bug: Option<Bug>) -> Option<usize> {
+    pub(crate) fn begin(&mut self, source: &Source, bug: Option<Bug>) -> Option<usize> {
         let (at, gap) = self.map.next_gap()?;
         if bug == Some(Bug::NoFrozenSet) {
             let everything = Seam::new(Xid(u64::MAX), Xid(u64::MAX), Vec::new());
             self.map.change(|unit| unit.seen(&everything));
         }
         let id = self.map.begin(at, gap);
-        self.works[at] = Some(Work { id, copy: None });
+        let marked_at = (bug == Some(Bug::PositionBeforeSeam)).then_some(source.log.len());
+        self.works[at] = Some(Work { id, marked_at, copy: None });
         Some(at)
     }
 
     /// Takes a snapshot for a marked region and offers it to the map; whether it serves.
     pub(crate) fn snapshot(&mut self, at: usize, source: &Source, bug: Option<Bug>) -> bool {
-        let Some(Work { id, copy: None }) = self.works[at] else { return false };
+        let Some(Work { id, marked_at, copy: None }) = self.works[at] else { return false };
         let mut shot = source.snapshot();
         match bug {
             Some(Bug::InProgressIgnored) => {
@@ -204,8 +209,9 @@ impl Process {
         });
         if serves {
             let copied = Copied { seam: shot, row: source.rows[at], shown: source.shown };
-            let copy = Copy { copied, covered_by: source.log.len(), durable: false };
-            self.works[at] = Some(Work { id, copy: Some(copy) });
+            let covered_by = marked_at.unwrap_or(source.log.len());
+            let copy = Copy { copied, covered_by, durable: false };
+            self.works[at] = Some(Work { id, marked_at, copy: Some(copy) });
         }
         serves
     }
@@ -241,15 +247,18 @@ impl Process {
         }
     }
 
-    /// Routes the next change that the stream delivers; hands the transaction on after its last one.
-    /// Whether anything happened.
+    /// Routes the next change that the stream delivers, while the batch before may still be written; hands the
+    /// transaction on after its last change, as soon as the writer is free. Whether anything happened.
     pub(crate) fn route(&mut self, source: &Source) -> bool {
-        if self.routed >= source.flushed || self.out.is_some() {
+        if self.routed >= source.flushed {
             return false;
         }
         let record = source.log[self.routed];
         let Some(transaction) = record.commits else { return false };
         let writes = &source.transactions[usize::from(transaction)].writes;
+        if self.change == writes.len() && self.out.is_some() {
+            return false;
+        }
         if let Some(&write) = writes.get(self.change) {
             let before = self.map.clone();
             let routed = match self.hand_over {
@@ -263,7 +272,7 @@ impl Process {
             }
             self.change += 1;
         }
-        if self.change == writes.len() {
+        if self.change == writes.len() && self.out.is_none() {
             self.routed += 1;
             self.change = 0;
             let writes = std::mem::take(&mut self.left);

@@ -1,8 +1,17 @@
 //! The world: one source, one target, one Segue at a time; every order of their steps that the bounds leave.
 
-use crate::segue::{Committed, Durable, HandOver, Open, Process, Wrong};
+use crate::segue::{Committed, Durable, HandOver, Open, Process, Work, Wrong};
 use crate::source::{Phase, Rows, Source, Step, Write};
 use stateright::{Model, Property};
+
+/// No change is applied to a region whose copy shows its transaction.
+pub(crate) const ONCE: &str = "no change is applied to a copy that shows it";
+/// No update or delete misses its row; no insert and no copy finds one.
+pub(crate) const FITS: &str = "every change and every copy fits the rows it meets";
+/// No row is lost, none comes back.
+pub(crate) const EQUAL: &str = "when all is quiet the target equals the source";
+/// The bounds leave room for a run that ends.
+pub(crate) const ENDS: &str = "all is quiet after every transaction";
 
 /// A rule that is left out, to show that the checker notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +28,8 @@ pub(crate) enum Bug {
     CommittedBeforeFlushed,
     /// Whether the source is durable is asked in whatever session there is.
     PositionInAnotherSession,
+    /// The position is read when the region is marked, before there is a snapshot.
+    PositionBeforeSeam,
     /// Everything below `xmax` counts as contained.
     InProgressIgnored,
     /// Nothing from `xmin` on counts as contained.
@@ -114,8 +125,9 @@ impl World {
                 Phase::Idle | Phase::Running => {
                     let running = transaction.phase == Phase::Running;
                     match self.scripts[at].get(transaction.writes.len()) {
-                        Some(&step) => actions
-                            .extend(source.choices(at, step).into_iter().map(|w| Action::Write(at, w))),
+                        Some(&step) => {
+                            actions.extend(source.choices(at, step).into_iter().map(|w| Action::Write(at, w)))
+                        }
                         None if running => actions.push(Action::Record(at)),
                         None => {}
                     }
@@ -136,7 +148,8 @@ impl World {
     }
 
     fn standby_lets(&self, state: &State, at: usize) -> bool {
-        let passed = || state.source.recorded_at(at) < Some(state.durable.checkpoint) || state.process.is_none();
+        let passed =
+            || state.source.recorded_at(at) < Some(state.durable.checkpoint) || state.process.is_none();
         !self.standby_follows_segue || passed()
     }
 
@@ -205,14 +218,14 @@ impl World {
     fn process_step(&self, state: &mut State, action: Action) -> Option<()> {
         let process = state.process.as_mut()?;
         match action {
-            Action::Begin => _ = process.begin(self.bug)?,
+            Action::Begin => _ = process.begin(&state.source, self.bug)?,
             Action::Snapshot(at) => {
                 let before = process.map.clone();
                 let serves = process.snapshot(at, &state.source, self.bug);
                 return (serves || process.map != before).then_some(());
             }
             Action::GiveUp(at) => {
-                let refused = |work: &crate::segue::Work| {
+                let refused = |work: &Work| {
                     work.copy.is_none() && !process.clone().snapshot(at, &state.source, self.bug)
                 };
                 process.works[at].as_ref().filter(|work| refused(work))?;
@@ -357,7 +370,9 @@ impl Model for World {
         use Action::*;
         let mut state = last.clone();
         match action {
-            Write(..) | Record(_) | Abort(_) | Show(_) | Flush | Crash => self.source_step(&mut state, action)?,
+            Write(..) | Record(_) | Abort(_) | Show(_) | Flush | Crash => {
+                self.source_step(&mut state, action)?
+            }
             CreateSlot | TakeBarrier => self.birth(&mut state, action)?,
             Kill | StartAgain | TakeOver | StragglerCommits(_) | StragglerVanishes(_) => {
                 self.life_step(&mut state, action)?;
@@ -370,11 +385,14 @@ impl Model for World {
 
     fn properties(&self) -> Vec<Property<World>> {
         vec![
-            Property::always("nothing goes wrong on the target", |_, state: &State| state.wrong.is_none()),
-            Property::always("when all is quiet the target equals the source", |_, state: &State| {
+            Property::always(ONCE, |_, state: &State| !matches!(state.wrong, Some(Wrong::Twice(_)))),
+            Property::always(FITS, |_, state: &State| {
+                !matches!(state.wrong, Some(Wrong::DoesNotFit(_) | Wrong::InTheWay(_)))
+            }),
+            Property::always(EQUAL, |_, state: &State| {
                 !state.is_quiet() || state.durable.rows == state.source.rows
             }),
-            Property::sometimes("all is quiet after every transaction", |world: &World, state: &State| {
+            Property::sometimes(ENDS, |world: &World, state: &State| {
                 world.is_over(state) && state.source.transactions.iter().all(|t| t.phase != Phase::Idle)
             }),
         ]
