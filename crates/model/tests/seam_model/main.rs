@@ -55,8 +55,25 @@ fn breaks(bug: Bug, property: &'static str, world: World) -> Vec<Action> {
 }
 
 #[test]
-fn three_transactions_over_two_regions() {
-    holds(world(&[&[Put(0)], &[Put(0)], &[Put(1)]]));
+fn transactions_over_both_regions() {
+    holds(world(&[&[Put(0), Put(1)], &[Put(0), Put(1)]]));
+    holds(world(&[&[Put(0)], &[Rekey(0)], &[Put(0)]]));
+}
+
+#[test]
+#[ignore = "takes minutes: for a change of the rule"]
+fn wider_bounds() {
+    let three = world(&[&[Put(0)], &[Put(0)], &[Put(1)]]);
+    holds(three.clone());
+    holds(World {
+        kills: 1,
+        crashes: 1,
+        aborts: true,
+        ..world(&[&[Put(0), PutOrDelete(1)], &[PutOrDelete(0)]])
+    });
+    holds(World { kills: 1, crashes: 1, ..world(&[&[Put(0)], &[Put(0)], &[Put(0)]]) });
+    holds(World { kills: 2, ..world(&[&[Put(0), Put(1)], &[Put(0)]]) });
+    holds(World { kills: 1, ..three });
 }
 
 #[test]

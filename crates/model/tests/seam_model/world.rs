@@ -3,6 +3,7 @@
 use crate::segue::{Committed, Durable, HandOver, Open, Process, Work, Wrong};
 use crate::source::{Phase, Rows, Source, Step, Write};
 use stateright::{Model, Property};
+use std::sync::Arc;
 
 /// No change is applied to a region whose copy shows its transaction.
 pub(crate) const ONCE: &str = "no change is applied to a copy that shows it";
@@ -71,7 +72,7 @@ pub(crate) enum Barrier {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
-    pub(crate) source: Source,
+    pub(crate) source: Arc<Source>,
     /// Where the stream begins, once there is a slot.
     slot: Option<usize>,
     barrier: Barrier,
@@ -154,25 +155,36 @@ impl World {
     }
 
     fn process_actions(&self, process: &Process, actions: &mut Vec<Action>) {
-        actions.push(Action::CommitBatch);
-        actions.extend([0, 1].map(Action::CommitRegion));
-        if process.connected {
-            actions.extend([Action::Begin, Action::Route]);
-            actions.extend([0, 1].map(Action::Snapshot));
-            if self.bug != Some(Bug::NeverPutBack) {
-                actions.extend([0, 1].map(Action::GiveUp));
+        if process.out.is_some() {
+            actions.push(Action::CommitBatch);
+        }
+        for at in [0, 1] {
+            let Some(work) = &process.works[at] else { continue };
+            if work.copy.is_some() {
+                actions.push(Action::CommitRegion(at));
+            } else if process.connected {
+                actions.push(Action::Snapshot(at));
+                if self.bug != Some(Bug::NeverPutBack) {
+                    actions.push(Action::GiveUp(at));
+                }
             }
-            if self.hand_over {
-                actions.extend([Action::Signal, Action::Retire, Action::Forget]);
-            }
-        } else {
+        }
+        if !process.connected {
             actions.push(Action::StartAgain);
+            return;
+        }
+        if process.works.contains(&None) {
+            actions.push(Action::Begin);
+        }
+        actions.push(Action::Route);
+        if self.hand_over {
+            actions.extend([Action::Signal, Action::Retire, Action::Forget]);
         }
     }
 
     /// The birth: a slot, then the barrier. It is not interrupted here but by a crash of the source.
     fn birth(&self, state: &mut State, action: Action) -> Option<()> {
-        let source = &mut state.source;
+        let source = Arc::make_mut(&mut state.source);
         match action {
             // Slot creation waits for whoever runs; it may overlook who only waits for a standby.
             Action::CreateSlot if state.slot.is_none() => {
@@ -193,7 +205,7 @@ impl World {
     }
 
     fn source_step(&self, state: &mut State, action: Action) -> Option<()> {
-        let source = &mut state.source;
+        let source = Arc::make_mut(&mut state.source);
         match action {
             Action::Write(at, write) => source.write(at, write),
             Action::Record(at) => source.record(at),
@@ -243,7 +255,7 @@ impl World {
             Action::Signal if process.hand_over == HandOver::Not && process.map.is_complete() => {
                 process.hand_over = match self.bug {
                     Some(Bug::RetiredWithoutSignal) => HandOver::Retired,
-                    _ => HandOver::Signalled(state.source.signal()),
+                    _ => HandOver::Signalled(Arc::make_mut(&mut state.source).signal()),
                 };
             }
             Action::Retire => match process.hand_over {
@@ -334,7 +346,7 @@ impl Model for World {
 
     fn init_states(&self) -> Vec<State> {
         vec![State {
-            source: Source::new(self.scripts.len(), self.rows),
+            source: Arc::new(Source::new(self.scripts.len(), self.rows)),
             slot: None,
             barrier: Barrier::Not,
             durable: Durable::born(0),
