@@ -277,7 +277,8 @@ impl<'d> Attempt<'d> {
         let run = Run::prepare(source, target, tables, throttle.clone(), warnings.clone(), settings).await?;
         let stage = *run.stage().borrow();
         let kind = if stage == Stage::Following { "following" } else { "backfilling" };
-        self.driver.record(self.lease, kind, json!({ "token": token })).await?;
+        let recorded = self.driver.record(self.lease, kind, json!({ "token": token }));
+        let (_, verifying) = tokio::try_join!(recorded, Verifying::open(self.driver, run.handles()))?;
         let service = Service {
             driver: self.driver,
             lease: self.lease,
@@ -285,7 +286,7 @@ impl<'d> Attempt<'d> {
             stage: run.stage(),
             slot,
             warnings: catalog.warnings,
-            verifying: Verifying::open(self.driver, run.handles()).await?,
+            verifying,
         };
         Ok((run, service))
     }

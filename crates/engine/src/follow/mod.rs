@@ -56,8 +56,7 @@ pub async fn run<S: Source, T: Target>(
     limits: Limits,
     verifying: Verifying,
 ) -> Outcome<()> {
-    let stream = shared.source.stream(from).await?;
-    let applier = shared.target.applier().await?;
+    let (stream, applier) = tokio::try_join!(shared.source.stream(from), shared.target.applier())?;
     let acknowledger = stream.acknowledger();
     let (arrivals, arrived) = mpsc::channel(ARRIVALS_MAX);
     let (out, batches) = mpsc::channel(1);

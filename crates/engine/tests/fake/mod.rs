@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 pub use rows::{Rows, table};
 use rows::{id_of, key, row, text, within};
-pub use target::{Durable, FakeTarget};
+pub use target::FakeTarget;
 
 #[derive(Clone, Debug)]
 struct Entry {

@@ -66,8 +66,7 @@ pub async fn shut_out(
     token: i64,
     may_terminate: bool,
 ) -> Outcome<Vec<Holder>> {
-    let raiser = endpoint.connect("token").await?;
-    let watcher = endpoint.connect("watch").await?;
+    let (raiser, watcher) = tokio::try_join!(endpoint.connect("token"), endpoint.connect("watch"))?;
     let failed = |e| fault_of(&e).during(format_args!("shutting earlier processes out of {endpoint}"));
     let pid: i32 = raiser.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed)?.get(0);
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&migration, &token];
