@@ -40,6 +40,18 @@ impl Db {
     pub(crate) fn now_us(&self) -> i64 {
         if self.late { DEADLINE_US } else { EARLY }
     }
+
+    pub(crate) fn view(&self) -> View {
+        View { row: self.row, applied: self.applied, guarded: self.guard != Guard::Off }
+    }
+}
+
+/// What a driver reads of a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct View {
+    pub row: Ownership,
+    pub applied: Option<FenceId>,
+    pub guarded: bool,
 }
 
 /// Where a writer is.
@@ -119,6 +131,8 @@ pub(crate) struct Driver {
     pub token: Option<Token>,
     /// Where it has raised its token; it reads and writes nowhere else.
     pub reached: [bool; 2],
+    /// What it has read, where it decides by what it has read.
+    pub seen: [Option<View>; 2],
     pub request: Option<Request>,
 }
 
@@ -142,10 +156,6 @@ pub(crate) struct State {
 pub(crate) const SIDES: [usize; 2] = [0, 1];
 
 /// The model counts sides, the protocol names them.
-pub(crate) fn side_of(index: usize) -> Side {
-    if index == 0 { Side::Source } else { Side::Target }
-}
-
 pub(crate) fn index_of(side: Side) -> usize {
     match side {
         Side::Source => 0,

@@ -302,7 +302,8 @@ pub fn open(row: Ownership, fence: FenceId, applied: Option<FenceId>) -> Result<
 }
 
 /// Makes a side that has handed over a follower of the owner of epoch `successor`, as read from the other side. Repeating
-/// it is allowed. In the same transaction the fence's deadline becomes infinite.
+/// it is allowed. In the same transaction, under the tables' locks, the fence's deadline becomes infinite: a late writer that has
+/// passed the old one still meets `handed_over`.
 pub fn become_follower(row: Ownership, successor: Epoch) -> Result<Ownership, Refusal> {
     match row {
         Ownership::HandedOver { epoch, .. } | Ownership::Follower { epoch } if epoch < successor => {
