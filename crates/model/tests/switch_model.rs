@@ -8,7 +8,11 @@
 //! repeat what is there. At most one request is astray at a time: each takes a token of its own away from its driver.
 //!
 //! For each rule of the protocol there is a world without it, and a test that the checker finds what goes wrong there.
-//! Where two rules guard the same thing, one test shows that either of them suffices and another one that neither does not.
+//! Where two rules guard the same thing, the test shows that either of them suffices and that without both it goes wrong.
+//!
+//! Not modelled: what routers hold, arming, settling and sequences (they touch neither row nor stream); standbys and
+//! failover, so neither a flip that a promoted standby does not have nor a marker that a restored side has lost; several
+//! tables (all their locks are one); waits for locks that end in a time-out (they end a request, as any end does).
 
 #[path = "switch_model/drivers.rs"]
 mod drivers;
@@ -49,7 +53,7 @@ fn fails(world: World, wrong: &[&'static str]) {
     let checker = world.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let found = wrong.iter().find_map(|name| checker.discovery(name));
     let events = found.map(|path| path.into_actions().len());
-    eprintln!("{} states, a counterexample of {events:?} events", checker.unique_state_count());
+    eprintln!("{} states, a counterexample of {} events", checker.unique_state_count(), events.unwrap_or(0));
     assert!(events.is_some(), "the checker does not notice that the rule is missing");
 }
 
@@ -77,7 +81,9 @@ fn a_third_attempt_and_a_reverse_do_no_harm() {
 
 #[test]
 fn a_request_that_runs_long_after_it_was_given_up_does_no_harm() {
-    holds(World { give_ups: 1, renewals: 1, ..SWITCH });
+    holds(World { give_ups: 1, ..SWITCH });
+    // With both, the first driver back under a new token and a second attempt, the space is five times as large.
+    holds(World { give_ups: 1, renewals: 1, attempts: 1, ..SWITCH });
 }
 
 #[test]
