@@ -14,4 +14,5 @@ pub mod seam;
 pub mod spec;
 pub mod sqltext;
 pub mod stage;
+pub mod switch;
 pub mod table;

@@ -1,0 +1,254 @@
+//! The gates as statements.
+
+use super::*;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const HOUR_US: i64 = 3_600_000_000;
+const MINUTE_US: i64 = 60_000_000;
+const NOW_US: i64 = 1_000 * HOUR_US;
+const PROFILES: [Profile; 3] = [Profile::Dev, Profile::Staging, Profile::Prod];
+const MOVES: [Move; 4] = [FirstReads, MoreReads, Writes, Reverse];
+
+/// One sample a minute for so many hours, up to now.
+fn minutes<T: Copy>(hours: i64, value: T) -> Series<T> {
+    let at = (0..=hours * 60).rev().map(|ago| NOW_US - ago * MINUTE_US);
+    Series(at.map(|at_us| Sample { at_us, value }).collect())
+}
+
+fn good() -> Evidence {
+    Evidence {
+        now_us: NOW_US,
+        lag_ms: minutes(1, 20),
+        drift: minutes(72, Share { part: 0, whole: 1000 }),
+        matches: minutes(24, Share { part: 1000, whole: 1000 }),
+        verified: Some(Verified { oldest_us: NOW_US - HOUR_US, tables_left: 0 }),
+        divergences_open: Some(0),
+        opposite: Some(Opposite { is_armed: true, behind_bytes: 0 }),
+        sequences_unready: Some(vec![]),
+        rehearsed_us: Some(NOW_US - HOUR_US),
+        ddl_differences: Some(vec![]),
+        transactions: Some(vec![(Duration::from_secs(1), "pid 7".to_owned())]),
+        replicas: Some(vec![Replica { name: "b".to_owned(), lag_ms: 49 }]),
+        connections: Some(Headroom { free: 120, needed: 100 }),
+        wraparound_vacuums: Some(vec![]),
+        sessions_with_state: Some(vec![]),
+    }
+}
+
+fn why(gate: Gate, profile: Profile, evidence: &Evidence) -> String {
+    match judge(gate, &Bounds::of(profile), evidence) {
+        Verdict::Green { .. } => "green".to_owned(),
+        Verdict::Red(red) => {
+            assert!(!red.next.is_empty());
+            red.why
+        }
+    }
+}
+
+#[test]
+fn the_table_is_complete_and_its_names_are_read_back() {
+    for line in TABLE {
+        assert_eq!(line.gate.line(), &line);
+        assert_eq!(line.name.parse(), Ok(line.gate));
+        assert_eq!(serde_json::to_value(line.gate).unwrap(), line.name);
+    }
+    assert!("speed".parse::<Gate>().is_err());
+}
+
+#[test]
+fn good_evidence_opens_everything() {
+    for profile in PROFILES {
+        for what in MOVES {
+            assert_eq!(blockers(what, profile, &good(), &[]), [], "{what:?} {profile}");
+        }
+    }
+}
+
+#[test]
+fn what_was_not_measured_is_red() {
+    for what in MOVES {
+        let none = Evidence { now_us: NOW_US, ..Evidence::default() };
+        let asked = TABLE.iter().filter(|line| line.asked_by.contains(&what)).count();
+        assert_eq!(blockers(what, Profile::Prod, &none, &[]).len(), asked);
+    }
+}
+
+#[test]
+fn each_gate_is_closed_by_its_own_evidence() {
+    let cases: [(Gate, Evidence, &str); 12] = [
+        (
+            Gate::Lag,
+            Evidence { lag_ms: minutes(1, 1001), ..good() },
+            "the 99th percentile of the lag over 10 min is 1001 ms, of 1000 ms allowed",
+        ),
+        (
+            Gate::Verified,
+            Evidence { verified: Some(Verified { oldest_us: NOW_US, tables_left: 2 }), ..good() },
+            "2 table(s) have not been compared in full",
+        ),
+        (
+            Gate::Verified,
+            Evidence {
+                verified: Some(Verified { oldest_us: NOW_US - 25 * HOUR_US, tables_left: 0 }),
+                ..good()
+            },
+            "the last full verification is 25 h old, of 24 h allowed",
+        ),
+        (Gate::Divergences, Evidence { divergences_open: Some(3), ..good() }, "3 divergence(s) are open"),
+        (
+            Gate::WayBack,
+            Evidence { opposite: Some(Opposite { is_armed: false, behind_bytes: 0 }), ..good() },
+            "the opposite stream is not armed",
+        ),
+        (
+            Gate::WayBack,
+            Evidence { opposite: Some(Opposite { is_armed: true, behind_bytes: 1 << 30 }), ..good() },
+            "the opposite stream is 1073741824 bytes behind, of 16777216 allowed",
+        ),
+        (Gate::Rehearsal, Evidence { rehearsed_us: None, ..good() }, "no rehearsal has succeeded"),
+        (
+            Gate::LongTransactions,
+            Evidence { transactions: Some(vec![(Duration::from_secs(90), "pid 7".to_owned())]), ..good() },
+            "transactions are older than 10 s: pid 7 for 90 s",
+        ),
+        (
+            Gate::Replicas,
+            Evidence { replicas: Some(vec![Replica { name: "b".to_owned(), lag_ms: 50 }]), ..good() },
+            "replicas of the new side are 50 ms or more behind: b by 50 ms",
+        ),
+        (
+            Gate::Connections,
+            Evidence { connections: Some(Headroom { free: 119, needed: 100 }), ..good() },
+            "119 connections are free on the new side, 100 and 20 % to spare are needed",
+        ),
+        (
+            Gate::Ddl,
+            Evidence { ddl_differences: Some((0..7).map(|n| format!("t{n}")).collect()), ..good() },
+            "the tables are not those of the plan: t0, t1, t2, t3, t4 and 2 more",
+        ),
+        (
+            Gate::Wraparound,
+            Evidence { wraparound_vacuums: Some(vec!["t".to_owned()]), ..good() },
+            "a vacuum that prevents wraparound is running: t",
+        ),
+    ];
+    for (gate, evidence, expected) in cases {
+        assert_eq!(why(gate, Profile::Prod, &evidence), expected);
+        let others = blockers(Writes, Profile::Prod, &evidence, &[]);
+        assert!(others.iter().all(|blocker| blocker.gate == gate), "{gate} alone: {others:?}");
+    }
+}
+
+#[test]
+fn drift_is_counted_over_the_whole_window() {
+    let share = |part| Evidence { drift: minutes(72, Share { part, whole: 100_000 }), ..good() };
+    assert_eq!(why(Gate::Drift, Profile::Prod, &share(0)), "green");
+    assert_eq!(
+        why(Gate::Drift, Profile::Prod, &share(1)),
+        "4321 of 432100000 compared rows diverged (0.0010 %), it must be below 0.001 %",
+        "the bound itself is too much"
+    );
+    let mut once = share(0);
+    once.drift.0[5].value.part = 10_000;
+    assert_ne!(why(Gate::Drift, Profile::Prod, &once), "green", "three days ago");
+    assert_eq!(why(Gate::Drift, Profile::Staging, &once), "green", "an hour is enough there");
+}
+
+#[test]
+fn a_window_is_covered_without_a_gap_or_not_at_all() {
+    let young = Evidence { drift: minutes(71, Share { part: 0, whole: 9 }), ..good() };
+    assert_eq!(why(Gate::Drift, Profile::Prod, &young), "measured without a gap for 71 h of 72 h");
+    let mut gap = good();
+    gap.drift.0.retain(|sample| (NOW_US - sample.at_us) / HOUR_US != 3);
+    assert_eq!(
+        why(Gate::Drift, Profile::Prod, &gap),
+        "measured without a gap for 180 min of 72 h".replace("180 min", "3 h")
+    );
+    let stale = Evidence { now_us: NOW_US + HOUR_US, ..good() };
+    assert_eq!(why(Gate::Drift, Profile::Dev, &stale), "it has not been measured");
+    let idle = Evidence { drift: minutes(72, Share::default()), ..good() };
+    assert_eq!(why(Gate::Drift, Profile::Prod, &idle), "no row was compared in the window");
+}
+
+#[test]
+fn reads_go_further_when_they_match_in_9999_of_10000() {
+    let share = |part| Evidence { matches: minutes(24, Share { part, whole: 10_000 }), ..good() };
+    assert_eq!(why(Gate::Matches, Profile::Prod, &share(9_999)), "green");
+    assert!(why(Gate::Matches, Profile::Prod, &share(9_998)).contains("it must be 99.99 %"));
+    let first = blockers(FirstReads, Profile::Prod, &share(0), &[]);
+    assert_eq!(first, [], "before the first share there is nothing to match");
+}
+
+#[test]
+fn on_a_developers_machine_seconds_are_enough_and_no_rehearsal_is_asked_for() {
+    let last = |at_us| Series(vec![Sample { at_us, value: 20 }]);
+    let share = |part| Series(vec![Sample { at_us: NOW_US, value: Share { part, whole: 10 } }]);
+    let fresh = Evidence {
+        lag_ms: last(NOW_US - 2_000_000),
+        drift: share(0),
+        matches: share(10),
+        rehearsed_us: None,
+        ..good()
+    };
+    assert_eq!(blockers(Writes, Profile::Dev, &fresh, &[]), []);
+    let unarmed = Evidence { opposite: None, verified: None, ..fresh };
+    let closed: Vec<Gate> = blockers(Writes, Profile::Dev, &unarmed, &[]).iter().map(|b| b.gate).collect();
+    assert_eq!(closed, [Gate::Verified, Gate::WayBack], "data is protected there too");
+}
+
+#[test]
+fn an_override_needs_a_name_and_a_reason_and_never_opens_what_protects_data() {
+    let (actor, reason) = ("ada", "rehearsed on the twin");
+    for line in TABLE {
+        let made = Override::new(line.gate, actor, reason);
+        assert_eq!(made.is_err(), line.protects_data, "{}", line.name);
+    }
+    assert_eq!(Override::new(Gate::Lag, " ", reason), Err(OverrideRefused::Unexplained(Gate::Lag)));
+    assert_eq!(Override::new(Gate::Lag, actor, ""), Err(OverrideRefused::Unexplained(Gate::Lag)));
+
+    let bad = Evidence { rehearsed_us: None, opposite: None, ..good() };
+    let rehearsal = Override::new(Gate::Rehearsal, actor, reason).unwrap();
+    let forged = Override { gate: Gate::WayBack, ..rehearsal.clone() };
+    let left = blockers(Writes, Profile::Prod, &bad, &[rehearsal, forged]);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].to_string(), "way-back: it has not been measured; let `segue run` run until it has");
+}
+
+#[test]
+fn the_way_back_asks_for_what_makes_it_work() {
+    let asked = |gate: Gate| gate.line().asked_by.contains(&Reverse);
+    for gate in [Gate::WayBack, Gate::Lag, Gate::Sequences, Gate::LongTransactions, Gate::Wraparound] {
+        assert!(asked(gate), "{gate}");
+    }
+    for gate in [Gate::Drift, Gate::Matches, Gate::Verified, Gate::Rehearsal] {
+        assert!(!asked(gate), "{gate}");
+    }
+}
+
+#[test]
+fn a_gate_that_stays_green_remembers_since_when() {
+    let green = |since_us| Verdict::Green { since_us };
+    let red = || Verdict::Red(Red { why: String::new(), next: String::new() });
+    assert_eq!(green(5).after(Some(&green(3))), green(3));
+    assert_eq!(green(5).after(Some(&red())), green(5));
+    assert_eq!(green(5).after(None), green(5));
+    assert_eq!(red().after(Some(&green(3))), red());
+}
+
+proptest! {
+    #[test]
+    fn a_window_counts_as_covered_only_with_samples_all_through_it(
+        mut at in prop::collection::vec(0i64..100, 0..30), window in 0u64..100, gap in 1u64..30,
+    ) {
+        at.sort_unstable();
+        let series = Series(at.iter().map(|at_us| Sample { at_us: *at_us, value: () }).collect());
+        let (window_, gap_max) = (Duration::from_micros(window), Duration::from_micros(gap));
+        let (samples, covers) = series.within(window_, gap_max, 100);
+        // Every moment, and every one between two, has a sample at most a gap before it.
+        let (window, gap) = (window as i64, gap as i64);
+        let near = |half: i64| at.iter().any(|at| (half - 2 * gap..=half).contains(&(2 * at)));
+        let all_through = (2 * (100 - window)..=200).all(near);
+        prop_assert_eq!(!samples.is_empty() && covers >= window_, all_through && !samples.is_empty());
+    }
+}
