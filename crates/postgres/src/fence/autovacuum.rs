@@ -15,6 +15,9 @@ use tokio_postgres::Client;
 
 /// How often running vacuums are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Longer than `deadlock_timeout` usually is, so that an autovacuum in the way is cancelled by the server. Nobody waits
+/// behind us: the lock conflicts neither with readers' nor with writers'.
+const LOCK_MS: u32 = 3_000;
 
 /// A vacuum or analyze that runs on one of the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,7 +42,7 @@ pub async fn turn_off(client: &Client, authority: Authority<'_>) -> Outcome<Vec<
         let (relation, table): (u32, &str) = (row.get(0), row.get(1));
         let name = segue_model::sqltext::quote_literal(authority.0);
         let call = format!("SELECT segue.autovacuum_off({name}, {relation})");
-        let off = bounded(client, authority, &call, &[relation]).await;
+        let off = bounded(client, authority, &call, (&[relation], LOCK_MS)).await;
         if off.map_err(|f| f.during(format_args!("turning autovacuum off for {table}")))? {
             done.push(table.to_owned());
         }
@@ -58,7 +61,7 @@ pub async fn put_back(client: &Client, migration: &str) -> Outcome<Vec<String>> 
         let (relation, table): (u32, &str) = (row.get(0), row.get(1));
         let name = segue_model::sqltext::quote_literal(migration);
         let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = '2s'; SELECT segue.autovacuum_back({name}, {relation}); COMMIT"
+            "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SELECT segue.autovacuum_back({name}, {relation}); COMMIT"
         );
         let back = crate::birth::bounded_lock(client, &sql).await;
         back.map_err(|f| f.during(format_args!("putting autovacuum's settings of {table} back")))?;

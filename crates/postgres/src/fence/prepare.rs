@@ -53,11 +53,11 @@ pub async fn prepare(
         quote_literal(state),
         quote_literal(elsewhere)
     );
-    bounded(client, authority, &make, &[]).await.map_err(|f| f.during("preparing the fence"))?;
+    bounded(client, authority, &make, (&[], LOCK_MS)).await.map_err(|f| f.during("preparing the fence"))?;
     let mut made = Vec::new();
     for (relation, table) in relations {
         let add = format!("SELECT segue.add_fence({name}, {relation})");
-        let added = bounded(client, authority, &add, &[relation]).await;
+        let added = bounded(client, authority, &add, (&[relation], LOCK_MS)).await;
         if added.map_err(|f| f.during(format_args!("making the fence of {table}")))? {
             made.push(table);
         }
@@ -106,10 +106,10 @@ pub(super) async fn bounded(
     client: &Client,
     authority: Authority<'_>,
     call: &str,
-    relations: &[u32],
+    (relations, lock_ms): (&[u32], u32),
 ) -> Outcome<bool> {
     let sql = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; {}; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {LOCK_MS}; {call}; COMMIT",
+        "BEGIN ISOLATION LEVEL READ COMMITTED; {}; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {lock_ms}; {call}; COMMIT",
         enter(authority)
     );
     let mut tries = 0;
