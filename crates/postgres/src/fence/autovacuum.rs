@@ -119,9 +119,9 @@ pub async fn due_against_wraparound(
                 min(CASE split_part(o, '=', 1) WHEN 'autovacuum_freeze_max_age' THEN split_part(o, '=', 2)::bigint END),
                 min(CASE split_part(o, '=', 1) WHEN 'autovacuum_multixact_freeze_max_age' THEN split_part(o, '=', 2)::bigint END)
                 FROM unnest(k.reloptions) o) set_for(xids, multixacts)
-          WHERE age(k.relfrozenxid) + $2 >
+          WHERE age(k.relfrozenxid) + $2::bigint >
                     least(current_setting('autovacuum_freeze_max_age')::bigint, set_for.xids)
-             OR mxid_age(k.relminmxid) + $2 >
+             OR mxid_age(k.relminmxid) + $2::bigint >
                     least(current_setting('autovacuum_multixact_freeze_max_age')::bigint, set_for.multixacts)
           ORDER BY c.sql_name";
     let rows = client.query(sql, &[&migration, &transactions]).await.map_err(|e| fault_of(&e))?;

@@ -6,8 +6,9 @@ use segue_engine::ports::Outcome;
 use tokio_postgres::Client;
 
 /// Sessions, autovacuum workers and prepared transactions with a lock on one of the relations `$1` that conflicts with
-/// SHARE ROW EXCLUSIVE or, if `$4`, with ACCESS EXCLUSIVE. A prepared transaction has no process; its locks carry its
-/// number.
+/// SHARE ROW EXCLUSIVE or, if `$4`, with ACCESS EXCLUSIVE. A prepared transaction has no process, and its locks carry the
+/// virtual number of the session that prepared it (its own only after a restart): what it is called stands in the lock on
+/// its own number.
 const HOLDERS: &str = "
     SELECT a.pid, coalesce(a.usename::text, p.owner::text, '') AS usename,
            coalesce(a.datname::text, p.database::text, '') AS datname,
@@ -16,14 +17,15 @@ const HOLDERS: &str = "
            coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)) * 1000, 0)::bigint AS age_ms,
            CASE WHEN p.gid IS NULL THEN coalesce(a.state, '') ELSE 'prepared' END AS state,
            left(coalesce(a.query, p.gid, ''), $2) AS query
-      FROM (SELECT DISTINCT l.pid, CASE WHEN l.pid IS NULL THEN split_part(l.virtualtransaction, '/', 2) END AS prepared
+      FROM (SELECT DISTINCT l.pid, CASE WHEN l.pid IS NULL THEN l.virtualtransaction END AS prepared
               FROM pg_locks l
              WHERE l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1::oid[])
                AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
                AND (l.pid IS NULL OR l.pid NOT IN ($3, pg_backend_pid()))
                AND ($4 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))) l
       LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-      LEFT JOIN pg_prepared_xacts p ON p.transaction::text = l.prepared
+      LEFT JOIN pg_locks t ON t.virtualtransaction = l.prepared AND t.pid IS NULL AND t.locktype = 'transactionid'
+      LEFT JOIN pg_prepared_xacts p ON p.transaction = t.transactionid
      WHERE a.pid IS NOT NULL OR p.gid IS NOT NULL
      ORDER BY age_ms DESC";
 

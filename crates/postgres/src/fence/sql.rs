@@ -114,7 +114,7 @@ BEGIN
         SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
         UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
     SELECT string_agg(t.name, ', ') INTO bare FROM tree t
-     WHERE NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) c WHERE c.relation = t.relation);
+     WHERE coalesce(t.relation <> ALL (ARRAY(SELECT c.relation FROM segue.fence_carriers(_migration) c)), true);
     IF bare IS NOT NULL THEN
         RAISE EXCEPTION 'segue: % of migration % cannot be fenced yet', bare, _migration
             USING ERRCODE = '55000', HINT = 'a table was made or attached since the fence was prepared; prepare it again';

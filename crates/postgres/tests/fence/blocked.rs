@@ -2,9 +2,10 @@
 //! never wait for anybody.
 
 use crate::world::*;
+use segue_engine::fault::Recovery;
 use segue_model::position::Position;
 use segue_postgres::birth::{Blocker, Direction};
-use segue_postgres::fence::{Answer, Applied, Ownership, Role};
+use segue_postgres::fence::{Answer, Applied, Ownership, Role, Side, prepare};
 use segue_testkit::Options;
 use std::time::{Duration, Instant};
 
@@ -127,4 +128,41 @@ async fn opening_does_not_wait_for_a_lock() {
     holder.batch_execute("COMMIT").await.unwrap();
     assert_eq!(world.side.rest(2, 0).await.unwrap(), []);
     assert_eq!(world.triggers("D").await, 8);
+}
+
+#[tokio::test]
+async fn a_call_whose_session_ends_has_an_unknown_outcome() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    let app = world.app().await;
+    app.batch_execute("BEGIN; UPDATE plain SET v = 'x'").await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'segue fence' AND wait_event_type = 'Lock'";
+    let (fence, ()) = tokio::join!(world.side.fence(1, 0, 1), async {
+        while world.client.query(end, &[]).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let fault = fence.expect_err("its session is gone");
+    assert_eq!((fault.recovery, fault.code), (Recovery::Ambiguous, "SEGUE-FENCE-UNKNOWN"), "{fault}");
+    let again = Side::open_sessions(&world.endpoint, ("m", 3), tables(), limits(60_000)).await.unwrap();
+    app.batch_execute("COMMIT").await.unwrap();
+    done(again.fence(1, 0, 1).await.unwrap());
+}
+
+#[tokio::test]
+async fn hundreds_of_leaves_are_fenced_well_within_the_hold() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    let sql = "DO $$ BEGIN FOR i IN 10..309 LOOP
+         EXECUTE format('CREATE TABLE parts_%s PARTITION OF parts FOR VALUES FROM (%s) TO (%s)', i, i * 1000, (i + 1) * 1000);
+         END LOOP; END $$";
+    world.client.batch_execute(sql).await.unwrap();
+    prepare(&world.client, ("m", 3), &tables(), Role::Owner, "there").await.unwrap();
+    let began = Instant::now();
+    world.fenced(0, 1).await;
+    let fence = began.elapsed();
+    done(world.side.unfence(1, 1).await.unwrap());
+    let both = began.elapsed();
+    assert_eq!(world.triggers("D").await, 308);
+    // A tenth of this where nothing else runs; it grows with the number of leaves, not with its square.
+    assert!(both < Duration::from_secs(2), "{fence:?} {both:?}");
+    println!("fence {fence:?}, and unfence {both:?}");
 }

@@ -4,7 +4,8 @@ use crate::world::*;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_postgres::birth::Direction;
-use segue_postgres::fence::{Answer, Applied, Ownership, Role, Side};
+use segue_postgres::connect::Endpoint;
+use segue_postgres::fence::{Answer, Applied, Ownership, Role, Side, autovacuum, prepare};
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
 
@@ -209,4 +210,38 @@ async fn a_flip_whose_wait_for_the_standby_was_cut_short_is_not_called_durable()
     assert!(!durable.unwrap());
     world.cluster.set("synchronous_standby_names", "").await;
     assert!(world.side.is_durable().await.unwrap());
+}
+
+/// The rights that the module's page names are enough: no superuser, and the tables are somebody else's.
+#[tokio::test]
+async fn membership_in_the_owner_of_the_tables_is_enough() {
+    let cluster = Cluster::start(Options::default()).await;
+    cluster.execute(DDL).await;
+    cluster
+        .execute(
+            "CREATE ROLE boss; CREATE ROLE mover LOGIN PASSWORD 'mover' IN ROLE boss; GRANT CREATE ON DATABASE postgres TO mover;
+             GRANT USAGE, CREATE ON SCHEMA public TO boss;
+             DO $$ DECLARE t text; BEGIN FOR t IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+                 EXECUTE format('ALTER TABLE %I OWNER TO boss', t); END LOOP; END $$",
+        )
+        .await;
+    let url = cluster.url("postgres");
+    let as_role = |role: &str| format!("postgres://{role}:{role}{}", &url[url.find('@').unwrap()..]);
+    let endpoint = Endpoint::parse(&as_role("mover")).unwrap();
+    let mut mover = endpoint.connect("test").await.unwrap();
+    segue_postgres::schema::ensure(&mut mover).await.unwrap();
+    mover.batch_execute("INSERT INTO segue.token VALUES ('m', 3)").await.unwrap();
+    prepare(&mover, ("m", 3), &tables(), Role::Owner, "there").await.unwrap();
+    autovacuum::turn_off(&mover, ("m", 3)).await.unwrap();
+    let side = Side::open_sessions(&endpoint, ("m", 3), tables(), limits(300)).await.unwrap();
+    let app = segue_testkit::cluster::connect(&as_role("app")).await.unwrap();
+    done(side.fence(1, 0, 1).await.unwrap());
+    told(&app, "INSERT INTO parts VALUES (9, 'x')").await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    app.batch_execute("INSERT INTO parts VALUES (9, 'x')")
+        .await
+        .expect("it takes the tables back, without a right to them");
+    side.unfence(1, 1).await.unwrap().made().expect("at rest");
+    app.batch_execute("SELECT * FROM segue.owner").await.expect_err("none of its business");
+    segue_postgres::fence::remove(&mover, "m").await.unwrap();
 }
