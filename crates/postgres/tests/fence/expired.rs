@@ -1,7 +1,7 @@
 //! Past its deadline a fence opens by itself, once, and a late flip fails.
 
 use crate::world::*;
-use segue_postgres::fence::{Answer, Ownership};
+use segue_postgres::fence::{Answer, Ownership, Side};
 use segue_testkit::Options;
 use std::time::Duration;
 
@@ -90,4 +90,41 @@ async fn late_writers_and_flips_never_both_win() {
         }
     }
     assert!(wins.iter().all(|n| *n > 0), "both were meant to happen: {wins:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_crashes_under_the_fence_comes_back_fenced_and_opens_at_the_deadline() {
+    let world = World::owner(Options::default(), limits(4_000)).await;
+    world.fenced(0, 1).await;
+    world.cluster.kill9().await;
+    world.cluster.start_again().await;
+    let app = world.app().await;
+    let mut refusals = 0;
+    while let Err(error) = app.batch_execute("INSERT INTO plain VALUES (2, 'late')").await {
+        assert_eq!(error.code().map(|c| c.code()), Some(REFUSED), "{error:?}");
+        refusals += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refusals > 0, "the server took longer than the fence");
+    let side = Side::open_sessions(&world.endpoint, ("m", 3), tables(), limits(60_000)).await.unwrap();
+    assert_eq!(side.ownership().await.unwrap(), Some(Ownership::Owner { epoch: 1, attempt: 1 }));
+    done(side.fence(1, 1, 2).await.unwrap());
+    done(side.flip(1, 2).await.unwrap());
+    world.cluster.kill9().await;
+    world.cluster.start_again().await;
+    told(&world.app().await, "DELETE FROM plain").await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_is_enabled_by_accident_refuses_nothing_on_an_owner() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    let app = world.app().await;
+    let enable = "ALTER TABLE plain ENABLE TRIGGER ALL; ALTER TABLE parts ENABLE TRIGGER ALL";
+    let write = "BEGIN ISOLATION LEVEL SERIALIZABLE; UPDATE plain SET v = 'x'; TRUNCATE parts; COMMIT; DELETE FROM plain";
+    world.client.batch_execute(enable).await.unwrap();
+    app.batch_execute(write).await.unwrap();
+    world.fenced(0, 1).await;
+    done(world.side.unfence(1, 1).await.unwrap());
+    world.client.batch_execute(enable).await.unwrap();
+    app.batch_execute(write).await.unwrap();
 }
