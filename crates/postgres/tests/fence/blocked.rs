@@ -166,3 +166,23 @@ async fn hundreds_of_leaves_are_fenced_well_within_the_hold() {
     assert!(both < Duration::from_secs(2), "{fence:?} {both:?}");
     println!("fence {fence:?}, and unfence {both:?}");
 }
+
+#[tokio::test]
+async fn a_fence_that_waits_for_a_root_holds_none_of_its_leaves() {
+    let world = World::owner(Options::default(), limits(5_000)).await;
+    let app = world.app().await;
+    app.batch_execute("BEGIN; INSERT INTO parts VALUES (2, 'b')").await.unwrap();
+    let (answered, written) = tokio::join!(
+        async {
+            assert!(matches!(world.side.fence(1, 0, 1).await.unwrap(), Answer::Blocked { .. }));
+            Instant::now()
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let sql = "INSERT INTO parts VALUES (300, 'c'); UPDATE heirs SET v = 'x'; INSERT INTO plain VALUES (2, 'b')";
+            app.batch_execute(sql).await.unwrap();
+            Instant::now()
+        }
+    );
+    assert!(written < answered, "it had to wait until the fence gave up");
+}

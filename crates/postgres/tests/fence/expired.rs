@@ -128,3 +128,45 @@ async fn a_trigger_that_is_enabled_by_accident_refuses_nothing_on_an_owner() {
     world.client.batch_execute(enable).await.unwrap();
     app.batch_execute(write).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_late_writer_takes_back_only_the_fence_that_it_met() {
+    let world = World::owner(Options::default(), limits(200)).await;
+    let app = world.app().await;
+    world.fenced(0, 1).await;
+    world.until_the_deadline().await;
+    // As if its look at the function were older than the row.
+    for other in ["attempt = 2", "attempt = 1, epoch = 2", "epoch = 1, deadline = now() + interval '1 h'"] {
+        world.client.batch_execute(&format!("UPDATE segue.owner SET {other}")).await.unwrap();
+        told(&app, "INSERT INTO plain VALUES (2, 'late')").await;
+    }
+    world.client.batch_execute("UPDATE segue.owner SET deadline = now()").await.unwrap();
+    app.batch_execute("INSERT INTO plain VALUES (2, 'late')").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flip_compares_what_is_there_after_it_has_waited() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    world.fenced(0, 1).await;
+    let other = world.cluster.connect("postgres").await;
+    other.batch_execute("BEGIN; UPDATE segue.owner SET state = 'owner', deadline = NULL").await.unwrap();
+    let (flip, ()) = tokio::join!(world.side.flip(1, 1), async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        other.batch_execute("COMMIT").await.unwrap();
+    });
+    assert_eq!(refused(flip.unwrap()), Some(Ownership::Owner { epoch: 1, attempt: 1 }));
+}
+
+#[tokio::test]
+async fn a_fence_over_an_expired_one_waits_for_those_who_passed_it() {
+    let world = World::owner(Options::default(), limits(300)).await;
+    let app = world.app().await;
+    world.fenced(0, 1).await;
+    world.until_the_deadline().await;
+    app.batch_execute("INSERT INTO plain VALUES (2, 'late')").await.unwrap();
+    app.batch_execute("BEGIN; INSERT INTO plain VALUES (3, 'passed')").await.unwrap();
+    let answer = world.side.fence(1, 1, 2).await.unwrap();
+    assert!(matches!(answer, Answer::Blocked { .. }), "its write would come after the marker: {answer:?}");
+    app.batch_execute("COMMIT").await.unwrap();
+    world.fenced(1, 2).await;
+}
