@@ -127,7 +127,7 @@ DECLARE carrier record; verb text := CASE WHEN _enable THEN 'ENABLE' ELSE 'DISAB
 BEGIN
     FOR carrier IN SELECT * FROM segue.fence_carriers(_migration) c
                     WHERE c.enabled <> CASE WHEN _enable THEN 'O'::"char" ELSE 'D'::"char" END LOOP
-        -- ONLY: what is below a root is named by itself, and not every version stops at the root without it
+        -- ONLY: what is below a root is named by itself
         EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', carrier.sql_name, verb, carrier.trigger_name);
     END LOOP;
 END $$;

@@ -5,7 +5,7 @@ use crate::world::*;
 use segue_engine::fault::Recovery;
 use segue_model::position::Position;
 use segue_postgres::birth::{Blocker, Direction};
-use segue_postgres::fence::{Answer, Applied, Ownership, Role, Side, prepare};
+use segue_postgres::fence::{Answer, Applied, Limits, Ownership, Role, Side, prepare};
 use segue_testkit::Options;
 use std::time::{Duration, Instant};
 
@@ -169,20 +169,18 @@ async fn hundreds_of_leaves_are_fenced_well_within_the_hold() {
 
 #[tokio::test]
 async fn a_fence_that_waits_for_a_root_holds_none_of_its_leaves() {
-    let world = World::owner(Options::default(), limits(5_000)).await;
+    let limits = Limits { lock: Duration::from_secs(5), ..limits(10_000) };
+    let world = World::owner(Options::default(), limits).await;
     let app = world.app().await;
     app.batch_execute("BEGIN; INSERT INTO parts VALUES (2, 'b')").await.unwrap();
-    let (answered, written) = tokio::join!(
-        async {
-            assert!(matches!(world.side.fence(1, 0, 1).await.unwrap(), Answer::Blocked { .. }));
-            Instant::now()
-        },
-        async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            let sql = "INSERT INTO parts VALUES (300, 'c'); UPDATE heirs SET v = 'x'; INSERT INTO plain VALUES (2, 'b')";
-            app.batch_execute(sql).await.unwrap();
-            Instant::now()
-        }
-    );
-    assert!(written < answered, "it had to wait until the fence gave up");
+    let (answer, took) = tokio::join!(world.side.fence(1, 0, 1), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let began = Instant::now();
+        let sql = "INSERT INTO parts VALUES (300, 'c'); UPDATE heirs SET v = 'x'; INSERT INTO plain VALUES (2, 'b')";
+        app.batch_execute(sql).await.unwrap();
+        began.elapsed()
+    });
+    assert!(matches!(answer.unwrap(), Answer::Blocked { .. }));
+    // The fence gives up after nine tenths of the second that `deadlock_timeout` is.
+    assert!(took < Duration::from_millis(600), "it had to wait until the fence gave up: {took:?}");
 }
