@@ -70,7 +70,7 @@ async fn late_writers_and_flips_never_both_win() {
         world.fenced(attempt, attempt + 1).await;
         attempt += 1;
         // Around the deadline less the margin, which is where both could think they are in time.
-        tokio::time::sleep(Duration::from_millis(110 + attempt * 5)).await;
+        tokio::time::sleep(Duration::from_millis(60 + attempt * 7)).await;
         let write = async |client: &tokio_postgres::Client| {
             let until = tokio::time::Instant::now() + Duration::from_millis(250);
             while tokio::time::Instant::now() < until {
@@ -94,7 +94,7 @@ async fn late_writers_and_flips_never_both_win() {
 
 #[tokio::test]
 async fn a_server_that_crashes_under_the_fence_comes_back_fenced_and_opens_at_the_deadline() {
-    let world = World::owner(Options::default(), limits(4_000)).await;
+    let world = World::owner(Options::default(), limits(6_000)).await;
     world.fenced(0, 1).await;
     world.cluster.kill9().await;
     world.cluster.start_again().await;

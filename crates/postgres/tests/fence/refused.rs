@@ -169,7 +169,7 @@ async fn a_transaction_with_an_older_snapshot_cannot_write_behind_the_fence() {
 
 #[tokio::test]
 async fn an_older_snapshot_never_writes_to_a_side_that_has_handed_over() {
-    let world = World::owner(Options::default(), limits(600)).await;
+    let world = World::owner(Options::default(), limits(1_500)).await;
     let mut old = Vec::new();
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         let app = world.app().await;
@@ -184,7 +184,7 @@ async fn an_older_snapshot_never_writes_to_a_side_that_has_handed_over() {
         old.push(app);
     }
     done(world.side.flip(1, 1).await.unwrap());
-    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_600)).await;
     for (app, state) in old.iter().zip([REFUSED, "40001", "40001", "40001", "40001"]) {
         assert_eq!(state_of(app, "INSERT INTO plain VALUES (100, 'old')").await, state);
     }
