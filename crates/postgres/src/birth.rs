@@ -18,6 +18,7 @@ mod wait;
 pub use end::{drop_objects, forget};
 pub use resume::{known, resume_check};
 pub use wait::{Blocker, WaitReport, WaitStep};
+pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
 
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
@@ -148,7 +149,7 @@ pub async fn birth(
 }
 
 /// A migration and the token it is driven with.
-pub(crate) type Authority<'a> = (&'a str, i64);
+pub type Authority<'a> = (&'a str, i64);
 
 /// The statement that shuts out processes with an older token; for the beginning of a transaction.
 pub(crate) fn enter((migration, token): Authority<'_>) -> String {

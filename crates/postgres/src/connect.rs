@@ -11,6 +11,7 @@ use segue_engine::ports::Outcome;
 use segue_model::sqltext::quote_literal;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_postgres::config::SslMode;
@@ -106,22 +107,29 @@ impl Endpoint {
 
     /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server.
     pub async fn connect(&self, purpose: &str) -> Outcome<Client> {
-        self.connect_waking(purpose, &Arc::default()).await
+        self.connect_hearing(purpose, &Heard::default()).await
+    }
+
+    /// Opens a session whose warnings are counted.
+    pub async fn connect_heard(&self, purpose: &str) -> Outcome<(Client, Warnings)> {
+        let heard = Heard::default();
+        let client = self.connect_hearing(purpose, &heard).await?;
+        Ok((client, Warnings(heard.warnings)))
     }
 
     /// Opens a session that listens on `channel`.
     pub async fn listen(&self, purpose: &str, channel: &'static str) -> Outcome<Listener> {
-        let woken = Arc::default();
-        let client = self.connect_waking(purpose, &woken).await?;
+        let heard = Heard::default();
+        let client = self.connect_hearing(purpose, &heard).await?;
         client.batch_execute(&format!("LISTEN {channel}")).await.map_err(|e| fault_of(&e))?;
-        Ok(Listener { client, woken })
+        Ok(Listener { client, woken: heard.woken })
     }
 
-    async fn connect_waking(&self, purpose: &str, woken: &Arc<Notify>) -> Outcome<Client> {
+    async fn connect_hearing(&self, purpose: &str, heard: &Heard) -> Outcome<Client> {
         let given = self.config.get_application_name().unwrap_or_default();
         let name = format!("segue {purpose} {given}");
         let limit = LOGIN_TIMEOUT + self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        match tokio::time::timeout(limit, self.open(name.trim_end(), woken)).await {
+        match tokio::time::timeout(limit, self.open(name.trim_end(), heard)).await {
             Ok(opened) => opened.map_err(|fault| fault.during(format_args!("connecting to {self}"))),
             Err(_) => Err(Fault::retry(
                 "SEGUE-CONNECTION",
@@ -130,21 +138,21 @@ impl Endpoint {
         }
     }
 
-    async fn open(&self, application_name: &str, woken: &Arc<Notify>) -> Outcome<Client> {
+    async fn open(&self, application_name: &str, heard: &Heard) -> Outcome<Client> {
         let tls = self.tls_connector()?;
         let mut config = self.config.clone();
         config.application_name(application_name);
         let client = match self.tls.mode().attempts() {
-            [only] => login(&config, *only, tls, woken).await,
-            [first, .., last] => match login(&config, *first, tls.clone(), woken).await {
-                Err(e) if may_try_the_other_way(&e) => match login(&config, *last, tls, woken).await {
+            [only] => login(&config, *only, tls, heard).await,
+            [first, .., last] => match login(&config, *first, tls.clone(), heard).await {
+                Err(e) if may_try_the_other_way(&e) => match login(&config, *last, tls, heard).await {
                     // Say what was wrong first: the fallback is usually refused for a duller reason.
                     Err(_) => Err(e),
                     client => client,
                 },
                 client => client,
             },
-            [] => login(&config, SslMode::Disable, tls, woken).await,
+            [] => login(&config, SslMode::Disable, tls, heard).await,
         };
         let client = client.map_err(|e| connection_fault(&e))?;
         client.batch_execute(PINNED_SETTINGS).await.map_err(|e| fault_of(&e))?;
@@ -167,6 +175,29 @@ impl Endpoint {
     /// The connector for [`tokio_postgres::Config::connect`] and `connect_raw`: verifies what the mode asks for.
     pub fn tls_connector(&self) -> Outcome<MakeRustlsConnect> {
         Ok(MakeRustlsConnect::new(Arc::unwrap_or_clone(self.tls.client_config()?)))
+    }
+}
+
+/// What a session says unasked.
+#[derive(Clone, Default)]
+struct Heard {
+    woken: Arc<Notify>,
+    warnings: Arc<AtomicU64>,
+}
+
+/// Warnings of the plain kind. A commit that gives up waiting for its standbys says so by one, and otherwise succeeds.
+fn is_warning(notice: &tokio_postgres::error::DbError) -> bool {
+    use tokio_postgres::error::Severity;
+    notice.parsed_severity() == Some(Severity::Warning) && *notice.code() == SqlState::WARNING
+}
+
+/// How often a session was warned. Counted before the answer that the warning belongs to is there.
+pub struct Warnings(Arc<AtomicU64>);
+
+impl Warnings {
+    /// How often so far.
+    pub fn heard(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
     }
 }
 
@@ -197,16 +228,20 @@ async fn login(
     config: &Config,
     mode: SslMode,
     tls: MakeRustlsConnect,
-    woken: &Arc<Notify>,
+    heard: &Heard,
 ) -> Result<Client, tokio_postgres::Error> {
     let mut config = config.clone();
     config.ssl_mode(mode);
     let (client, mut connection) = config.connect(tls).await?;
-    let woken = woken.clone();
+    let heard = heard.clone();
     tokio::spawn(async move {
         loop {
             match std::future::poll_fn(|context| connection.poll_message(context)).await {
-                Some(Ok(AsyncMessage::Notification(_))) => woken.notify_one(),
+                Some(Ok(AsyncMessage::Notification(_))) => heard.woken.notify_one(),
+                Some(Ok(AsyncMessage::Notice(notice))) if is_warning(&notice) => {
+                    tracing::warn!("a server says: {}", notice.message());
+                    heard.warnings.fetch_add(1, Ordering::SeqCst);
+                }
                 Some(Ok(_)) => {}
                 Some(Err(e)) => {
                     tracing::debug!("session ended: {e}");
@@ -217,7 +252,7 @@ async fn login(
         }
         // The client learns that it is closed when the connection is dropped, which must come first.
         drop(connection);
-        woken.notify_one();
+        heard.woken.notify_one();
     });
     Ok(client)
 }

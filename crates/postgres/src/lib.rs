@@ -10,6 +10,7 @@ pub mod connect;
 pub mod control;
 pub mod copy;
 pub mod error;
+pub mod fence;
 pub mod leaves;
 pub mod pgoutput;
 pub mod replication;

@@ -23,6 +23,8 @@ const TABLES: &[&str] = &[
     "journal",
     "divergence",
     "verification",
+    "owner",
+    "autovacuum",
     "token",
 ];
 
@@ -64,7 +66,9 @@ pub async fn drop_objects(
 }
 
 async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
-    let mut done = Vec::new();
+    // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers.
+    let fence = crate::fence::remove(client, migration).await?;
+    let mut done: Vec<String> = fence.into_iter().map(|line| format!("{side}: {line}")).collect();
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;
         if drop_slot(client, &name).await? {

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Row};
 /// How often the wait is looked at and reported.
 const POLL: Duration = Duration::from_millis(250);
 /// How much of a blocker's statement is shown, in characters.
-const QUERY_CHARS_MAX: i32 = 200;
+pub(crate) const QUERY_CHARS_MAX: i32 = 200;
 
 /// Which step waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -160,7 +160,8 @@ fn dollar_quoted(sql: &str) -> Option<usize> {
     Some(sql[tag.len()..].find(tag)? + 2 * tag.len())
 }
 
-fn blocker(row: &Row) -> Blocker {
+/// From a row with the columns that [`BLOCKERS`] has.
+pub(crate) fn blocker(row: &Row) -> Blocker {
     let (pid, said): (Option<i32>, &str) = (row.get("pid"), row.get("query"));
     Blocker {
         pid,

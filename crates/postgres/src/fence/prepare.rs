@@ -1,0 +1,200 @@
+//! Making the fence long before it is needed, and taking it away.
+//!
+//! A trigger is made under SHARE ROW EXCLUSIVE, which readers do not notice, but dropped under ACCESS EXCLUSIVE, which
+//! they do: dropping is for the end alone. All locks are bounded, tried again, and their holders named.
+
+use super::{Ownership, autovacuum, blockers};
+use crate::birth::{Authority, enter};
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::sqltext::{quote_ident, quote_literal};
+use std::time::Duration;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+/// Writers of one table wait behind us at most this long, each time.
+const LOCK_MS: u32 = 200;
+/// How often one table is tried before it is said who holds it.
+const TRIES: u32 = 12;
+/// Between tries, for those who waited.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What a side is when its fence is made for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes the writes: owner of epoch 1. Its fence is at rest.
+    Owner,
+    /// It follows: its fence is closed from the first moment on.
+    Follower,
+}
+
+/// Makes the ownership row, the fence's function, and one trigger on each of `tables` and on all that is below them.
+///
+/// What is there already is left as it is, a closed fence closed: to be repeated whenever a table was attached. `elsewhere`
+/// says, in the message of a refused write, where writes go. Returns the ownership that the side has now, whatever `role`
+/// says, and the tables that were given a trigger.
+pub async fn prepare(
+    client: &Client,
+    authority: Authority<'_>,
+    tables: &[QualifiedName],
+    role: Role,
+    elsewhere: &str,
+) -> Outcome<(Ownership, Vec<QualifiedName>)> {
+    let (state, epoch) = match role {
+        Role::Owner => ("owner", 1),
+        Role::Follower => ("follower", 0),
+    };
+    let relations = tree(client, tables).await?;
+    let name = quote_literal(authority.0);
+    let make = format!(
+        "SELECT segue.make_fence({name}, {}, {epoch}, {})",
+        quote_literal(state),
+        quote_literal(elsewhere)
+    );
+    bounded(client, authority, &make, (&[], LOCK_MS)).await.map_err(|f| f.during("preparing the fence"))?;
+    let mut made = Vec::new();
+    for (relation, table) in relations {
+        let add = format!("SELECT segue.add_fence({name}, {relation})");
+        let added = bounded(client, authority, &add, (&[relation], LOCK_MS)).await;
+        if added.map_err(|f| f.during(format_args!("making the fence of {table}")))? {
+            made.push(table);
+        }
+    }
+    let row = client.query_one("SELECT segue.ownership($1)::text", &[&authority.0]).await;
+    let text: Option<String> = row.map_err(|e| fault_of(&e))?.get(0);
+    let text = text.ok_or_else(|| Fault::bug("SEGUE-FENCE", "the ownership row vanished"))?;
+    Ok((Ownership::parse(&text)?, made))
+}
+
+/// The relations of `tables` and of all that is below them, by number.
+async fn tree(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<(u32, QualifiedName)>> {
+    let sql = "
+        WITH RECURSIVE tree(relation) AS (
+            SELECT to_regclass(t)::oid FROM unnest($1::text[]) t
+            UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
+        SELECT c.oid, n.nspname, c.relname, c.relkind::text FROM tree t JOIN pg_class c ON c.oid = t.relation
+          JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.relkind <> 'p', c.oid";
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let rows = client.query(sql, &[&names]).await.map_err(|e| fault_of(&e))?;
+    let mut found = Vec::new();
+    for row in &rows {
+        let name = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
+        if !["r", "p"].contains(&row.get::<_, &str>(3)) {
+            return Err(Fault::operator(
+                "SEGUE-NOT-FENCED",
+                format!("{name} is not an ordinary table: writes to it cannot be shut out"),
+                "take it out of the spec, or detach it from its table",
+            ));
+        }
+        found.push((row.get(0), name));
+    }
+    match tables.iter().find(|table| !found.iter().any(|(_, name)| name == *table)) {
+        None => Ok(found),
+        Some(missing) => Err(Fault::operator(
+            "SEGUE-SCHEMA-CHANGED",
+            format!("{missing} is gone"),
+            "put it back, or cancel the migration",
+        )),
+    }
+}
+
+/// Runs `call` under the token with a bounded lock, some times. Returns whether it returned true. Where the lock on
+/// `relations` cannot be had, its holders are named.
+pub(super) async fn bounded(
+    client: &Client,
+    authority: Authority<'_>,
+    call: &str,
+    (relations, lock_ms): (&[u32], u32),
+) -> Outcome<bool> {
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; {}; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = {lock_ms}; {call}; COMMIT",
+        enter(authority)
+    );
+    let mut tries = 0;
+    loop {
+        let error = match client.simple_query(&sql).await {
+            Ok(messages) => {
+                return Ok(messages.iter().rev().any(|message| match message {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
+                    _ => false,
+                }));
+            }
+            Err(error) => error,
+        };
+        // Looked at while the culprit is probably still there.
+        let passing = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+        client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
+        if !error.code().is_some_and(|code| passing.contains(code)) {
+            return Err(fault_of(&error));
+        }
+        tries += 1;
+        if tries == TRIES {
+            return Err(held(client, relations, &fault_of(&error)).await);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn held(client: &Client, relations: &[u32], fault: &Fault) -> Fault {
+    let by = blockers::holders(client, relations, 0, true).await.unwrap_or_default();
+    let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+    let by = if by.is_empty() { "nobody any more".to_owned() } else { by.join(", ") };
+    Fault::retry("SEGUE-LOCKED", format!("waits for a lock that is held by {by} ({})", fault.what))
+}
+
+/// Ways around the fence, a line each, for a gate and for the watch afterwards: subscriptions that write its tables, and
+/// tables of a side that is closed whose trigger somebody has disabled.
+pub async fn bypasses(client: &Client, migration: &str) -> Outcome<Vec<String>> {
+    let sql = "
+        SELECT format('the subscription %I writes %s, and the fence lets it pass', s.subname, c.sql_name)
+          FROM segue.fence_carriers($1) c JOIN pg_subscription_rel r ON r.srrelid = c.relation
+          JOIN pg_subscription s ON s.oid = r.srsubid AND s.subenabled
+        UNION ALL
+        SELECT format('the trigger %I of %s is not enabled, and this side is %s', c.trigger_name, c.sql_name, o.state)
+          FROM segue.fence_carriers($1) c JOIN segue.owner o ON o.migration = $1 AND o.state <> 'owner'
+         WHERE c.enabled <> 'O'";
+    let rows = client.query(sql, &[&migration]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated. Returns what was
+/// removed, a line each. The caller holds the migration's token, and means it: a follower is open afterwards.
+pub async fn remove(client: &Client, migration: &str) -> Outcome<Vec<String>> {
+    let there = "SELECT to_regclass('segue.owner') IS NOT NULL";
+    if !client.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let mut done = Vec::new();
+    for table in autovacuum::put_back(client, migration).await? {
+        done.push(format!("autovacuum's settings of {table} put back"));
+    }
+    let carriers = "SELECT relation, sql_name, trigger_name FROM segue.fence_carriers($1)";
+    for row in client.query(carriers, &[&migration]).await.map_err(|e| fault_of(&e))? {
+        let (relation, table, trigger): (u32, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let sql = format!("DROP TRIGGER IF EXISTS {} ON {table}", quote_ident(trigger));
+        without_token(client, &sql, &[relation])
+            .await
+            .map_err(|f| f.during(format_args!("removing the fence of {table}")))?;
+        done.push(format!("fence of {table}"));
+    }
+    let function = quote_ident(&format!("fence_{migration}"));
+    let sql = format!(
+        "DROP FUNCTION IF EXISTS segue.{function}(); DELETE FROM segue.owner WHERE migration = {}",
+        quote_literal(migration)
+    );
+    without_token(client, &sql, &[]).await?;
+    Ok(done)
+}
+
+/// As [`bounded`], for an end at which the token may be gone already.
+async fn without_token(client: &Client, sql: &str, relations: &[u32]) -> Outcome<()> {
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL client_min_messages = warning; {sql}; COMMIT"
+    );
+    match crate::birth::bounded_lock(client, &sql).await {
+        Err(fault) if fault.code == "SEGUE-LOCKED" => Err(held(client, relations, &fault).await),
+        done => done,
+    }
+}

@@ -1,0 +1,352 @@
+//! What the fence keeps in a database: the ownership row, and the server-side calls that change it.
+//!
+//! Each call is one statement of one READ COMMITTED transaction, behind `segue.enter`, and each statement inside a
+//! VOLATILE PL/pgSQL function has a snapshot of its own: what is compared after a lock was taken is what is there under
+//! that lock. The order is the same everywhere: the tables' locks, then the ownership row.
+
+/// Tables and functions, made together with the rest of the schema.
+pub(crate) const DDL: &str = r#"
+-- whether this database takes the application's writes; a table that is fenced and has no row here refuses all of them
+CREATE TABLE IF NOT EXISTS segue.owner (
+    migration text PRIMARY KEY, state text NOT NULL CHECK (state IN ('owner', 'fenced', 'handed_over', 'follower')),
+    epoch bigint NOT NULL, attempt bigint NOT NULL DEFAULT 0, deadline timestamptz, marker bigint,
+    elsewhere text NOT NULL, changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (state <> 'fenced' OR (deadline IS NOT NULL AND marker IS NOT NULL)));
+
+-- what autovacuum was set to before it was turned off for the switch; NULL: it was not set
+CREATE TABLE IF NOT EXISTS segue.autovacuum (
+    migration text, relation oid, in_main text, in_toast text, off_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (migration, relation));
+
+CREATE OR REPLACE FUNCTION segue.ownership(_migration text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT jsonb_build_object('state', o.state, 'epoch', o.epoch, 'attempt', o.attempt, 'marker', o.marker,
+               'deadline_us', (extract(epoch FROM o.deadline) * 1000000)::bigint)
+      FROM segue.owner o WHERE o.migration = _migration
+$$;
+
+CREATE OR REPLACE FUNCTION segue.answer(_migration text, _is text, _why text DEFAULT NULL) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT jsonb_build_object('is', _is, 'found', segue.ownership(_migration), 'why', _why)
+$$;
+
+-- the tables that carry the migration's fence, in the order in which they are locked: roots before what is below them,
+-- as everybody else who writes through a root
+CREATE OR REPLACE FUNCTION segue.fence_carriers(_migration text)
+RETURNS TABLE (relation oid, sql_name text, trigger_name text, enabled "char")
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT c.oid, format('%I.%I', n.nspname, c.relname), t.tgname::text, t.tgenabled
+      FROM pg_proc p JOIN pg_namespace s ON s.oid = p.pronamespace AND s.nspname = 'segue'
+      JOIN pg_trigger t ON t.tgfoid = p.oid JOIN pg_class c ON c.oid = t.tgrelid
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE p.proname = 'fence_' || _migration
+     ORDER BY EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid), c.relkind <> 'p', c.oid
+$$;
+
+-- the text of the fence. Epoch, attempt and deadline are literals in it, and not read from the row, because a transaction
+-- with an older snapshot would not see the row as it is; a function it does see as it is, since it is looked up after the
+-- table's lock was had. Past the deadline the row decides, as it is now: where the snapshot may be older than the
+-- row, the row is locked, which a changed row refuses with a serialization failure.
+CREATE OR REPLACE FUNCTION segue.write_fence(_migration text, _epoch bigint, _attempt bigint, _deadline timestamptz)
+RETURNS void LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog SET DateStyle = 'ISO, YMD' SET TimeZone = 'UTC' AS $write$
+DECLARE elsewhere text;
+BEGIN
+    SELECT o.elsewhere INTO elsewhere FROM segue.owner o WHERE o.migration = _migration;
+    EXECUTE format('CREATE OR REPLACE FUNCTION segue.%I() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+        SET search_path = pg_catalog AS %L', 'fence_' || _migration, format($body$
+DECLARE found_state text; why text;
+BEGIN
+    IF clock_timestamp() >= timestamptz %2$L THEN
+        UPDATE segue.owner o SET state = 'owner', deadline = NULL, changed_at = clock_timestamp()
+         WHERE o.migration = %1$L AND o.state = 'fenced' AND o.epoch = %3$s AND o.attempt = %4$s
+           AND o.deadline <= clock_timestamp();
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+        IF current_setting('transaction_isolation') = 'read committed' THEN
+            SELECT o.state INTO found_state FROM segue.owner o WHERE o.migration = %1$L;
+        ELSE
+            SELECT o.state INTO found_state FROM segue.owner o WHERE o.migration = %1$L FOR SHARE;
+        END IF;
+        IF found_state = 'owner' THEN
+            RETURN NULL;
+        END IF;
+    ELSIF timestamptz %2$L < 'infinity' THEN
+        found_state := 'fenced';
+    ELSE
+        found_state := 'follower';
+    END IF;
+    why := CASE found_state
+        WHEN 'fenced' THEN 'writes are just being moved'
+        WHEN 'handed_over' THEN 'writes have been moved away from this database'
+        WHEN 'follower' THEN 'this database follows the owner of the writes'
+        ELSE 'nothing says that this database is the owner of the writes' END;
+    RAISE EXCEPTION 'segue: migration %% does not let %%.%% be written here: %%', %1$L, TG_TABLE_SCHEMA, TG_TABLE_NAME, why
+        USING ERRCODE = '25006', HINT = %5$L, DETAIL = 'fence of epoch %3$s, attempt %4$s',
+              SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, CONSTRAINT = %6$L;
+END $body$, _migration, _deadline, _epoch, _attempt,
+        'The owner of migration ' || _migration || ' is elsewhere, or will be in a moment: write to ' || elsewhere || '.',
+        'segue:' || _migration));
+END $write$;
+
+-- locks every table that carries the fence against writers, and checks that all of _tables, and all that is below them, do.
+-- The time for all locks together is below deadlock_timeout: whoever waits for one of ours, and holds one that we wait for,
+-- is never picked as a deadlock's victim.
+CREATE OR REPLACE FUNCTION segue.lock_fenced(_migration text, _tables text[], _lock_ms int)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE began timestamptz := clock_timestamp(); carrier record; left_ms int; bare text;
+BEGIN
+    SELECT least(_lock_ms, s.setting::int * 9 / 10) INTO _lock_ms FROM pg_settings s WHERE s.name = 'deadlock_timeout';
+    FOR carrier IN SELECT * FROM segue.fence_carriers(_migration) LOOP
+        left_ms := _lock_ms - (extract(epoch FROM clock_timestamp() - began) * 1000)::int;
+        IF left_ms < 1 THEN
+            RAISE EXCEPTION 'segue: the tables of migration % could not be locked in % ms', _migration, _lock_ms
+                USING ERRCODE = '55P03';
+        END IF;
+        PERFORM set_config('lock_timeout', left_ms::text, true);
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', carrier.sql_name);
+        IF to_regclass(carrier.sql_name) IS DISTINCT FROM carrier.relation THEN
+            RAISE EXCEPTION 'segue: % was renamed just now', carrier.sql_name USING ERRCODE = '55P03';
+        END IF;
+    END LOOP;
+    WITH RECURSIVE tree(relation, name) AS (
+        SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
+        UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
+    SELECT string_agg(t.name, ', ') INTO bare FROM tree t
+     WHERE coalesce(t.relation <> ALL (ARRAY(SELECT c.relation FROM segue.fence_carriers(_migration) c)), true);
+    IF bare IS NOT NULL THEN
+        RAISE EXCEPTION 'segue: % of migration % cannot be fenced yet', bare, _migration
+            USING ERRCODE = '55000', HINT = 'a table was made or attached since the fence was prepared; prepare it again';
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION segue.set_triggers(_migration text, _enable boolean)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE carrier record; verb text := CASE WHEN _enable THEN 'ENABLE' ELSE 'DISABLE' END;
+BEGIN
+    FOR carrier IN SELECT * FROM segue.fence_carriers(_migration) c
+                    WHERE c.enabled <> CASE WHEN _enable THEN 'O'::"char" ELSE 'D'::"char" END LOOP
+        -- ONLY: what is below a root is named by itself
+        EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', carrier.sql_name, verb, carrier.trigger_name);
+    END LOOP;
+END $$;
+
+-- owner(n) or fenced(n), last attempt as expected → fenced(n, attempt, deadline), with a marker in the stream
+CREATE OR REPLACE FUNCTION segue.fence(_migration text, _tables text[], _epoch bigint, _expected bigint, _attempt bigint,
+    _hold_ms bigint, _lock_ms int) RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; until timestamptz; signal bigint;
+BEGIN
+    -- a look without locks: what is plainly not to be done must not hold writers up
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration;
+    IF o.state = 'fenced' AND o.epoch = _epoch AND o.attempt = _attempt THEN
+        RETURN segue.answer(_migration, 'already_done');
+    ELSIF o.state IS NULL OR o.state NOT IN ('owner', 'fenced') OR o.epoch <> _epoch OR o.attempt <> _expected
+          OR _attempt <= o.attempt THEN
+        RETURN segue.answer(_migration, 'refused', 'this is not the ownership that was to be fenced');
+    END IF;
+    PERFORM segue.lock_fenced(_migration, _tables, _lock_ms);
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
+    IF o.state IS NULL OR o.state NOT IN ('owner', 'fenced') OR o.epoch <> _epoch OR o.attempt <> _expected THEN
+        RETURN segue.answer(_migration, 'refused', 'the ownership changed just now');
+    END IF;
+    until := clock_timestamp() + _hold_ms * interval '1 millisecond';
+    PERFORM segue.write_fence(_migration, _epoch, _attempt, until);
+    PERFORM segue.set_triggers(_migration, true);
+    INSERT INTO segue.signal AS s (migration, id, at, note) VALUES (_migration, 1, clock_timestamp(), NULL)
+        ON CONFLICT (migration) DO UPDATE SET id = s.id + 1, at = excluded.at, note = NULL RETURNING s.id INTO signal;
+    UPDATE segue.owner w SET state = 'fenced', attempt = _attempt, deadline = until, marker = signal,
+           changed_at = clock_timestamp() WHERE w.migration = _migration;
+    RETURN segue.answer(_migration, 'done');
+END $$;
+
+-- fenced(n, attempt) → owner(n). Without locks (_lock_ms = 0) the fence stays in place and lets everybody pass.
+CREATE OR REPLACE FUNCTION segue.unfence(_migration text, _tables text[], _epoch bigint, _attempt bigint, _lock_ms int)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; answer text := 'done';
+BEGIN
+    IF _lock_ms > 0 THEN
+        PERFORM segue.lock_fenced(_migration, '{}', _lock_ms);
+    END IF;
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
+    IF o.state IS NULL OR o.epoch <> _epoch OR o.attempt <> _attempt OR o.state NOT IN ('fenced', 'owner') THEN
+        RETURN segue.answer(_migration, 'refused', 'this is not the fence that was to be lifted');
+    ELSIF o.state = 'owner' THEN
+        answer := 'already_done';
+    ELSE
+        UPDATE segue.owner w SET state = 'owner', deadline = NULL, changed_at = clock_timestamp()
+         WHERE w.migration = _migration;
+    END IF;
+    PERFORM segue.write_fence(_migration, _epoch, _attempt, '-infinity');
+    IF _lock_ms > 0 THEN
+        PERFORM segue.set_triggers(_migration, false);
+    END IF;
+    RETURN segue.answer(_migration, answer);
+END $$;
+
+-- fenced(n, attempt), before its deadline → handed_over(n). The row first; what is compared, and the clock, are read after
+-- the lock was had.
+CREATE OR REPLACE FUNCTION segue.flip(_migration text, _epoch bigint, _attempt bigint, _margin_ms bigint)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; late boolean;
+BEGIN
+    PERFORM FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration;
+    late := clock_timestamp() >= o.deadline - _margin_ms * interval '1 millisecond';
+    IF o.state = 'handed_over' AND o.epoch = _epoch AND o.attempt = _attempt THEN
+        RETURN segue.answer(_migration, 'already_done');
+    ELSIF o.state IS DISTINCT FROM 'fenced' OR o.epoch <> _epoch OR o.attempt <> _attempt THEN
+        RETURN segue.answer(_migration, 'refused', 'this is not the fence under which writes were to be handed over');
+    ELSIF late THEN
+        RETURN segue.answer(_migration, 'refused', 'the deadline of the fence is too near, or past');
+    END IF;
+    UPDATE segue.owner w SET state = 'handed_over', deadline = NULL, changed_at = clock_timestamp()
+     WHERE w.migration = _migration;
+    RETURN segue.answer(_migration, 'done');
+END $$;
+
+-- a row below epoch n → owner(n), if the stream that leads here has come as far as the caller saw it. Locks as in unfence.
+CREATE OR REPLACE FUNCTION segue.open(_migration text, _epoch bigint, _direction text, _position pg_lsn, _lock_ms int)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; answer text := 'done'; at pg_lsn;
+BEGIN
+    IF _lock_ms > 0 THEN
+        PERFORM segue.lock_fenced(_migration, '{}', _lock_ms);
+    END IF;
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
+    IF o.state = 'owner' AND o.epoch = _epoch THEN
+        answer := 'already_done';
+    ELSIF o.state IS NULL OR o.epoch >= _epoch OR o.state NOT IN ('follower', 'handed_over') THEN
+        RETURN segue.answer(_migration, 'refused', 'this side cannot become the owner of that epoch');
+    ELSE
+        SELECT s.position INTO at FROM segue.stream s WHERE s.migration = _migration AND s.direction = _direction;
+        IF at IS NULL OR at < _position THEN
+            RETURN segue.answer(_migration, 'refused', format('the stream is at %s here, and the fence''s marker was applied at %s',
+                                                              coalesce(at::text, 'no place'), _position));
+        END IF;
+        UPDATE segue.owner w SET state = 'owner', epoch = _epoch, deadline = NULL, changed_at = clock_timestamp()
+         WHERE w.migration = _migration;
+    END IF;
+    PERFORM segue.write_fence(_migration, _epoch, o.attempt, '-infinity');
+    IF _lock_ms > 0 THEN
+        PERFORM segue.set_triggers(_migration, false);
+    END IF;
+    RETURN segue.answer(_migration, answer);
+END $$;
+
+-- closes a side that does not own the writes, for good: a follower, or one that has handed them over
+CREATE OR REPLACE FUNCTION segue.become_follower(_migration text, _tables text[], _epoch bigint, _lock_ms int)
+RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; was_open boolean;
+BEGIN
+    PERFORM segue.lock_fenced(_migration, _tables, _lock_ms);
+    SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
+    IF o.state IS NULL OR o.state NOT IN ('follower', 'handed_over') OR o.epoch <> _epoch THEN
+        RETURN segue.answer(_migration, 'refused', 'this side may own the writes');
+    END IF;
+    SELECT bool_or(c.enabled <> 'O') INTO was_open FROM segue.fence_carriers(_migration) c;
+    PERFORM segue.write_fence(_migration, o.epoch, o.attempt, 'infinity');
+    PERFORM segue.set_triggers(_migration, true);
+    RETURN segue.answer(_migration, CASE WHEN was_open THEN 'done' ELSE 'already_done' END);
+END $$;
+
+-- puts the fence of one table of an owner to rest, where that was not done when it was lifted
+CREATE OR REPLACE FUNCTION segue.rest(_migration text, _relation oid, _epoch bigint, _attempt bigint)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE carrier record;
+BEGIN
+    SELECT * INTO carrier FROM segue.fence_carriers(_migration) c WHERE c.relation = _relation AND c.enabled <> 'D';
+    IF NOT FOUND THEN
+        RETURN true;
+    END IF;
+    EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', carrier.sql_name);
+    -- under the table's lock no fence can begin
+    IF NOT EXISTS (SELECT FROM segue.owner o WHERE o.migration = _migration AND o.state = 'owner' AND o.epoch = _epoch
+                      AND o.attempt = _attempt) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', carrier.sql_name, carrier.trigger_name);
+    RETURN true;
+END $$;
+
+-- the ownership row and the function of a fence, where they are not there yet
+CREATE OR REPLACE FUNCTION segue.make_fence(_migration text, _state text, _epoch bigint, _elsewhere text)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner;
+BEGIN
+    INSERT INTO segue.owner AS w (migration, state, epoch, elsewhere) VALUES (_migration, _state, _epoch, _elsewhere)
+        ON CONFLICT (migration) DO UPDATE SET elsewhere = excluded.elsewhere RETURNING * INTO o;
+    IF to_regprocedure(format('segue.%I()', 'fence_' || _migration)) IS NULL THEN
+        PERFORM segue.write_fence(_migration, o.epoch, o.attempt,
+            CASE WHEN o.state = 'follower' THEN 'infinity'::timestamptz ELSE '-infinity' END);
+    END IF;
+END $$;
+
+-- gives one table its trigger: at rest where this side owns the writes, closed where it does not
+CREATE OR REPLACE FUNCTION segue.add_fence(_migration text, _relation oid)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE sql_name text;
+BEGIN
+    SELECT format('%I.%I', n.nspname, c.relname) INTO sql_name
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.oid = _relation AND NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) f WHERE f.relation = c.oid);
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT
+        EXECUTE FUNCTION segue.%I()', 'segue_fence_' || _migration, sql_name, 'fence_' || _migration);
+    -- under the table's lock: a fence that does not know this table yet refuses to go without it
+    IF (SELECT o.state FROM segue.owner o WHERE o.migration = _migration) = 'owner' THEN
+        EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', sql_name, 'segue_fence_' || _migration);
+    END IF;
+    RETURN true;
+END $$;
+
+-- what a table's storage parameters say of autovacuum; NULL: nothing
+CREATE OR REPLACE FUNCTION segue.autovacuum_of(_relation oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT split_part(o, '=', 2) FROM pg_class c, unnest(c.reloptions) o
+     WHERE c.oid = _relation AND split_part(o, '=', 1) = 'autovacuum_enabled'
+$$;
+
+CREATE OR REPLACE FUNCTION segue.autovacuum_off(_migration text, _relation oid)
+RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE c pg_class; name text;
+BEGIN
+    SELECT k.* INTO c FROM pg_class k WHERE k.oid = _relation;
+    IF NOT FOUND OR EXISTS (SELECT FROM segue.autovacuum a WHERE a.migration = _migration AND a.relation = _relation) THEN
+        RETURN false;
+    END IF;
+    name := format('%I.%I', (SELECT n.nspname FROM pg_namespace n WHERE n.oid = c.relnamespace), c.relname);
+    INSERT INTO segue.autovacuum (migration, relation, in_main, in_toast)
+        VALUES (_migration, _relation, segue.autovacuum_of(_relation), segue.autovacuum_of(c.reltoastrelid));
+    EXECUTE format('ALTER TABLE ONLY %s SET (autovacuum_enabled = off)', name);
+    IF c.reltoastrelid <> 0 THEN
+        EXECUTE format('ALTER TABLE ONLY %s SET (toast.autovacuum_enabled = off)', name);
+    END IF;
+    RETURN true;
+END $$;
+
+CREATE OR REPLACE FUNCTION segue.autovacuum_back(_migration text, _relation oid)
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE was segue.autovacuum; name text; part record;
+BEGIN
+    DELETE FROM segue.autovacuum a WHERE a.migration = _migration AND a.relation = _relation RETURNING * INTO was;
+    IF was.relation IS NULL THEN
+        RETURN;
+    END IF;
+    FOR part IN
+        SELECT format('%I.%I', n.nspname, c.relname) AS name, p.*
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+               LATERAL (VALUES ('autovacuum_enabled', c.oid, was.in_main),
+                               ('toast.autovacuum_enabled', c.reltoastrelid, was.in_toast)) p(parameter, relation, value)
+         WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off'
+    LOOP
+        IF part.value IS NULL THEN
+            EXECUTE format('ALTER TABLE ONLY %s RESET (%s)', part.name, part.parameter);
+        ELSE
+            EXECUTE format('ALTER TABLE ONLY %s SET (%s = %L)', part.name, part.parameter, part.value);
+        END IF;
+    END LOOP;
+END $$;
+"#;
