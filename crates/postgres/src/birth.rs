@@ -13,10 +13,13 @@
 
 mod end;
 mod resume;
+mod reverse;
 mod wait;
 
 pub use end::{drop_objects, forget};
 pub use resume::{known, resume_check};
+pub(crate) use reverse::ours_since;
+pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
 
@@ -50,6 +53,28 @@ impl Direction {
             Direction::Forward => "forward",
             Direction::Reverse => "reverse",
         }
+    }
+
+    /// The other one.
+    #[must_use]
+    pub fn opposite(self) -> Direction {
+        match self {
+            Direction::Forward => Direction::Reverse,
+            Direction::Reverse => Direction::Forward,
+        }
+    }
+
+    /// The side that its changes come from. The sides keep their names, whichever takes the writes.
+    pub fn from_side(self) -> &'static str {
+        match self {
+            Direction::Forward => "source",
+            Direction::Reverse => "target",
+        }
+    }
+
+    /// The side that its rows land on.
+    pub fn to_side(self) -> &'static str {
+        self.opposite().from_side()
     }
 
     fn suffix(self) -> &'static str {
@@ -285,28 +310,40 @@ async fn confirmed(client: &Client, slot: &str) -> Outcome<Position> {
     Ok(Position(u64::from(row.get::<_, PgLsn>(0))))
 }
 
-/// Step 5: binds the target to this stream, under `token`. From here on the stream is resumed, never born again.
-///
-/// Fails if another stream of this migration and direction is stored already.
-pub async fn claim(target: &Client, token: i64, identity: &StreamIdentity) -> Outcome<()> {
+/// The statement of step 5; `backfilled_at` is SQL.
+fn stream_row(identity: &StreamIdentity, backfilled_at: &str) -> String {
     let StreamIdentity { migration, direction, slot, system_id, timeline, incarnation, start, .. } = identity;
-    let sql = format!(
-        "INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)
-         VALUES ({}, {}, {}, {}, {timeline}, {incarnation}, '{start}', clock_timestamp())
+    format!(
+        "INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, backfilled_at,
+             updated_at)
+         VALUES ({}, {}, {}, {}, {timeline}, {incarnation}, '{start}', {backfilled_at}, clock_timestamp())
          ON CONFLICT DO NOTHING RETURNING 'claimed'",
         quote_literal(migration),
         quote_literal(direction.as_str()),
         quote_literal(slot),
         quote_literal(system_id),
-    );
-    let claimed = under_token(target, (migration, token), &sql).await;
-    let claimed = claimed.map_err(|f| f.during("binding the target to the change stream"))?;
-    if claimed.as_deref() == Some("claimed") {
+    )
+}
+
+/// Step 5: binds the side where the rows land to this stream, under `token`. From here on the stream is resumed, never
+/// born again.
+///
+/// Fails if another stream of this migration and direction is stored already.
+pub async fn claim(landing: &Client, token: i64, identity: &StreamIdentity) -> Outcome<()> {
+    let row = stream_row(identity, "NULL");
+    claimed(under_token(landing, (&identity.migration, token), &row).await, identity)
+}
+
+fn claimed(answer: Outcome<Option<String>>, identity: &StreamIdentity) -> Outcome<()> {
+    let StreamIdentity { migration, direction, .. } = identity;
+    let side = direction.to_side();
+    let answer = answer.map_err(|f| f.during(format_args!("binding the {side} to the change stream")))?;
+    if answer.as_deref() == Some("claimed") {
         return Ok(());
     }
     Err(Fault::operator(
         "SEGUE-SUPERSEDED",
-        format!("the target is bound to another stream of migration {migration} already"),
+        format!("the {side} is bound to another stream of migration {migration} already"),
         "another segue process has taken this migration over: let it work, and stop this one",
     ))
 }

@@ -67,14 +67,49 @@ pub async fn read(
     let from: Vec<&QualifiedName> = pairs.iter().map(|(from, _)| from).collect();
     let to: Vec<&QualifiedName> = pairs.iter().map(|(_, to)| to).collect();
     let (source, target) = tokio::join!(
-        read::read(source, &from, &["SELECT"]),
-        read::read(target, &to, &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"]),
+        read::read("source", source, &from, &["SELECT"]),
+        read::read("target", target, &to, LANDING),
     );
     let source = source.map_err(|f| f.during("reading the source's catalog"))?;
     let target = target.map_err(|f| f.during("reading the target's catalog"))?;
+    Ok(joined(&source, &target, pairs))
+}
+
+/// What the role must be allowed on tables that rows land in.
+const LANDING: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+
+/// The plan of the way back: the same pairs, in the same order, with the sides exchanged. Tables have the same numbers as
+/// in [`read`]; `source` and `target` in a table of it mean where its rows come from and where they land.
+///
+/// Refusals are about the way back, with the sides called by their names. What matters only while a table is filled is
+/// left out: all rows are there.
+pub async fn read_reverse(
+    source: &mut Client,
+    target: &mut Client,
+    pairs: &[(QualifiedName, QualifiedName)],
+) -> Outcome<Catalog> {
+    let of_source: Vec<&QualifiedName> = pairs.iter().map(|(from, _)| from).collect();
+    let of_target: Vec<&QualifiedName> = pairs.iter().map(|(_, to)| to).collect();
+    let (source, target) = tokio::join!(
+        read::read("source", source, &of_source, LANDING),
+        read::read("target", target, &of_target, &["SELECT"]),
+    );
+    let source = source.map_err(|f| f.during("reading the source's catalog"))?;
+    let target = target.map_err(|f| f.during("reading the target's catalog"))?;
+    let back: Vec<_> = pairs.iter().map(|(from, to)| (to.clone(), from.clone())).collect();
+    let mut catalog = joined(&target, &source, &back);
+    catalog.warnings.clear();
+    for table in &mut catalog.tables {
+        table.one_region = None;
+    }
+    Ok(catalog)
+}
+
+/// The plan from one side's tables to the other's.
+fn joined(from: &read::Side, to: &read::Side, pairs: &[(QualifiedName, QualifiedName)]) -> Catalog {
     let mut catalog = Catalog { refusals: named_twice(pairs), ..Catalog::default() };
-    for (at, (from, to)) in pairs.iter().enumerate() {
-        let built = shape::build(&source, &target, at, (from, to));
+    for (at, (source, target)) in pairs.iter().enumerate() {
+        let built = shape::build(from, to, at, (source, target));
         catalog.tables.extend(built.table);
         catalog.relations.extend(built.relations);
         catalog.refusals.extend(built.refusals);
@@ -92,7 +127,7 @@ pub async fn read(
             ));
         }
     }
-    Ok(catalog)
+    catalog
 }
 
 fn named_twice(pairs: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {

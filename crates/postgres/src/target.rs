@@ -103,7 +103,7 @@ impl Target for PgTarget {
             .await
             .map_err(|e| fault_of(&e))?;
         let Some(row) = row else {
-            return Err(Fault::bug("SEGUE-STREAM-ROW", "the target has no row for this stream"));
+            return Err(Fault::bug("SEGUE-STREAM-ROW", "no row is stored for this stream"));
         };
         let position: PgLsn = row.get(0);
         let skipped: String = row.get(1);

@@ -296,7 +296,10 @@ async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publicati
     let was = catalog::drift::shapes(&setting.source, &read.tables).await.expect("shapes");
     let source = async |sql: &str| setting.source.batch_execute(sql).await.expect(sql);
     let look = async || {
-        catalog::drift::drift(&setting.source, &read.tables, &read.relations, &was).await.expect("drift").0
+        catalog::drift::drift(&setting.source, "source", &read.tables, &read.relations, &was)
+            .await
+            .expect("drift")
+            .0
     };
     assert_eq!(look().await, Default::default());
 
@@ -319,7 +322,7 @@ async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publicati
     };
     for _ in 0..2 {
         let join = catalog::drift::join_publication(
-            &setting.source,
+            (&setting.source, "source"),
             ("orders-move", 1),
             &stream.publication,
             &attached.relation.name,

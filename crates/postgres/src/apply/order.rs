@@ -157,10 +157,11 @@ impl PgApplier {
         }
         if let Some((key, text)) = &key {
             let there = self.row_there(target, key, &text.clone().into_row(key, table.columns.len())).await;
+            let side = self.authority.direction.to_side();
             what = match there {
-                Ok(Some(row)) => format!("{what}; on the target is {}", cut(&row, SHOWN_ROW_MAX)),
-                Ok(None) => format!("{what}; on the target is no such row"),
-                Err(fault) => format!("{what}; what is on the target could not be read: {}", fault.what),
+                Ok(Some(row)) => format!("{what}; on the {side} is {}", cut(&row, SHOWN_ROW_MAX)),
+                Ok(None) => format!("{what}; on the {side} is no such row"),
+                Err(fault) => format!("{what}; what is on the {side} could not be read: {}", fault.what),
             };
         }
         let key = key.map(|(_, text)| cut(&text.to_string(), SHOWN_ROW_MAX));

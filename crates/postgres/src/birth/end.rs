@@ -16,6 +16,7 @@ const TABLES: &[&str] = &[
     "signal",
     "slot",
     "stream",
+    "origin",
     "region",
     "unit",
     "command",
@@ -82,6 +83,9 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
             client.batch_execute(&sql).await.map_err(|e| fault_of(&e))?;
             done.push(format!("{side}: publication {name}"));
         }
+    }
+    // After both slots: what a slot still has of a nameless origin could not be told from the application's own.
+    for direction in [Direction::Forward, Direction::Reverse] {
         let origin = origin_name(migration, direction);
         if exists(client, "pg_replication_origin", "roname", &origin).await? {
             drop_origin(client, &origin).await?;

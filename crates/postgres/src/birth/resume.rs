@@ -12,18 +12,29 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 /// The one safe way after a stream is lost.
-const START_AGAIN: &str = "the rows on the target can no longer be brought up to date from this slot: \
-    run `segue cancel --drop-target-tables`, make the target's tables anew, and start again";
+fn start_again(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => {
+            "the rows on the target can no longer be brought up to date from this slot: \
+             run `segue cancel --drop-target-tables`, make the target's tables anew, and start again"
+        }
+        // Never to drop anything: the target may be where the only newest rows are.
+        Direction::Reverse => {
+            "what was written on the target since then has not reached the source: until the way back is made anew, \
+             and the source's rows are verified and repaired, writes can only stay on the target"
+        }
+    }
+}
 
-/// The stream that the target is bound to, with its checkpoint; `None`: [`super::birth`] is to be run.
+/// The stream that the side where the rows land is bound to, with its checkpoint; `None`: [`super::birth`] is to be run.
 pub async fn known(
-    target: &Client,
+    landing: &Client,
     migration: &str,
     direction: Direction,
 ) -> Outcome<Option<(StreamIdentity, Position)>> {
     let sql = "SELECT slot, system_id, timeline, incarnation, position FROM segue.stream
           WHERE migration = $1 AND direction = $2";
-    let row = target.query_opt(sql, &[&migration, &direction.as_str()]).await;
+    let row = landing.query_opt(sql, &[&migration, &direction.as_str()]).await;
     let row = row.map_err(|e| fault_of(&e).during("reading the stream's checkpoint"))?;
     Ok(row.map(|row| {
         let position = Position(u64::from(row.get::<_, PgLsn>("position")));
@@ -42,34 +53,39 @@ pub async fn known(
     }))
 }
 
-fn lost(code: &'static str, what: String) -> Fault {
-    Fault::operator(code, what, START_AGAIN)
+fn lost(stream: &StreamIdentity, code: &'static str, what: String) -> Fault {
+    Fault::operator(code, what, start_again(stream.direction))
 }
 
 /// Whether `stream` can go on from `checkpoint`: same server, same slot, nothing skipped. The fault says what was lost.
 pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: Position) -> Outcome<()> {
     let during = |fault: Fault| fault.during("checking that the change stream can be resumed");
+    let (from, to) = (stream.direction.from_side(), stream.direction.to_side());
     let sql = "SELECT pg_is_in_recovery() AS standby";
     if source.query_one(sql, &[]).await.map_err(|e| during(fault_of(&e)))?.get("standby") {
-        let what = "the source has become a standby";
-        return Err(Fault::operator("SEGUE-STANDBY", what, "name the primary in the source's URL"));
+        let what = format!("the {from} has become a standby");
+        return Err(Fault::operator("SEGUE-STANDBY", what, format!("name the primary in the {from}'s URL")));
     }
     let (system_id, timeline) = server_identity(source).await.map_err(during)?;
     if system_id != stream.system_id {
         return Err(Fault::operator(
             "SEGUE-OTHER-SERVER",
             format!(
-                "the source is another server (system identifier {system_id}) than the one the stream came from ({})",
+                "the {from} is another server (system identifier {system_id}) than the one the stream came from ({})",
                 stream.system_id
             ),
-            "correct the source's URL; if the server was really replaced, cancel and start again",
+            format!(
+                "correct the {from}'s URL; if the server was really replaced, this stream is lost: {}",
+                start_again(stream.direction)
+            ),
         ));
     }
     if timeline != stream.timeline {
         return Err(lost(
+            stream,
             "SEGUE-TIMELINE",
             format!(
-                "the source was promoted or restored: its timeline is {timeline}, the stream came from {}; commits after the switch may differ from what was applied",
+                "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; commits after the switch may differ from what was applied",
                 stream.timeline
             ),
         ));
@@ -80,9 +96,10 @@ pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: 
     let confirmed = confirmed(source, &stream.slot).await.map_err(during)?;
     if confirmed > checkpoint {
         return Err(lost(
+            stream,
             "SEGUE-CHECKPOINT-BEHIND",
             format!(
-                "the target is at {checkpoint}, but the slot {} was confirmed up to {confirmed}: the target was restored to an older state, and {} bytes of changes in between are gone",
+                "the {to} is at {checkpoint}, but the slot {} was confirmed up to {confirmed}: the {to} was restored to an older state, and {} bytes of changes in between are gone",
                 stream.slot,
                 confirmed.bytes_since(checkpoint)
             ),
@@ -93,9 +110,10 @@ pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: 
     let end = Position(u64::from(end));
     if end < checkpoint {
         return Err(lost(
+            stream,
             "SEGUE-SOURCE-BEHIND",
             format!(
-                "the source's log ends at {end}, before the target's checkpoint {checkpoint}: the source was restored to an older state"
+                "the {from}'s log ends at {end}, before the {to}'s checkpoint {checkpoint}: the {from} was restored to an older state"
             ),
         ));
     }
@@ -121,7 +139,7 @@ async fn check_number(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         "the slot {} was made anew since the checkpoint was written (incarnation {shown}, the checkpoint belongs to {}): changes in between are gone",
         stream.slot, stream.incarnation
     );
-    Err(lost("SEGUE-SLOT-REMADE", what))
+    Err(lost(stream, "SEGUE-SLOT-REMADE", what))
 }
 
 async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
@@ -132,10 +150,12 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         source.query_opt(&sql, &[&stream.slot]).await.map_err(|e| fault_of(&e).during("reading the slot"))?;
     let Some(row) = row else {
         return Err(lost(
+            stream,
             "SEGUE-SLOT-LOST",
             format!(
-                "the replication slot {} is gone: it was dropped, or the source failed over without it",
-                stream.slot
+                "the replication slot {} is gone: it was dropped, or the {} failed over without it",
+                stream.slot,
+                stream.direction.from_side()
             ),
         ));
     };
@@ -146,6 +166,7 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
     let here: &str = row.get("here");
     if field("plugin") != "pgoutput" || field("database") != here {
         return Err(lost(
+            stream,
             "SEGUE-SLOT-FOREIGN",
             format!(
                 "the replication slot {} is not the one Segue made: plugin {}, database {}",
@@ -159,9 +180,11 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
     if field("wal_status") == "lost" || !reason.is_empty() {
         let why = if reason.is_empty() { "max_slot_wal_keep_size was exceeded".to_owned() } else { reason };
         return Err(lost(
+            stream,
             "SEGUE-SLOT-LOST",
             format!(
-                "the source has invalidated the replication slot {} ({why}): the log it needs is removed",
+                "the {} has invalidated the replication slot {} ({why}): the log it needs is removed",
+                stream.direction.from_side(),
                 stream.slot
             ),
         ));
@@ -177,6 +200,7 @@ async fn check_publication(source: &Client, stream: &StreamIdentity) -> Outcome<
         return Ok(());
     }
     Err(lost(
+        stream,
         "SEGUE-PUBLICATION-LOST",
         format!("the publication {} is gone: changes made since then cannot be decoded", stream.publication),
     ))

@@ -147,8 +147,12 @@ pub(super) fn mismatch(source: &Side, target: &Side, from: &ColumnFacts, to: &Co
     };
     // Without a length, char(n) keeps the blanks it was padded with.
     let loses_padding = name == "bpchar" && to.typmod != from.typmod;
-    (!fits || loses_padding)
-        .then(|| format!("it is {} on the source and {} on the target", from.shown_type, to.shown_type))
+    (!fits || loses_padding).then(|| {
+        format!(
+            "it is {} on the {} and {} on the {}",
+            from.shown_type, source.label, to.shown_type, target.label
+        )
+    })
 }
 
 fn element_name<'a>(side: &'a Side, facts: &'a TypeFacts) -> &'a str {
@@ -160,13 +164,16 @@ fn type_mismatch(source: &Side, target: &Side, a: &TypeFacts, b: &TypeFacts, dep
     let same_name = a.name == b.name && (a.schema == b.schema || a.of_extension && b.of_extension);
     let arrays = a.element.is_some() && b.element.is_some();
     if depth > DEPTH_MAX || a.kind != b.kind || !(same_name || arrays) {
-        return Some(format!("its type is {} on the source and {} on the target", a.sql, b.sql));
+        return Some(format!(
+            "its type is {} on the {} and {} on the {}",
+            a.sql, source.label, b.sql, target.label
+        ));
     }
     if let Some(label) = a.labels.iter().find(|label| !b.labels.contains(label)) {
-        return Some(format!("the enum {} lacks the label '{label}' on the target", b.sql));
+        return Some(format!("the enum {} lacks the label '{label}' on the {}", b.sql, target.label));
     }
     if a.kind == 'c' && (a.part_names != b.part_names || a.parts.len() != b.parts.len()) {
-        return Some(format!("the composite type {} has other attributes on the target", b.sql));
+        return Some(format!("the composite type {} has other attributes on the {}", b.sql, target.label));
     }
     let inside = |facts: &TypeFacts| -> Vec<u32> {
         facts

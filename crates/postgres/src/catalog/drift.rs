@@ -123,13 +123,15 @@ pub async fn shapes(source: &Client, tables: &[Table]) -> Outcome<Shapes> {
     let schemas: Vec<&str> = tables.iter().map(|t| t.source.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|t| t.source.name.as_str()).collect();
     let rows = source.query(SHAPES, &[&schemas, &names]).await;
-    let rows = rows.map_err(|e| fault_of(&e).during("looking for changes of the source's tables"))?;
+    let rows = rows.map_err(|e| fault_of(&e).during("looking for changes of the tables"))?;
     Ok(Shapes(rows.iter().map(|row| (row.get("oid"), shape_of(row))).collect()))
 }
 
-/// What changed between `was` and now. `relations` are those that the stream knows, later ones included.
+/// What changed between `was` and now. `relations` are those that the stream knows, later ones included; `side` is what
+/// the side they are on is called.
 pub async fn drift(
     source: &Client,
+    side: &str,
     tables: &[Table],
     relations: &[SourceRelation],
     was: &Shapes,
@@ -143,14 +145,14 @@ pub async fn drift(
             None => drift.faults.push(refusal(
                 "SEGUE-DDL-DRIFT",
                 &table.source,
-                "was dropped or renamed on the source",
+                format!("was dropped or renamed on the {side}"),
                 "give it its name back, or cancel the migration",
             )),
         }
     }
     for relation in relations {
         match now.0.get(&relation.oid) {
-            Some(shape) => compare(relation, was.0.get(&relation.oid), shape, &mut drift),
+            Some(shape) => compare(side, relation, was.0.get(&relation.oid), shape, &mut drift),
             None if relation.leaf.is_some() => drift.detached.push(relation.clone()),
             None => {}
         }
@@ -187,10 +189,10 @@ pub async fn drift(
     Ok((drift, now))
 }
 
-fn compare(relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &mut Drift) {
+fn compare(side: &str, relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &mut Drift) {
     let Some(was) = was else { return };
     if was.columns != now.columns || was.replica_identity != now.replica_identity {
-        let what = "was altered on the source (columns, types or replica identity)";
+        let what = format!("was altered on the {side} (columns, types or replica identity)");
         let next_step =
             "undo the change, or cancel the migration and start again with the new form on both sides";
         drift.faults.push(refusal("SEGUE-DDL-DRIFT", &relation.name, what, next_step));
@@ -224,7 +226,7 @@ async fn leaf(
 /// Adds a leaf to the publication, under a lock that waits for its writers: whatever is written to it after this
 /// returns is in the stream. Harmless if it is there already. `authority` is the migration and its token.
 pub async fn join_publication(
-    source: &Client,
+    (source, side): (&Client, &str),
     authority: (&str, i64),
     publication: &str,
     leaf: &QualifiedName,
@@ -236,7 +238,7 @@ pub async fn join_publication(
         let what =
             "was attached without a usable replica identity: publishing it would make its updates fail";
         let next_step = format!(
-            "on the source: ALTER TABLE {} REPLICA IDENTITY FULL; or give it the key of its table",
+            "on the {side}: ALTER TABLE {} REPLICA IDENTITY FULL; or give it the key of its table",
             leaf.sql()
         );
         return Err(refusal("SEGUE-NO-KEY", leaf, what, next_step));

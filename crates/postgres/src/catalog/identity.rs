@@ -73,28 +73,30 @@ fn offer(side: &Side, relation: &Relation, travelling: &[&str]) -> Result<Offer,
             'i' => "has lost the index of its replica identity: its updates and deletes cannot be repeated",
             _ => "has no primary key: its updates and deletes could not be repeated",
         };
-        return Err(refusal("SEGUE-NO-KEY", &relation.name, what, remedy(relation, &usable)));
+        return Err(refusal("SEGUE-NO-KEY", &relation.name, what, remedy(side, relation, &usable)));
     };
     if !chosen.immediate {
         let constraint = chosen.constraint.as_deref().unwrap_or(&chosen.name);
         let what = format!(
             "is identified by the deferrable constraint {constraint}, which PostgreSQL cannot use for replication: \
-             updates would fail on the source as soon as the table is published"
+             updates would fail on the {} as soon as the table is published",
+            side.label
         );
-        return Err(refusal("SEGUE-DEFERRABLE-KEY", &relation.name, what, remedy(relation, &usable)));
+        return Err(refusal("SEGUE-DEFERRABLE-KEY", &relation.name, what, remedy(side, relation, &usable)));
     }
     if !is_usable(chosen, travelling) {
         let what = format!("is identified by the index {}, which does not cover every row", chosen.name);
-        return Err(refusal("SEGUE-NO-KEY", &relation.name, what, remedy(relation, &usable)));
+        return Err(refusal("SEGUE-NO-KEY", &relation.name, what, remedy(side, relation, &usable)));
     }
     Ok(Offer { keys: vec![chosen.columns.clone()], full: false })
 }
 
-fn remedy(relation: &Relation, usable: &[&Index]) -> String {
+fn remedy(side: &Side, relation: &Relation, usable: &[&Index]) -> String {
+    let side = side.label;
     match usable.first() {
-        Some(index) => format!("on the source: {}", index_remedy(relation, index)),
+        Some(index) => format!("on the {side}: {}", index_remedy(relation, index)),
         None => format!(
-            "on the source, add a primary key, or: {} (every update and delete then writes the whole old row to the log)",
+            "on the {side}, add a primary key, or: {} (every update and delete then writes the whole old row to the log)",
             full_remedy(&relation.name)
         ),
     }
@@ -137,7 +139,8 @@ pub(super) fn carried(
             let remedies: Vec<String> = relations.iter().map(|r| full_remedy(&r.name)).collect();
             let what = "has no key that is unique in the whole table and that all its partitions use as replica identity";
             let next_step = format!(
-                "on the source, add a primary key to the partitioned table, or: {}",
+                "on the {}, add a primary key to the partitioned table, or: {}",
+                side.label,
                 remedies.join(" ")
             );
             Err(vec![refusal("SEGUE-NO-KEY", &root.name, what, next_step)])
@@ -159,13 +162,15 @@ pub(super) fn backing(target: &Side, table: &Relation, key: &[String]) -> Result
     if found.is_empty() {
         let columns: Vec<String> = key.iter().map(|column| quote_ident(column)).collect();
         let next_step = format!(
-            "on the target: ALTER TABLE {} ADD PRIMARY KEY ({});",
+            "on the {}: ALTER TABLE {} ADD PRIMARY KEY ({});",
+            target.label,
             table.name.sql(),
             columns.join(", ")
         );
         let what = format!(
-            "has no unique index on ({}) on the target: rows could not be found there",
-            key.join(", ")
+            "has no unique index on ({}) on the {}: rows could not be found there",
+            key.join(", "),
+            target.label
         );
         return Err(refusal("SEGUE-TARGET-KEY", &table.name, what, next_step));
     }

@@ -118,6 +118,8 @@ pub(super) struct Index {
 
 /// Everything about the tables on one server.
 pub(super) struct Side {
+    /// `source` or `target`: where the tables were when the migration was planned.
+    pub(super) label: &'static str,
     pub(super) server: Server,
     /// In the order asked for; `None` where there is no such relation.
     pub(super) roots: Vec<Option<Relation>>,
@@ -144,6 +146,7 @@ async fn rows(
 
 /// Reads all facts about `names` under one snapshot. `privileges` are those the role must have on each.
 pub(super) async fn read(
+    label: &'static str,
     client: &mut Client,
     names: &[&QualifiedName],
     privileges: &[&str],
@@ -168,7 +171,7 @@ pub(super) async fn read(
     all.extend(relations.values().flatten().map(|r| r.oid));
     let indexes = indexes(&transaction, &all).await?;
     transaction.rollback().await.map_err(|e| fault_of(&e))?;
-    Ok(Side { server, roots, relations, partitioned, columns, types, indexes })
+    Ok(Side { label, server, roots, relations, partitioned, columns, types, indexes })
 }
 
 async fn server(transaction: &Transaction<'_>) -> Outcome<Server> {

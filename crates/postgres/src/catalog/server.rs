@@ -3,13 +3,14 @@
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio_postgres::{Client, Row};
 
 /// Majors that can be a source.
-const SOURCE_MAJORS: std::ops::RangeInclusive<i32> = 12..=18;
+const SOURCE_MAJORS: RangeInclusive<i32> = 12..=18;
 /// Majors that can be a target.
-const TARGET_MAJORS: std::ops::RangeInclusive<i32> = 14..=18;
+const TARGET_MAJORS: RangeInclusive<i32> = 14..=18;
 
 /// Code of the fault that Segue is, or would be, a standby that commits wait for.
 pub const SYNC_STANDBY: &str = "SEGUE-SYNC-STANDBY";
@@ -20,6 +21,18 @@ async fn facts(client: &Client, sql: &str) -> Outcome<Row> {
 
 /// Why this server cannot be a source; empty if it can.
 pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
+    sending_refusals(source, "source").await
+}
+
+/// Why changes cannot travel back from `target` to `source`; empty if they can.
+pub async fn reverse_refusals(source: &Client, target: &Client) -> Outcome<Vec<Fault>> {
+    let mut found = sending_refusals(target, "target").await?;
+    found.extend(landing_refusals(target, source, ("source", SOURCE_MAJORS)).await?);
+    Ok(found)
+}
+
+/// Why no stream can come from this server, which is the `side` of the migration.
+async fn sending_refusals(source: &Client, side: &str) -> Outcome<Vec<Fault>> {
     let sql = "SELECT current_setting('server_version_num')::int / 10000 AS major, pg_is_in_recovery() AS standby,
             current_setting('wal_level') AS wal_level, current_setting('synchronous_standby_names') AS synchronous,
             current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots) AS slots,
@@ -36,40 +49,40 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
     if !SOURCE_MAJORS.contains(&major) {
         refuse(
             "SEGUE-VERSION",
-            format!("the source is PostgreSQL {major}"),
+            format!("the {side} is PostgreSQL {major}"),
             "sources can be 12 to 18".into(),
         );
     }
     if row.get("standby") {
-        let what = "the source is a standby: on a standby a snapshot does not say which transactions are in progress";
-        refuse("SEGUE-STANDBY", what.into(), "name the primary in the source's URL".into());
+        let what = format!(
+            "the {side} is a standby: on a standby a snapshot does not say which transactions are in progress"
+        );
+        refuse("SEGUE-STANDBY", what, format!("name the primary in the {side}'s URL"));
     }
     let wal_level: &str = row.get("wal_level");
     if wal_level != "logical" {
-        let next_step = "on the source: ALTER SYSTEM SET wal_level = 'logical'; and restart it";
-        refuse(
-            "SEGUE-WAL-LEVEL",
-            format!("wal_level is {wal_level} on the source, not logical"),
-            next_step.into(),
-        );
+        let next_step = format!("on the {side}: ALTER SYSTEM SET wal_level = 'logical'; and restart it");
+        refuse("SEGUE-WAL-LEVEL", format!("wal_level is {wal_level} on the {side}, not logical"), next_step);
     }
     // One slot of ours may be there already, from a start that went before.
     if row.get::<_, i64>("slots") < 0 || row.get::<_, i64>("senders") < 1 {
-        let what = "the source has no replication slot or WAL sender left";
-        let next_step = "raise max_replication_slots and max_wal_senders on the source and restart it, or drop unused slots";
-        refuse("SEGUE-LIMIT", what.into(), next_step.into());
+        let what = format!("the {side} has no replication slot or WAL sender left");
+        let next_step = format!(
+            "raise max_replication_slots and max_wal_senders on the {side} and restart it, or drop unused slots"
+        );
+        refuse("SEGUE-LIMIT", what, next_step);
     }
     if !row.get::<_, bool>("replication") {
-        let what = format!("the role {role} may not replicate from the source");
-        refuse("SEGUE-PRIVILEGE", what, format!("on the source: ALTER ROLE \"{role}\" REPLICATION;"));
+        let what = format!("the role {role} may not replicate from the {side}");
+        refuse("SEGUE-PRIVILEGE", what, format!("on the {side}: ALTER ROLE \"{role}\" REPLICATION;"));
     }
     if !row.get::<_, bool>("may_create") {
         let what =
-            format!("the role {role} may not create a publication or a schema in the source's database");
-        let next_step = format!("on the source: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
+            format!("the role {role} may not create a publication or a schema in the {side}'s database");
+        let next_step = format!("on the {side}: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
-    found.extend(standby_refusal(row.get("synchronous")));
+    found.extend(standby_refusal(row.get("synchronous"), side));
     Ok(found)
 }
 
@@ -77,21 +90,32 @@ pub async fn source_refusals(source: &Client) -> Outcome<Vec<Fault>> {
 /// no other standby, a commit of Segue's own would hang.
 pub async fn never_a_standby(source: &Client) -> Outcome<()> {
     let row = facts(source, "SELECT current_setting('synchronous_standby_names')").await?;
-    standby_refusal(row.get(0)).map_or(Ok(()), Err)
+    standby_refusal(row.get(0), "source").map_or(Ok(()), Err)
 }
 
-fn standby_refusal(setting: &str) -> Option<Fault> {
+fn standby_refusal(setting: &str, side: &str) -> Option<Fault> {
     let name = synchronous_for_segue(setting)?;
     let what = format!(
-        "synchronous_standby_names = '{setting}' on the source counts Segue's own session as a standby ({name}): \
+        "synchronous_standby_names = '{setting}' on the {side} counts Segue's own session as a standby ({name}): \
          the application's commits would wait for Segue"
     );
-    let next_step = "on the source: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();";
+    let next_step = format!(
+        "on the {side}: name the real standbys, for example ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'; SELECT pg_reload_conf();"
+    );
     Some(Fault::operator(SYNC_STANDBY, what, next_step))
 }
 
 /// Why this server cannot be a target of that source; empty if it can.
 pub async fn target_refusals(source: &Client, target: &Client) -> Outcome<Vec<Fault>> {
+    landing_refusals(source, target, ("target", TARGET_MAJORS)).await
+}
+
+/// Why rows from `source` cannot land on this server, which is the `side` of the migration and can be of these `majors`.
+async fn landing_refusals(
+    source: &Client,
+    target: &Client,
+    (side, majors): (&str, RangeInclusive<i32>),
+) -> Outcome<Vec<Fault>> {
     let encoding = "SELECT current_setting('server_encoding')";
     let source_encoding: String = facts(source, encoding).await?.get(0);
     let sql =
@@ -107,29 +131,29 @@ pub async fn target_refusals(source: &Client, target: &Client) -> Outcome<Vec<Fa
         |code, what: String, next_step: String| found.push(Fault::operator(code, what, next_step));
     let (role, database): (&str, &str) = (row.get("role"), row.get("database"));
     let (major, target_encoding): (i32, &str) = (row.get("major"), row.get("encoding"));
-    if !TARGET_MAJORS.contains(&major) {
+    if !majors.contains(&major) {
         refuse(
             "SEGUE-VERSION",
-            format!("the target is PostgreSQL {major}"),
-            "targets can be 14 to 18".into(),
+            format!("the {side} is PostgreSQL {major}"),
+            format!("{side}s can be {} to {}", majors.start(), majors.end()),
         );
     }
     if row.get("standby") {
         refuse(
             "SEGUE-STANDBY",
-            "the target is a standby".into(),
-            "name the primary in the target's URL".into(),
+            format!("the {side} is a standby"),
+            format!("name the primary in the {side}'s URL"),
         );
     }
     if target_encoding != "UTF8" && target_encoding != source_encoding {
         let what = format!(
-            "the target's encoding {target_encoding} cannot hold all text of the source's {source_encoding}"
+            "the {side}'s encoding {target_encoding} cannot hold all text of the other side's {source_encoding}"
         );
-        refuse("SEGUE-ENCODING", what, "make the target database with ENCODING 'UTF8'".into());
+        refuse("SEGUE-ENCODING", what, format!("make the {side} database with ENCODING 'UTF8'"));
     }
     if !row.get::<_, bool>("may_create") {
-        let what = format!("the role {role} may not create a schema in the target's database");
-        let next_step = format!("on the target: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
+        let what = format!("the role {role} may not create a schema in the {side}'s database");
+        let next_step = format!("on the {side}: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
     let may_set_role = row.get("superuser")
@@ -138,27 +162,27 @@ pub async fn target_refusals(source: &Client, target: &Client) -> Outcome<Vec<Fa
         };
     if !may_set_role {
         let what = format!(
-            "the role {role} may not set session_replication_role on the target: triggers and foreign keys would fire"
+            "the role {role} may not set session_replication_role on the {side}: triggers and foreign keys would fire"
         );
         let next_step = if major >= 15 {
-            format!("on the target: GRANT SET ON PARAMETER session_replication_role TO \"{role}\";")
+            format!("on the {side}: GRANT SET ON PARAMETER session_replication_role TO \"{role}\";")
         } else {
-            "use a superuser on the target: before PostgreSQL 15 nobody else may".to_owned()
+            format!("use a superuser on the {side}: before PostgreSQL 15 nobody else may")
         };
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
     if !row.get::<_, bool>("may_origin") {
-        let what = format!("the role {role} may not use replication origins on the target");
+        let what = format!("the role {role} may not use replication origins on the {side}");
         let next_step = format!(
-            "on the target, as superuser: GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), \
+            "on the {side}, as superuser: GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), \
              pg_replication_origin_drop(text), pg_replication_origin_oid(text), pg_replication_origin_session_setup(text), \
              pg_replication_origin_session_reset(), pg_replication_origin_xact_setup(pg_lsn, timestamptz) TO \"{role}\";"
         );
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
     if row.get::<_, i64>("slots") < 1 {
-        let next_step = "on the target: ALTER SYSTEM SET max_replication_slots = 10; and restart it";
-        refuse("SEGUE-LIMIT", "the target has room for no replication origin".into(), next_step.into());
+        let next_step = format!("on the {side}: ALTER SYSTEM SET max_replication_slots = 10; and restart it");
+        refuse("SEGUE-LIMIT", format!("the {side} has room for no replication origin"), next_step);
     }
     Ok(found)
 }

@@ -41,7 +41,7 @@ pub(super) fn build(
     let (from, to) = match (&source.roots[at], &target.roots[at]) {
         (Some(from), Some(to)) => (from, to),
         (from, _) => {
-            built.refusals.push(missing(from.is_some(), names));
+            built.refusals.push(missing(source, from.is_some(), target, names));
             return built;
         }
     };
@@ -103,17 +103,27 @@ fn one_snapshot(name: &QualifiedName, estimate: &Estimate, why: &str) -> String 
     )
 }
 
-fn missing(source_exists: bool, (source, target): (&QualifiedName, &QualifiedName)) -> Fault {
+fn missing(
+    source: &Side,
+    source_exists: bool,
+    target: &Side,
+    (from, to): (&QualifiedName, &QualifiedName),
+) -> Fault {
     if !source_exists {
         let next_step = "correct the name in the spec, or create the table";
-        return refusal("SEGUE-NO-TABLE", source, "does not exist on the source", next_step);
+        let what = format!("does not exist on the {}", source.label);
+        return refusal("SEGUE-NO-TABLE", from, what, next_step);
     }
-    let quoted = quote_literal(&source.sql());
+    let quoted = quote_literal(&from.sql());
     refusal(
         "SEGUE-NO-TABLE",
-        target,
-        "does not exist on the target",
-        format!("pg_dump --schema-only --table {quoted} \"$SOURCE_URL\" | psql \"$TARGET_URL\""),
+        to,
+        format!("does not exist on the {}", target.label),
+        format!(
+            "pg_dump --schema-only --table {quoted} \"${}_URL\" | psql \"${}_URL\"",
+            source.label.to_uppercase(),
+            target.label.to_uppercase()
+        ),
     )
 }
 
@@ -191,16 +201,20 @@ fn estimate(relations: &[Relation]) -> Estimate {
 
 fn relation_refusals(pair: &Pair<'_>, relations: &[Relation]) -> Vec<Fault> {
     let mut found = Vec::new();
+    let (source, target) = (pair.source.label, pair.target.label);
     let sources = relations.iter().chain((pair.from.kind == 'p').then_some(pair.from));
     for relation in sources {
-        found.extend(kind_refusal(relation, "source"));
+        found.extend(kind_refusal(relation, source));
         if relation.row_security {
-            let what = "has row-level security that applies to Segue's role on the source: copy and verification would miss rows";
+            let what = format!(
+                "has row-level security that applies to Segue's role on the {source}: copy and verification would miss rows"
+            );
             let next_step = "log in with a role that has BYPASSRLS (ALTER ROLE … BYPASSRLS), or as the owner without FORCE ROW LEVEL SECURITY";
             found.push(refusal("SEGUE-ROW-SECURITY", &relation.name, what, next_step));
         }
         if !relation.owned {
-            let what = "does not belong to Segue's role on the source: only its owner can publish it";
+            let what =
+                format!("does not belong to Segue's role on the {source}: only its owner can publish it");
             found.push(refusal(
                 "SEGUE-PRIVILEGE",
                 &relation.name,
@@ -208,19 +222,18 @@ fn relation_refusals(pair: &Pair<'_>, relations: &[Relation]) -> Vec<Fault> {
                 "grant the owner's role to Segue's role",
             ));
         }
-        found.extend(lacking(relation, "source"));
+        found.extend(lacking(relation, source));
     }
     let leaves = pair.target.relations.get(&pair.to.oid).map_or(&[][..], Vec::as_slice);
-    found.extend(kind_refusal(pair.to, "target"));
-    found.extend(
-        leaves.iter().filter(|leaf| leaf.oid != pair.to.oid).filter_map(|l| kind_refusal(l, "target")),
-    );
+    found.extend(kind_refusal(pair.to, target));
+    found
+        .extend(leaves.iter().filter(|leaf| leaf.oid != pair.to.oid).filter_map(|l| kind_refusal(l, target)));
     if pair.to.row_security {
-        let what = "has row-level security that applies to Segue's role on the target";
+        let what = format!("has row-level security that applies to Segue's role on the {target}");
         let next_step = "log in with a role that has BYPASSRLS (ALTER ROLE … BYPASSRLS)";
         found.push(refusal("SEGUE-ROW-SECURITY", &pair.to.name, what, next_step));
     }
-    found.extend(lacking(pair.to, "target"));
+    found.extend(lacking(pair.to, target));
     found
 }
 
@@ -243,7 +256,7 @@ fn kind_refusal(relation: &Relation, side: &str) -> Option<Fault> {
         ),
         ('r' | 'p', _) => ("a temporary table", "leave it out".to_owned()),
         ('v', _) => ("a view", "leave it out: views move with the schema, not with the rows".to_owned()),
-        ('m', _) => ("a materialized view", "leave it out, and REFRESH it on the target".to_owned()),
+        ('m', _) => ("a materialized view", "leave it out, and REFRESH it after the move".to_owned()),
         ('f', _) => ("a foreign table", "leave it out: its rows are in another database".to_owned()),
         _ => ("not a table", "leave it out".to_owned()),
     };
@@ -281,9 +294,10 @@ fn columns<'a>(pair: &Pair<'a>, built: &mut Built) -> Travelling<'a> {
     for extra in targets.iter().filter(|to| !sources.iter().any(|from| from.name == to.name)) {
         if extra.not_null && !extra.has_default && extra.identity.is_none() && !extra.generated {
             let column = quote_ident(&extra.name);
-            let what = format!("has the column {column} on the target only, NOT NULL and without a default");
+            let side = pair.target.label;
+            let what = format!("has the column {column} on the {side} only, NOT NULL and without a default");
             let next_step = format!(
-                "on the target: ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL; or give it a default",
+                "on the {side}: ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL; or give it a default",
                 pair.to.name.sql()
             );
             built.refusals.push(refusal("SEGUE-COLUMN", &pair.to.name, what, next_step));
@@ -306,17 +320,18 @@ fn column(pair: &Pair<'_>, from: &ColumnFacts, to: &ColumnFacts) -> Column {
 
 fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>) -> Option<Fault> {
     let column = quote_ident(&from.name);
-    let alter = format!("on the target: ALTER TABLE {}", pair.to.name.sql());
+    let (source, target) = (pair.source.label, pair.target.label);
+    let alter = format!("on the {target}: ALTER TABLE {}", pair.to.name.sql());
     let (what, next_step) = match to {
         None if from.generated => return None,
         None => (
-            format!("has no column {column} on the target"),
+            format!("has no column {column} on the {target}"),
             format!("{alter} ADD COLUMN {column} {};", from.shown_type),
         ),
         Some(to) if from.generated && to.generated => return None,
         Some(to) if from.generated => (
             format!(
-                "computes the column {column} on the source, and stores it plainly on the target: the log does not carry it"
+                "computes the column {column} on the {source}, and stores it plainly on the {target}: the log does not carry it"
             ),
             format!(
                 "{alter} DROP COLUMN {column}; and add it as GENERATED ALWAYS AS (…) {}",
@@ -325,20 +340,22 @@ fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>)
         ),
         Some(to) if to.generated => (
             format!(
-                "computes the column {column} on the target, and stores it plainly on the source: values could differ"
+                "computes the column {column} on the {target}, and stores it plainly on the {source}: values could differ"
             ),
             format!("{alter} ALTER COLUMN {column} DROP EXPRESSION;"),
         ),
         Some(to) => {
             if let Some(why) = column_type::mismatch(pair.source, pair.target, from, to) {
                 (
-                    format!("has the column {column} in another form on the target: {why}"),
+                    format!("has the column {column} in another form on the {target}: {why}"),
                     format!("{alter} ALTER COLUMN {column} TYPE {};", from.shown_type),
                 )
             } else if to.not_null && !from.not_null {
                 (
-                    format!("has the column {column} NOT NULL on the target only"),
-                    format!("{alter} ALTER COLUMN {column} DROP NOT NULL; or set it NOT NULL on the source"),
+                    format!("has the column {column} NOT NULL on the {target} only"),
+                    format!(
+                        "{alter} ALTER COLUMN {column} DROP NOT NULL; or set it NOT NULL on the {source}"
+                    ),
                 )
             } else {
                 return None;

@@ -59,8 +59,8 @@ impl PgReader {
         if row.get(0) {
             return Err(Fault::operator(
                 "SEGUE-RECOVERY",
-                format!("the source {endpoint} is a standby in recovery; its snapshots cannot be trusted"),
-                "point `source` at the primary",
+                format!("{endpoint} is a standby in recovery; its snapshots cannot be trusted"),
+                "name the primary in the spec",
             ));
         }
         let version: i32 = row.get(1);

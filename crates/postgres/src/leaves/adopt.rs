@@ -41,7 +41,7 @@ pub(super) async fn facts(client: &Client, table: &Table, part: &Part) -> Outcom
 }
 
 /// Whether changes of the leaf can be followed as those of its table are.
-pub(super) fn check(table: &Table, facts: &Facts) -> Outcome<()> {
+pub(super) fn check(side: &str, table: &Table, facts: &Facts) -> Outcome<()> {
     let name = &facts.name;
     let drift = |what: &str, next_step: String| {
         Err(Fault::operator("SEGUE-DDL-DRIFT", format!("{name} {what}"), next_step))
@@ -50,12 +50,12 @@ pub(super) fn check(table: &Table, facts: &Facts) -> Outcome<()> {
         let what =
             "was attached and is not a permanent table: its changes are not in the log that Segue follows";
         let next_step = format!(
-            "on the source: ALTER TABLE {0} SET LOGGED; or ALTER TABLE … DETACH PARTITION {0}; then start again",
+            "on the {side}: ALTER TABLE {0} SET LOGGED; or ALTER TABLE … DETACH PARTITION {0}; then start again",
             name.sql()
         );
         return drift(what, next_step);
     }
-    let full = format!("on the source: ALTER TABLE {} REPLICA IDENTITY FULL; then start again", name.sql());
+    let full = format!("on the {side}: ALTER TABLE {} REPLICA IDENTITY FULL; then start again", name.sql());
     let Some(key) = table.key() else {
         if facts.identity == "f" {
             return Ok(());
@@ -88,8 +88,8 @@ pub(super) async fn join(
     part: &Part,
     name: &QualifiedName,
 ) -> Outcome<()> {
-    let authority = (stream.migration.as_str(), token);
-    match join_publication(client, authority, &stream.publication, name).await {
+    let (authority, side) = ((stream.migration.as_str(), token), stream.direction.from_side());
+    match join_publication((client, side), authority, &stream.publication, name).await {
         Err(fault) if fault.code == "SEGUE-LOCKED" => {
             Err(locked(client, &[part.relation], &fault.what).await)
         }

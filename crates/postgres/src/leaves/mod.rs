@@ -11,7 +11,7 @@ pub(crate) use leave::signal_sql;
 pub use store::{Known, remember_born, settle};
 pub(crate) use store::{Mark, late, mark, store};
 
-use crate::birth::StreamIdentity;
+use crate::birth::{StreamIdentity, origin_name, ours_since};
 use crate::catalog::{SourceRelation, drift};
 use crate::connect::Endpoint;
 use crate::copy::Relations;
@@ -72,7 +72,14 @@ impl Book {
         let shapes = drift::shapes(&client, &copies).await?;
         let Known { live, left, joined, rebound, next_unit } = known;
         let loose = live.iter().map(|r| r.oid).filter(|oid| shapes.is_loose(*oid)).chain(rebound).collect();
-        let plan = StreamPlan { migration: stream.migration.clone(), signal, ..StreamPlan::default() };
+        let opposite = stream.direction.opposite();
+        let plan = StreamPlan {
+            migration: stream.migration.clone(),
+            signal,
+            own_origin: Some(origin_name(&stream.migration, opposite)),
+            own_since: ours_since(&client, &stream.migration, opposite).await?,
+            ..StreamPlan::default()
+        };
         let book = Book {
             endpoint,
             stream,
@@ -163,11 +170,12 @@ impl Book {
     /// See [`segue_engine::ports::Source::drift`].
     pub(crate) async fn drift(&self) -> Outcome<Vec<Drift>> {
         let client = self.session().await?;
+        let side = self.stream.direction.from_side();
         let (live, was) = {
             let state = self.lock();
             (state.live.clone(), state.shapes.clone())
         };
-        let (found, now) = drift::drift(&client, &self.tables, &live, &was).await?;
+        let (found, now) = drift::drift(&client, side, &self.tables, &live, &was).await?;
         let published = drift::published(&client, &self.stream.publication).await?;
         let mut state = self.lock();
         let mut said: Vec<Drift> = found.faults.into_iter().map(Drift::Fault).collect();
@@ -245,7 +253,7 @@ impl Book {
             }
         }
         let Some(facts) = facts else { return Ok(false) };
-        adopt::check(table, &facts)?;
+        adopt::check(self.stream.direction.from_side(), table, &facts)?;
         adopt::join(&client, &self.stream, self.token, part, &facts.name).await?;
         self.lock().joined.insert(part.relation);
         Ok(true)
@@ -350,6 +358,16 @@ impl Book {
     }
 }
 
+impl Book {
+    /// Asks since when transactions of the opposite stream are its own.
+    async fn ask_since(&self) -> Outcome<()> {
+        let StreamIdentity { migration, direction, .. } = &self.stream;
+        let since = ours_since(&*self.session().await?, migration, direction.opposite()).await?;
+        self.plan.send_modify(|plan| Arc::make_mut(plan).own_since = since);
+        Ok(())
+    }
+}
+
 /// A leaf that is gone, in the plan.
 fn depart(plan: &mut StreamPlan, part: &Part) {
     plan.relations.remove(&part.relation);
@@ -372,6 +390,10 @@ fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
 impl LeafWatch for Book {
     fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
         Box::pin(self.look_at(oid))
+    }
+
+    fn replayed(&self) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
+        Box::pin(self.ask_since())
     }
 }
 

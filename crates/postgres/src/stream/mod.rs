@@ -93,6 +93,9 @@ impl Drop for Opening {
 pub trait LeafWatch: Send + Sync {
     /// The relation is described; the plan may change before this ends.
     fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
+    /// A transaction of the opposite stream has come, and the plan does not say since when they are its own; it may after
+    /// this. The opposite stream may have been born while this one ran.
+    fn replayed(&self) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
 }
 
 /// A running change stream.
@@ -125,8 +128,14 @@ impl ChangeStream for PgStream {
                             format!("a message of the change stream cannot be read: {e}"),
                         )
                     })?;
-                    if let (Message::Relation(relation), Some(leaves)) = (&message, &self.leaves) {
-                        leaves.described(relation.oid).await?;
+                    match (&message, &self.leaves) {
+                        (Message::Relation(relation), Some(leaves)) => {
+                            leaves.described(relation.oid).await?;
+                        }
+                        (Message::Origin { name, .. }, Some(leaves)) if self.reader.asks_about(name) => {
+                            leaves.replayed().await?;
+                        }
+                        _ => {}
                     }
                     self.reader.read(message, &mut self.ready)?;
                 }
@@ -177,10 +186,16 @@ enum Within {
     None,
     /// In one that has been applied already.
     Applied,
-    /// In one of Segue's own, replayed here from the other side.
+    /// In one of the opposite stream: it came from the other side, and does not go back there.
     Own,
     /// In one that is delivered.
     Delivered,
+}
+
+/// The beginning of a transaction, before anything else of it.
+struct Begun {
+    commit_at: Position,
+    head: TransactionHead,
 }
 
 /// From messages to events. No I/O.
@@ -188,6 +203,8 @@ struct Reader {
     relations: Relations,
     from: Position,
     within: Within,
+    /// Set until the next message: whose transaction it is, is said first or not at all.
+    begun: Option<Begun>,
 }
 
 fn out_of_order(what: &str) -> Fault {
@@ -196,7 +213,7 @@ fn out_of_order(what: &str) -> Fault {
 
 impl Reader {
     fn new(plan: watch::Receiver<Arc<StreamPlan>>, from: Position) -> Reader {
-        Reader { relations: Relations::new(plan), from, within: Within::None }
+        Reader { relations: Relations::new(plan), from, within: Within::None, begun: None }
     }
 
     fn idle(&self, log_end: Position) -> Option<StreamEvent> {
@@ -204,20 +221,25 @@ impl Reader {
             .then_some(StreamEvent::Idle { position: log_end })
     }
 
+    /// Whether a transaction of the origin `name` needs to be asked about before it is read.
+    fn asks_about(&mut self, name: &str) -> bool {
+        let plan = self.relations.plan();
+        plan.own_since.is_none() && plan.own_origin.as_deref() == Some(name)
+    }
+
     fn read(&mut self, message: Message, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let begun = self.begun.take();
+        if let (Some(begun), Within::Delivered) = (&begun, self.within)
+            && !matches!(message, Message::Origin { .. })
+        {
+            out.push_back(StreamEvent::Begin(begun.head));
+        }
         match message {
             Message::Begin { commit_at, committed_at_us, xid } => {
-                self.begin(commit_at, TransactionHead { xid: Xid32(xid), committed_at_us }, out)
+                self.begin(commit_at, TransactionHead { xid: Xid32(xid), committed_at_us })
             }
             Message::Commit { end, .. } => self.commit(end, out),
-            Message::Origin { name, .. } => {
-                if self.within == Within::Delivered
-                    && self.relations.plan().own_origin.as_deref() == Some(&name)
-                {
-                    self.within = Within::Own;
-                }
-                Ok(())
-            }
+            Message::Origin { name, .. } => self.origin(&name, begun, out),
             Message::Relation(relation) => {
                 self.relations.describe(relation);
                 Ok(())
@@ -238,21 +260,39 @@ impl Reader {
 
     /// `from` lies between records, so a commit record that starts before it ends at or before it.
     /// The end is what counts, and it is checked when it is known.
-    fn begin(
-        &mut self,
-        commit_at: Position,
-        head: TransactionHead,
-        out: &mut VecDeque<StreamEvent>,
-    ) -> Outcome<()> {
+    fn begin(&mut self, commit_at: Position, head: TransactionHead) -> Outcome<()> {
         if self.within != Within::None {
             return Err(out_of_order("a transaction within another"));
         }
-        if commit_at < self.from {
-            self.within = Within::Applied;
-        } else {
-            self.within = Within::Delivered;
-            out.push_back(StreamEvent::Begin(head));
+        self.within = if commit_at < self.from { Within::Applied } else { Within::Delivered };
+        self.begun = Some(Begun { commit_at, head });
+        Ok(())
+    }
+
+    /// Whose transaction it is. Other subscriptions' are delivered: their rows are nowhere but here.
+    fn origin(&mut self, name: &str, begun: Option<Begun>, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let Some(Begun { commit_at, head }) = begun else {
+            return Err(out_of_order("the origin of a transaction that is not at its beginning"));
+        };
+        if self.within == Within::Applied {
+            return Ok(());
         }
+        let plan = self.relations.plan();
+        if plan.own_origin.as_deref() == Some(name) {
+            let since = plan.own_since.ok_or_else(|| {
+                Fault::operator(
+                    "SEGUE-ORIGIN-UNKNOWN",
+                    format!("rows were written under the replication origin {name}, and no stream of this migration has done it"),
+                    "find out who uses that name; rows that are to travel must be written under another one, or none",
+                )
+            })?;
+            // A server gives the number of a dropped origin to the next one: what is older was written under another name.
+            if commit_at >= since {
+                self.within = Within::Own;
+                return Ok(());
+            }
+        }
+        out.push_back(StreamEvent::Begin(head));
         Ok(())
     }
 
@@ -261,8 +301,14 @@ impl Reader {
         match within {
             Within::None => Err(out_of_order("the end of a transaction that had not begun")),
             Within::Applied if end <= self.from => Ok(()),
-            Within::Own | Within::Delivered if end > self.from => {
+            Within::Delivered if end > self.from => {
                 out.push_back(StreamEvent::Commit { end });
+                Ok(())
+            }
+            // As a position in an idle stream, of which checkpoints are made now and then. Were each transaction answered by
+            // a checkpoint, two streams would answer each other's for ever.
+            Within::Own if end > self.from => {
+                out.push_back(StreamEvent::Idle { position: end });
                 Ok(())
             }
             Within::Applied | Within::Own | Within::Delivered => Err(out_of_order(&format!(

@@ -9,6 +9,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::{Action, Change, Leaf, Row, Value};
 use segue_model::key::KeyText;
+use segue_model::position::Position;
 use segue_model::region::Extent;
 use segue_model::table::{Table, TableId, UnitId};
 use std::collections::{HashMap, HashSet};
@@ -28,9 +29,10 @@ pub struct StreamPlan {
     pub ignored: HashSet<RelationOid>,
     /// Leaves that are gone and whose end the stream may not have reached, by relation and unit.
     pub departed: HashMap<(RelationOid, UnitId), Departed>,
-    /// Changes that this replication origin replayed on the source are Segue's own and not delivered; their
-    /// transactions still begin and end.
+    /// The replication origin of the opposite stream: what it has written here came from the other side.
     pub own_origin: Option<String>,
+    /// From where on in the log that name is the opposite stream's; `None`: not known yet.
+    pub own_since: Option<Position>,
 }
 
 /// A leaf that is gone.
@@ -330,7 +332,7 @@ fn check_types(
                     "{name}: the column {} has another type than when the migration was planned",
                     column.source
                 ),
-                format!("change the type on the target too and plan {name} again, or change it back"),
+                format!("change the type on the other side too and plan {name} again, or change it back"),
             ));
         }
     }

@@ -51,6 +51,7 @@ fn plan_of(table: Table) -> StreamPlan {
         ignored: [200].into(),
         departed: Default::default(),
         own_origin: Some("segue_m_forward".into()),
+        own_since: Some(Position(0)),
     }
 }
 
