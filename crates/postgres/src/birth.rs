@@ -18,7 +18,6 @@ mod wait;
 
 pub use end::{drop_objects, forget};
 pub use resume::{known, resume_check};
-pub(crate) use reverse::ours_since;
 pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};

@@ -41,10 +41,6 @@ CREATE TABLE IF NOT EXISTS segue.stream (
     backfilled_at timestamptz, updated_at timestamptz NOT NULL,
     PRIMARY KEY (migration, direction));
 
--- since when, in this database's log, transactions of a stream's replication origin are that stream's
-CREATE TABLE IF NOT EXISTS segue.origin (
-    migration text, direction text, since pg_lsn NOT NULL, PRIMARY KEY (migration, direction));
-
 -- copied regions, each stored in the transaction that wrote its rows
 CREATE TABLE IF NOT EXISTS segue.region (
     migration text, direction text, unit int NOT NULL, extent jsonb NOT NULL, seam text NOT NULL,

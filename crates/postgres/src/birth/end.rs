@@ -16,7 +16,6 @@ const TABLES: &[&str] = &[
     "signal",
     "slot",
     "stream",
-    "origin",
     "region",
     "unit",
     "command",
@@ -84,7 +83,7 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
             done.push(format!("{side}: publication {name}"));
         }
     }
-    // After both slots: what a slot still has of a nameless origin could not be told from the application's own.
+    // After both slots: nobody reads any more what was written under them.
     for direction in [Direction::Forward, Direction::Reverse] {
         let origin = origin_name(migration, direction);
         if exists(client, "pg_replication_origin", "roname", &origin).await? {

@@ -11,7 +11,7 @@ pub(crate) use leave::signal_sql;
 pub use store::{Known, remember_born, settle};
 pub(crate) use store::{Mark, late, mark, store};
 
-use crate::birth::{StreamIdentity, origin_name, ours_since};
+use crate::birth::{Direction, StreamIdentity, origin_name};
 use crate::catalog::{SourceRelation, drift};
 use crate::connect::Endpoint;
 use crate::copy::Relations;
@@ -21,6 +21,7 @@ use leave::{Leave, Leaving, Loose};
 use segue_engine::fault::Fault;
 use segue_engine::ports::{Drift, Outcome, Part};
 use segue_model::change::Leaf;
+use segue_model::name::QualifiedName;
 use segue_model::table::{Table, TableId, UnitId};
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -77,7 +78,6 @@ impl Book {
             migration: stream.migration.clone(),
             signal,
             own_origin: Some(origin_name(&stream.migration, opposite)),
-            own_since: ours_since(&client, &stream.migration, opposite).await?,
             ..StreamPlan::default()
         };
         let book = Book {
@@ -192,6 +192,11 @@ impl Book {
         }
         let gone = found.detached.iter().chain(&lost).map(|r| r.oid).collect();
         self.part_with(&mut state, &gone);
+        if self.stream.direction == Direction::Reverse {
+            let came = found.attached.iter().map(|attached| &attached.relation.name);
+            said.extend(came.chain(state.left.iter().map(|part| &part.name)).map(not_on_the_way_back));
+            return Ok(said);
+        }
         said.extend(state.left.iter().cloned().map(Drift::Detached));
         let leaving: HashSet<u32> = state.left.iter().map(|part| part.relation).collect();
         for drift::Attached { relation, .. } in found.attached {
@@ -358,22 +363,21 @@ impl Book {
     }
 }
 
-impl Book {
-    /// Asks since when transactions of the opposite stream are its own.
-    async fn ask_since(&self) -> Outcome<()> {
-        let StreamIdentity { migration, direction, .. } = &self.stream;
-        let since = ours_since(&*self.session().await?, migration, direction.opposite()).await?;
-        self.plan.send_modify(|plan| Arc::make_mut(plan).own_since = since);
-        Ok(())
-    }
-}
-
 /// A leaf that is gone, in the plan.
 fn depart(plan: &mut StreamPlan, part: &Part) {
     plan.relations.remove(&part.relation);
     plan.ignored.insert(part.relation);
     let leaf = Leaf { name: part.name.to_string(), condition: part.condition.clone() };
     plan.departed.insert((part.relation, part.unit), Departed { table: part.table, leaf });
+}
+
+/// A partition that came or went on the target. What to do about its rows depends on who owns the writes: as long as that is
+/// the source, nothing; to copy or to remove them there, as the forward stream does on the target, would lose rows.
+fn not_on_the_way_back(name: &QualifiedName) -> Drift {
+    let what =
+        format!("the partition {name} came or went on the target: the way back does not follow such changes");
+    let next_step = "undo the change, or make the way back anew once both sides have the same partitions";
+    Drift::Fault(Fault::operator("SEGUE-DDL-DRIFT", what, next_step))
 }
 
 fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
@@ -390,10 +394,6 @@ fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
 impl LeafWatch for Book {
     fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
         Box::pin(self.look_at(oid))
-    }
-
-    fn replayed(&self) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
-        Box::pin(self.ask_since())
     }
 }
 

@@ -93,9 +93,6 @@ impl Drop for Opening {
 pub trait LeafWatch: Send + Sync {
     /// The relation is described; the plan may change before this ends.
     fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
-    /// A transaction of the opposite stream has come, and the plan does not say since when they are its own; it may after
-    /// this. The opposite stream may have been born while this one ran.
-    fn replayed(&self) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
 }
 
 /// A running change stream.
@@ -121,6 +118,7 @@ impl ChangeStream for PgStream {
                 return Ok(event);
             }
             match self.replication.next().await? {
+                Frame::Data { payload } if payload.is_empty() => self.reader.nameless(&mut self.ready)?,
                 Frame::Data { payload } => {
                     let message = pgoutput::decode(payload).map_err(|e| {
                         Fault::bug(
@@ -128,14 +126,8 @@ impl ChangeStream for PgStream {
                             format!("a message of the change stream cannot be read: {e}"),
                         )
                     })?;
-                    match (&message, &self.leaves) {
-                        (Message::Relation(relation), Some(leaves)) => {
-                            leaves.described(relation.oid).await?;
-                        }
-                        (Message::Origin { name, .. }, Some(leaves)) if self.reader.asks_about(name) => {
-                            leaves.replayed().await?;
-                        }
-                        _ => {}
+                    if let (Message::Relation(relation), Some(leaves)) = (&message, &self.leaves) {
+                        leaves.described(relation.oid).await?;
                     }
                     self.reader.read(message, &mut self.ready)?;
                 }
@@ -192,19 +184,13 @@ enum Within {
     Delivered,
 }
 
-/// The beginning of a transaction, before anything else of it.
-struct Begun {
-    commit_at: Position,
-    head: TransactionHead,
-}
-
 /// From messages to events. No I/O.
 struct Reader {
     relations: Relations,
     from: Position,
     within: Within,
     /// Set until the next message: whose transaction it is, is said first or not at all.
-    begun: Option<Begun>,
+    begun: Option<TransactionHead>,
 }
 
 fn out_of_order(what: &str) -> Fault {
@@ -221,25 +207,19 @@ impl Reader {
             .then_some(StreamEvent::Idle { position: log_end })
     }
 
-    /// Whether a transaction of the origin `name` needs to be asked about before it is read.
-    fn asks_about(&mut self, name: &str) -> bool {
-        let plan = self.relations.plan();
-        plan.own_since.is_none() && plan.own_origin.as_deref() == Some(name)
-    }
-
     fn read(&mut self, message: Message, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
         let begun = self.begun.take();
         if let (Some(begun), Within::Delivered) = (&begun, self.within)
             && !matches!(message, Message::Origin { .. })
         {
-            out.push_back(StreamEvent::Begin(begun.head));
+            out.push_back(StreamEvent::Begin(*begun));
         }
         match message {
             Message::Begin { commit_at, committed_at_us, xid } => {
                 self.begin(commit_at, TransactionHead { xid: Xid32(xid), committed_at_us })
             }
             Message::Commit { end, .. } => self.commit(end, out),
-            Message::Origin { name, .. } => self.origin(&name, begun, out),
+            Message::Origin { name, .. } => self.origin(Some(&name), begun, out),
             Message::Relation(relation) => {
                 self.relations.describe(relation);
                 Ok(())
@@ -265,34 +245,38 @@ impl Reader {
             return Err(out_of_order("a transaction within another"));
         }
         self.within = if commit_at < self.from { Within::Applied } else { Within::Delivered };
-        self.begun = Some(Begun { commit_at, head });
+        self.begun = Some(head);
         Ok(())
     }
 
+    /// A message without content: PostgreSQL 12 to 14 send it where they find no name for a transaction's origin, and later
+    /// ones send none.
+    fn nameless(&mut self, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let begun = self.begun.take();
+        self.origin(None, begun, out)
+    }
+
     /// Whose transaction it is. Other subscriptions' are delivered: their rows are nowhere but here.
-    fn origin(&mut self, name: &str, begun: Option<Begun>, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
-        let Some(Begun { commit_at, head }) = begun else {
+    ///
+    /// The server finds the name in its catalog as it was when the transaction began. So it is the opposite stream's even
+    /// if the number of that origin belonged, or belongs by now, to somebody else.
+    fn origin(
+        &mut self,
+        name: Option<&str>,
+        begun: Option<TransactionHead>,
+        out: &mut VecDeque<StreamEvent>,
+    ) -> Outcome<()> {
+        let Some(head) = begun else {
             return Err(out_of_order("the origin of a transaction that is not at its beginning"));
         };
         if self.within == Within::Applied {
             return Ok(());
         }
-        let plan = self.relations.plan();
-        if plan.own_origin.as_deref() == Some(name) {
-            let since = plan.own_since.ok_or_else(|| {
-                Fault::operator(
-                    "SEGUE-ORIGIN-UNKNOWN",
-                    format!("rows were written under the replication origin {name}, and no stream of this migration has done it"),
-                    "find out who uses that name; rows that are to travel must be written under another one, or none",
-                )
-            })?;
-            // A server gives the number of a dropped origin to the next one: what is older was written under another name.
-            if commit_at >= since {
-                self.within = Within::Own;
-                return Ok(());
-            }
+        if name.is_some() && self.relations.plan().own_origin.as_deref() == name {
+            self.within = Within::Own;
+        } else {
+            out.push_back(StreamEvent::Begin(head));
         }
-        out.push_back(StreamEvent::Begin(head));
         Ok(())
     }
 

@@ -9,7 +9,6 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::{Action, Change, Leaf, Row, Value};
 use segue_model::key::KeyText;
-use segue_model::position::Position;
 use segue_model::region::Extent;
 use segue_model::table::{Table, TableId, UnitId};
 use std::collections::{HashMap, HashSet};
@@ -31,8 +30,6 @@ pub struct StreamPlan {
     pub departed: HashMap<(RelationOid, UnitId), Departed>,
     /// The replication origin of the opposite stream: what it has written here came from the other side.
     pub own_origin: Option<String>,
-    /// From where on in the log that name is the opposite stream's; `None`: not known yet.
-    pub own_since: Option<Position>,
 }
 
 /// A leaf that is gone.

@@ -51,7 +51,6 @@ fn plan_of(table: Table) -> StreamPlan {
         ignored: [200].into(),
         departed: Default::default(),
         own_origin: Some("segue_m_forward".into()),
-        own_since: Some(Position(0)),
     }
 }
 
@@ -199,12 +198,59 @@ fn only_signals_of_this_migration_are_delivered() {
     assert_eq!(events.len(), 3);
 }
 
+fn origin(name: &str) -> Message {
+    Message::Origin { position: Position(1), name: name.into() }
+}
+
 #[test]
-fn what_segue_replayed_itself_is_not_delivered_again() {
-    let origin = |name: &str| Message::Origin { position: Position(1), name: name.into() };
-    let body = |name| vec![origin(name), Message::Relation(usual()), insert("1 x")];
-    assert_eq!(actions(plan_of(keyed()), body("segue_m_forward")).unwrap().len(), 0);
-    assert_eq!(actions(plan_of(keyed()), body("somebody_else")).unwrap().len(), 1);
+fn what_the_opposite_stream_wrote_is_a_position_and_nothing_else() {
+    let body = vec![origin("segue_m_forward"), Message::Relation(usual()), insert("1 x")];
+    let mut messages = transaction(50, body);
+    // The relation is not described again: it was, in the transaction that was passed over.
+    messages.extend(transaction(70, vec![insert("2 x")]));
+    let events = read_all(plan_of(keyed()), 0, messages).unwrap();
+    assert_eq!(events[0], StreamEvent::Idle { position: Position(60) });
+    assert!(matches!(
+        events[1..],
+        [StreamEvent::Begin(_), StreamEvent::Change(_), StreamEvent::Commit { .. }]
+    ));
+}
+
+#[test]
+fn what_others_replayed_is_delivered() {
+    for others in [origin("somebody_else"), origin("segue_m_reverse")] {
+        let body = vec![others, Message::Relation(usual()), insert("1 x")];
+        assert_eq!(actions(plan_of(keyed()), body).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn what_a_nameless_origin_replayed_is_delivered() {
+    for own_origin in [Some("segue_m_forward".to_owned()), None] {
+        let (_hold, plan) = watch::channel(Arc::new(StreamPlan { own_origin, ..plan_of(keyed()) }));
+        let mut reader = Reader::new(plan, Position(0));
+        let mut out = VecDeque::new();
+        for (at, message) in transaction(50, vec![]).into_iter().enumerate() {
+            reader.read(message, &mut out).unwrap();
+            if at == 0 {
+                reader.nameless(&mut out).unwrap();
+            }
+        }
+        assert!(matches!(out.make_contiguous(), [StreamEvent::Begin(_), StreamEvent::Commit { .. }]));
+        assert!(reader.nameless(&mut out).is_err(), "outside a transaction");
+    }
+}
+
+#[test]
+fn an_origin_out_of_place_is_a_fault() {
+    for misplaced in [origin("segue_m_forward"), origin("somebody_else")] {
+        let late = transaction(50, vec![Message::Relation(usual()), misplaced.clone()]);
+        let twice = transaction(50, vec![origin("segue_m_forward"), misplaced.clone()]);
+        for messages in [vec![misplaced], late, twice] {
+            let fault = read_all(plan_of(keyed()), 0, messages).unwrap_err();
+            assert!(fault.what.contains("not at its beginning"), "{fault}");
+        }
+    }
 }
 
 #[test]

@@ -98,3 +98,27 @@ async fn a_restart_of_either_way_doubles_nothing() {
     let rows = "SELECT count(*) FROM whole WHERE a >= 20000";
     assert_eq!(world.source.scalar(rows).await.as_deref(), Some("12"));
 }
+
+/// What the forward stream does about partitions on its target would empty them on the source, which owns the rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_or_go_on_the_target_stop_the_way_back_and_touch_no_row() {
+    for change in [
+        "ALTER TABLE r DETACH PARTITION r_low",
+        "ALTER TABLE r DETACH PARTITION r_low; ALTER TABLE r_low RENAME TO gone; DELETE FROM gone",
+        "CREATE TABLE r_top (LIKE r INCLUDING ALL); ALTER TABLE r DETACH PARTITION r_high;
+         ALTER TABLE r ATTACH PARTITION r_top FOR VALUES FROM (1000) TO (MAXVALUE)",
+    ] {
+        let world = World::start(Options::default(), Options::default()).await;
+        let (_forward, reverse) = world.both().await;
+        world.target.execute(change).await;
+        let fault = reverse.fault().await;
+        assert_eq!(fault.code, "SEGUE-DDL-DRIFT");
+        assert!(fault.what.contains("on the target: the way back"), "{fault}");
+        let rows = "SELECT count(*) FROM r";
+        assert_eq!(world.source.scalar(rows).await.as_deref(), Some("201"));
+        // Nor when it is tried again.
+        let again = world.run(Direction::Reverse).await.fault().await;
+        assert_eq!(again.code, "SEGUE-DDL-DRIFT");
+        assert_eq!(world.source.scalar(rows).await.as_deref(), Some("201"));
+    }
+}

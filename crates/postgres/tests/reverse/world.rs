@@ -17,6 +17,7 @@ use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
 use segue_postgres::{leaves, schema};
 use segue_testkit::{Cluster, Options, compare};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -52,7 +53,8 @@ pub(crate) struct Running {
     pub(crate) progress: Arc<Progress>,
     sender: Arc<PgSource>,
     stage: watch::Receiver<Stage>,
-    run: JoinHandle<Fault>,
+    run: JoinHandle<()>,
+    ended: watch::Receiver<Option<Fault>>,
 }
 
 impl World {
@@ -149,7 +151,11 @@ impl World {
         let warnings = Arc::new(Warnings::default());
         let run = Run::prepare(sender.clone(), target, tables, throttle, warnings, settings).await.unwrap();
         let (progress, stage) = (run.progress(), run.stage());
-        Running { progress, sender, stage, run: tokio::spawn(run.run()) }
+        let (end, ended) = watch::channel(None);
+        let run = tokio::spawn(async move {
+            end.send_replace(Some(run.run().await));
+        });
+        Running { progress, sender, stage, run, ended }
     }
 
     /// Waits until nobody streams from the slot: an earlier run may just have ended.
@@ -180,31 +186,37 @@ impl World {
 }
 
 impl Running {
-    fn check(&self) {
-        assert!(!self.run.is_finished(), "the stream has ended");
+    /// Waits for `what`; a stream that ends meanwhile says why.
+    async fn until<T>(&self, what: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            fault = self.fault() => panic!("the stream has ended: {fault}"),
+            done = tokio::time::timeout(PATIENCE, what) => done.expect("in time"),
+        }
+    }
+
+    /// The fault that it ends with.
+    pub(crate) async fn fault(&self) -> Fault {
+        let mut ended = self.ended.clone();
+        let fault = ended.wait_for(Option::is_some).await.unwrap().clone();
+        fault.unwrap()
     }
 
     pub(crate) async fn follows(&self) {
         let mut stage = self.stage.clone();
-        let following = tokio::time::timeout(PATIENCE, stage.wait_for(|stage| *stage == Stage::Following));
-        following.await.expect("following in time").expect("the stream has ended");
+        self.until(stage.wait_for(|stage| *stage == Stage::Following)).await.unwrap();
     }
 
     /// Waits until everything that is committed where it comes from has been applied.
     pub(crate) async fn caught_up(&self) {
         let signal = self.sender.signal().await.unwrap();
-        let passed = tokio::time::timeout(PATIENCE, self.progress.passed(signal)).await;
-        if !passed.expect("caught up in time") {
-            panic!("the stream has ended");
-        }
-        self.check();
+        assert!(self.until(self.progress.passed(signal)).await);
     }
 
     /// Waits until it has come to `position`, with or without anything to apply on the way.
     pub(crate) async fn reaches(&self, position: Position) {
         let mut applied = self.progress.watch_applied();
-        let reached = tokio::time::timeout(PATIENCE, applied.wait_for(|a| a.position >= position)).await;
-        reached.expect("reached in time").expect("the stream has ended");
+        self.until(applied.wait_for(|applied| applied.position >= position)).await.unwrap();
     }
 
     /// Row changes applied by this run.
@@ -221,11 +233,6 @@ impl Running {
     pub(crate) async fn kill(self) {
         self.run.abort();
         let _ = self.run.await;
-    }
-
-    /// The fault that it ends with.
-    pub(crate) async fn fault(self) -> Fault {
-        tokio::time::timeout(PATIENCE, self.run).await.expect("a fault in time").unwrap()
     }
 }
 
