@@ -139,11 +139,8 @@ async fn landing_refusals(
         );
     }
     if row.get("standby") {
-        refuse(
-            "SEGUE-STANDBY",
-            format!("the {side} is a standby"),
-            format!("name the primary in the {side}'s URL"),
-        );
+        let next_step = format!("name the primary in the {side}'s URL");
+        refuse("SEGUE-STANDBY", format!("the {side} is a standby"), next_step);
     }
     if target_encoding != "UTF8" && target_encoding != source_encoding {
         let what = format!(
@@ -156,10 +153,7 @@ async fn landing_refusals(
         let next_step = format!("on the {side}: GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\";");
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
-    let may_set_role = row.get("superuser")
-        || major >= 15 && {
-            facts(target, "SELECT has_parameter_privilege('session_replication_role', 'SET')").await?.get(0)
-        };
+    let may_set_role = row.get("superuser") || may_set_role(target, major).await?;
     if !may_set_role {
         let what = format!(
             "the role {role} may not set session_replication_role on the {side}: triggers and foreign keys would fire"
@@ -185,6 +179,12 @@ async fn landing_refusals(
         refuse("SEGUE-LIMIT", format!("the {side} has room for no replication origin"), next_step);
     }
     Ok(found)
+}
+
+/// Whether somebody who is no superuser may set the replica role.
+async fn may_set_role(server: &Client, major: i32) -> Outcome<bool> {
+    let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
+    Ok(major >= 15 && facts(server, sql).await?.get(0))
 }
 
 /// The entry of `synchronous_standby_names` that Segue's session would match, if any.
