@@ -12,6 +12,7 @@ pub mod copy;
 pub mod error;
 pub mod fence;
 pub mod leaves;
+mod origin;
 pub mod pgoutput;
 pub mod replication;
 pub mod schema;

@@ -4,24 +4,20 @@ use super::sql::LARGE;
 use super::value::{Param, Staged};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use crate::origin;
 use bytes::{BufMut, BytesMut};
 use futures_util::SinkExt;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, Statement};
 
 /// Statements kept prepared. A statement is a few KiB here and a plan there; shapes beyond it are prepared again.
 const STATEMENTS_MAX: usize = 256;
 /// Parts in which a large value is sent.
 const STAGE_BYTES: usize = 1 << 20;
-/// An origin is let go when the server has noticed that its earlier session is gone.
-const ORIGIN_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// * replica: no triggers, no foreign keys, and fences let us pass;
 /// * read-only by default: if a BEGIN fails, what was sent behind it must not commit by itself;
@@ -60,7 +56,7 @@ impl Session {
     pub(super) async fn open(endpoint: &Endpoint, origin: &str) -> Outcome<Session> {
         let client = endpoint.connect("apply").await?;
         let during = |e: Error| fault_of(&e).during("preparing to apply changes");
-        set_origin(&client, origin).await?;
+        origin::take(&client, origin).await?;
         let may = client.query_one("SELECT has_database_privilege(current_database(), 'TEMPORARY')", &[]);
         let may_stage = may.await.map_err(during)?.get(0);
         client.batch_execute(SETTINGS).await.map_err(during)?;
@@ -208,31 +204,4 @@ async fn in_turn<T>(mut futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>
         });
     }
     answers
-}
-
-/// Marks everything this session writes as coming from `origin`, so that the opposite stream can tell.
-async fn set_origin(client: &Client, origin: &str) -> Outcome<()> {
-    let during = |e: &Error| fault_of(e).during(format_args!("taking the replication origin {origin}"));
-    let create = "SELECT pg_replication_origin_create($1) WHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)";
-    match client.execute(create, &[&origin]).await {
-        Ok(_) => {}
-        // Made by another session in this very moment.
-        Err(e) if matches!(e.code(), Some(c) if *c == SqlState::DUPLICATE_OBJECT || *c == SqlState::UNIQUE_VIOLATION) =>
-            {}
-        Err(e) => return Err(during(&e)),
-    }
-    let until = tokio::time::Instant::now() + ORIGIN_WAIT_MAX;
-    loop {
-        match client.execute("SELECT pg_replication_origin_session_setup($1)", &[&origin]).await {
-            Ok(_) => return Ok(()),
-            // The server names the process that holds it.
-            Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => {
-                if tokio::time::Instant::now() > until {
-                    return Err(Fault { code: "SEGUE-ORIGIN-BUSY", ..during(&e) });
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(e) => return Err(during(&e)),
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use super::{Direction, origin_name, stream_name};
 use crate::error::fault_of;
+use crate::origin;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -85,8 +86,11 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
     }
     // After both slots: nobody reads any more what was written under them.
     for direction in [Direction::Forward, Direction::Reverse] {
-        let origin = origin_name(migration, direction);
-        if exists(client, "pg_replication_origin", "roname", &origin).await? {
+        let stream = origin_name(migration, direction);
+        let sql = "SELECT roname FROM pg_replication_origin WHERE starts_with(roname, $1) ORDER BY roname";
+        let found = client.query(sql, &[&stream]).await.map_err(|e| fault_of(&e))?;
+        let found = found.iter().map(|row| row.get::<_, String>(0));
+        for origin in found.filter(|name| origin::is_of(name, &stream)) {
             drop_origin(client, &origin).await?;
             done.push(format!("{side}: replication origin {origin}"));
         }

@@ -4,6 +4,7 @@ use super::{CopyForm, Side, column_list, extent_condition};
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use crate::origin;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use segue_engine::fault::{Fault, Recovery};
@@ -24,12 +25,14 @@ pub struct PgWriter {
     client: Client,
     authority: Authority,
     conditions: UnitConditions,
+    /// It has an origin of its stream.
+    marked: bool,
     sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
     rows: u64,
 }
 
 impl PgWriter {
-    /// Opens the session: replica role (no triggers, no foreign keys), the stream's origin name is not needed here.
+    /// Opens the session: replica role (no triggers, no foreign keys).
     ///
     /// `conditions` tell the rows of units that are one leaf each.
     pub async fn open(
@@ -42,7 +45,7 @@ impl PgWriter {
             .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
             .await
             .map_err(|e| fault_of(&e))?;
-        Ok(PgWriter { client, authority, conditions, sink: None, rows: 0 })
+        Ok(PgWriter { client, authority, conditions, marked: false, sink: None, rows: 0 })
     }
 }
 
@@ -50,6 +53,32 @@ impl PgWriter {
 pub type UnitConditions = Arc<RwLock<HashMap<UnitId, String>>>;
 
 impl PgWriter {
+    /// Begins a transaction under the token. If a stream goes the other way, what is written must not travel back with it.
+    ///
+    /// The way back may be made at any moment. Its slot is made after its number is committed, and waits for transactions
+    /// that have begun: this one has, by its own number, before it looks. So it either sees the way back, or is none of
+    /// what that will bring.
+    async fn enter(&mut self) -> Outcome<()> {
+        let failed = |e| fault_of(&e);
+        let Authority { migration, direction, token, .. } = &self.authority;
+        loop {
+            self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(failed)?;
+            self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await.map_err(failed)?;
+            if self.marked {
+                return Ok(());
+            }
+            self.client.batch_execute("SELECT txid_current()").await.map_err(failed)?;
+            let sql = "SELECT EXISTS (SELECT FROM segue.slot WHERE migration = $1 AND direction = $2)";
+            let there = self.client.query_one(sql, &[migration, &direction.opposite().as_str()]).await;
+            if !there.map_err(failed)?.get::<_, bool>(0) {
+                return Ok(());
+            }
+            self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
+            origin::take_for_copy(&self.client, &self.authority.origin()).await?;
+            self.marked = true;
+        }
+    }
+
     /// The condition of the rows that a region replaces.
     fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
         let conditions = self.conditions.read().unwrap_or_else(PoisonError::into_inner);
@@ -64,10 +93,7 @@ impl PgWriter {
 
 impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
-        self.client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|e| fault_of(&e))?;
-        let Authority { migration, token, .. } = &self.authority;
-        let entered = self.client.execute("SELECT segue.enter($1, $2)", &[migration, token]).await;
-        entered.map_err(|e| fault_of(&e))?;
+        self.enter().await?;
         if replace {
             let name = table.target.sql();
             let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";

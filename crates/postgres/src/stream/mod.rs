@@ -11,6 +11,7 @@ pub use relations::{Departed, Expectation, RelationPlan, StreamPlan};
 
 use crate::birth::StreamIdentity;
 use crate::connect::Endpoint;
+use crate::origin;
 use crate::pgoutput::{self, Message, Old};
 use crate::replication::{Connection, Frame, Replication};
 use relations::{Found, Relations, Shape};
@@ -272,7 +273,8 @@ impl Reader {
         if self.within == Within::Applied {
             return Ok(());
         }
-        if name.is_some() && self.relations.plan().own_origin.as_deref() == name {
+        let own = self.relations.plan().own_origin.as_deref();
+        if name.zip(own).is_some_and(|(name, own)| origin::is_of(name, own)) {
             self.within = Within::Own;
         } else {
             out.push_back(StreamEvent::Begin(head));

@@ -122,3 +122,29 @@ async fn partitions_that_come_or_go_on_the_target_stop_the_way_back_and_touch_no
         assert_eq!(world.source.scalar(rows).await.as_deref(), Some("201"));
     }
 }
+
+/// A row copied anew holds what the source had a moment before: if it travelled back, it would undo what came since.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_copied_anew_do_not_travel_back() {
+    let world = World::start(Options::default(), Options::default()).await;
+    let (forward, reverse) = world.both().await;
+    // A difference, made by somebody whom the way back does not listen to.
+    let lost = world.target.connect("postgres").await;
+    for function in ["pg_replication_origin_create", "pg_replication_origin_session_setup"] {
+        let origin = "segue_orders-move_forward_copy_1";
+        lost.execute(&format!("SELECT {function}($1)"), &[&origin]).await.unwrap();
+    }
+    lost.batch_execute("DELETE FROM t WHERE id <= 10; UPDATE t SET a = 'wrong' WHERE id = 11").await.unwrap();
+    forward.repair(0).await;
+    world.target.execute("INSERT INTO t VALUES (6000, 'back')").await;
+    reverse.caught_up().await;
+    assert_eq!(reverse.changes(), 1);
+    world.assert_equal().await;
+    forward.kill().await;
+    reverse.kill().await;
+    drop(lost);
+    let (source, target) = world.clients().await;
+    segue_postgres::birth::drop_objects(&source, &target, crate::world::MIGRATION, &[]).await.unwrap();
+    let origins = "SELECT count(*) FROM pg_replication_origin";
+    assert_eq!(world.target.scalar(origins).await.as_deref(), Some("0"));
+}

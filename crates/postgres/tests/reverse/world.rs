@@ -1,14 +1,18 @@
 //! Two servers, and the streams between them, each a run of the engine in this process.
 
 use segue_engine::fault::Fault;
+use segue_engine::follow::repair::StreamRepairer;
 use segue_engine::follow::{self, build::BatchLimits};
-use segue_engine::migration::{Run, Settings};
+use segue_engine::migration::{Handles, Run, Settings};
 use segue_engine::ports::{Outcome, Source};
 use segue_engine::progress::{Progress, Warnings};
 use segue_engine::throttle::{Limits, Throttle};
+use segue_engine::verify::ports::Repairer;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
+use segue_model::region::Extent;
 use segue_model::stage::Stage;
+use segue_model::table::{Table, TableId};
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity};
 use segue_postgres::catalog::{self, Catalog};
@@ -17,6 +21,7 @@ use segue_postgres::source::PgSource;
 use segue_postgres::target::PgTarget;
 use segue_postgres::{leaves, schema};
 use segue_testkit::{Cluster, Options, compare};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +60,8 @@ pub(crate) struct Running {
     stage: watch::Receiver<Stage>,
     run: JoinHandle<()>,
     ended: watch::Receiver<Option<Fault>>,
+    repairer: Arc<StreamRepairer>,
+    tables: BTreeMap<TableId, Arc<Table>>,
 }
 
 impl World {
@@ -151,11 +158,12 @@ impl World {
         let warnings = Arc::new(Warnings::default());
         let run = Run::prepare(sender.clone(), target, tables, throttle, warnings, settings).await.unwrap();
         let (progress, stage) = (run.progress(), run.stage());
+        let Handles { repairer, tables, .. } = run.handles();
         let (end, ended) = watch::channel(None);
         let run = tokio::spawn(async move {
             end.send_replace(Some(run.run().await));
         });
-        Running { progress, sender, stage, run, ended }
+        Running { progress, sender, stage, run, ended, repairer, tables }
     }
 
     /// Waits until nobody streams from the slot: an earlier run may just have ended.
@@ -217,6 +225,11 @@ impl Running {
     pub(crate) async fn reaches(&self, position: Position) {
         let mut applied = self.progress.watch_applied();
         self.until(applied.wait_for(|applied| applied.position >= position)).await.unwrap();
+    }
+
+    /// Copies all rows of a table anew, as `verify --repair` does with those that differ.
+    pub(crate) async fn repair(&self, table: u32) {
+        self.until(self.repairer.repair(&self.tables[&TableId(table)], &Extent::ALL)).await.unwrap();
     }
 
     /// Row changes applied by this run.
