@@ -79,7 +79,7 @@ pub async fn read(
 const LANDING: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// The plan of the way back: the same pairs, in the same order, with the sides exchanged. Tables have the same numbers as
-/// in [`read`]; `source` and `target` in a table of it mean where its rows come from and where they land.
+/// in [`read()`]; `source` and `target` in a table of it mean where its rows come from and where they land.
 ///
 /// Refusals are about the way back, with the sides called by their names. What matters only while a table is filled is
 /// left out: all rows are there.

@@ -72,6 +72,14 @@ async fn rows_travel_between_the_oldest_and_the_newest_server() {
     travel_both_ways(Options::major(oldest), Options::major(newest)).await;
 }
 
+/// Before 15, a transaction that has nothing for a stream is sent to it all the same, and each way writes checkpoints.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_are_not_answered_by_checkpoints() {
+    let majors = available_majors();
+    let target = *majors.iter().find(|major| **major >= 14).unwrap();
+    travel_both_ways(Options::major(majors[0]), Options::major(target)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_either_way_doubles_nothing() {
     let world = World::start(Options::default(), Options::default()).await;
