@@ -16,7 +16,7 @@ mod resume;
 mod reverse;
 mod wait;
 
-pub use end::{drop_objects, forget};
+pub use end::{drop_objects, drop_reverse, forget};
 pub use resume::{known, resume_check};
 pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};

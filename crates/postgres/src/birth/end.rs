@@ -1,12 +1,12 @@
 //! Removing everything that a migration made.
 
-use super::{Direction, origin_name, stream_name};
+use super::{Authority, Direction, origin_name, stream_name, under_token};
 use crate::error::fault_of;
 use crate::origin;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use segue_model::sqltext::quote_ident;
+use segue_model::sqltext::{quote_ident, quote_literal};
 use std::time::Duration;
 use tokio_postgres::Client;
 
@@ -66,6 +66,29 @@ pub async fn drop_objects(
     Ok(done)
 }
 
+/// Gives the way back up, without the rest of the migration: before writes were switched, or to make it anew. What was
+/// written on the target and has not arrived will not reach the source. Can be repeated, after a crash at any point too.
+///
+/// The origin stays, as its rows may still be on their way through the forward stream; so does the slot's number, which
+/// goes on growing.
+pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority<'_>) -> Outcome<()> {
+    let during = |fault: Fault| fault.during("giving up the way back");
+    let whose = format!(
+        "WHERE migration = {} AND direction = {}",
+        quote_literal(authority.0),
+        quote_literal(Direction::Reverse.as_str())
+    );
+    let forget = ["stream", "region", "unit"].map(|table| format!("DELETE FROM segue.{table} {whose}"));
+    // First of all it is no stream any more that could be resumed.
+    for client in [source, target] {
+        under_token(client, authority, &forget.join("; ")).await.map_err(during)?;
+    }
+    let name = stream_name(authority.0, Direction::Reverse)?;
+    drop_slot(target, &name).await.map_err(during)?;
+    drop_publication(target, &name).await.map_err(during)?;
+    Ok(())
+}
+
 async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
     // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers.
     let fence = crate::fence::remove(client, migration).await?;
@@ -75,12 +98,7 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
         if drop_slot(client, &name).await? {
             done.push(format!("{side}: replication slot {name}"));
         }
-        if exists(client, "pg_publication", "pubname", &name).await? {
-            let sql = format!(
-                "SET lock_timeout = '30s'; DROP PUBLICATION IF EXISTS {}; SET lock_timeout = 0",
-                quote_ident(&name)
-            );
-            client.batch_execute(&sql).await.map_err(|e| fault_of(&e))?;
+        if drop_publication(client, &name).await? {
             done.push(format!("{side}: publication {name}"));
         }
     }
@@ -98,9 +116,17 @@ async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<Str
     Ok(done)
 }
 
-async fn exists(client: &Client, catalog: &str, column: &str, name: &str) -> Outcome<bool> {
-    let sql = format!("SELECT EXISTS (SELECT FROM {catalog} WHERE {column} = $1)");
-    Ok(client.query_one(&sql, &[&name]).await.map_err(|e| fault_of(&e))?.get(0))
+async fn drop_publication(client: &Client, name: &str) -> Outcome<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    let there = client.query_one(sql, &[&name]).await.map_err(|e| fault_of(&e))?.get(0);
+    if there {
+        let sql = format!(
+            "SET lock_timeout = '30s'; DROP PUBLICATION IF EXISTS {}; SET lock_timeout = 0",
+            quote_ident(name)
+        );
+        client.batch_execute(&sql).await.map_err(|e| fault_of(&e))?;
+    }
+    Ok(there)
 }
 
 /// Drops a slot; a session that still uses it is ended first.

@@ -1,7 +1,7 @@
 //! The way back is made, killed while it is made, made again, and removed.
 
 use crate::world::{MIGRATION, TOKEN, World, log_end};
-use segue_postgres::birth::{self, Direction, drop_objects, forget};
+use segue_postgres::birth::{self, Direction, drop_objects, drop_reverse, forget};
 use segue_testkit::Options;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,6 +58,35 @@ async fn removal_leaves_nothing_on_either_side() {
         assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
     }
     assert!(drop_objects(&source, &target, MIGRATION, &[]).await.unwrap().is_empty(), "nothing is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_was_given_up_is_made_anew() {
+    let world = World::start(Options::default(), Options::default()).await;
+    let (forward, reverse) = world.both().await;
+    world.target.execute("INSERT INTO t VALUES (6000, 'back')").await;
+    reverse.caught_up().await;
+    let first = world.arm().await.unwrap();
+    let (source, target) = world.clients().await;
+    let late = drop_reverse(&source, &target, (MIGRATION, TOKEN - 1)).await.unwrap_err();
+    assert_eq!(late.code, "SEGUE-SUPERSEDED");
+    // While it runs: its sessions are ended, and it can store nothing any more.
+    for _ in 0..2 {
+        drop_reverse(&source, &target, (MIGRATION, TOKEN)).await.unwrap();
+    }
+    reverse.fault().await;
+    let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)
+        + (SELECT count(*) FROM segue.stream WHERE direction = 'reverse')";
+    assert_eq!(world.target.scalar(left).await.as_deref(), Some("0"));
+    reverse.kill().await;
+    let reverse = world.run(Direction::Reverse).await;
+    assert!(world.arm().await.unwrap().incarnation > first.incarnation);
+    world.target.execute("INSERT INTO t VALUES (6001, 'back')").await;
+    world.source.execute("INSERT INTO t VALUES (5001, 'there')").await;
+    reverse.caught_up().await;
+    forward.caught_up().await;
+    assert_eq!((forward.changes(), reverse.changes()), (1, 1));
+    world.assert_equal().await;
 }
 
 /// A process that makes the way back between the servers that [`SERVERS`] names, and may die of it.
