@@ -11,7 +11,7 @@ use crate::connect::Endpoint;
 use crate::copy::Side;
 use crate::error::fault_of;
 use form::{HashForm, TableForm, name_on};
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_engine::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Reading};
 use segue_model::change::{Row, Value};
@@ -107,11 +107,23 @@ impl PgSides {
     }
 }
 
+/// What a server answers, `None` if it refuses: it does not have the hash, or forbids it. A session that was lost says nothing
+/// about either.
+async fn answer(client: &Client, probe: &str) -> Outcome<Option<Vec<SimpleQueryMessage>>> {
+    match client.simple_query(probe).await {
+        Ok(messages) => Ok(Some(messages)),
+        Err(error) => match fault_of(&error) {
+            fault if fault.recovery == Recovery::Retry => Err(fault.during("looking for a common hash")),
+            _ => Ok(None),
+        },
+    }
+}
+
 /// The cheapest hash that both servers have and agree on.
 async fn common_hash(source: &Client, target: &Client) -> Outcome<HashForm> {
     for form in HashForm::ALL {
         let probe = form.probe();
-        let (Ok(a), Ok(b)) = (source.simple_query(&probe).await, target.simple_query(&probe).await) else {
+        let (Some(a), Some(b)) = (answer(source, &probe).await?, answer(target, &probe).await?) else {
             continue;
         };
         let text = |messages: &[SimpleQueryMessage]| {
