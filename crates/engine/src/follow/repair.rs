@@ -61,7 +61,7 @@ impl<S: Source, T: Target> Builder<S, T> {
         let RepairRequest { table, extent, done, _still } = request;
         self.flush(batch).await?;
         if !self.passage.shown().await? {
-            let what = "the source does not show yet what was applied last: a commit waits for a synchronous standby";
+            let what = "the side that the rows come from does not show yet what was applied last: a commit waits for a synchronous standby";
             let _ = done.send(Err(Fault::retry("SEGUE-NOT-SHOWN", what)));
             return Ok(());
         }
