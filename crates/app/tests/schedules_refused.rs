@@ -31,7 +31,7 @@ async fn a_duplicate_under_a_deferrable_key_of_the_target_is_a_fault() {
     let run = pair.run();
     pair.reaches(&run, "following").await;
     // Somebody else writes to the target.
-    pair.target.execute("INSERT INTO public.t VALUES (1, 'planted')").await;
+    pair.plant("INSERT INTO public.t VALUES (1, 'planted')").await;
     pair.source.execute("INSERT INTO public.t VALUES (2, 'fine')").await;
     pair.caught_up().await;
     pair.source.execute("INSERT INTO public.t VALUES (1, 'streamed')").await;

@@ -87,7 +87,14 @@ async fn remove(
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
-    birth::drop_objects(source, target, migration, tables).await
+    let mut said = false;
+    let report = |fault: &Fault| {
+        if !said {
+            eprintln!("segue: {fault}; it goes on when that is over");
+            said = true;
+        }
+    };
+    birth::drop_objects(source, target, migration, tables, report).await
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

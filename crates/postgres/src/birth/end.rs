@@ -35,16 +35,18 @@ const RELEASE_TRIES: u32 = 50;
 /// repeated. Returns what was removed, a line each. What Segue remembers of the migration stays: [`forget`] it last.
 ///
 /// The caller holds the migration's token, so that no other process makes anything meanwhile. A control database of
-/// its own is passed like a target without tables.
+/// its own is passed like a target without tables. `report` is called again and again while somebody reads a fenced table
+/// and keeps its fence from being removed.
 pub async fn drop_objects(
     source: &Client,
     target: &Client,
     migration: &str,
     drop_tables: &[QualifiedName],
+    mut report: impl FnMut(&Fault),
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
     for (side, client) in [("source", source), ("target", target)] {
-        let removed = remove(client, migration, side).await;
+        let removed = remove(client, migration, side, &mut report).await;
         done.extend(removed.map_err(|f| f.during(format_args!("removing Segue's objects from the {side}")))?);
     }
     for table in drop_tables {
@@ -65,9 +67,21 @@ pub async fn drop_objects(
     Ok(done)
 }
 
-async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
-    // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers.
-    let fence = crate::fence::remove(client, migration).await?;
+async fn remove(
+    client: &Client,
+    migration: &str,
+    side: &str,
+    report: &mut impl FnMut(&Fault),
+) -> Outcome<Vec<String>> {
+    // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers
+    // with everybody else behind.
+    let mut fence = Vec::new();
+    while let Err(fault) = crate::fence::remove(client, migration, &mut fence).await {
+        if fault.code != "SEGUE-LOCKED" {
+            return Err(fault);
+        }
+        report(&fault);
+    }
     let mut done: Vec<String> = fence.into_iter().map(|line| format!("{side}: {line}")).collect();
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;

@@ -10,6 +10,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -54,8 +55,11 @@ pub async fn prepare(
         quote_literal(elsewhere)
     );
     bounded(client, authority, &make, (&[], LOCK_MS)).await.map_err(|f| f.during("preparing the fence"))?;
+    let carriers = "SELECT relation FROM segue.fence_carriers($1)";
+    let carriers = client.query(carriers, &[&authority.0]).await.map_err(|e| fault_of(&e))?;
+    let carriers: BTreeSet<u32> = carriers.iter().map(|row| row.get(0)).collect();
     let mut made = Vec::new();
-    for (relation, table) in relations {
+    for (relation, table) in relations.into_iter().filter(|(relation, _)| !carriers.contains(relation)) {
         let add = format!("SELECT segue.add_fence({name}, {relation})");
         let added = bounded(client, authority, &add, (&[relation], LOCK_MS)).await;
         if added.map_err(|f| f.during(format_args!("making the fence of {table}")))? {
@@ -159,14 +163,14 @@ pub async fn bypasses(client: &Client, migration: &str) -> Outcome<Vec<String>> 
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated. Returns what was
-/// removed, a line each. The caller holds the migration's token, and means it: a follower is open afterwards.
-pub async fn remove(client: &Client, migration: &str) -> Outcome<Vec<String>> {
+/// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated: where a lock cannot be
+/// had in time, its holders are named (`SEGUE-LOCKED`), and the rest stays. What was removed is added to `done`, a line
+/// each. The caller holds the migration's token, and means it: a follower is open afterwards.
+pub async fn remove(client: &Client, migration: &str, done: &mut Vec<String>) -> Outcome<()> {
     let there = "SELECT to_regclass('segue.owner') IS NOT NULL";
     if !client.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let mut done = Vec::new();
     for table in autovacuum::put_back(client, migration).await? {
         done.push(format!("autovacuum's settings of {table} put back"));
     }
@@ -184,8 +188,7 @@ pub async fn remove(client: &Client, migration: &str) -> Outcome<Vec<String>> {
         "DROP FUNCTION IF EXISTS segue.{function}(); DELETE FROM segue.owner WHERE migration = {}",
         quote_literal(migration)
     );
-    without_token(client, &sql, &[]).await?;
-    Ok(done)
+    without_token(client, &sql, &[]).await
 }
 
 /// As [`bounded`], for an end at which the token may be gone already.
