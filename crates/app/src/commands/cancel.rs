@@ -45,7 +45,12 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let tables =
         if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
-        order::give(spec, "stop", &serde_json::json!({})).await?;
+        match order::give(spec, "stop", &serde_json::json!({})).await {
+            Ok(_) => {}
+            // It has died just now, and is as good as stopped.
+            Err(fault) if fault.code == "SEGUE-NO-DRIVER" => {}
+            Err(fault) => return Err(fault),
+        }
     }
     let lease = take_lease(&control).await?;
     let source = sides.source.connect("cancel").await?;

@@ -39,7 +39,7 @@ async fn cancelling_takes_the_fence_along_and_a_reader_in_the_way_is_named() {
         reader.batch_execute("COMMIT").await.unwrap();
     });
     let fences = removed.unwrap().into_iter().filter(|line| line.contains("fence of")).count();
-    assert_eq!(fences, 6, "also those that were removed before the reader was met");
+    assert_eq!(fences, 8, "also those that were removed before the reader was met");
     assert_eq!(forget(&world.client, "m").await.unwrap().as_deref(), Some("the schema segue"));
     let left = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal";
     assert_eq!(world.cluster.scalar(left).await.as_deref(), Some("0"));
