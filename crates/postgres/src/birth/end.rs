@@ -2,6 +2,7 @@
 
 use super::{Direction, origin_name, stream_name};
 use crate::error::fault_of;
+use crate::fence::{self, Removed};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -75,14 +76,18 @@ async fn remove(
 ) -> Outcome<Vec<String>> {
     // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers
     // with everybody else behind.
-    let mut fence = Vec::new();
-    while let Err(fault) = crate::fence::remove(client, migration, &mut fence).await {
+    let mut fences = Removed::default();
+    while let Err(fault) = fence::remove(client, migration, &mut fences).await {
         if fault.code != "SEGUE-LOCKED" {
             return Err(fault);
         }
         report(&fault);
     }
-    let mut done: Vec<String> = fence.into_iter().map(|line| format!("{side}: {line}")).collect();
+    let mut done = Vec::new();
+    for (count, what) in [(fences.fences, "fence"), (fences.autovacuum, "autovacuum's settings")] {
+        let tables = if count == 1 { "table" } else { "tables" };
+        done.extend((count > 0).then(|| format!("{side}: {what} of {count} {tables}")));
+    }
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;
         if drop_slot(client, &name).await? {

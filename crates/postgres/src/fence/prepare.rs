@@ -163,17 +163,24 @@ pub async fn bypasses(client: &Client, migration: &str) -> Outcome<Vec<String>> 
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// What was taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Tables whose fence is gone.
+    pub fences: usize,
+    /// Tables whose settings of autovacuum were put back.
+    pub autovacuum: usize,
+}
+
 /// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated: where a lock cannot be
-/// had in time, its holders are named (`SEGUE-LOCKED`), and the rest stays. What was removed is added to `done`, a line
-/// each. The caller holds the migration's token, and means it: a follower is open afterwards.
-pub async fn remove(client: &Client, migration: &str, done: &mut Vec<String>) -> Outcome<()> {
+/// had in time, its holders are named (`SEGUE-LOCKED`), and the rest stays. What was removed is added to `done`. The caller
+/// holds the migration's token, and means it: a follower is open afterwards.
+pub async fn remove(client: &Client, migration: &str, done: &mut Removed) -> Outcome<()> {
     let there = "SELECT to_regclass('segue.owner') IS NOT NULL";
     if !client.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
         return Ok(());
     }
-    for table in autovacuum::put_back(client, migration).await? {
-        done.push(format!("autovacuum's settings of {table} put back"));
-    }
+    done.autovacuum += autovacuum::put_back(client, migration).await?.len();
     let carriers = "SELECT relation, sql_name, trigger_name FROM segue.fence_carriers($1)";
     for row in client.query(carriers, &[&migration]).await.map_err(|e| fault_of(&e))? {
         let (relation, table, trigger): (u32, &str, &str) = (row.get(0), row.get(1), row.get(2));
@@ -181,7 +188,7 @@ pub async fn remove(client: &Client, migration: &str, done: &mut Vec<String>) ->
         without_token(client, &sql, &[relation])
             .await
             .map_err(|f| f.during(format_args!("removing the fence of {table}")))?;
-        done.push(format!("fence of {table}"));
+        done.fences += 1;
     }
     let function = quote_ident(&format!("fence_{migration}"));
     let sql = format!(

@@ -3,7 +3,7 @@
 use crate::world::*;
 use segue_engine::fault::Fault;
 use segue_postgres::birth::{drop_objects, forget};
-use segue_postgres::fence::{autovacuum, remove};
+use segue_postgres::fence::{Removed, autovacuum, remove};
 use segue_testkit::Options;
 
 const LEFT: &str = "SELECT (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal) + (SELECT count(*) FROM pg_proc WHERE proname LIKE 'fence\\_m%')
@@ -15,13 +15,13 @@ async fn removing_the_fence_leaves_nothing_and_can_be_repeated() {
     let world = World::owner(Options::default(), limits(60_000)).await;
     autovacuum::turn_off(&world.client, ("m", 3)).await.unwrap();
     world.fenced(0, 1).await;
-    let mut removed = Vec::new();
+    let mut removed = Removed::default();
     remove(&world.client, "m", &mut removed).await.unwrap();
-    assert_eq!(removed.len(), 8 + 6, "{removed:?}");
+    assert_eq!(removed, Removed { fences: 8, autovacuum: 6 });
     assert_eq!(world.cluster.scalar(LEFT).await.as_deref(), Some("0"));
-    removed.clear();
+    removed = Removed::default();
     remove(&world.client, "m", &mut removed).await.unwrap();
-    assert_eq!(removed, [""; 0]);
+    assert_eq!(removed, Removed::default());
     world.app().await.batch_execute("TRUNCATE plain, parts, heirs").await.unwrap();
 }
 
@@ -38,8 +38,9 @@ async fn cancelling_takes_the_fence_along_and_a_reader_in_the_way_is_named() {
         assert!(fault.code == "SEGUE-LOCKED" && fault.what.contains("report"), "{fault}");
         reader.batch_execute("COMMIT").await.unwrap();
     });
-    let fences = removed.unwrap().into_iter().filter(|line| line.contains("fence of")).count();
-    assert_eq!(fences, 8, "also those that were removed before the reader was met");
+    let removed = removed.unwrap();
+    let all = removed.contains(&"source: fence of 8 tables".to_owned());
+    assert!(all, "also those that were removed before the reader was met: {removed:?}");
     assert_eq!(forget(&world.client, "m").await.unwrap().as_deref(), Some("the schema segue"));
     let left = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal";
     assert_eq!(world.cluster.scalar(left).await.as_deref(), Some("0"));
