@@ -31,7 +31,7 @@ async fn a_duplicate_under_a_deferrable_key_of_the_target_is_a_fault() {
     let run = pair.run();
     pair.reaches(&run, "following").await;
     // Somebody else writes to the target.
-    pair.target.execute("INSERT INTO public.t VALUES (1, 'planted')").await;
+    pair.plant("INSERT INTO public.t VALUES (1, 'planted')").await;
     pair.source.execute("INSERT INTO public.t VALUES (2, 'fine')").await;
     pair.caught_up().await;
     pair.source.execute("INSERT INTO public.t VALUES (1, 'streamed')").await;
@@ -79,12 +79,17 @@ async fn row_security_on_the_source_is_refused() {
 }
 
 /// The policy is put in force behind the plan's back, while another table is being copied.
+#[cfg(feature = "killpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn row_security_that_comes_later_fails_loudly() {
     let pair = bound(&["public.first", "public.t"]).await;
     pair.source
         .execute("INSERT INTO public.first SELECT n, repeat('x', 500) FROM generate_series(1, 1000) n")
         .await;
+    // The target's fence needs the lock that will hold the copy up, for a moment.
+    let mut fencing = pair.command(&["run"]);
+    segue_testkit::kill::kill_at(&mut fencing, "birth.fenced", 1);
+    Process::start(fencing).wait(PATIENCE).await.unwrap();
     let held = locked(&pair.target, "public.first", "SHARE").await;
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;

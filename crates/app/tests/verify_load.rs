@@ -120,8 +120,7 @@ async fn every_planted_difference_is_found_under_load() {
     let run = pair.run();
     pair.reaches(&run, "following").await;
     for (statement, id, _) in PLANTED {
-        let done = pair.target.connect("postgres").await.execute(statement, &[]).await.unwrap();
-        assert_eq!(done, 1, "{id}: {statement}");
+        assert_eq!(pair.plant(statement).await, 1, "{id}: {statement}");
     }
     let report = verify(&pair, 4).await;
     let found: BTreeMap<i64, &Value> = report["divergences"]
@@ -177,7 +176,8 @@ async fn a_parent_with_children_is_compared_and_mended() {
     pair.source.execute("INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c', 3)").await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
-    pair.target.execute("UPDATE ONLY parent SET v = 'other'; DELETE FROM child").await;
+    pair.plant("UPDATE ONLY parent SET v = 'other'").await;
+    pair.plant("DELETE FROM child").await;
     let verify = Process::start(pair.command(&["verify", "--repair"]));
     let ended = verify.wait(Duration::from_secs(30)).await.expect("it comes to an end");
     assert!(ended.success(), "{}", verify.lines().join("\n"));

@@ -56,6 +56,7 @@ fn stop_where_wanted(name: &'static str) {
 
 /// Every named point, so that a test can walk them all.
 pub const ALL: &[&str] = &[
+    "birth.fenced",
     "birth.incarnation",
     "birth.slot",
     "birth.barrier",

@@ -6,7 +6,6 @@
 
 use crate::backfill::{self, Shared, Work};
 use crate::fault::{Fault, Recovery};
-use crate::follow::build::gone;
 use crate::killpoint;
 use crate::ports::{Drift, Outcome, Part, Source, Target};
 use crate::progress::Warnings;
@@ -63,7 +62,8 @@ impl<S: Source, T: Target> Leaves<S, T> {
 
     /// Waits until everything that is committed on the source by now has been applied.
     async fn passed(&self, signal: u64) -> Outcome<()> {
-        if self.shared.progress.passed(signal).await { Ok(()) } else { Err(gone()) }
+        self.shared.progress.passed(signal).await;
+        Ok(())
     }
 
     /// `false`: a lock could not be had; the next look tries again.

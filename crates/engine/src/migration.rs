@@ -6,7 +6,6 @@
 use crate::backfill::{self, Shared, Work};
 use crate::fault::Fault;
 use crate::follow;
-use crate::follow::build::gone;
 use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
 use crate::leaves::{LOOK_PAUSE, Leaves};
@@ -236,9 +235,7 @@ async fn hand_over<S: Source, T: Target>(shared: &Shared<S, T>) -> Outcome<()> {
         let stored = target.last_region().await?;
         let signal = source.signal().await?;
         killpoint::pass("backfill.signalled");
-        if !progress.passed(signal).await {
-            return Err(gone());
-        }
+        progress.passed(signal).await;
         if regions.retire(marked) {
             break stored;
         }

@@ -223,9 +223,10 @@ impl Progress {
         self.applied.subscribe()
     }
 
-    /// Returns when a signal has been applied; `false`: the stream has ended.
-    pub async fn passed(&self, signal: u64) -> bool {
-        self.watch_applied().wait_for(|applied| applied.signal >= signal).await.is_ok()
+    /// Returns when a signal has been applied, durably.
+    pub async fn passed(&self, signal: u64) {
+        // Never an error: the sender is ours.
+        let _ = self.watch_applied().wait_for(|applied| applied.signal >= signal).await;
     }
 
     /// Says what `who` waits for, or that it no longer waits. The beginning of an unchanged wait is kept.

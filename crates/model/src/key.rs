@@ -82,7 +82,8 @@ pub fn compare(order: &[KeyOrder], a: &KeyText, b: &KeyText) -> Option<Ordering>
     Some(Ordering::Equal)
 }
 
-/// Sorts keys about as an index on them does, where only the source knows the exact order, too: for speed, not for truth.
+/// What to sort keys by so that they lie about as in an index on them, also where only the source knows the exact order: for
+/// speed, not for truth.
 pub fn rank(order: &[KeyOrder], key: &KeyText) -> Vec<(Option<i64>, Bytes)> {
     let column = |(order, text): (&KeyOrder, &Bytes)| match order {
         KeyOrder::Integer => (integer(text), Bytes::new()),

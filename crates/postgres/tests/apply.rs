@@ -329,6 +329,24 @@ async fn a_commit_that_is_not_waited_for_is_made_durable_by_the_next_one_and_by_
 }
 
 #[tokio::test]
+async fn a_commit_that_gave_up_waiting_for_its_standby_is_not_taken_for_durable() {
+    let mut target = Target::start(Options::default(), T).await;
+    let t = target.table("t").await;
+    target.cluster.set("synchronous_standby_names", "nobody").await;
+    target.applier.begin().await.unwrap();
+    target.applier.in_order(&t, &changes(vec![ins("1 x y")])).await.unwrap();
+    let to = Checkpoint { position: Position(1), ..Checkpoint::default() };
+    let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let (result, ()) = tokio::join!(target.applier.commit(Position(0), &to, Durability::Now), async {
+        while target.cluster.scalar(cancel).await.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(fault(result).recovery, Recovery::Ambiguous);
+    assert_eq!(target.rows("t").await, "(1,x,y)", "it is committed here");
+}
+
+#[tokio::test]
 async fn rows_without_a_key_are_matched_by_their_whole_image_one_at_a_time() {
     let ddl = "CREATE TABLE t (a int, b text, c numeric, d char(4)) PARTITION BY LIST (a); \
         CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1, NULL); CREATE TABLE t2 PARTITION OF t FOR VALUES IN (2)";

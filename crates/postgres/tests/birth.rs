@@ -93,7 +93,7 @@ async fn drop_everything(
     migration: &str,
     tables: &[QualifiedName],
 ) -> Outcome<Vec<String>> {
-    let mut removed = drop_objects(source, target, migration, tables).await?;
+    let mut removed = drop_objects(source, target, migration, tables, |_| {}).await?;
     for (side, client) in [("source", source), ("target", target)] {
         removed.extend(forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }

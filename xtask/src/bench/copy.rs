@@ -5,7 +5,7 @@ use super::measure::{Sample, Turn};
 use super::pair::{DATABASE, Pair, must, pgbench, psql, shell, until_true};
 use super::report::{Contest, verdict};
 
-const TABLES: [&str; 2] = ["pgbench_accounts", "wide"];
+pub(super) const TABLES: [&str; 2] = ["pgbench_accounts", "wide"];
 const PGBENCH_SCALE: u64 = 50;
 const WIDE_ROWS: u64 = 2_000_000;
 
@@ -22,20 +22,12 @@ const WIDE_FILL: &str = "INSERT INTO wide SELECT i, i % 1000, i % 7, i * 37, (i 
 
 pub(super) async fn measure(options: &Options) -> String {
     let pair = Pair::start().await;
-    let scale = options.scaled(PGBENCH_SCALE);
-    let (accounts, wide) = (scale * 100_000, options.scaled(WIDE_ROWS));
-    eprintln!("bench: filling the source: {accounts} rows of pgbench_accounts, {wide} of wide");
-    shell(&pgbench(&pair.source, DATABASE, &format!("-i -q -I dtGp -s {scale}"))).await;
-    let source = Pair::connect(&pair.source, DATABASE).await;
-    must(source.batch_execute(WIDE).await, "make the wide table");
-    must(source.batch_execute(&WIDE_FILL.replace("{rows}", &wide.to_string())).await, "fill the wide table");
-    must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
-    pair.write_spec(DATABASE, &TABLES);
+    let (accounts, wide) = fill(&pair, options).await;
     let mut contest =
         Contest::new(&["psql, one stream", "psql, two ranges at once", "PostgreSQL's initial sync", "segue"]);
     for round in 0..options.rounds {
         for contestant in contest.order(round) {
-            empty_target(&pair, scale).await;
+            empty_target(&pair, options).await;
             let sample = match contestant {
                 0 => piped(&pair, accounts, wide, 1).await,
                 1 => piped(&pair, accounts, wide, 2).await,
@@ -59,7 +51,23 @@ pub(super) async fn measure(options: &Options) -> String {
     text
 }
 
-async fn empty_target(pair: &Pair, scale: u64) {
+/// Fills the source's tables; returns how many rows each has.
+pub(super) async fn fill(pair: &Pair, options: &Options) -> (u64, u64) {
+    let scale = options.scaled(PGBENCH_SCALE);
+    let (accounts, wide) = (scale * 100_000, options.scaled(WIDE_ROWS));
+    eprintln!("bench: filling the source: {accounts} rows of pgbench_accounts, {wide} of wide");
+    shell(&pgbench(&pair.source, DATABASE, &format!("-i -q -I dtGp -s {scale}"))).await;
+    let source = Pair::connect(&pair.source, DATABASE).await;
+    must(source.batch_execute(WIDE).await, "make the wide table");
+    must(source.batch_execute(&WIDE_FILL.replace("{rows}", &wide.to_string())).await, "fill the wide table");
+    must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
+    pair.write_spec(DATABASE, &TABLES);
+    (accounts, wide)
+}
+
+/// Makes the target's tables anew, without rows.
+pub(super) async fn empty_target(pair: &Pair, options: &Options) {
+    let scale = options.scaled(PGBENCH_SCALE);
     pair.target.execute(&format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")).await;
     pair.target.execute(&format!("CREATE DATABASE {DATABASE}")).await;
     shell(&pgbench(&pair.target, DATABASE, &format!("-i -q -I dtp -s {scale}"))).await;

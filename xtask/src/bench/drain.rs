@@ -42,7 +42,8 @@ pub(super) async fn measure(options: &Options) -> String {
     let mut text = format!(
         "{transactions} transactions of `pgbench -b tpcb-like` (scale {PGBENCH_SCALE}, {CLIENTS} clients), written while \
          neither consumed; from the start of the subscription, or of `segue run`, to the last row on the target. The \
-         subscription commits without waiting for the disk (its default), segue's commits are durable.\n\n"
+         subscription commits without waiting for the disk (its default); segue waits about once a second and at the end, and \
+         acknowledges nothing that is not durable.\n\n"
     );
     text.push_str(&contest.table(transactions as f64, "transactions", 0));
     text.push('\n');

@@ -45,7 +45,12 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let tables =
         if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
-        order::give(spec, "stop", &serde_json::json!({})).await?;
+        match order::give(spec, "stop", &serde_json::json!({})).await {
+            Ok(_) => {}
+            // It has died just now, and is as good as stopped.
+            Err(fault) if fault.code == "SEGUE-NO-DRIVER" => {}
+            Err(fault) => return Err(fault),
+        }
     }
     let lease = take_lease(&control).await?;
     let source = sides.source.connect("cancel").await?;
@@ -87,7 +92,14 @@ async fn remove(
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
-    birth::drop_objects(source, target, migration, tables).await
+    let mut said = false;
+    let report = |fault: &Fault| {
+        if !said {
+            eprintln!("segue: {fault}; it goes on when that is over");
+            said = true;
+        }
+    };
+    birth::drop_objects(source, target, migration, tables, report).await
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

@@ -18,6 +18,7 @@ use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
+use segue_postgres::fence;
 use segue_postgres::leaves;
 use segue_postgres::schema;
 use segue_postgres::source::PgSource;
@@ -157,6 +158,7 @@ impl<'d> Attempt<'d> {
         match resumed {
             Some((identity, opening)) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
+                self.fence_follower(&catalog, &target).await?;
                 self.open(catalog, identity, Some(opening)).await
             }
             None => {
@@ -203,6 +205,8 @@ impl<'d> Attempt<'d> {
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
+        self.fence_follower(catalog, target).await?;
+        killpoint::pass("birth.fenced");
         self.note("");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
@@ -228,6 +232,16 @@ impl<'d> Attempt<'d> {
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
         Ok(identity)
+    }
+
+    /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
+    async fn fence_follower(&self, catalog: &Catalog, target: &tokio_postgres::Client) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let authority = (spec.name.as_str(), self.lease.token);
+        let tables: Vec<_> = catalog.tables.iter().map(|table| table.target.clone()).collect();
+        let elsewhere = sides.source.to_string();
+        fence::prepare(target, authority, &tables, fence::Role::Follower, &elsewhere).await?;
+        Ok(())
     }
 
     /// Remembers what the making of the stream waits for.

@@ -92,6 +92,13 @@ impl Pair {
         }
     }
 
+    /// Writes to the target past its fence, as a superuser can who insists on it; returns how many rows.
+    pub async fn plant(&self, statement: &str) -> u64 {
+        let client = self.target.connect("postgres").await;
+        client.batch_execute("SET session_replication_role = replica").await.unwrap();
+        client.execute(statement, &[]).await.unwrap()
+    }
+
     /// Compares whole schemas with the independent comparer.
     pub async fn assert_equal(&self, schemas: &[&str]) {
         let source = self.source.connect("postgres").await;

@@ -77,7 +77,8 @@ pub async fn collect(
                 let Some((head, changes, signal)) = open.take() else { continue };
                 let bytes = changes.memory_bytes();
                 progress.received(end, bytes as u64, head.committed_at_us.unsigned_abs());
-                let Some(permit) = budget.take(bytes).await else { return Ok(()) };
+                // As it came, and once more as it will be sent.
+                let Some(permit) = budget.take(2 * bytes).await else { return Ok(()) };
                 Arrived::Transaction(Transaction { head, end, changes, signal }, permit)
             }
             (StreamEvent::Idle { position }, None) => Arrived::Idle(position),

@@ -80,7 +80,7 @@ pub struct Builder<S: Source, T: Target> {
     pub tables: BTreeMap<TableId, Arc<Table>>,
     /// Bounds.
     pub limits: BatchLimits,
-    /// Where batches go. One waits while one is written.
+    /// Where batches go. One or two wait while one is written.
     pub out: mpsc::Sender<Ready<<T::Applier as Applier>::Encoded>>,
     /// Sessions for copying single keys, opened when first needed.
     pub sessions: Option<(S::Reader, T::Writer)>,
@@ -364,6 +364,6 @@ enum Next {
 }
 
 /// The other half of the pipeline has ended; its own fault says why.
-pub(crate) fn gone() -> Fault {
+pub(super) fn gone() -> Fault {
     Fault::retry("SEGUE-PIPELINE", "the stream's pipeline was closed")
 }

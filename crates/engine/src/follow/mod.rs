@@ -40,7 +40,7 @@ pub struct Limits {
 pub struct Verifying {
     /// Learns of transactions before they are committed on the target.
     pub unseen: Arc<Unseen>,
-    /// Learns of rows after they are durable there.
+    /// Learns of rows after they are committed there.
     pub live: Arc<LiveQueue>,
     /// Rows that are to be copied anew.
     pub repairs: mpsc::Receiver<RepairRequest>,

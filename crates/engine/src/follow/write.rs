@@ -1,12 +1,12 @@
 //! Writing batches: one target transaction each, set-wise, else row by row; the checkpoint moves with the rows.
 
-use super::build::Ready;
+use super::build::{Batch, Ready};
 use super::spool::Changes;
 use super::steps::{Manner, Step, steps};
 use crate::fault::Fault;
 use crate::killpoint;
 use crate::ports::{Acknowledger, Applier, ApplyError, Durability, Mismatch, Outcome};
-use crate::progress::{Applied, Progress};
+use crate::progress::{Applied, Progress, now_us};
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::Unseen;
@@ -18,9 +18,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Nobody hears of a batch for at most about this long after its commit: a crash of the target costs that much work again,
-/// and the source keeps that much more log.
+/// Nobody hears of a batch for at most about this long and a batch after its commit: a crash of the target costs that much
+/// work again, and the source keeps that much more log.
 const UNREPORTED_MAX: Duration = Duration::from_secs(1);
+/// A batch whose newest transaction is older than this is part of a backlog: that it is reported later does not count.
+const BEHIND_MIN_US: u64 = 1_000_000;
 
 /// Writes batches and acknowledges them.
 pub struct Writer<A> {
@@ -38,7 +40,7 @@ pub struct Writer<A> {
     pub throttle: Arc<Throttle>,
     /// Learns of transactions before they are committed here.
     pub unseen: Arc<Unseen>,
-    /// Learns of rows after they are durable here.
+    /// Learns of rows after they are committed here.
     pub live: Arc<LiveQueue>,
 }
 
@@ -69,14 +71,19 @@ impl<E> Queue<E> {
         }
     }
 
-    /// Whether the commit that moves the checkpoint to `position` is waited for: not if another will follow at once.
-    fn durability(&mut self, position: Position) -> Durability {
-        if self.unreported.since.is_some_and(|since| since.elapsed() >= UNREPORTED_MAX) {
+    /// Whether the commit of `batch` is waited for: not in a backlog, if another will follow at once and nobody waits for a
+    /// signal.
+    fn durability(&mut self, batch: &Batch, is_paused: bool) -> Durability {
+        let behind_us = batch.committed_at_us.last().map_or(0, |at| now_us().saturating_sub(*at));
+        let due = self.unreported.since.is_some_and(|since| since.elapsed() >= UNREPORTED_MAX);
+        let awaited = batch.signal.max(self.unreported.signal) > 0;
+        if behind_us < BEHIND_MIN_US || due || awaited || is_paused {
             return Durability::Now;
         }
         self.at_hand = self.at_hand.take().or_else(|| self.batches.try_recv().ok());
         match &self.at_hand {
-            Some(next) if next.batch.checkpoint.position > position => Durability::Later,
+            // One that is larger than memory can take long.
+            Some(next) if next.batch.spilled.is_none() => Durability::Later,
             Some(_) | None => Durability::Now,
         }
     }
@@ -169,7 +176,7 @@ impl<A: Applier> Writer<A> {
             }
             Some(spilled) => self.spilled(spilled, manner).await?,
         };
-        let durability = queue.durability(batch.checkpoint.position);
+        let durability = queue.durability(batch, self.throttle.limits().paused.is_some());
         self.applier.commit(self.position, &batch.checkpoint, durability).await?;
         Ok((changes, durability))
     }

@@ -71,7 +71,7 @@ impl LiveQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These changes are durable on the other side. Called after their commit; never blocks for long.
+    /// These changes are committed on the other side. Called after that; never blocks for long.
     pub fn applied(&self, tables: &BTreeMap<TableId, Arc<Table>>, changes: &[Change]) {
         let mut queue = self.lock();
         for change in changes {

@@ -159,7 +159,12 @@ impl PgApplier {
             quote_literal(self.authority.direction.as_str())
         );
         self.state = State::Over;
+        let warned = self.session.warned();
         match self.session.send(begin.as_deref(), &[advance], Some(&commit)).await {
+            Ok(_) if durability == Durability::Now && self.session.warned() > warned => {
+                let what = "the server warned while it committed: the commit may not be on its standbys";
+                Err(ApplyError::Fault(Fault::ambiguous("SEGUE-COMMIT-UNKNOWN", what)))
+            }
             Ok((_, Some(stored))) if stored.parse() == Ok(to.position) => {
                 self.state = State::Idle;
                 Ok(())

@@ -1,12 +1,11 @@
 //! The net effect on one table, set-wise: deletes, updates, inserts.
 
 use super::order::{has_large, update_request};
-use super::pieces::{Piece, Pieces, Work};
+use super::pieces::{Piece, Pieces, Work, without_key};
 use super::session::{Refused, Request};
 use super::sql::Target;
 use super::{PgApplier, refused_rows};
 use crate::error::fault_of;
-use segue_engine::fault::Fault;
 use segue_engine::ports::{ApplyError, Mismatch, Outcome};
 use segue_model::name::QualifiedName;
 use segue_model::table::Table;
@@ -41,10 +40,7 @@ impl PgApplier {
         let staged = self.session.may_stage && large;
         let target = &Target { staged, ..target.clone() };
         let table = target.table;
-        let key = || {
-            let what = format!("{}: a net effect without a key", table.target);
-            table.key().ok_or_else(|| Fault::bug("SEGUE-APPLY", what))
-        };
+        let key = || table.key().ok_or_else(|| without_key(table));
         let sql = match (work, many) {
             (Work::Delete, true) => target.delete_many(key()?),
             (Work::Delete, false) => target.delete_one(key()?),

@@ -78,8 +78,7 @@ impl Pieces {
                 pieces.test(&Work::Absent, &net.inserts.iter().collect::<Vec<_>>(), key);
             }
         } else if !net.deletes.is_empty() || !net.updates.is_empty() {
-            let what = format!("{}: a net effect without a key", table.target);
-            return Err(Fault::bug("SEGUE-APPLY", what));
+            return Err(without_key(table));
         }
         let all: Vec<usize> = (0..table.columns.len()).collect();
         pieces.write(&Work::Insert, net.inserts.iter(), &all);
@@ -140,6 +139,11 @@ impl Pieces {
         let expected = if *work == Work::Absent { 0 } else { rows.len() as u64 };
         self.0.push(Piece { work: work.clone(), many: true, params, rows: expected, bytes });
     }
+}
+
+/// Only inserts can be collapsed without a key.
+pub(super) fn without_key(table: &Table) -> Fault {
+    Fault::bug("SEGUE-APPLY", format!("{}: a net effect without a key", table.target))
 }
 
 fn size(row: &Row, columns: &[usize]) -> usize {

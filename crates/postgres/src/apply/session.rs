@@ -2,7 +2,7 @@
 
 use super::sql::LARGE;
 use super::value::{Param, Staged};
-use crate::connect::Endpoint;
+use crate::connect::{Endpoint, Warnings};
 use crate::error::fault_of;
 use crate::origin;
 use bytes::{BufMut, BytesMut};
@@ -46,6 +46,7 @@ pub(super) struct Refused {
 
 pub(super) struct Session {
     pub(super) client: Client,
+    warnings: Warnings,
     /// The role may make temporary tables, so that large values can be staged.
     pub(super) may_stage: bool,
     statements: HashMap<String, (Statement, u64)>,
@@ -54,13 +55,18 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) async fn open(endpoint: &Endpoint, origin: &str) -> Outcome<Session> {
-        let client = endpoint.connect("apply").await?;
+        let (client, warnings) = endpoint.connect_heard("apply").await?;
         let during = |e: Error| fault_of(&e).during("preparing to apply changes");
         origin::take(&client, origin).await?;
         let may = client.query_one("SELECT has_database_privilege(current_database(), 'TEMPORARY')", &[]);
         let may_stage = may.await.map_err(during)?.get(0);
         client.batch_execute(SETTINGS).await.map_err(during)?;
-        Ok(Session { client, may_stage, statements: HashMap::new(), clock: 0 })
+        Ok(Session { client, warnings, may_stage, statements: HashMap::new(), clock: 0 })
+    }
+
+    /// Warnings so far: a commit that gives up waiting for a synchronous standby says so by one, and succeeds.
+    pub(super) fn warned(&self) -> u64 {
+        self.warnings.heard()
     }
 
     async fn statement(&mut self, sql: &str) -> Result<Statement, Error> {

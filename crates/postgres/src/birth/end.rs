@@ -2,6 +2,7 @@
 
 use super::{Authority, Direction, origin_name, stream_name, under_token};
 use crate::error::fault_of;
+use crate::fence::{self, Removed};
 use crate::origin;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -36,16 +37,18 @@ const RELEASE_TRIES: u32 = 50;
 /// repeated. Returns what was removed, a line each. What Segue remembers of the migration stays: [`forget`] it last.
 ///
 /// The caller holds the migration's token, so that no other process makes anything meanwhile. A control database of
-/// its own is passed like a target without tables.
+/// its own is passed like a target without tables. `report` is called again and again while somebody reads a fenced table
+/// and keeps its fence from being removed.
 pub async fn drop_objects(
     source: &Client,
     target: &Client,
     migration: &str,
     drop_tables: &[QualifiedName],
+    mut report: impl FnMut(&Fault),
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
     for (side, client) in [("source", source), ("target", target)] {
-        let removed = remove(client, migration, side).await;
+        let removed = remove(client, migration, side, &mut report).await;
         done.extend(removed.map_err(|f| f.during(format_args!("removing Segue's objects from the {side}")))?);
     }
     for table in drop_tables {
@@ -89,10 +92,26 @@ pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority
     Ok(())
 }
 
-async fn remove(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
-    // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers.
-    let fence = crate::fence::remove(client, migration).await?;
-    let mut done: Vec<String> = fence.into_iter().map(|line| format!("{side}: {line}")).collect();
+async fn remove(
+    client: &Client,
+    migration: &str,
+    side: &str,
+    report: &mut impl FnMut(&Fault),
+) -> Outcome<Vec<String>> {
+    // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers
+    // with everybody else behind.
+    let mut fences = Removed::default();
+    while let Err(fault) = fence::remove(client, migration, &mut fences).await {
+        if fault.code != "SEGUE-LOCKED" {
+            return Err(fault);
+        }
+        report(&fault);
+    }
+    let mut done = Vec::new();
+    for (count, what) in [(fences.fences, "fence"), (fences.autovacuum, "autovacuum's settings")] {
+        let tables = if count == 1 { "table" } else { "tables" };
+        done.extend((count > 0).then(|| format!("{side}: {what} of {count} {tables}")));
+    }
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;
         if drop_slot(client, &name).await? {

@@ -66,14 +66,22 @@ pub async fn shut_out(
     token: i64,
     may_terminate: bool,
 ) -> Outcome<Vec<Holder>> {
-    let (raiser, watcher) = tokio::try_join!(endpoint.connect("token"), endpoint.connect("watch"))?;
+    let ((raiser, warnings), watcher) =
+        tokio::try_join!(endpoint.connect_heard("token"), endpoint.connect("watch"))?;
     let failed = |e| fault_of(&e).during(format_args!("shutting earlier processes out of {endpoint}"));
     let pid: i32 = raiser.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed)?.get(0);
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&migration, &token];
-    let mut raise = pin!(raiser.execute("SELECT segue.raise_token($1, $2)", &parameters));
+    let mut raise = pin!(async {
+        raiser.execute("SELECT segue.raise_token($1, $2)", &parameters).await.map_err(failed)?;
+        if warnings.heard() > 0 {
+            let what = format!("{endpoint} warned while the token was raised: it may not be on its standbys");
+            return Err(Fault::retry("SEGUE-TOKEN-STANDBY", what));
+        }
+        Ok(())
+    });
     tokio::select! {
         done = &mut raise => {
-            done.map_err(failed)?;
+            done?;
             end_left_over(&watcher, endpoint, migration).await?;
             return Ok(Vec::new());
         }
@@ -83,7 +91,7 @@ pub async fn shut_out(
     let holders = holders(&watcher, &format!("segue:{migration}"), pid).await?;
     if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {
         // Nobody is in the way: the commit waits, as everybody's on that server. It ends when they do.
-        raise.await.map_err(failed)?;
+        raise.await?;
         end_left_over(&watcher, endpoint, migration).await?;
         return Ok(Vec::new());
     }
@@ -95,7 +103,7 @@ pub async fn shut_out(
         ended.map_err(|e| still_held(endpoint, &holders, &fault_of(&e).what))?;
     }
     match tokio::time::timeout(PATIENCE_AFTER_END, raise).await {
-        Ok(done) => done.map_err(failed)?,
+        Ok(done) => done?,
         Err(_) => return Err(still_held(endpoint, &holders, "they did not end when they were terminated")),
     };
     end_left_over(&watcher, endpoint, migration).await?;

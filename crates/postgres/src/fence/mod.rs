@@ -31,7 +31,7 @@ mod sql;
 
 pub use blockers::blockers;
 pub use ownership::{Answer, Ownership};
-pub use prepare::{Role, bypasses, prepare, remove};
+pub use prepare::{Removed, Role, bypasses, prepare, remove};
 pub(crate) use sql::DDL;
 
 use crate::birth::{Blocker, Direction, enter};

@@ -10,6 +10,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -54,8 +55,11 @@ pub async fn prepare(
         quote_literal(elsewhere)
     );
     bounded(client, authority, &make, (&[], LOCK_MS)).await.map_err(|f| f.during("preparing the fence"))?;
+    let carriers = "SELECT relation FROM segue.fence_carriers($1)";
+    let carriers = client.query(carriers, &[&authority.0]).await.map_err(|e| fault_of(&e))?;
+    let carriers: BTreeSet<u32> = carriers.iter().map(|row| row.get(0)).collect();
     let mut made = Vec::new();
-    for (relation, table) in relations {
+    for (relation, table) in relations.into_iter().filter(|(relation, _)| !carriers.contains(relation)) {
         let add = format!("SELECT segue.add_fence({name}, {relation})");
         let added = bounded(client, authority, &add, (&[relation], LOCK_MS)).await;
         if added.map_err(|f| f.during(format_args!("making the fence of {table}")))? {
@@ -159,17 +163,24 @@ pub async fn bypasses(client: &Client, migration: &str) -> Outcome<Vec<String>> 
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated. Returns what was
-/// removed, a line each. The caller holds the migration's token, and means it: a follower is open afterwards.
-pub async fn remove(client: &Client, migration: &str) -> Outcome<Vec<String>> {
+/// What was taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Tables whose fence is gone.
+    pub fences: usize,
+    /// Tables whose settings of autovacuum were put back.
+    pub autovacuum: usize,
+}
+
+/// Takes the fence away: autovacuum's settings put back, triggers, function and row. Can be repeated: where a lock cannot be
+/// had in time, its holders are named (`SEGUE-LOCKED`), and the rest stays. What was removed is added to `done`. The caller
+/// holds the migration's token, and means it: a follower is open afterwards.
+pub async fn remove(client: &Client, migration: &str, done: &mut Removed) -> Outcome<()> {
     let there = "SELECT to_regclass('segue.owner') IS NOT NULL";
     if !client.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let mut done = Vec::new();
-    for table in autovacuum::put_back(client, migration).await? {
-        done.push(format!("autovacuum's settings of {table} put back"));
-    }
+    done.autovacuum += autovacuum::put_back(client, migration).await?.len();
     let carriers = "SELECT relation, sql_name, trigger_name FROM segue.fence_carriers($1)";
     for row in client.query(carriers, &[&migration]).await.map_err(|e| fault_of(&e))? {
         let (relation, table, trigger): (u32, &str, &str) = (row.get(0), row.get(1), row.get(2));
@@ -177,15 +188,14 @@ pub async fn remove(client: &Client, migration: &str) -> Outcome<Vec<String>> {
         without_token(client, &sql, &[relation])
             .await
             .map_err(|f| f.during(format_args!("removing the fence of {table}")))?;
-        done.push(format!("fence of {table}"));
+        done.fences += 1;
     }
     let function = quote_ident(&format!("fence_{migration}"));
     let sql = format!(
         "DROP FUNCTION IF EXISTS segue.{function}(); DELETE FROM segue.owner WHERE migration = {}",
         quote_literal(migration)
     );
-    without_token(client, &sql, &[]).await?;
-    Ok(done)
+    without_token(client, &sql, &[]).await
 }
 
 /// As [`bounded`], for an end at which the token may be gone already.

@@ -243,5 +243,5 @@ async fn membership_in_the_owner_of_the_tables_is_enough() {
         .expect("it takes the tables back, without a right to them");
     side.unfence(1, 1).await.unwrap().made().expect("at rest");
     app.batch_execute("SELECT * FROM segue.owner").await.expect_err("none of its business");
-    segue_postgres::fence::remove(&mover, "m").await.unwrap();
+    segue_postgres::fence::remove(&mover, "m", &mut Default::default()).await.unwrap();
 }
