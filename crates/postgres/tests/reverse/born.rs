@@ -112,9 +112,9 @@ async fn killed_at_each_point_of_its_birth_it_is_made_all_the_same() {
     let world = World::start(Options::default(), Options::default()).await;
     let forward = world.run(Direction::Forward).await;
     forward.follows().await;
-    let points = segue_engine::killpoint::ALL.iter().filter(|point| point.starts_with("birth."));
-    let mut killed = 0;
-    for point in points {
+    // Those of the birth of a stream; what else there is belongs to the birth of the forward one.
+    for point in ["birth.incarnation", "birth.slot", "birth.barrier", "birth.claimed"] {
+        assert!(segue_engine::killpoint::ALL.contains(&point));
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "born::child_that_makes_the_way_back"]);
         child.env(SERVERS, format!("{} {}", world.source.url("postgres"), world.target.url("postgres")));
@@ -122,9 +122,7 @@ async fn killed_at_each_point_of_its_birth_it_is_made_all_the_same() {
         let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
         let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
         assert_eq!(signal, Some(9), "{point}: {}", String::from_utf8_lossy(&output.stdout));
-        killed += 1;
     }
-    assert_eq!(killed, 4);
     // The last one had claimed it.
     let reverse = world.run(Direction::Reverse).await;
     world.target.execute("INSERT INTO t VALUES (6000, 'back')").await;
