@@ -5,7 +5,7 @@
 
 mod support;
 
-use segue_testkit::kill::{self, Process};
+use segue_testkit::kill::Process;
 use support::{PATIENCE, Pair};
 
 const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text);
@@ -37,10 +37,7 @@ async fn while_the_target_follows_only_segue_writes_to_it() {
         side.execute(TABLES).await;
     }
     pair.source.execute("INSERT INTO t VALUES (1, 'x'); INSERT INTO p VALUES (1, 'x')").await;
-    let mut command = pair.command(&["run"]);
-    kill::kill_at(&mut command, "birth.fenced", 1);
-    let run = Process::start(command);
-    assert!(kill::was_killed(run.wait(PATIENCE).await.unwrap()), "{}", run.lines().join("\n"));
+    pair.fenced().await;
     refused(&pair).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;

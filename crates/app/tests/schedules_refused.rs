@@ -86,10 +86,7 @@ async fn row_security_that_comes_later_fails_loudly() {
     pair.source
         .execute("INSERT INTO public.first SELECT n, repeat('x', 500) FROM generate_series(1, 1000) n")
         .await;
-    // The target's fence needs the lock that will hold the copy up, for a moment.
-    let mut fencing = pair.command(&["run"]);
-    segue_testkit::kill::kill_at(&mut fencing, "birth.fenced", 1);
-    Process::start(fencing).wait(PATIENCE).await.unwrap();
+    pair.fenced().await;
     let held = locked(&pair.target, "public.first", "SHARE").await;
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;

@@ -24,6 +24,7 @@ async fn a_commit_that_was_streamed_and_is_not_yet_visible_is_not_lost() {
     let rows = "INSERT INTO public.first SELECT n, repeat('x', 500) FROM generate_series(1, 1000) n;
         INSERT INTO public.t VALUES (1, 'early')";
     pair.source.execute(rows).await;
+    pair.fenced().await;
     let held = locked(&pair.target, "public.first", "SHARE").await;
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;

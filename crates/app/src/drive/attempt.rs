@@ -205,9 +205,9 @@ impl<'d> Attempt<'d> {
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
+        self.note("");
         self.fence_follower(catalog, target).await?;
         killpoint::pass("birth.fenced");
-        self.note("");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
         let report = |wait: WaitReport| {

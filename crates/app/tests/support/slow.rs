@@ -74,6 +74,16 @@ impl Pair {
         (Process::start(command), stops)
     }
 
+    /// Fences the target, and goes no further: whoever wants to hold the copy up by a lock there can take it now.
+    #[cfg(feature = "killpoints")]
+    pub async fn fenced(&self) {
+        let mut command = self.command(&["run"]);
+        segue_testkit::kill::kill_at(&mut command, "birth.fenced", 1);
+        let run = Process::start(command);
+        let status = run.wait(PATIENCE).await.unwrap();
+        assert!(segue_testkit::kill::was_killed(status), "{}", run.lines().join("\n"));
+    }
+
     /// Asks `run` to end, and waits until it has.
     pub async fn stop(&self, run: &Process) {
         run.terminate();
