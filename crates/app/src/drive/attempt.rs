@@ -12,6 +12,7 @@ use segue_engine::killpoint;
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
 use segue_engine::progress::{Snapshot, Wait};
+use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
@@ -158,8 +159,10 @@ impl<'d> Attempt<'d> {
         match resumed {
             Some((identity, opening)) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
-                self.fence_follower(&catalog, &target).await?;
-                self.open(catalog, identity, Some(opening)).await
+                let tables = targets(&catalog);
+                let opened = self.open(catalog, identity, Some(opening));
+                let ((), opened) = tokio::try_join!(self.fence_follower(&tables, &target), opened)?;
+                Ok(opened)
             }
             None => {
                 let identity = self.give_birth(&catalog, &target).await?;
@@ -206,7 +209,7 @@ impl<'d> Attempt<'d> {
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
-        self.fence_follower(catalog, target).await?;
+        self.fence_follower(&targets(catalog), target).await?;
         killpoint::pass("birth.fenced");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
@@ -235,12 +238,11 @@ impl<'d> Attempt<'d> {
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
-    async fn fence_follower(&self, catalog: &Catalog, target: &tokio_postgres::Client) -> Outcome<()> {
+    async fn fence_follower(&self, tables: &[QualifiedName], target: &tokio_postgres::Client) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
-        let tables: Vec<_> = catalog.tables.iter().map(|table| table.target.clone()).collect();
         let elsewhere = sides.source.to_string();
-        fence::prepare(target, authority, &tables, fence::Role::Follower, &elsewhere).await?;
+        fence::prepare(target, authority, tables, fence::Role::Follower, &elsewhere).await?;
         Ok(())
     }
 
@@ -304,4 +306,9 @@ impl<'d> Attempt<'d> {
         };
         Ok((run, service))
     }
+}
+
+/// The target's tables.
+fn targets(catalog: &Catalog) -> Vec<QualifiedName> {
+    catalog.tables.iter().map(|table| table.target.clone()).collect()
 }
