@@ -35,7 +35,9 @@ impl PgApplier {
         let Piece { work, many, params, rows, bytes } = piece;
         let large = match work {
             Work::Replace(row) => has_large(row),
-            _ => params.iter().any(|param| param.large().is_some()),
+            Work::Delete | Work::Update(_) | Work::Present | Work::Absent | Work::Insert => {
+                params.iter().any(|param| param.large().is_some())
+            }
         };
         let staged = self.session.may_stage && large;
         let target = &Target { staged, ..target.clone() };
