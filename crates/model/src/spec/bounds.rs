@@ -21,6 +21,7 @@ pub(super) struct Defaults {
     pub(super) live: bool,
     pub(super) live_keys_per_second_max: u64,
     pub(super) range_rows: u64,
+    pub(super) max_write_hold: Duration,
 }
 
 const PROD: Defaults = Defaults {
@@ -32,6 +33,7 @@ const PROD: Defaults = Defaults {
     live: true,
     live_keys_per_second_max: 200,
     range_rows: 20_000,
+    max_write_hold: Duration::from_millis(2000),
 };
 
 /// The defaults of a profile: those of prod, with fewer workers where the servers are small.
@@ -112,6 +114,9 @@ pub(super) const LIVE_KEYS_PER_SECOND: Bounds =
 /// Below, a digest is one query for few rows; above, one query runs for long.
 pub(super) const RANGE_ROWS: Bounds =
     Bounds { key: "verify.range_rows", unit: Unit::Count, min: 100, max: 10_000_000 };
+/// Below, a lock that a short transaction holds undoes every hand-over; above, applications time out.
+pub(super) const MAX_WRITE_HOLD: Bounds =
+    Bounds { key: "switch.max_write_hold_ms", unit: Unit::Milliseconds, min: 500, max: 60_000 };
 
 #[cfg(test)]
 mod tests {
@@ -130,6 +135,7 @@ mod tests {
                 (d.memory_bytes_max, MEMORY_BYTES),
                 (d.live_keys_per_second_max, LIVE_KEYS_PER_SECOND),
                 (d.range_rows, RANGE_ROWS),
+                (u64::try_from(d.max_write_hold.as_millis()).unwrap(), MAX_WRITE_HOLD),
             ] {
                 assert!(bounds.min <= value && value <= bounds.max, "{profile}: {value} outside {bounds:?}");
             }

@@ -52,6 +52,8 @@ pub struct Spec {
     pub limits: Limits,
     /// How the sides are compared.
     pub verify: Verify,
+    /// How writes are handed over.
+    pub switch: Switch,
 }
 
 impl Spec {
@@ -105,6 +107,16 @@ pub struct Verify {
     pub live_keys_per_second_max: u64,
     /// How many rows one digest covers.
     pub range_rows: u64,
+}
+
+/// How writes are handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Switch {
+    /// How long writes may be held up before the hand-over is undone.
+    pub max_write_hold: Duration,
+    /// Whether sessions may lose what they hold and cannot take along.
+    pub accept_session_state: bool,
 }
 
 /// The name of a migration: `^[a-z][a-z0-9-]{0,39}$`.

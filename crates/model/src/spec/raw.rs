@@ -72,6 +72,8 @@ section! {
         limits: RawLimits,
         /// How the two sides are compared.
         verify: RawVerify,
+        /// How writes are handed over.
+        switch: RawSwitch,
     }
 }
 
@@ -157,6 +159,21 @@ section! {
             "minimum" = bounds::RANGE_ROWS.min, "maximum" = bounds::RANGE_ROWS.max, "default" = 20000
         ))]
         range_rows: Count,
+    }
+}
+
+section! {
+    /// How writes are handed over.
+    RawSwitch ("`switch`", required: []) {
+        /// How long writes may be held up before the hand-over is undone; also when a fence whose Segue has died opens by
+        /// itself.
+        #[schemars(extend(
+            "minimum" = bounds::MAX_WRITE_HOLD.min, "maximum" = bounds::MAX_WRITE_HOLD.max, "default" = 2000
+        ))]
+        max_write_hold_ms: Span,
+        /// Whether sessions may lose what they hold and cannot take along: advisory locks, temporary tables.
+        #[schemars(extend("default" = false))]
+        accept_session_state: bool,
     }
 }
 

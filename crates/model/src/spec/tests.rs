@@ -38,6 +38,7 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.apply, Apply { batch_bytes_max: 16 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 10 << 30, memory_bytes_max: 256 << 20 });
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
+    assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
 }
 
 #[test]
@@ -71,6 +72,7 @@ apply:
   batch_bytes_max: 1MiB
 limits: {retained_wal_bytes_max: 1GiB, memory_bytes_max: 134217728}
 verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
+switch: {max_write_hold_ms: 5s, accept_session_state: true}
 "#,
     );
     assert_eq!(spec.profile, Profile::Staging);
@@ -85,6 +87,7 @@ verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
     assert_eq!(spec.apply, Apply { batch_bytes_max: 1 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 1 << 30, memory_bytes_max: 128 << 20 });
     assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
+    assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(5), accept_session_state: true });
 }
 
 #[test]
@@ -205,4 +208,5 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("verify", "live"), prod.live);
     assert_eq!(default("verify", "live_keys_per_second_max"), prod.live_keys_per_second_max);
     assert_eq!(default("verify", "range_rows"), prod.range_rows);
+    assert_eq!(default("switch", "max_write_hold_ms"), prod.max_write_hold.as_millis() as u64);
 }

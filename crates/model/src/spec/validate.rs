@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::bounds::{self, Defaults, defaults};
 use super::problem::{Place, Problems};
 use super::quantity::ShownBytes;
-use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawTable, RawVerify};
+use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, RawTable, RawVerify};
 use super::read::At;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
-use super::{Apply, Copy, Limits, MigrationName, Profile, Spec, Verify};
+use super::{Apply, Copy, Limits, MigrationName, Profile, Spec, Switch, Verify};
 use crate::name::{NameError, Pattern, QualifiedName};
 
 /// Checks all that can be checked without a server. Where it adds problems, the spec is refused, whatever it returns.
@@ -46,6 +46,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let limits = raw.limits.map(|section| section.value).unwrap_or_default();
     let (apply, limits) = sizes(apply, limits, &standard, problems);
     let verify = verify(raw.verify.map(|section| section.value).unwrap_or_default(), &standard, problems);
+    let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let selection =
         Selection { tables: tables?, exclude: exclude.into_iter().map(|pattern| pattern.value).collect() };
     Some(Spec {
@@ -59,6 +60,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         apply,
         limits,
         verify,
+        switch,
     })
 }
 
@@ -285,5 +287,14 @@ fn verify(raw: RawVerify, standard: &Defaults, problems: &mut Problems<'_>) -> V
             problems,
         ),
         range_rows: bounds::RANGE_ROWS.settle(raw.range_rows, standard.range_rows, problems),
+    }
+}
+
+fn switch(raw: RawSwitch, standard: &Defaults, problems: &mut Problems<'_>) -> Switch {
+    let hold_ms = u64::try_from(standard.max_write_hold.as_millis()).unwrap_or(u64::MAX);
+    let max_write_hold_ms = bounds::MAX_WRITE_HOLD.settle(raw.max_write_hold_ms, hold_ms, problems);
+    Switch {
+        max_write_hold: Duration::from_millis(max_write_hold_ms),
+        accept_session_state: raw.accept_session_state.is_some_and(|accept| accept.value),
     }
 }
