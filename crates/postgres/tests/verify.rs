@@ -92,6 +92,7 @@ impl Pair {
             repairer: Arc::new(ByHand { target: on_target, remedies: Mutex::default() }),
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: Arc::new(Progress::new([], Position(0))),
+            unsettled: Default::default(),
         });
         Pair { source, target, tables, parts }
     }

@@ -114,7 +114,7 @@ impl LiveQueue {
     }
 
     /// Takes up to `max` keys, by table.
-    fn take(&self, max: usize) -> BTreeMap<TableId, Vec<KeyText>> {
+    pub(super) fn take(&self, max: usize) -> BTreeMap<TableId, Vec<KeyText>> {
         let mut queue = self.lock();
         let from = queue.keys.len().saturating_sub(max);
         let taken = queue.keys.split_off(from);

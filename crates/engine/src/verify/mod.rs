@@ -7,6 +7,7 @@
 //!
 //! Reads only. It knows no SQL, does not decide who owns the data, and mends nothing itself ([`ports::Repairer`]).
 
+pub mod at_rest;
 mod digest;
 pub mod live;
 pub mod passage;
@@ -23,6 +24,7 @@ use crate::fault::Fault;
 use crate::ports::Outcome;
 use crate::progress::Progress;
 use crate::throttle::Throttle;
+use at_rest::Unsettled;
 use ports::{Comparable, Cost, Item, Passage, RangeCounts, Repairer, Store, VerificationId, VerifiedRange};
 use report::{DIVERGENCES_MAX, HOT_KEYS_MAX, Mode, Repair, Report, Request, TableReport};
 use segue_model::divergence::Divergence;
@@ -64,6 +66,8 @@ pub struct Parts<O, X, P, S, R> {
     pub throttle: Arc<Throttle>,
     /// Says what is waited for.
     pub progress: Arc<Progress>,
+    /// Rows that changed too often to be compared.
+    pub unsettled: Unsettled,
 }
 
 /// Compares tables on request.

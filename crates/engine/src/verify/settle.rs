@@ -87,6 +87,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         }
         // Where equal keys can be written differently, both spellings were suspects, and both led to the same row.
         let mut met = BTreeSet::new();
+        self.unsettled.settled(table.id, &items, &settled.hot);
         settled.divergent.retain(|(_, d)| d.key.as_ref().is_none_or(|key| met.insert(key.clone())));
         Ok(settled)
     }

@@ -49,6 +49,7 @@ fn parts(world: World, order: Order) -> Arc<TestParts> {
         repairer: Arc::new(Stream(world)),
         throttle: Arc::new(Throttle::new(Limits::default())),
         progress: Arc::new(Progress::new([], Position(0))),
+        unsettled: Unsettled::default(),
     })
 }
 
@@ -253,6 +254,24 @@ async fn rows_touched_by_the_stream_are_compared_again() {
     assert_eq!((counts.compared, counts.divergent, counts.open, counts.queued), (700, 3, 3, 0));
     assert_eq!(counts.equal + counts.hot + counts.divergent, 700);
     assert_eq!(parts.store.live.lock().expect("ok").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
+    let parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let hot = |keys: &[i64]| -> Vec<Item> {
+        keys.iter().map(|key| Item::Key(KeyText::from_texts([key.to_string()]))).collect()
+    };
+    parts.unsettled.settled(TableId(7), &[], &hot(&[1, 2, 3]));
+    let queue = LiveQueue::default();
+    queue.applied(&tables, &[touch(113), touch(4)]);
+    let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!((found.compared, found.divergences.len()), (5, 2), "rows 3 and 113 were tampered with");
+    assert!(parts.unsettled.is_empty() && queue.is_empty());
+    assert_eq!(parts.store.live.lock().expect("ok").len(), 2);
+    let again = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!(again.compared, 0);
 }
 
 #[test]

@@ -96,6 +96,18 @@ impl World {
         self
     }
 
+    /// Nobody writes any more, and everything written has been applied.
+    pub(super) fn quiet(mut self) -> World {
+        self.busy.clear();
+        while !self.hung.is_empty() {
+            self.show(0);
+        }
+        while self.applied < self.log.len() {
+            self.apply();
+        }
+        self
+    }
+
     /// Changes a row of the other side behind everybody's back.
     pub(super) fn plant(&mut self, key: i64, value: Option<&str>) {
         self.versions += 1;

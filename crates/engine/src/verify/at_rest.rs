@@ -1,0 +1,123 @@
+//! Comparing, while nothing changes, what never came to rest before: under the fence of a hand-over.
+//!
+//! Rows that changed too often to be compared are remembered here until they are found equal or different. Under a fence
+//! that the stream has drained both sides stand still, so one reading of each decides.
+
+use super::Parts;
+use super::live::LiveQueue;
+use super::ports::{Comparable, Item, Passage, RangeCounts, Repairer, Store};
+use crate::ports::Outcome;
+use segue_model::divergence::Divergence;
+use segue_model::table::{Table, TableId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Rows that are remembered; a workload that keeps more of them hot keeps them so for other reasons.
+const UNSETTLED_MAX: usize = 2_000;
+/// Rows just applied, and not compared since, that are taken along: as many as the application notices nothing of.
+const RECENT_MAX: usize = 200;
+
+/// Rows that changed too often to be compared, and have not been since.
+#[derive(Debug, Default)]
+pub struct Unsettled(Mutex<BTreeMap<TableId, BTreeSet<Item>>>);
+
+impl Unsettled {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TableId, BTreeSet<Item>>> {
+        // Forgetting one after a panic would only compare fewer.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of these rows the hot ones are remembered, and the others need not be any more.
+    pub(super) fn settled(&self, table: TableId, all: &[Item], hot: &[Item]) {
+        let mut rows = self.lock();
+        let count: usize = rows.values().map(BTreeSet::len).sum();
+        if count == 0 && hot.is_empty() {
+            return;
+        }
+        let known = rows.entry(table).or_default();
+        let before = known.len();
+        all.iter().for_each(|item| _ = known.remove(item));
+        let room = UNSETTLED_MAX.saturating_sub(count - (before - known.len()));
+        known.extend(hot.iter().take(room).cloned());
+    }
+
+    /// How many are remembered.
+    pub fn len(&self) -> usize {
+        self.lock().values().map(BTreeSet::len).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a comparison at rest came to.
+#[derive(Debug, Default)]
+pub struct AtRest {
+    /// Rows compared.
+    pub compared: u64,
+    /// Those that differ; stored already.
+    pub divergences: Vec<Divergence>,
+}
+
+impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X, P, S, R> {
+    /// Compares the rows that were too hot before, and those the stream has applied last. Meant for a moment at which the
+    /// owner takes no writes and the other side has applied all of them; at any other it is right too, but may tell less.
+    pub async fn compare_at_rest(
+        &self,
+        tables: &BTreeMap<TableId, Arc<Table>>,
+        recent: &LiveQueue,
+    ) -> Outcome<AtRest> {
+        let mut rows = self.unsettled.lock().clone();
+        for (table, keys) in recent.take(RECENT_MAX) {
+            rows.entry(table).or_default().extend(keys.into_iter().map(Item::Key));
+        }
+        let mut found = AtRest::default();
+        for (id, items) in rows {
+            let Some(table) = tables.get(&id).filter(|_| !items.is_empty()) else { continue };
+            let items: Vec<Item> = items.into_iter().collect();
+            let (owner, other) =
+                tokio::try_join!(self.owner.read(table, &items), self.other.read(table, &items))?;
+            let (mut unequal, mut equal) = (Vec::new(), Vec::new());
+            for (item, (owner, other)) in items.into_iter().zip(owner.iter().zip(&other)) {
+                let which = if owner.same(other) { &mut equal } else { &mut unequal };
+                which.push(item);
+            }
+            found.compared += (equal.len() + unequal.len()) as u64;
+            self.unsettled.settled(id, &equal, &[]);
+            let settled = self.settle(table, unequal, false, &mut RangeCounts::default()).await?;
+            let divergences: Vec<Divergence> = settled.divergent.into_iter().map(|(_, d)| d).collect();
+            if !divergences.is_empty() {
+                self.store.diverged(&divergences).await?;
+            }
+            found.divergences.extend(divergences);
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_model::key::KeyText;
+
+    fn items(keys: std::ops::Range<i32>) -> Vec<Item> {
+        keys.map(|key| Item::Key(KeyText::from_texts([key.to_string()]))).collect()
+    }
+
+    #[test]
+    fn what_is_hot_is_remembered_until_it_is_settled_and_no_more_than_there_is_room_for() {
+        let unsettled = Unsettled::default();
+        unsettled.settled(TableId(1), &items(0..10), &items(3..5));
+        assert_eq!(unsettled.len(), 2);
+        unsettled.settled(TableId(2), &items(0..10), &[]);
+        assert_eq!(unsettled.len(), 2, "another table's");
+        unsettled.settled(TableId(1), &items(3..4), &[]);
+        assert_eq!(unsettled.len(), 1);
+        unsettled.settled(TableId(1), &items(0..5000), &items(0..5000));
+        assert_eq!(unsettled.len(), UNSETTLED_MAX);
+        unsettled.settled(TableId(1), &items(0..5000), &[]);
+        assert!(unsettled.is_empty());
+    }
+}
