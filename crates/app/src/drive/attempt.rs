@@ -1,20 +1,23 @@
 //! One attempt at a migration, under one token: shut earlier processes out, read what is durable, make the stream if
 //! there is none, run until something ends it.
 
+use super::back::WayBack;
+use super::flow::{self, Flows, PgRun};
+use super::gates::Gates;
+use super::journal::{Journal, Scribe};
 use super::service::Service;
-use super::verifying::Verifying;
+use super::switch::{Switch, rows};
 use super::{Driver, plan};
-use crate::report::{LiveVerification, RunState, SlotState, Status};
+use crate::report::{RunState, Status};
 use futures_util::future::try_join_all;
-use segue_engine::fault::Fault;
-use segue_engine::follow::{self, build::BatchLimits};
+use segue_engine::admission::Admissions;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
-use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
 use segue_engine::progress::{Snapshot, Wait};
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
-use segue_postgres::authority::Authority;
+use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::connect::Endpoint;
@@ -22,17 +25,26 @@ use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
 use segue_postgres::leaves;
 use segue_postgres::schema;
-use segue_postgres::source::PgSource;
 use segue_postgres::stream::{Opening, StreamSource};
-use segue_postgres::target::PgTarget;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
 
-/// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
-const BATCH_TRANSACTIONS_MAX: usize = 5_000;
+/// How long records may take that are still to be written when an attempt ends.
+const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Everything that runs side by side until one of them ends the attempt.
+struct Ready<'d> {
+    run: PgRun,
+    flows: Arc<Flows>,
+    back: Arc<WayBack<'d>>,
+    switch: Arc<Switch<'d>>,
+    service: Service<'d>,
+    scribe: Scribe,
+}
 
 /// One attempt.
 pub(super) struct Attempt<'d> {
@@ -66,22 +78,49 @@ impl<'d> Attempt<'d> {
         ended
     }
 
-    /// Nobody's commit is to wait for Segue any longer.
+    /// Nobody's commit is to wait for Segue any longer, on either side.
     async fn release_commits(&self) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
-        let source = sides.source.connect("guard").await?;
-        server::release_commits(&source, &birth::stream_name(spec.name.as_str(), Direction::Forward)?).await
+        for (side, direction) in [(&sides.source, Direction::Forward), (&sides.target, Direction::Reverse)] {
+            let client = side.connect("guard").await?;
+            server::release_commits(&client, &birth::stream_name(spec.name.as_str(), direction)?).await?;
+        }
+        Ok(())
     }
 
     async fn run_to_end(&self) -> Outcome<String> {
-        let (run, service) = tokio::select! {
+        let ready = tokio::select! {
             prepared = self.prepare() => prepared?,
             fault = self.keep_lease() => return Err(fault),
             never = self.name_standby() => match never {},
+            why = self.driver.told_to_stop() => return Ok(why),
         };
-        tokio::select! {
-            fault = run.run() => Err(fault),
+        let Ready { run, flows, back, switch, service, scribe } = ready;
+        let ended = tokio::select! {
+            fault = self.forward(run, &flows) => Err(fault),
+            fault = back.run(&flows) => Err(fault),
+            fault = switch.run() => Err(fault),
+            fault = scribe.run(self.driver, self.lease) => Err(fault),
             ended = service.serve() => ended,
+        };
+        switch.retreat(ended.as_ref().err()).await;
+        // What could not be written now is told by the rows.
+        let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
+        ended
+    }
+
+    /// Runs the stream from the source to the target. As long as the target owns the writes, what ends it for a person is
+    /// an alarm: the application does not depend on it, but writes cannot be handed to the target again.
+    async fn forward(&self, run: PgRun, flows: &Flows) -> Fault {
+        let fault = run.run().await;
+        let is_idle = *flows.owner.borrow() == Some(Side::Target);
+        match fault.recovery {
+            Recovery::Operator | Recovery::Bug if is_idle && fault.code != server::SYNC_STANDBY => {
+                self.driver.screen.say(&format!("the stream to the target is lost, nothing else is: {fault}"));
+                self.driver.warnings.say(format!("the stream to the target has ended: {fault}"));
+                std::future::pending().await
+            }
+            Recovery::Operator | Recovery::Bug | Recovery::Retry | Recovery::Ambiguous => fault,
         }
     }
 
@@ -143,7 +182,7 @@ impl<'d> Attempt<'d> {
         }
     }
 
-    async fn prepare(&self) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
+    async fn prepare(&self) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
         let journal = control.journal(0).await?;
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
@@ -258,53 +297,39 @@ impl<'d> Attempt<'d> {
         catalog: Catalog,
         identity: StreamIdentity,
         opening: Option<Opening>,
-    ) -> Outcome<(Run<PgSource, PgTarget>, Service<'d>)> {
-        let Driver { spec, sides, throttle, warnings, .. } = self.driver;
-        let token = self.lease.token;
-        let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
-        let authority = Authority {
-            migration: identity.migration.clone(),
-            direction: identity.direction,
-            token,
-            incarnation: identity.incarnation,
-        };
-        let slot = identity.slot.clone();
-        let (source, target) =
-            (sides.source.marked(spec.name.as_str()), sides.target.marked(spec.name.as_str()));
-        let known = {
-            let (from, to) = tokio::try_join!(source.connect("leaves"), target.connect("leaves"))?;
-            leaves::settle(&from, &to, &identity, token, tables.len(), &catalog.relations).await?
-        };
-        let source = PgSource::open(source, identity, token, &tables, known, opening).await?;
-        let target = PgTarget::new(target, authority);
-        let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let settings = Settings {
-            workers: spec.copy.workers,
-            region_target: spec.copy.region_target,
-            follow: follow::Limits {
-                memory_bytes_max: bytes(spec.limits.memory_bytes_max),
-                batch: BatchLimits {
-                    bytes_max: bytes(spec.apply.batch_bytes_max),
-                    transactions_max: BATCH_TRANSACTIONS_MAX,
-                },
-            },
-        };
-        let (source, target) = (Arc::new(source), Arc::new(target));
-        let run = Run::prepare(source, target, tables, throttle.clone(), warnings.clone(), settings).await?;
-        let stage = *run.stage().borrow();
-        let kind = if stage == Stage::Following { "following" } else { "backfilling" };
-        let recorded = self.driver.record(self.lease, kind, json!({ "token": token }));
-        let (_, verifying) = tokio::try_join!(recorded, Verifying::open(self.driver, run.handles()))?;
+    ) -> Outcome<Ready<'d>> {
+        let Driver { spec, sides, control, .. } = self.driver;
+        let (driver, lease) = (self.driver, self.lease);
+        let (source, target) = tokio::try_join!(sides.source.connect("switch"), sides.target.connect("switch"))?;
+        let migration = spec.name.as_str();
+        let (owner, admission) = tokio::try_join!(
+            rows::owner(&source, &target, migration),
+            rows::admission(&source, &target, migration, Direction::Forward)
+        )?;
+        let catalog_warnings = catalog.warnings.clone();
+        let admissions = Arc::new(Admissions::new(admission));
+        let (run, forward) = flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
+        let (reverse, owner) = (watch::Sender::new(None), watch::Sender::new(owner));
+        let flows = Arc::new(Flows { forward, reverse, owner });
+        driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
+        let (journal, scribe) = Journal::after(&control.journal(0).await?);
+        let back = Arc::new(WayBack::new(driver, lease));
+        let gates = Arc::new(tokio::sync::Mutex::new(Gates::open(driver, lease, &flows).await?));
+        let (orders, ordered) = mpsc::channel(1);
+        let switch = Arc::new(
+            Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered).await?,
+        );
         let service = Service {
-            driver: self.driver,
-            lease: self.lease,
-            progress: run.progress(),
-            stage: run.stage(),
-            slot,
-            warnings: catalog.warnings,
-            verifying,
+            driver,
+            lease,
+            flows: flows.clone(),
+            back: back.clone(),
+            switch: switch.clone(),
+            gates,
+            orders,
+            warnings: catalog_warnings,
         };
-        Ok((run, service))
+        Ok(Ready { run, flows, back, switch, service, scribe })
     }
 }
 

@@ -4,9 +4,14 @@
 //! end or a person is needed. Every attempt begins by reading what is durable; there is no other way to recover.
 
 mod attempt;
+mod back;
+mod flow;
+mod gates;
+mod journal;
 pub(crate) mod plan;
 mod screen;
 mod service;
+pub(crate) mod switch;
 mod verifying;
 
 pub(crate) use verifying::VerifyOrder;
@@ -27,6 +32,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Pauses between attempts, the last one repeated.
 const PAUSES: [Duration; 5] = [
@@ -40,6 +46,8 @@ const PAUSES: [Duration; 5] = [
 const STEADY: Duration = Duration::from_secs(60);
 /// How long a fault that may pass is tried again although nothing has been begun.
 const PATIENCE_AT_START: Duration = Duration::from_secs(10);
+/// How long an attempt may take to end when the process is told to.
+const PATIENCE_AT_END: Duration = Duration::from_secs(3);
 /// Between two tries to reach the control database.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// How often a stand-by asks for the lease.
@@ -69,6 +77,8 @@ pub(crate) struct Driver {
     pub(crate) begun: AtomicBool,
     /// What was warned of, by any attempt.
     pub(crate) warnings: Arc<Warnings>,
+    /// Set when the process is told to end: in which words.
+    stop: watch::Sender<Option<String>>,
 }
 
 /// Runs the migration of `spec`.
@@ -80,9 +90,16 @@ pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
             return Exit::Fault;
         }
     };
-    tokio::select! {
-        exit = driver.drive() => exit,
-        signal = interrupted() => {
+    let mut drive = std::pin::pin!(driver.drive());
+    let signal = tokio::select! {
+        exit = &mut drive => return exit,
+        signal = interrupted() => signal,
+    };
+    driver.stop.send_replace(Some(format!("stopped by {signal}; `segue run` goes on where it was")));
+    // A hand-over that is under way is undone, and the end is written down.
+    match tokio::time::timeout(PATIENCE_AT_END, drive).await {
+        Ok(exit) => exit,
+        Err(_) => {
             driver.screen.say(&format!("stopped by {signal}; `segue run` goes on where it was"));
             let _ = driver.control.hand_back().await;
             Exit::Done
@@ -134,7 +151,18 @@ impl Driver {
             begun: AtomicBool::new(false),
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
+            stop: watch::Sender::new(None),
         })
+    }
+
+    /// Returns, with the words for it, once the process is told to end.
+    pub(crate) async fn told_to_stop(&self) -> String {
+        let mut stop = self.stop.subscribe();
+        match stop.wait_for(Option::is_some).await {
+            Ok(words) => words.clone().unwrap_or_default(),
+            // The sender is ours.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Whether what may pass is worth another try. As long as nothing was begun, it is more likely a mistake in the spec
@@ -144,7 +172,14 @@ impl Driver {
     }
 
     async fn drive(&self) -> Exit {
-        let mut lease = match self.lease().await {
+        let lease = tokio::select! {
+            lease = self.lease() => lease,
+            why = self.told_to_stop() => {
+                self.screen.say(&why);
+                return Exit::Done;
+            }
+        };
+        let mut lease = match lease {
             Ok(lease) => lease,
             Err(fault) => return self.give_up(None, &fault).await,
         };
@@ -217,6 +252,7 @@ impl Driver {
         tokio::select! {
             () = beating => {}
             () = tokio::time::sleep_until(until.into()) => {}
+            _ = self.told_to_stop() => {}
         }
     }
 
@@ -263,7 +299,7 @@ impl Driver {
     /// Appends a record to the journal.
     pub(crate) async fn record(&self, lease: &Lease, kind: &str, body: Value) -> Outcome<i64> {
         let _one_at_a_time = self.recording.lock().await;
-        let last = self.control.journal(0).await?.last().map_or(0, |entry| entry.seq);
+        let last = self.control.last_record().await?;
         let entry = NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body };
         self.control.append(lease, last, &entry).await
     }

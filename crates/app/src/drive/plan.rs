@@ -15,14 +15,30 @@ use serde_json::{Value, json};
 pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     let mut source = sides.source.connect("plan").await?;
     let mut target = sides.target.connect("plan").await?;
-    let pairs: Vec<_> = mappings(spec, &source)
-        .await?
-        .into_iter()
-        .map(|Mapping { source, target }| (source, target))
-        .collect();
+    let pairs = pairs(spec, &source).await?;
     let mut refusals = catalog::server::source_refusals(&source).await?;
     refusals.extend(catalog::server::target_refusals(&source, &target).await?);
-    let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    let catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    in_order(catalog, refusals)
+}
+
+/// The plan of the way back: the same tables, with the sides exchanged.
+pub(super) async fn plan_back(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
+    let mut source = sides.source.connect("plan").await?;
+    let mut target = sides.target.connect("plan").await?;
+    let pairs = pairs(spec, &source).await?;
+    let refusals = catalog::server::reverse_refusals(&source, &target).await?;
+    let catalog = catalog::read_reverse(&mut source, &mut target, &pairs).await?;
+    in_order(catalog, refusals).map_err(|f| f.during("the way back"))
+}
+
+async fn pairs(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<(QualifiedName, QualifiedName)>> {
+    let mappings = mappings(spec, source).await?;
+    Ok(mappings.into_iter().map(|Mapping { source, target }| (source, target)).collect())
+}
+
+/// The catalog, if nothing stands in its way.
+fn in_order(mut catalog: Catalog, mut refusals: Vec<Fault>) -> Outcome<Catalog> {
     refusals.append(&mut catalog.refusals);
     match refusals.len() {
         0 => Ok(catalog),

@@ -1,21 +1,26 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
 use super::Driver;
+use super::back::WayBack;
+use super::flow::Flows;
+use super::gates::Gates;
+use super::switch::{Order, Switch};
 use super::verifying::VerifyOrder;
-use super::verifying::Verifying;
 use crate::report::{RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_engine::progress::Progress;
 use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_postgres::catalog::server;
-use segue_postgres::control::{Command, Lease};
+use segue_model::switch::decide::Asked;
+use segue_model::switch::gates::Gate;
+use segue_postgres::control::{Command, Control, Lease};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 /// How often the heart beats and the status is stored.
 const BEAT: Duration = Duration::from_secs(1);
@@ -28,11 +33,12 @@ const HEALTH_BEATS: u64 = 3;
 pub(super) struct Service<'d> {
     pub(super) driver: &'d Driver,
     pub(super) lease: &'d Lease,
-    pub(super) progress: Arc<Progress>,
-    pub(super) stage: watch::Receiver<Stage>,
-    pub(super) slot: String,
+    pub(super) flows: Arc<Flows>,
+    pub(super) back: Arc<WayBack<'d>>,
+    pub(super) switch: Arc<Switch<'d>>,
+    pub(super) gates: Arc<Mutex<Gates>>,
+    pub(super) orders: mpsc::Sender<Order>,
     pub(super) warnings: Vec<String>,
-    pub(super) verifying: Verifying,
 }
 
 impl Service<'_> {
@@ -44,24 +50,32 @@ impl Service<'_> {
             ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
             ended = self.stages() => ended,
-            () = self.verifying.run_live() => std::future::pending().await,
+            why = self.driver.told_to_stop() => Ok(why),
+            () = self.flows.forward.verifying.run_live() => std::future::pending().await,
         }
     }
 
     /// Journals the stage that the run reaches, and ends at the one that was asked for.
     async fn stages(&self) -> Outcome<String> {
-        let mut stage = self.stage.clone();
+        let (mut forward, mut owner) = (self.flows.forward.stage.clone(), self.flows.owner.subscribe());
+        let mut said = self.flows.stage();
         loop {
-            let now = *stage.borrow_and_update();
+            let now = self.flows.stage();
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
                 self.publish(&SlotState::default()).await?;
                 return Ok(format!("stage {now} is reached; `segue run` goes on from here"));
             }
-            if stage.changed().await.is_err() {
+            if now != said {
+                self.driver.record(self.lease, now.name(), json!({ "token": self.lease.token })).await?;
+                said = now;
+            }
+            let changed = tokio::select! {
+                changed = forward.changed() => changed,
+                changed = owner.changed() => changed,
+            };
+            if changed.is_err() {
                 return std::future::pending().await;
             }
-            let now = *stage.borrow();
-            self.driver.record(self.lease, now.name(), json!({ "token": self.lease.token })).await?;
         }
     }
 
@@ -79,7 +93,7 @@ impl Service<'_> {
         let mut slot = SlotState::default();
         for beat in 0u64.. {
             ticks.tick().await;
-            self.verifying.make_room().await?;
+            self.flows.active().verifying.make_room().await?;
             if beat % HEALTH_BEATS == 0 {
                 slot = self.health().await?;
             }
@@ -93,7 +107,7 @@ impl Service<'_> {
     async fn guard_commits(&self) -> Outcome<String> {
         let client = self.driver.sides.source.connect("guard").await?;
         loop {
-            if let Some(fault) = server::synchronous_walsender(&client, &self.slot).await? {
+            if let Some(fault) = server::synchronous_walsender(&client, &self.flows.forward.slot).await? {
                 return Err(fault);
             }
             tokio::time::sleep(GUARD).await;
@@ -103,10 +117,10 @@ impl Service<'_> {
     /// The slot's state.
     async fn health(&self) -> Outcome<SlotState> {
         let client = self.driver.sides.source.connect("health").await?;
-        let state = server::slot_state(&client, &self.slot).await?;
+        let state = server::slot_state(&client, &self.flows.forward.slot).await?;
         self.yield_to_the_stream(state.retained_bytes);
         Ok(SlotState {
-            name: self.slot.clone(),
+            name: self.flows.forward.slot.clone(),
             retained_bytes: state.retained_bytes,
             retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
             wal_status: state.wal_status,
@@ -142,7 +156,8 @@ impl Service<'_> {
         let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let mut warnings = self.warnings.clone();
         warnings.extend(self.driver.warnings.said());
-        warnings.extend(self.verifying.ended());
+        let active = self.flows.active();
+        warnings.extend(active.verifying.ended());
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
             warnings.push(
                 "the source keeps more log for the stream than `limits.retained_wal_bytes_max` allows; the backfill yields"
@@ -151,15 +166,15 @@ impl Service<'_> {
         }
         Status {
             migration: spec.name.as_str().to_owned(),
-            stage: *self.stage.borrow(),
+            stage: self.flows.stage(),
             run,
             source: sides.source.to_string(),
             target: sides.target.to_string(),
             driver: holder.clone(),
             token: self.lease.token,
-            progress: self.progress.snapshot(),
+            progress: active.progress.snapshot(),
             slot: slot.clone(),
-            live: self.verifying.live(),
+            live: active.verifying.live(),
             warnings,
         }
     }
@@ -176,6 +191,13 @@ impl Service<'_> {
                     json!({ "command": "verify", "arguments": command.arguments, "by": command.asked_by });
                 self.driver.record(self.lease, "command", body).await?;
                 verifications.spawn(self.verification(command));
+                continue;
+            }
+            if matches!(command.verb.as_str(), "switch" | "reverse") {
+                let body =
+                    json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
+                self.driver.record(self.lease, "command", body).await?;
+                verifications.spawn(hand_over(self.driver.control.clone(), self.lease.clone(), self.orders.clone(), command));
                 continue;
             }
             let (answer, end) = match self.obey(&command) {
@@ -199,11 +221,11 @@ impl Service<'_> {
     /// Carries out a verification and answers it.
     fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
         let (control, lease) = (self.driver.control.clone(), self.lease.clone());
-        let (verifying, stage) = (self.verifying.clone(), *self.stage.borrow());
+        let (verifying, stage) = (self.flows.active().verifying.clone(), self.flows.stage());
         async move {
             let report = watch::Sender::new(Report::default());
             let verify = async {
-                if stage != Stage::Following {
+                if !stage.has_reached(Stage::Following) {
                     return Err(Fault::operator(
                         "SEGUE-NOT-FOLLOWING",
                         format!("the migration is {stage}: not everything is copied yet"),
@@ -289,6 +311,54 @@ fn progress_of(report: &Report) -> Value {
     let sum = |f: fn(&TableReport) -> u64| report.tables.iter().map(f).sum::<u64>();
     json!({ "rows": sum(|t| t.counts.rows), "rows_estimated": sum(|t| t.rows_estimated.max(t.counts.rows)),
         "divergent": sum(|t| t.counts.divergent) })
+}
+
+/// What `segue switch` and `segue reverse` ask for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HandOver {
+    rehearse: bool,
+    overrides: Vec<Overridden>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Overridden {
+    gate: Gate,
+    reason: String,
+}
+
+/// Has the switch carry out a command, tells how far it is, and answers.
+async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Order>, command: Command) {
+    let carry_out = async {
+        let wanted: HandOver = serde_json::from_value(command.arguments.clone()).map_err(|e| {
+            let what = format!("the order cannot be read: {e}");
+            Fault::operator("SEGUE-VERB", what, "use the same version of segue")
+        })?;
+        let asked = match (wanted.rehearse, command.verb.as_str()) {
+            (true, _) => Asked::Rehearse,
+            (false, "reverse") => Asked::Reverse,
+            (false, _) => Asked::Switch,
+        };
+        let (progress, mut steps) = mpsc::unbounded_channel();
+        let (answer, answered) = oneshot::channel();
+        let overrides = wanted.overrides.into_iter().map(|o| (o.gate, o.reason)).collect();
+        let order = Order { asked, overrides, by: command.asked_by.clone(), progress, answer };
+        let over = || Fault::retry("SEGUE-SWITCH-OVER", "the attempt ended meanwhile; see `segue status`");
+        orders.send(order).await.map_err(|_| over())?;
+        while let Some(step) = steps.recv().await {
+            // Who asked may not be listening.
+            let _ = control.progress(&lease, command.id, &step).await;
+        }
+        answered.await.map_err(|_| over())?
+    };
+    let answer = carry_out.await.map_or_else(
+        |f: Fault| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
+        |answer| json!(answer),
+    );
+    if let Err(fault) = control.answer(&lease, command.id, &answer).await {
+        tracing::warn!("a hand-over could not be answered: {fault}");
+    }
 }
 
 enum Obeyed {

@@ -7,14 +7,18 @@ use segue_engine::follow::repair::StreamRepairer;
 use segue_engine::migration::Handles;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::{Limits, Throttle};
-use segue_engine::verify::live::Live;
+use segue_engine::verify::at_rest::{AtRest, Unsettled};
+use segue_engine::verify::live::{Live, LiveQueue};
 use segue_engine::verify::passage::StreamPassage;
+use segue_engine::verify::ports::Passage;
 use segue_engine::verify::report::{Report, Request};
 use segue_engine::verify::{Parts, Verifier};
-use segue_model::table::Table;
+use segue_model::table::{Table, TableId};
+use segue_postgres::birth::Direction;
 use segue_postgres::source::PgSource;
 use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
@@ -36,16 +40,27 @@ pub(crate) struct VerifyOrder {
 pub(super) struct Verifying {
     parts: Arc<PgParts>,
     live: Arc<PgLive>,
+    /// Keys applied lately.
+    recent: Arc<LiveQueue>,
+    by_id: BTreeMap<TableId, Arc<Table>>,
     tables: Vec<Arc<Table>>,
     /// Why live verification has ended, if it has.
     ended: Arc<OnceLock<String>>,
 }
 
 impl Verifying {
-    /// Looks at both servers and settles how each table is compared.
-    pub(super) async fn open(driver: &Driver, handles: Handles<PgSource>) -> Outcome<Verifying> {
+    /// Looks at both servers and settles how each table is compared. The owner is the side that the stream comes from.
+    pub(super) async fn open(
+        driver: &Driver,
+        direction: Direction,
+        handles: Handles<PgSource>,
+    ) -> Outcome<Verifying> {
         let tables: Vec<Arc<Table>> = handles.tables.values().cloned().collect();
-        let sides = PgSides::open(&driver.sides.source, &driver.sides.target, &tables).await?;
+        let (from, to) = match direction {
+            Direction::Forward => (&driver.sides.source, &driver.sides.target),
+            Direction::Reverse => (&driver.sides.target, &driver.sides.source),
+        };
+        let sides = PgSides::open(from, to, &tables).await?;
         let store = PgStore::new(driver.sides.control.clone(), driver.spec.name.as_str().to_owned());
         let parts = Arc::new(Parts {
             owner: sides.source,
@@ -55,10 +70,12 @@ impl Verifying {
             repairer: handles.repairer,
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: handles.progress,
+            unsettled: Unsettled::default(),
         });
         let rate = if driver.spec.verify.live { driver.spec.verify.live_keys_per_second_max } else { 0 };
+        let (recent, by_id) = (handles.live.clone(), handles.tables.clone());
         let live = Arc::new(Live::new(parts.clone(), handles.live, handles.tables, rate));
-        Ok(Verifying { parts, live, tables, ended: Arc::default() })
+        Ok(Verifying { parts, live, recent, by_id, tables, ended: Arc::default() })
     }
 
     /// Compares rows that were just applied, for ever. A fault of the comparison is no fault of the migration.
@@ -91,17 +108,29 @@ impl Verifying {
         self.parts.passage.make_room().await
     }
 
+    /// Returns when everything that the owner shows now has been applied on the other side.
+    pub(super) async fn passed(&self) -> Outcome<()> {
+        self.parts.passage.passed().await
+    }
+
+    /// Compares, while nobody writes, what has never been at rest.
+    pub(super) async fn compare_at_rest(&self) -> Outcome<AtRest> {
+        self.parts.compare_at_rest(&self.by_id, &self.recent).await
+    }
+
     /// Carries out an order; `report` follows it range by range.
     pub(super) async fn verify(
         &self,
         order: &VerifyOrder,
         report: &watch::Sender<Report>,
     ) -> Outcome<Report> {
+        // A table keeps its names whichever side owns the writes.
+        let is = |t: &Table, name: &String| t.source.to_string() == *name || t.target.to_string() == *name;
         let wanted =
-            |t: &&Arc<Table>| order.tables.is_empty() || order.tables.contains(&t.source.to_string());
+            |t: &&Arc<Table>| order.tables.is_empty() || order.tables.iter().any(|name| is(t, name));
         let tables: Vec<Arc<Table>> = self.tables.iter().filter(wanted).cloned().collect();
         for name in &order.tables {
-            if !tables.iter().any(|t| t.source.to_string() == *name) {
+            if !tables.iter().any(|t| is(t, name)) {
                 return Err(Fault::operator(
                     "SEGUE-NO-TABLE",
                     format!("{name} is not a table of this migration"),

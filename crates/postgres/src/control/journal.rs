@@ -70,6 +70,13 @@ impl Control {
         Ok(expected + 1)
     }
 
+    /// The number of the last record; 0 without one.
+    pub async fn last_record(&self) -> Outcome<i64> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM segue.journal WHERE migration = $1";
+        let row = self.row(sql, &[&self.migration]).await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Fault::bug("SEGUE-CONTROL", "the journal has no end"))
+    }
+
     /// The records after number `after`, in order.
     pub async fn journal(&self, after: i64) -> Outcome<Vec<Entry>> {
         let sql = "SELECT seq, (extract(epoch FROM at) * 1000000)::bigint, version, actor, kind, body::text

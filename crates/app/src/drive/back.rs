@@ -1,0 +1,194 @@
+//! The way back: makes the opposite stream once it is wanted, and keeps it running.
+//!
+//! It is made by the first order to hand writes over, a rehearsal too, and stays from then on. Not earlier: from its
+//! birth on, the target decodes everything that is applied there, and keeps its log.
+//!
+//! As long as the source owns the writes nothing can be lost with it, so its end is an alarm and not the migration's:
+//! what is left of it is removed, and it can be made anew.
+
+use super::flow::{self, Flow, Flows, PgRun};
+use super::switch::rows;
+use super::{Driver, plan};
+use segue_engine::admission::Admissions;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::ports::Outcome;
+use segue_model::stage::Stage;
+use segue_model::switch::Side;
+use segue_postgres::birth::{self, Direction, WaitReport};
+use segue_postgres::catalog::{Catalog, server};
+use segue_postgres::control::Lease;
+use segue_postgres::fence;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Between two tries to have a lock that somebody holds.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether commits on the target wait for Segue.
+const GUARD: Duration = Duration::from_secs(1);
+
+/// How far the way back is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum BackState {
+    /// Nobody has wanted it yet.
+    NotArmed,
+    /// It is being made.
+    Arming {
+        /// What that waits for; empty: nothing.
+        waits_for: String,
+    },
+    /// It runs.
+    Armed,
+    /// It has ended, or could not be made.
+    Lost(Fault),
+}
+
+/// The way back of one attempt.
+pub(super) struct WayBack<'d> {
+    driver: &'d Driver,
+    lease: &'d Lease,
+    wanted: watch::Sender<bool>,
+    state: watch::Sender<BackState>,
+}
+
+impl<'d> WayBack<'d> {
+    /// Nothing is made or run yet.
+    pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> WayBack<'d> {
+        let (wanted, state) = (watch::Sender::new(false), watch::Sender::new(BackState::NotArmed));
+        WayBack { driver, lease, wanted, state }
+    }
+
+    /// Has it made, if it is not there. What comes of it is told to the receiver.
+    pub(super) fn want(&self) -> watch::Receiver<BackState> {
+        let mut state = self.state.subscribe();
+        if matches!(&*state.borrow_and_update(), BackState::NotArmed | BackState::Lost(_)) {
+            self.state.send_replace(BackState::Arming { waits_for: String::new() });
+        }
+        self.wanted.send_replace(true);
+        state
+    }
+
+    /// How far it is.
+    pub(super) fn state(&self) -> BackState {
+        self.state.borrow().clone()
+    }
+
+    /// Keeps it running for as long as the attempt lasts. Ends with the fault that ends the attempt, too.
+    pub(super) async fn run(&self, flows: &Flows) -> Fault {
+        loop {
+            let fault = match self.once(flows).await {
+                Err(fault) | Ok(fault) => fault,
+            };
+            flows.reverse.send_replace(None);
+            let is_lost = match fault.recovery {
+                Recovery::Operator | Recovery::Bug => *flows.owner.borrow() == Some(Side::Source),
+                Recovery::Retry | Recovery::Ambiguous => false,
+            };
+            if !is_lost || fault.code == server::SYNC_STANDBY {
+                return fault;
+            }
+            if let Err(fault) = self.lose(fault).await {
+                return fault;
+            }
+        }
+    }
+
+    /// It has ended while nothing depends on it: says so, and removes what is left, so that it can be made anew.
+    async fn lose(&self, fault: Fault) -> Outcome<()> {
+        let Driver { spec, sides, screen, .. } = self.driver;
+        screen.say(&format!("the way back is lost, nothing else is: {fault}"));
+        let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
+        self.driver.record(self.lease, "way-back-lost", body).await?;
+        let (source, target) =
+            tokio::try_join!(sides.source.connect("way back"), sides.target.connect("way back"))?;
+        let authority = (spec.name.as_str(), self.lease.token);
+        birth::drop_reverse(&source, &target, authority).await?;
+        self.wanted.send_replace(false);
+        self.state.send_replace(BackState::Lost(fault));
+        Ok(())
+    }
+
+    /// From what is stored to the end of one run; the fault that ended it, or why it could not begin.
+    async fn once(&self, flows: &Flows) -> Outcome<Fault> {
+        let Driver { spec, sides, .. } = self.driver;
+        let source = sides.source.connect("way back").await?;
+        if birth::known(&source, spec.name.as_str(), Direction::Reverse).await?.is_none() {
+            let gone = || Fault::bug("SEGUE-WAY-BACK", "nobody is left to want the way back");
+            self.wanted.subscribe().wait_for(|wanted| *wanted).await.map_err(|_| gone())?;
+            let mut stage = flows.forward.stage.clone();
+            stage.wait_for(|stage| *stage == Stage::Following).await.map_err(|_| gone())?;
+        }
+        self.note("");
+        let (run, flow) = self.arm(source).await?;
+        flows.reverse.send_replace(Some(flow.clone()));
+        self.state.send_replace(BackState::Armed);
+        Ok(tokio::select! {
+            fault = run.run() => fault,
+            fault = self.guard_commits(&flow) => fault,
+            () = flow.verifying.run_live() => Fault::bug("SEGUE-TASK", "live verification has ended"),
+        })
+    }
+
+    /// Makes the stream, or finds it, and opens it.
+    async fn arm(&self, source: tokio_postgres::Client) -> Outcome<(PgRun, Arc<Flow>)> {
+        let Driver { spec, sides, .. } = self.driver;
+        let authority = (spec.name.as_str(), self.lease.token);
+        let target = sides.target.connect("way back").await?;
+        server::never_a_standby(&target).await.map_err(|f| f.during("the way back"))?;
+        let catalog = plan::plan_back(spec, sides).await?;
+        self.fence_owner(&source, &catalog).await?;
+        let was_known = birth::known(&source, authority.0, Direction::Reverse).await?.is_some();
+        let report = |wait: WaitReport| self.note(&wait.to_string());
+        let (from, _) = flow::ends(self.driver, Direction::Reverse);
+        let identity = birth::reverse(&source, &from, authority, &catalog.relations, report).await?;
+        if !was_known {
+            self.driver.record(self.lease, "way-back-armed", json!({ "slot": identity.slot })).await?;
+        }
+        let admission = rows::admission(&source, &target, authority.0, Direction::Reverse).await?;
+        let admissions = Arc::new(Admissions::new(admission));
+        flow::open(self.driver, self.lease.token, catalog, (identity, None), admissions).await
+    }
+
+    /// Makes the fence of the side that takes the writes, at rest. A lock that somebody holds is waited for.
+    async fn fence_owner(&self, source: &tokio_postgres::Client, catalog: &Catalog) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let authority = (spec.name.as_str(), self.lease.token);
+        // Its tables come from the target: here the target is where the rows come from.
+        let tables: Vec<_> = catalog.tables.iter().map(|table| table.target.clone()).collect();
+        let elsewhere = sides.target.to_string();
+        loop {
+            match fence::prepare(source, authority, &tables, fence::Role::Owner, &elsewhere).await {
+                Ok(_) => return Ok(()),
+                Err(fault) if fault.code == "SEGUE-LOCKED" => self.note(&fault.what),
+                Err(fault) => return Err(fault),
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+    }
+
+    fn note(&self, waits_for: &str) {
+        let state = BackState::Arming { waits_for: waits_for.to_owned() };
+        self.state.send_if_modified(|now| {
+            let changed = *now != state;
+            *now = state;
+            changed
+        });
+    }
+
+    /// As for the stream forward: nobody's commit on the target is to wait for Segue.
+    async fn guard_commits(&self, flow: &Flow) -> Fault {
+        let look = async {
+            let client = self.driver.sides.target.connect("guard").await?;
+            loop {
+                if let Some(fault) = server::synchronous_walsender(&client, &flow.slot).await? {
+                    return Ok::<Fault, Fault>(fault);
+                }
+                tokio::time::sleep(GUARD).await;
+            }
+        };
+        match look.await {
+            Ok(fault) | Err(fault) => fault,
+        }
+    }
+}

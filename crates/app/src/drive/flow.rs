@@ -1,0 +1,144 @@
+//! The streams of one attempt: how one is opened from what is stored about it, and which of the two follows the owner.
+//!
+//! Both run at the same time once the way back is armed. The one that comes from the owner carries the application's
+//! writes; the other one stands ready, and applies nothing until its side is the owner.
+
+use super::Driver;
+use super::verifying::Verifying;
+use segue_engine::admission::Admissions;
+use segue_engine::follow::{self, build::BatchLimits};
+use segue_engine::migration::{Run, Settings};
+use segue_engine::ports::Outcome;
+use segue_engine::progress::Progress;
+use segue_model::stage::Stage;
+use segue_model::switch::Side;
+use segue_model::table::Table;
+use segue_postgres::authority::Authority;
+use segue_postgres::birth::{Direction, StreamIdentity};
+use segue_postgres::catalog::Catalog;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::leaves;
+use segue_postgres::source::PgSource;
+use segue_postgres::stream::Opening;
+use segue_postgres::target::PgTarget;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
+const BATCH_TRANSACTIONS_MAX: usize = 5_000;
+
+/// The run of one stream between two PostgreSQL servers.
+pub(super) type PgRun = Run<PgSource, PgTarget>;
+
+/// What may be asked of a stream that runs.
+pub(super) struct Flow {
+    /// Which way.
+    pub(super) direction: Direction,
+    /// Its slot, on the side it comes from.
+    pub(super) slot: String,
+    /// Its counters.
+    pub(super) progress: Arc<Progress>,
+    /// Backfilling or following.
+    pub(super) stage: watch::Receiver<Stage>,
+    /// What of its side's log it may apply.
+    pub(super) admissions: Arc<Admissions>,
+    /// Compares what it has brought.
+    pub(super) verifying: Verifying,
+    /// Its tables; `source` and `target` in them mean where rows come from and where they land.
+    pub(super) tables: Vec<Arc<Table>>,
+}
+
+/// Where a stream comes from, and where its rows land; sessions are marked as this migration's.
+pub(super) fn ends(driver: &Driver, direction: Direction) -> (Endpoint, Endpoint) {
+    let mark = driver.spec.name.as_str();
+    let (source, target) = (driver.sides.source.marked(mark), driver.sides.target.marked(mark));
+    match direction {
+        Direction::Forward => (source, target),
+        Direction::Reverse => (target, source),
+    }
+}
+
+/// Opens a stream that was born: its leaves settled, its stored state read. Nothing runs yet.
+pub(super) async fn open(
+    driver: &Driver,
+    token: i64,
+    catalog: Catalog,
+    (identity, opening): (StreamIdentity, Option<Opening>),
+    admissions: Arc<Admissions>,
+) -> Outcome<(PgRun, Arc<Flow>)> {
+    let Driver { spec, throttle, warnings, .. } = driver;
+    let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
+    let (direction, slot) = (identity.direction, identity.slot.clone());
+    let authority = Authority {
+        migration: identity.migration.clone(),
+        direction,
+        token,
+        incarnation: identity.incarnation,
+    };
+    let (from, to) = ends(driver, direction);
+    let known = {
+        let (on_from, on_to) = tokio::try_join!(from.connect("leaves"), to.connect("leaves"))?;
+        leaves::settle(&on_from, &on_to, &identity, token, tables.len(), &catalog.relations).await?
+    };
+    let source = PgSource::open(from, identity, token, &tables, known, opening).await?;
+    let (source, target) = (Arc::new(source), Arc::new(PgTarget::new(to, authority)));
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let settings = Settings {
+        workers: spec.copy.workers,
+        region_target: spec.copy.region_target,
+        follow: follow::Limits {
+            memory_bytes_max: bytes(spec.limits.memory_bytes_max),
+            batch: BatchLimits {
+                bytes_max: bytes(spec.apply.batch_bytes_max),
+                transactions_max: BATCH_TRANSACTIONS_MAX,
+            },
+        },
+    };
+    let run = Run::prepare(
+        source,
+        target,
+        tables.clone(),
+        throttle.clone(),
+        warnings.clone(),
+        admissions.clone(),
+        settings,
+    )
+    .await?;
+    let verifying = Verifying::open(driver, direction, run.handles()).await?;
+    let (progress, stage) = (run.progress(), run.stage());
+    Ok((run, Arc::new(Flow { direction, slot, progress, stage, admissions, verifying, tables })))
+}
+
+/// The streams of an attempt, and who owns the writes.
+pub(super) struct Flows {
+    /// From the source to the target.
+    pub(super) forward: Arc<Flow>,
+    /// The way back, once it is armed.
+    pub(super) reverse: watch::Sender<Option<Arc<Flow>>>,
+    /// Who owns the writes; `None` while that is not known, or nobody does.
+    pub(super) owner: watch::Sender<Option<Side>>,
+}
+
+impl Flows {
+    /// The stream whose rows land on `side`, if there is one.
+    pub(super) fn landing_on(&self, side: Side) -> Option<Arc<Flow>> {
+        match side {
+            Side::Target => Some(self.forward.clone()),
+            Side::Source => self.reverse.borrow().clone(),
+        }
+    }
+
+    /// The stream that comes from the owner: what people mean by *the* stream.
+    pub(super) fn active(&self) -> Arc<Flow> {
+        let owner = *self.owner.borrow();
+        owner.and_then(|owner| self.landing_on(owner.other())).unwrap_or_else(|| self.forward.clone())
+    }
+
+    /// Where the migration is in its life.
+    pub(super) fn stage(&self) -> Stage {
+        match *self.owner.borrow() {
+            Some(Side::Target) => Stage::Switched,
+            Some(Side::Source) | None => *self.forward.stage.borrow(),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The steps, done: one function for each, and one for what takes it back.
+//!
+//! Every step is idempotent. Each answers whether it was done, or why not now; a fault ends the attempt, and the next one
+//! reads both rows and goes on from there.
+
+use super::rows::Rows;
+use super::walk::{Hands, Walk};
+use super::{Switch, named};
+use segue_engine::admission::Admission;
+use segue_engine::fault::Fault;
+use segue_engine::killpoint;
+use segue_engine::ports::Outcome;
+use segue_model::switch::decide::{Asked, Turn};
+use segue_model::switch::ownership::{Attempt, FenceId};
+use segue_model::switch::steps::Step;
+use segue_postgres::birth::Direction;
+use segue_postgres::fence::{Answer, Applied, autovacuum};
+use segue_postgres::sequences::Sequences;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+
+/// How long arming waits for the opposite stream, and for vacuums that run.
+const ARM_PATIENCE: Duration = Duration::from_secs(20);
+/// Fences that may fail for a lock before it is given up.
+const FENCE_TRIES: u32 = 3;
+/// Between them, for those who waited behind.
+const FENCE_PAUSE: Duration = Duration::from_millis(100);
+/// Between two tries of what nothing depends on any more.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
+const AFTERWARDS_TRIES: u32 = 50;
+
+/// What a step came to.
+pub(super) enum Did {
+    /// It is done.
+    Done,
+    /// It is not, and the hand-over is to be undone.
+    NotNow {
+        /// Why.
+        why: String,
+        /// Who was in the way.
+        holders: Vec<String>,
+    },
+}
+
+fn not_now(why: impl Into<String>) -> Did {
+    Did::NotNow { why: why.into(), holders: Vec::new() }
+}
+
+impl Switch<'_> {
+    /// Does a step.
+    pub(super) async fn act(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Did> {
+        walk.begins(turn.step);
+        killpoint::pass(before(turn.step));
+        let did = match turn.step {
+            Step::Arm => self.arm(turn, walk).await?,
+            Step::Hold => {
+                // No router takes part: applications that connect directly meet the fence.
+                walk.held_since = Some(Instant::now());
+                Did::Done
+            }
+            Step::Fence => self.fence(turn, walk).await?,
+            Step::Settle => self.settle(turn, walk).await?,
+            Step::Flip => self.flip(turn, walk).await?,
+            Step::Open => self.open(turn, rows, walk).await?,
+            Step::Drain => return Err(Fault::bug("SEGUE-SWITCH", "draining is waited for, not done")),
+        };
+        killpoint::pass(after(turn.step));
+        Ok(did)
+    }
+
+    async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let (old, new) = (turn.from, turn.from.other());
+        let Some(opposite) = self.flows.landing_on(old) else {
+            return Ok(not_now("the way back is not armed"));
+        };
+        if timeout(ARM_PATIENCE, opposite.verifying.passed()).await.is_err() {
+            let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
+            return Ok(not_now(why));
+        }
+        if let Err(fault) = self.prepare_fences().await {
+            return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
+        }
+        match self.side(new).become_follower(turn.fence.epoch).await? {
+            Answer::Done(_) | Answer::AlreadyDone(_) => {}
+            Answer::Blocked { by, what } => {
+                let why = format!("on the {new}, where writes would go: {what}");
+                return Ok(Did::NotNow { why, holders: named(&by) });
+            }
+            Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
+        }
+        let migration = self.migration();
+        let (on_old, on_new) = tokio::try_join!(
+            self.endpoint(old).connect("switch"),
+            self.endpoint(new).connect("switch")
+        )?;
+        // From here on there is something to put back.
+        walk.armed = true;
+        for client in [&on_old, &on_new] {
+            autovacuum::turn_off(client, (migration, self.lease.token)).await?;
+            let still = autovacuum::wait_for_running(client, migration, ARM_PATIENCE).await?;
+            if let Some(running) = still.first() {
+                let holders = vec![running.by.to_string()];
+                return Ok(Did::NotNow { why: "a vacuum of the tables does not end".into(), holders });
+            }
+        }
+        let tables = self.flows.forward.tables.as_slice();
+        let sequences = Sequences::pair(&on_old, &on_new, tables, direction_to(new)).await?;
+        walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
+        Ok(Did::Done)
+    }
+
+    async fn fence(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let attempt = Attempt(turn.fence.attempt.0 + 1);
+        let began = Instant::now();
+        self.fenced.send_replace(Some(turn.from));
+        walk.leftover = true;
+        match self.side(turn.from).fence(turn.fence, attempt).await? {
+            Answer::Done(_) | Answer::AlreadyDone(_) => {
+                walk.stall_since = Some(began);
+                walk.begun = Some(FenceId { epoch: turn.fence.epoch, attempt });
+                Ok(Did::Done)
+            }
+            Answer::Blocked { by, what } => {
+                walk.blocked += 1;
+                if walk.blocked >= FENCE_TRIES {
+                    let why = format!("the tables could not be locked in {FENCE_TRIES} tries: {what}");
+                    return Ok(Did::NotNow { why, holders: named(&by) });
+                }
+                sleep(FENCE_PAUSE).await;
+                Ok(Did::Done)
+            }
+            Answer::Refused { why, .. } => Ok(not_now(why)),
+        }
+    }
+
+    /// Under the fence: rows that were never at rest are compared, sequences set.
+    async fn settle(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let Some(flow) = self.flows.landing_on(turn.from.other()) else {
+            return Ok(not_now("the stream to the new side has ended"));
+        };
+        let Some(hands) = &walk.hands else { return Ok(not_now("nothing was armed")) };
+        let authority = (self.migration(), self.lease.token);
+        let work = async {
+            tokio::try_join!(
+                flow.verifying.compare_at_rest(),
+                hands.sequences.carry(&hands.old, &hands.new, authority)
+            )
+        };
+        let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
+        let Ok(settled) = timeout(left, work).await else {
+            return Ok(not_now("sequences and hot rows were not settled in time"));
+        };
+        let (compared, carried) = settled?;
+        walk.compared += compared.compared;
+        if !compared.divergences.is_empty() {
+            let count = compared.divergences.len();
+            return Ok(not_now(format!("{count} row(s) differ under the fence: see `segue verify`")));
+        }
+        walk.sequences = carried.len() as u64;
+        walk.settled = Some(turn.fence);
+        walk.rehearsed = true;
+        Ok(Did::Done)
+    }
+
+    async fn flip(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let old = self.side(turn.from);
+        let warned = old.was_warned();
+        match old.flip(turn.fence).await? {
+            Answer::Done(_) => {
+                walk.durable = !warned && !old.was_warned();
+                Ok(Did::Done)
+            }
+            Answer::AlreadyDone(_) => Ok(Did::Done),
+            Answer::Refused { why, .. } => Ok(not_now(why)),
+            Answer::Blocked { by, what } => Ok(Did::NotNow { why: what, holders: named(&by) }),
+        }
+    }
+
+    /// Past the point of no return: repeated until it succeeds.
+    async fn open(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Did> {
+        let (old, new) = (turn.from, turn.from.other());
+        let marker = rows.of(old).and_then(|row| row.marker);
+        let marker = marker
+            .ok_or_else(|| Fault::bug("SEGUE-SWITCH", "a side that has handed over names no marker"))?;
+        self.make_durable(turn, walk).await?;
+        let (Some(down), Some(up)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
+            return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended before the new owner was opened"));
+        };
+        let applied = *down.progress.watch_applied().borrow();
+        let applied = Applied { signal: applied.signal, position: applied.position };
+        // What arrives from the old owner after its marker was written past the fence. What comes from the new one is
+        // judged by the place at which it became the owner, as soon as that is known.
+        down.admissions.set(Admission::Nothing);
+        up.admissions.set(Admission::Undecided);
+        let answer = self.side(new).open(turn.fence, marker, direction_to(new), applied).await?;
+        let Some(row) = answer.made() else {
+            return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
+        };
+        walk.stall_ends();
+        up.admissions.set(Admission::From(row.opened_at));
+        self.fenced.send_replace(None);
+        self.flows.owner.send_replace(Some(new));
+        killpoint::pass("switch.opened");
+        // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
+        (walk.leftover, walk.begun) = (true, None);
+        for _ in 0..AFTERWARDS_TRIES {
+            match self.side(old).become_follower(turn.fence.epoch.next()).await? {
+                Answer::Done(_) | Answer::AlreadyDone(_) => return Ok(Did::Done),
+                Answer::Refused { why, .. } => return Err(Fault::retry("SEGUE-CLOSE-REFUSED", why)),
+                // Its fence stands meanwhile, with the old deadline, past which the row refuses all the same.
+                Answer::Blocked { .. } => sleep(PAUSE).await,
+            }
+        }
+        Err(Fault::retry("SEGUE-LOCKED", format!("the tables of the {old} could not be closed for good")))
+    }
+
+    /// The hand-over is where it must be before anybody relies on it.
+    async fn make_durable(&self, turn: Turn, walk: &mut Walk) -> Outcome<()> {
+        for _ in 0..AFTERWARDS_TRIES {
+            if walk.durable {
+                return Ok(());
+            }
+            walk.durable = self.side(turn.from).is_durable().await?;
+            if !walk.durable {
+                sleep(PAUSE).await;
+            }
+        }
+        let what = "the hand-over is not on the old owner's standbys yet, so the new owner is not opened";
+        Err(Fault::retry("SEGUE-FLIP-STANDBY", what))
+    }
+
+    /// Takes a step back.
+    pub(super) async fn undo(&self, turn: Turn, walk: &mut Walk) -> Outcome<()> {
+        walk.ends();
+        killpoint::pass("switch.undo");
+        match turn.step {
+            Step::Fence => {
+                let fence = walk.begun.unwrap_or(turn.fence);
+                match self.side(turn.from).unfence(turn.fence).await? {
+                    Answer::Done(_) | Answer::AlreadyDone(_) => {
+                        walk.stall_ends();
+                        self.fenced.send_replace(None);
+                        for table in self.side(turn.from).rest(turn.fence).await? {
+                            tracing::info!("the fence of {table} is open, and still awake");
+                        }
+                        (walk.leftover, walk.begun) = (false, None);
+                    }
+                    // Somebody else has changed it: read again.
+                    Answer::Refused { why, .. } => {
+                        tracing::info!("undoing the fence {fence}: {why}");
+                        sleep(PAUSE).await;
+                    }
+                    Answer::Blocked { what, .. } => {
+                        return Err(Fault::retry("SEGUE-LOCKED", format!("lifting the fence: {what}")));
+                    }
+                }
+            }
+            Step::Hold => walk.held_since = None,
+            Step::Arm => {
+                self.put_back_autovacuum().await?;
+                (walk.armed, walk.hands) = (false, None);
+            }
+            Step::Drain | Step::Settle | Step::Flip | Step::Open => {
+                let what = format!("{} is never undone", turn.step);
+                return Err(Fault::bug("SEGUE-SWITCH", what));
+            }
+        }
+        walk.asked = Asked::Nothing;
+        Ok(())
+    }
+
+    /// Autovacuum as it was before, on both sides.
+    async fn put_back_autovacuum(&self) -> Outcome<()> {
+        for side in segue_model::switch::Side::ALL {
+            let client = self.endpoint(side).connect("switch").await?;
+            autovacuum::put_back(&client, self.migration()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The stream that leads to `side`.
+fn direction_to(side: segue_model::switch::Side) -> Direction {
+    match side {
+        segue_model::switch::Side::Target => Direction::Forward,
+        segue_model::switch::Side::Source => Direction::Reverse,
+    }
+}
+
+const fn before(step: Step) -> &'static str {
+    match step {
+        Step::Arm => "switch.arm.before",
+        Step::Hold => "switch.hold.before",
+        Step::Fence => "switch.fence.before",
+        Step::Drain => "switch.drain.before",
+        Step::Settle => "switch.settle.before",
+        Step::Flip => "switch.flip.before",
+        Step::Open => "switch.open.before",
+    }
+}
+
+const fn after(step: Step) -> &'static str {
+    match step {
+        Step::Arm => "switch.arm.after",
+        Step::Hold => "switch.hold.after",
+        Step::Fence => "switch.fence.after",
+        Step::Drain => "switch.drain.after",
+        Step::Settle => "switch.settle.after",
+        Step::Flip => "switch.flip.after",
+        Step::Open => "switch.open.after",
+    }
+}

@@ -1,0 +1,395 @@
+//! Handing the writes over, and back: one loop that reads the facts, decides, acts, and reads again.
+//!
+//! The decision is pure and lives in the model ([`segue_model::switch::decide`]); here is everything else. A start, an
+//! order, a rehearsal and what is left of an earlier process all go through [`Switch::walk`].
+
+mod act;
+pub(crate) mod answer;
+pub(super) mod rows;
+mod walk;
+
+use super::back::{BackState, WayBack};
+use super::flow::Flows;
+use super::gates::{Gates, Measured};
+use super::journal::Journal;
+use super::{Driver, journal};
+use act::Did;
+use answer::Answer;
+use rows::Rows;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::killpoint;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::switch::Side;
+use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
+use segue_model::switch::gates::{self, Gate, Move, Override};
+use segue_model::switch::ownership::FenceId;
+use segue_model::switch::steps::Step;
+use segue_postgres::birth::Blocker;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::control::Lease;
+use segue_postgres::fence::{self, Limits};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use walk::Walk;
+
+/// Between two looks at a side that does not answer.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Two rows that cannot both be true are read so often before they are believed.
+const CONTRADICTIONS_MAX: u32 = 5;
+/// What is done for the old owner when an attempt ends has to be done in this time; the fence's deadline does the rest.
+const RETREAT_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long before the fence's deadline a hand-over is too late, as a part of the hold.
+const MARGIN_PART: u32 = 10;
+
+/// What is asked of the switch.
+pub(super) struct Order {
+    /// What is to happen.
+    pub(super) asked: Asked,
+    /// Gates the operator goes through, with the reason.
+    pub(super) overrides: Vec<(Gate, String)>,
+    /// Who asks.
+    pub(super) by: String,
+    /// Hears of each step.
+    pub(super) progress: mpsc::UnboundedSender<Value>,
+    /// Hears what came of it.
+    pub(super) answer: oneshot::Sender<Outcome<Answer>>,
+}
+
+/// The switch of one attempt.
+pub(super) struct Switch<'d> {
+    driver: &'d Driver,
+    lease: &'d Lease,
+    flows: Arc<Flows>,
+    back: Arc<WayBack<'d>>,
+    gates: Arc<Mutex<Gates>>,
+    journal: Journal,
+    source: fence::Side,
+    target: fence::Side,
+    orders: Mutex<mpsc::Receiver<Order>>,
+    /// The side on which a fence of this attempt may stand.
+    fenced: watch::Sender<Option<Side>>,
+}
+
+impl<'d> Switch<'d> {
+    /// Opens the sessions of both fences.
+    pub(super) async fn open(
+        (driver, lease): (&'d Driver, &'d Lease),
+        flows: Arc<Flows>,
+        back: Arc<WayBack<'d>>,
+        gates: Arc<Mutex<Gates>>,
+        journal: Journal,
+        orders: mpsc::Receiver<Order>,
+    ) -> Outcome<Switch<'d>> {
+        let hold = driver.spec.switch.max_write_hold;
+        let limits = Limits { hold, margin: hold / MARGIN_PART, ..Limits::default() };
+        let authority = (driver.spec.name.as_str(), lease.token);
+        let names = |of: fn(&segue_model::table::Table) -> &QualifiedName| {
+            flows.forward.tables.iter().map(|table| of(table).clone()).collect::<Vec<_>>()
+        };
+        let (source, target) = tokio::try_join!(
+            fence::Side::open_sessions(&driver.sides.source, authority, names(|t| &t.source), limits),
+            fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
+        )?;
+        let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
+        Ok(Switch { driver, lease, flows, back, gates, journal, source, target, orders, fenced })
+    }
+
+    fn migration(&self) -> &str {
+        self.driver.spec.name.as_str()
+    }
+
+    fn side(&self, side: Side) -> &fence::Side {
+        match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        }
+    }
+
+    fn endpoint(&self, side: Side) -> &Endpoint {
+        match side {
+            Side::Source => &self.driver.sides.source,
+            Side::Target => &self.driver.sides.target,
+        }
+    }
+
+    /// Completes or undoes what it finds, then carries out one order after the other. Ends with a fault.
+    pub(super) async fn run(&self) -> Fault {
+        let run = async {
+            // Before the first hand-over was ever wanted there is nothing to find.
+            if self.source.row().await?.is_some() {
+                self.walk(&mut Walk::at_start()).await?;
+            }
+            let mut orders = self.orders.lock().await;
+            loop {
+                let Some(order) = orders.recv().await else {
+                    return std::future::pending::<Outcome<std::convert::Infallible>>().await;
+                };
+                self.carry_out(order).await?;
+            }
+        };
+        match run.await {
+            Err(fault) => fault,
+            Ok(never) => match never {},
+        }
+    }
+
+    /// The attempt ends: whoever owns the writes gets them back now rather than at the deadline.
+    ///
+    /// Not after a request of the switch itself got lost: that one may still be carried out, so a new token comes first.
+    pub(super) async fn retreat(&self, ended: Option<&Fault>) {
+        let Some(side) = *self.fenced.borrow() else { return };
+        if ended.is_some_and(|fault| fault.recovery == Recovery::Ambiguous) {
+            return;
+        }
+        let undo = async {
+            let row = self.side(side).row().await?;
+            match row.and_then(|row| row.ownership.fence_id()) {
+                Some(fence) => self.side(side).unfence(fence).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        if !matches!(timeout(RETREAT_PATIENCE, undo).await, Ok(Ok(()))) {
+            tracing::warn!("the fence of the {side} could not be lifted; it opens by itself at its deadline");
+        }
+    }
+
+    async fn carry_out(&self, order: Order) -> Outcome<()> {
+        let Order { asked, overrides, by, progress, answer } = order;
+        let done = self.obey(asked, overrides, &by, progress).await;
+        let (told, ended) = match done {
+            Ok(done) => (Ok(done), Ok(())),
+            // What only the one who asked can mend does not end the attempt, as long as no fence stands.
+            Err(fault) if fault.recovery == Recovery::Operator && self.fenced.borrow().is_none() => {
+                (Err(fault), Ok(()))
+            }
+            Err(fault) => (Err(fault.clone()), Err(fault)),
+        };
+        // Whoever asked may have gone; the journal has it.
+        let _ = answer.send(told);
+        ended
+    }
+
+    async fn obey(
+        &self,
+        asked: Asked,
+        overrides: Vec<(Gate, String)>,
+        by: &str,
+        progress: mpsc::UnboundedSender<Value>,
+    ) -> Outcome<Answer> {
+        self.ensure_way_back(&progress).await?;
+        let rows = Rows::read(&self.source, &self.target).await?;
+        let Some(owner) = rows.owner() else {
+            return Err(Fault::retry("SEGUE-NO-OWNER", "it is not known who owns the writes"));
+        };
+        if matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source)) {
+            return Ok(Answer::already(owner, rows.of(owner).map_or(0, |row| row.ownership.epoch().0)));
+        }
+        let accepted = overrides
+            .iter()
+            .map(|(gate, reason)| Override::new(*gate, by, reason))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Fault::operator("SEGUE-OVERRIDE", e.to_string(), "ask again without it"))?;
+        let blockers = self.blockers(asked, owner, &accepted).await?;
+        let begun = json!({ "asked": asked, "by": by, "overrides": accepted });
+        if !blockers.is_empty() {
+            self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
+            return Ok(Answer::refused(&blockers));
+        }
+        self.journal.note("switch-begun", begun);
+        let mut walk = Walk::new(asked, Some(progress));
+        self.walk(&mut walk).await?;
+        let rows = Rows::read(&self.source, &self.target).await?;
+        let now = rows.owner().unwrap_or(owner);
+        let epoch = rows.of(now).map_or(0, |row| row.ownership.epoch().0);
+        let answer = walk.answer(asked, (owner, now), epoch);
+        self.journal.note(answer.kind(now), json!(answer));
+        self.driver.screen.say(&answer.headline());
+        Ok(answer)
+    }
+
+    /// Has the way back made, if it is not there, and waits for it.
+    async fn ensure_way_back(&self, progress: &mpsc::UnboundedSender<Value>) -> Outcome<()> {
+        let mut state = self.back.want();
+        loop {
+            let now = state.borrow_and_update().clone();
+            match now {
+                BackState::Armed => return Ok(()),
+                BackState::Lost(fault) => return Err(fault.during("the way back cannot be armed")),
+                BackState::NotArmed => {}
+                BackState::Arming { waits_for } => {
+                    let _ = progress.send(json!({ "step": "way-back", "waits_for": waits_for }));
+                }
+            }
+            state.changed().await.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
+        }
+    }
+
+    /// The gates that are closed.
+    async fn blockers(
+        &self,
+        asked: Asked,
+        owner: Side,
+        overrides: &[Override],
+    ) -> Outcome<Vec<gates::Blocker>> {
+        let what = match owner {
+            Side::Source => Move::Writes,
+            Side::Target => Move::Reverse,
+        };
+        let evidence = self.gates.lock().await.look(self.measured(owner).await?).await?;
+        let mut blockers = gates::blockers(what, self.driver.spec.profile, &evidence, overrides);
+        if asked == Asked::Rehearse {
+            blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
+        }
+        Ok(blockers)
+    }
+
+    /// What the gates are judged by, as far as it is known here.
+    pub(super) async fn measured(&self, owner: Side) -> Outcome<Measured> {
+        let active = self.flows.active();
+        let opposite = self.flows.landing_on(owner);
+        let opposite = gates::Opposite {
+            is_armed: opposite.is_some(),
+            behind_bytes: opposite.map_or(0, |flow| flow.progress.snapshot().lag_bytes),
+        };
+        Ok(Measured {
+            lag_ms: active.progress.snapshot().lag_ms,
+            live: active.verifying.live(),
+            opposite: Some(opposite),
+            sequences_unready: None,
+            rehearsed_us: self.journal.rehearsed_us(),
+            owner,
+        })
+    }
+
+    /// Both fences, on all tables that are there now.
+    async fn prepare_fences(&self) -> Outcome<()> {
+        let authority = (self.migration(), self.lease.token);
+        for (side, role) in [(Side::Source, fence::Role::Owner), (Side::Target, fence::Role::Follower)] {
+            let client = self.endpoint(side).connect("switch").await?;
+            let tables = self.flows.forward.tables.iter();
+            let tables: Vec<QualifiedName> = match side {
+                Side::Source => tables.map(|t| t.source.clone()).collect(),
+                Side::Target => tables.map(|t| t.target.clone()).collect(),
+            };
+            let elsewhere = self.endpoint(side.other()).to_string();
+            fence::prepare(&client, authority, &tables, role, &elsewhere).await?;
+        }
+        Ok(())
+    }
+
+    /// Walks until what was asked is so, or undone, and nothing of it is left.
+    async fn walk(&self, walk: &mut Walk) -> Outcome<()> {
+        let hold = self.driver.spec.switch.max_write_hold;
+        let mut contradictions = 0;
+        loop {
+            let rows = Rows::read(&self.source, &self.target).await?;
+            self.flows.owner.send_if_modified(|owner| {
+                let changed = *owner != rows.owner();
+                *owner = rows.owner();
+                changed
+            });
+            let facts = walk.facts(&rows, self.applied(&rows), hold);
+            let decision = decide(&facts);
+            if !matches!(decision, Decision::Contradiction { .. }) {
+                contradictions = 0;
+            }
+            match decision {
+                Decision::Act(turn) => {
+                    if let Did::NotNow { why, holders } = self.act(turn, &rows, walk).await? {
+                        walk.give_up(why, holders);
+                    }
+                }
+                Decision::Undo(turn) => {
+                    if walk.why.is_none() && walk.asked != Asked::Nothing && !walk.is_rehearsed() {
+                        walk.give_up(self.why_undone(walk), Vec::new());
+                    }
+                    self.undo(turn, walk).await?;
+                }
+                Decision::Wait(WaitFor::Marker(_)) => self.drain(&rows, walk).await?,
+                Decision::Wait(WaitFor::NewSide(_)) => sleep(LOOK_AGAIN).await,
+                Decision::Done => {
+                    walk.ends();
+                    return Ok(());
+                }
+                Decision::AskOldOwner(_) => {
+                    return Err(Fault::retry("SEGUE-NO-OWNER", "the side that may own the writes is silent"));
+                }
+                Decision::Contradiction { source, target } => {
+                    contradictions += 1;
+                    if contradictions > CONTRADICTIONS_MAX {
+                        return Err(contradiction(&source.to_string(), &target.to_string()));
+                    }
+                    sleep(LOOK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn why_undone(&self, walk: &Walk) -> String {
+        let held_ms = walk.elapsed().as_millis();
+        let hold_ms = self.driver.spec.switch.max_write_hold.as_millis();
+        if held_ms >= hold_ms {
+            return format!("writes had been held for {held_ms} ms, of {hold_ms} ms allowed");
+        }
+        "the fence was taken back before the hand-over".to_owned()
+    }
+
+    /// The fence whose marker has been applied on the other side.
+    fn applied(&self, rows: &Rows) -> Option<FenceId> {
+        let owned = |side: Side| {
+            let row = rows.of(side)?;
+            let (fence, marker) = (row.ownership.fence_id()?, row.marker?);
+            let flow = self.flows.landing_on(side.other())?;
+            (flow.progress.watch_applied().borrow().signal >= marker).then_some(fence)
+        };
+        // The side whose fence is the newer one: the other one's has long been passed.
+        Side::ALL.into_iter().filter_map(owned).max_by_key(|fence| (fence.epoch, fence.attempt))
+    }
+
+    /// Waits until the marker has been applied, but no longer than writes may be held.
+    async fn drain(&self, rows: &Rows, walk: &mut Walk) -> Outcome<()> {
+        walk.begins(Step::Drain);
+        killpoint::pass("switch.drain.before");
+        use segue_model::switch::decide::Situation;
+        let (from, is_past) = match rows.situation() {
+            Situation::Fenced { owner, .. } => (owner, false),
+            Situation::HandedOver { from, .. } => (from, true),
+            Situation::Owned { .. } | Situation::Ambiguous(_) | Situation::Contradictory { .. } => {
+                return Err(Fault::bug("SEGUE-SWITCH", "there is no fence to drain"));
+            }
+        };
+        let Some(flow) = self.flows.landing_on(from.other()) else {
+            sleep(LOOK_AGAIN).await;
+            return Ok(());
+        };
+        if is_past {
+            // The marker itself may lie before the place where this process began to read: a new signal lies behind it.
+            flow.verifying.passed().await?;
+        } else {
+            let marker = rows.of(from).and_then(|row| row.marker).unwrap_or(u64::MAX);
+            let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
+            // Too late is for the decision to see.
+            let _ = timeout(left, flow.progress.passed(marker)).await;
+        }
+        killpoint::pass("switch.drain.after");
+        Ok(())
+    }
+}
+
+fn contradiction(source: &str, target: &str) -> Fault {
+    Fault::operator(
+        "SEGUE-OWNERSHIP",
+        format!("the ownership rows cannot both be true: the source says {source}, the target says {target}"),
+        "somebody has changed segue.owner by hand, or one side was restored from a backup: find out which side has \
+         the newest writes before anything else",
+    )
+}
+
+/// Who is in the way, in words.
+fn named(blockers: &[Blocker]) -> Vec<String> {
+    blockers.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,150 @@
+//! What one hand-over has come to so far: the facts that are not in any database, and what is told about it.
+
+use super::answer::StepTaken;
+use super::rows::Rows;
+use segue_model::switch::Side;
+use segue_model::switch::decide::{Asked, Facts};
+use segue_model::switch::ownership::FenceId;
+use segue_model::switch::steps::Step;
+use segue_postgres::sequences::Sequences;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_postgres::Client;
+
+/// Sessions of one hand-over beside those of the fence, opened when it is armed.
+pub(super) struct Hands {
+    /// On the old owner.
+    pub(super) old: Client,
+    /// On the new one.
+    pub(super) new: Client,
+    /// The sequences of both, paired.
+    pub(super) sequences: Sequences,
+}
+
+/// One hand-over, or what a start finds of one.
+pub(super) struct Walk {
+    pub(super) asked: Asked,
+    pub(super) armed: bool,
+    pub(super) held_since: Option<Instant>,
+    pub(super) begun: Option<FenceId>,
+    pub(super) leftover: bool,
+    pub(super) settled: Option<FenceId>,
+    pub(super) hands: Option<Hands>,
+    /// When the fence that stands was asked for: from then on writers wait.
+    pub(super) stall_since: Option<Instant>,
+    /// How long writers waited, from the fence to whoever let them in again.
+    pub(super) stall: Option<Duration>,
+    /// Fences that could not have their locks.
+    pub(super) blocked: u32,
+    /// All that was committed on the old owner, the hand-over too, is where it must be.
+    pub(super) durable: bool,
+    /// Why it was given up.
+    pub(super) why: Option<String>,
+    /// Who was in the way.
+    pub(super) holders: Vec<String>,
+    pub(super) steps: Vec<StepTaken>,
+    pub(super) sequences: u64,
+    pub(super) compared: u64,
+    /// Settling was reached: all that a rehearsal is to show.
+    pub(super) rehearsed: bool,
+    /// The step under way: when it began.
+    step: Option<(Step, Instant)>,
+    progress: Option<mpsc::UnboundedSender<Value>>,
+}
+
+impl Walk {
+    /// What a start does: completes or undoes what it finds.
+    pub(super) fn at_start() -> Walk {
+        Walk { armed: true, leftover: true, ..Walk::new(Asked::Nothing, None) }
+    }
+
+    /// A hand-over that was asked for; `progress` hears of each step.
+    pub(super) fn new(asked: Asked, progress: Option<mpsc::UnboundedSender<Value>>) -> Walk {
+        Walk {
+            asked,
+            armed: false,
+            held_since: None,
+            begun: None,
+            leftover: false,
+            settled: None,
+            hands: None,
+            stall_since: None,
+            stall: None,
+            blocked: 0,
+            durable: false,
+            why: None,
+            holders: Vec::new(),
+            steps: Vec::new(),
+            sequences: 0,
+            compared: 0,
+            rehearsed: false,
+            step: None,
+            progress,
+        }
+    }
+
+    /// Everything that the next decision depends on.
+    pub(super) fn facts(&self, rows: &Rows, applied: Option<FenceId>, max_write_hold: Duration) -> Facts {
+        Facts {
+            source: rows.seen(Side::Source),
+            target: rows.seen(Side::Target),
+            asked: self.asked,
+            armed: self.armed,
+            held: self.held_since.is_some(),
+            begun: self.begun,
+            leftover: self.leftover,
+            applied,
+            settled: self.settled,
+            elapsed: self.elapsed(),
+            max_write_hold,
+        }
+    }
+
+    /// How long writes have been held.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.held_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Gives it up: from now on it is undone. The first reason counts.
+    pub(super) fn give_up(&mut self, why: String, holders: Vec<String>) {
+        self.asked = Asked::Nothing;
+        if self.why.is_none() {
+            self.why = Some(why);
+            self.holders = holders;
+        }
+    }
+
+    /// A step begins, unless it is under way already; the one before has ended with it.
+    pub(super) fn begins(&mut self, step: Step) {
+        if self.step.is_some_and(|(now, _)| now == step) {
+            return;
+        }
+        self.ends();
+        self.step = Some((step, Instant::now()));
+        self.tell(json!({ "step": step.name(), "does": step.line().does }));
+    }
+
+    /// The step under way has ended.
+    pub(super) fn ends(&mut self) {
+        let Some((step, since)) = self.step.take() else { return };
+        let took_ms = since.elapsed().as_secs_f64() * 1000.0;
+        self.steps.push(StepTaken { step: step.name().to_owned(), took_ms });
+        self.tell(json!({ "step": step.name(), "took_ms": took_ms }));
+    }
+
+    /// Writers are let in again.
+    pub(super) fn stall_ends(&mut self) {
+        if let Some(since) = self.stall_since.take() {
+            self.stall = Some(since.elapsed());
+        }
+    }
+
+    /// Tells whoever asked.
+    pub(super) fn tell(&self, what: Value) {
+        if let Some(progress) = &self.progress {
+            // Whoever asked may have gone.
+            let _ = progress.send(what);
+        }
+    }
+}
