@@ -6,6 +6,7 @@ use super::verifying::Verifying;
 use super::{Driver, plan};
 use crate::report::{LiveVerification, RunState, SlotState, Status};
 use futures_util::future::try_join_all;
+use segue_engine::admission::{Admission, Admissions};
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
 use segue_engine::killpoint;
@@ -290,7 +291,10 @@ impl<'d> Attempt<'d> {
             },
         };
         let (source, target) = (Arc::new(source), Arc::new(target));
-        let run = Run::prepare(source, target, tables, throttle.clone(), warnings.clone(), settings).await?;
+        // No command hands writes over yet: whatever is written on the source counts.
+        let admissions = Arc::new(Admissions::new(Admission::All));
+        let (throttle, warnings) = (throttle.clone(), warnings.clone());
+        let run = Run::prepare(source, target, admissions, tables, throttle, warnings, settings).await?;
         let stage = *run.stage().borrow();
         let kind = if stage == Stage::Following { "following" } else { "backfilling" };
         let recorded = self.driver.record(self.lease, kind, json!({ "token": token }));
