@@ -68,10 +68,16 @@ impl<S: Source, T: Target> Leaves<S, T> {
 
     /// `false`: a lock could not be had; the next look tries again.
     async fn leave(&mut self, part: &Part) -> Outcome<bool> {
-        let Shared { source, target, regions, .. } = &*self.shared;
+        let Shared { source, target, regions, admissions, .. } = &*self.shared;
         let Some(signal) = self.unless_locked(part, source.leave(part).await)? else { return Ok(false) };
         killpoint::pass("leaf.detached");
         self.passed(signal).await?;
+        if !admissions.get().is_owner() {
+            // What removes its rows came with the signal, and may have been passed over as a stray. It is not remembered as
+            // gone, so it leaves again when this side is the owner again.
+            let what = format!("the writes were handed over while {} left", part.name);
+            return Err(Fault::retry("SEGUE-LEAF-GONE", what));
+        }
         if part.is_late() {
             regions.forget(part.unit);
         }

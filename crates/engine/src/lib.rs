@@ -4,6 +4,7 @@
 //! knows no database; it speaks to both through [`ports`], and leaves every decision that can be pure to
 //! `segue-model`.
 
+pub mod admission;
 pub mod backfill;
 pub mod fault;
 pub mod follow;

@@ -3,6 +3,7 @@
 //!
 //! A first start, a restart after a crash and a retry after a lost connection all enter here.
 
+use crate::admission::{Admissions, Strays};
 use crate::backfill::{self, Shared, Work};
 use crate::fault::Fault;
 use crate::follow;
@@ -54,6 +55,10 @@ pub struct Handles<S> {
     pub repairer: Arc<StreamRepairer>,
     /// The counters.
     pub progress: Arc<Progress>,
+    /// Held while parts are on their way; whoever hands the writes over must not meet one.
+    pub moving: Arc<Moving>,
+    /// What was not applied, because its side did not own the writes.
+    pub strays: Arc<Strays>,
     /// All tables.
     pub tables: BTreeMap<TableId, Arc<Table>>,
 }
@@ -71,10 +76,12 @@ pub struct Run<S, T> {
 }
 
 impl<S: Source, T: Target> Run<S, T> {
-    /// Reads the stored state and rebuilds the region map from it.
+    /// Reads the stored state and rebuilds the region map from it. `admissions` says at any moment what of the source's
+    /// log may be applied; it outlives the run, and so does what it has recorded.
     pub async fn prepare(
         source: Arc<S>,
         target: Arc<T>,
+        admissions: Arc<Admissions>,
         tables: Vec<Arc<Table>>,
         throttle: Arc<Throttle>,
         warnings: Arc<Warnings>,
@@ -96,13 +103,14 @@ impl<S: Source, T: Target> Run<S, T> {
         let shared = Shared {
             source,
             target,
+            admissions: admissions.clone(),
             regions: Arc::new(Regions::new(units, near)),
             progress: Arc::new(progress),
             throttle,
             region_target: settings.region_target,
         };
         let moving = Arc::new(Moving::new(!stored.parts.is_empty()));
-        let (repairer, repairs) = StreamRepairer::new(moving.clone());
+        let (repairer, repairs) = StreamRepairer::new(moving.clone(), admissions);
         let live = Arc::new(LiveQueue::with_room(LIVE_KEYS_MAX));
         let unseen = Arc::new(Unseen::new(near));
         let verifying = follow::Verifying { unseen, live, repairs, moving };
@@ -122,7 +130,7 @@ impl<S: Source, T: Target> Run<S, T> {
 
     /// What verification needs of the running stream.
     pub fn handles(&self) -> Handles<S> {
-        let Shared { source, progress, .. } = &*self.shared;
+        let Shared { source, progress, admissions, .. } = &*self.shared;
         let follow::Verifying { unseen, moving, .. } = &self.verifying;
         let applied = progress.watch_applied();
         let passage = StreamPassage::new(source.clone(), applied, unseen.clone(), moving.clone());
@@ -131,6 +139,8 @@ impl<S: Source, T: Target> Run<S, T> {
             live: self.verifying.live.clone(),
             repairer: Arc::new(self.repairer.clone()),
             progress: progress.clone(),
+            moving: moving.clone(),
+            strays: admissions.strays(),
             tables: self.tables.clone(),
         }
     }
@@ -139,6 +149,7 @@ impl<S: Source, T: Target> Run<S, T> {
     pub async fn run(self) -> Fault {
         let Run { shared, tables, stored, settings, stage, verifying, repairer: _held, warnings } = self;
         let moving = verifying.moving.clone();
+        let live = live_while_owner(shared.admissions.clone(), verifying.live.clone());
         let from = stored.checkpoint.position;
         let follow = follow::run(shared.clone(), tables.clone(), from, settings.follow, verifying);
         let leaves = Leaves {
@@ -152,8 +163,24 @@ impl<S: Source, T: Target> Run<S, T> {
         let ended = tokio::select! {
             ended = follow => ended,
             ended = copy.run() => ended,
+            ended = live => ended,
         };
         ended.err().unwrap_or_else(|| Fault::bug("SEGUE-ENDED", "the stream has ended without a fault"))
+    }
+}
+
+/// Rows that were applied are compared again only while they come from the owner.
+async fn live_while_owner(admissions: Arc<Admissions>, live: Arc<LiveQueue>) -> Outcome<()> {
+    let mut admission = admissions.subscribe();
+    loop {
+        let is_owner = admission.borrow_and_update().is_owner();
+        if is_owner {
+            live.open()
+        } else {
+            live.shut()
+        }
+        // Never an error: the sender is ours.
+        let _ = admission.changed().await;
     }
 }
 
@@ -179,11 +206,14 @@ impl<S: Source, T: Target> Copying<S, T> {
         loop {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {
                 let still_moving = self.moving.moving().await;
-                while let Some(part) = self.leaves.look(true).await? {
-                    hand_over(&self.shared).await?;
-                    self.leaves.followed(&part).await?;
+                // Asked with the lock held: whoever holds it while the writes are handed over is not met by a part on its way.
+                if self.is_owner() {
+                    while let Some(part) = self.leaves.look(true).await? {
+                        hand_over(&self.shared).await?;
+                        self.leaves.followed(&part).await?;
+                    }
+                    self.moving.pending(!self.leaves.pending.is_empty());
                 }
-                self.moving.pending(!self.leaves.pending.is_empty());
                 drop(still_moving);
                 looked = Some(Instant::now());
             }
@@ -194,6 +224,11 @@ impl<S: Source, T: Target> Copying<S, T> {
                 hand_over(&self.shared).await?;
             }
         }
+    }
+
+    /// Whether the side that rows come from owns the writes. Otherwise its parts are nobody's business.
+    fn is_owner(&self) -> bool {
+        self.shared.admissions.get().is_owner()
     }
 
     /// Copies everything. The copy goes on by itself while parts that are gone leave.
@@ -210,12 +245,14 @@ impl<S: Source, T: Target> Copying<S, T> {
             over.send_replace(true);
             Ok(())
         };
-        let (leaves, moving) = (&mut self.leaves, &self.moving);
+        let (leaves, moving, admissions) = (&mut self.leaves, &self.moving, &self.shared.admissions);
         let looking = async {
             // Told to end, not dropped: a part that has left on the source must be remembered on the target, too.
             while timeout(LOOK_PAUSE, is_over.wait_for(|over| *over)).await.is_err() {
                 let _moving = moving.moving().await;
-                leaves.look(false).await?;
+                if admissions.get().is_owner() {
+                    leaves.look(false).await?;
+                }
             }
             Ok(())
         };

@@ -8,6 +8,7 @@ mod fake;
 use fake::{FakeSource, FakeTarget, dither, table};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use segue_engine::admission::{Admission, Admissions};
 use segue_engine::follow::build::BatchLimits;
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Part;
@@ -40,6 +41,7 @@ async fn prepare_with(
     Run::prepare(
         Arc::new(source.clone()),
         Arc::new(target.clone()),
+        Arc::new(Admissions::new(Admission::All)),
         tables,
         throttle,
         Arc::default(),

@@ -1,5 +1,6 @@
 //! Rows and changes as the change stream carries them: text values, nothing decoded.
 
+use crate::position::Position;
 use crate::region::Emptied;
 use crate::seam::Xid32;
 use crate::table::{TableId, UnitId};
@@ -105,4 +106,6 @@ pub struct TransactionHead {
     pub xid: Xid32,
     /// When it committed there, in microseconds since the Unix epoch.
     pub committed_at_us: i64,
+    /// Where its commit record begins in the source's log.
+    pub commit: Position,
 }

@@ -7,6 +7,7 @@ mod region;
 
 pub use region::copy_region;
 
+use crate::admission::Admissions;
 use crate::fault::Fault;
 use crate::ports::{Outcome, RegionReader, Source, Target};
 use crate::progress::Progress;
@@ -77,6 +78,8 @@ pub struct Shared<S, T> {
     pub source: Arc<S>,
     /// Where rows go.
     pub target: Arc<T>,
+    /// What of the source's log may be applied.
+    pub admissions: Arc<Admissions>,
     /// The map.
     pub regions: Arc<Regions>,
     /// Counters.

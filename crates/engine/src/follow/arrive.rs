@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 /// A committed transaction as it arrived.
 #[derive(Debug)]
 pub struct Transaction {
-    /// Number and time of commit.
+    /// Number, and time and place of commit.
     pub head: TransactionHead,
     /// Position after its commit.
     pub end: Position,

@@ -1,11 +1,13 @@
-//! From arrived transactions to batches: routing while the backfill runs, and how much goes into one batch.
+//! From arrived transactions to batches: which of them count, routing while the backfill runs, and how much goes into one
+//! batch.
 //!
-//! Holds no lock on the target: where the stream must wait for a region, the open batch is handed on first.
+//! Holds no lock on the target: where the stream must wait for a region or a decision, the open batch is handed on first.
 
 use super::arrive::{Arrived, Transaction};
 use super::repair::RepairRequest;
 use super::spool::Changes;
 use super::steps::{Manner, Step, steps};
+use crate::admission::{Admissions, Judgement};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
 use crate::ports::{Applier, Checkpoint, Outcome, Source, Target};
@@ -101,6 +103,10 @@ pub struct Builder<S: Source, T: Target> {
 impl<S: Source, T: Target> Builder<S, T> {
     pub(super) fn regions(&self) -> &Regions {
         &self.shared.regions
+    }
+
+    pub(super) fn admissions(&self) -> &Admissions {
+        &self.shared.admissions
     }
 
     pub(super) fn progress(&self) -> &Progress {
@@ -206,7 +212,11 @@ impl<S: Source, T: Target> Builder<S, T> {
         transaction: Transaction,
         memory: OwnedSemaphorePermit,
     ) -> Outcome<Batch> {
-        let Transaction { head, end, changes, signal } = transaction;
+        let Transaction { head, end, mut changes, signal } = transaction;
+        if changes.count() > 0 && !self.is_admitted(&mut batch, head.commit).await? {
+            self.admissions().strays().met(head, &mut changes, &self.tables)?;
+            changes = Changes::new(self.spill_bytes);
+        }
         let count = changes.count();
         let changes = if self.regions().is_active() {
             self.route_all(&mut batch, head.xid, changes).await?
@@ -229,6 +239,24 @@ impl<S: Source, T: Target> Builder<S, T> {
         batch.committed_at_us.push(head.committed_at_us.unsigned_abs());
         batch._memory.push(memory);
         Ok(batch)
+    }
+
+    /// Whether a transaction with changes is applied; waits until that is decided. Signals alone are never asked about:
+    /// whoever hands the writes over waits for them.
+    async fn is_admitted(&mut self, batch: &mut Batch, commit: Position) -> Outcome<bool> {
+        loop {
+            match self.admissions().get().judge(commit) {
+                Judgement::Apply => return Ok(true),
+                Judgement::Stray => return Ok(false),
+                Judgement::Wait => {
+                    self.hand_on(batch).await?;
+                    let reason = "it is being decided which side owns the writes";
+                    self.progress().waiting("stream", Some(reason.into()));
+                    self.admissions().decided().await;
+                    self.progress().waiting("stream", None);
+                }
+            }
+        }
     }
 
     /// What is left of a transaction after routing.

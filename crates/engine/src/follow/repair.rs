@@ -2,8 +2,11 @@
 //!
 //! The stream stands while a row is copied, so nothing it has applied or is about to apply can fall between the row's
 //! snapshot and its seam. Afterwards the seam decides about later events, as it does for any copied region.
+//!
+//! A stream whose side does not own the writes refuses: its rows are not the ones that are right.
 
 use super::build::{Batch, Builder, gone};
+use crate::admission::Admissions;
 use crate::backfill::{Work, copy_region};
 use crate::fault::Fault;
 use crate::moving::Moving;
@@ -32,18 +35,25 @@ pub struct RepairRequest {
 pub struct StreamRepairer {
     requests: mpsc::Sender<RepairRequest>,
     moving: Arc<Moving>,
+    admissions: Arc<Admissions>,
 }
 
 impl StreamRepairer {
-    /// A repairer, and where the stream hears of its requests. It waits while `moving` is held by parts on their way.
-    pub fn new(moving: Arc<Moving>) -> (StreamRepairer, mpsc::Receiver<RepairRequest>) {
+    /// A repairer, and where the stream hears of its requests. It waits while `moving` is held by parts on their way, and
+    /// refuses while `admissions` does not let the stream's side own the writes.
+    pub fn new(
+        moving: Arc<Moving>,
+        admissions: Arc<Admissions>,
+    ) -> (StreamRepairer, mpsc::Receiver<RepairRequest>) {
         let (requests, heard) = mpsc::channel(REQUESTS_MAX);
-        (StreamRepairer { requests, moving }, heard)
+        (StreamRepairer { requests, moving, admissions }, heard)
     }
 }
 
 impl Repairer for StreamRepairer {
     async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+        // Also here: a stream that waits for the decision does not hear of requests.
+        self.admissions.owner_only(&what(table))?;
         // Where equal keys can have different text, an event could not be matched to a single row's seam.
         let by_key = table.key().is_some_and(|key| key.bytewise);
         let extent = if by_key { extent.clone() } else { Extent::ALL };
@@ -53,6 +63,10 @@ impl Repairer for StreamRepairer {
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+}
+
+fn what(table: &Table) -> String {
+    format!("rows of {} cannot be repaired", table.source)
 }
 
 impl<S: Source, T: Target> Builder<S, T> {
@@ -65,8 +79,12 @@ impl<S: Source, T: Target> Builder<S, T> {
             let _ = done.send(Err(Fault::retry("SEGUE-NOT-SHOWN", what)));
             return Ok(());
         }
-        self.copy_again(table, extent).await?;
-        let _ = done.send(Ok(()));
+        // The last thing before it reads: it has waited since it was asked.
+        let allowed = self.admissions().owner_only(&what(&*self.table(table)?));
+        if allowed.is_ok() {
+            self.copy_again(table, extent).await?;
+        }
+        let _ = done.send(allowed);
         Ok(())
     }
 

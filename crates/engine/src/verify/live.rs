@@ -45,6 +45,8 @@ pub struct LiveQueue {
 struct Queue {
     keys: Vec<Touched>,
     queued: HashSet<Touched>,
+    /// Nothing is taken in: the side whose rows are applied is not the one whose rows are right.
+    is_shut: bool,
     /// Keys offered since the queue was last below its bound: each of them has the same chance to be in it.
     offered: u64,
 }
@@ -74,6 +76,9 @@ impl LiveQueue {
     /// These changes are committed on the other side. Called after that; never blocks for long.
     pub fn applied(&self, tables: &BTreeMap<TableId, Arc<Table>>, changes: &[Change]) {
         let mut queue = self.lock();
+        if queue.is_shut {
+            return;
+        }
         for change in changes {
             let Some(table) = tables.get(&change.table) else { continue };
             let Some(key) = table.key() else { continue };
@@ -86,6 +91,17 @@ impl LiveQueue {
         if some {
             self.filled.notify_one();
         }
+    }
+
+    /// Takes nothing in until [`LiveQueue::open`], and forgets what waits: the side that the rows came from does not own the
+    /// writes any more, so a difference to the other one is none.
+    pub fn shut(&self) {
+        *self.lock() = Queue { is_shut: true, ..Queue::default() };
+    }
+
+    /// Takes rows in again.
+    pub fn open(&self) {
+        self.lock().is_shut = false;
     }
 
     /// Reservoir sampling (Vitter's algorithm R) once the queue is full.

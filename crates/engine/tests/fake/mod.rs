@@ -113,6 +113,25 @@ impl FakeSource {
         self.db.lock().unwrap().end(xid, (!abort).then_some(&entry));
     }
 
+    /// One transaction that inserts rows and shows at once. Returns where its commit record begins.
+    pub fn insert(&self, ids: impl IntoIterator<Item = i64>) -> Position {
+        let mut db = self.db.lock().unwrap();
+        let (xid, at) = (db.next_xid, commit_of(db.log.len()));
+        db.next_xid += 1;
+        let (mut changes, mut writes) = (Vec::new(), Vec::new());
+        for id in ids {
+            let action = Action::Insert { new: row(id, "new", Some("big")) };
+            changes.push(Change { table: TableId(0), unit: UnitId(0), action });
+            writes.push((id, Some(("new".to_owned(), "big".to_owned()))));
+        }
+        let entry = Entry { xid, changes, signal: None, writes };
+        db.end(xid, Some(&entry));
+        db.log.push(entry);
+        drop(db);
+        self.grown.notify_waiters();
+        at
+    }
+
     async fn entry(&self, index: usize) -> Entry {
         loop {
             let grown = self.grown.notified();
@@ -193,6 +212,11 @@ impl Db {
     }
 }
 
+/// Where the commit record of an entry of the log begins; it ends where the next one does.
+pub fn commit_of(index: usize) -> Position {
+    Position(index as u64 * 10)
+}
+
 fn after(index: usize) -> Position {
     Position((index as u64 + 1) * 10)
 }
@@ -263,7 +287,8 @@ impl ChangeStream for FakeStream {
         dither(&self.source.db).await;
         if self.queue.is_empty() {
             let entry = self.source.entry(self.next).await;
-            let head = TransactionHead { xid: Xid32(entry.xid as u32), committed_at_us: 1 };
+            let (xid, commit) = (Xid32(entry.xid as u32), commit_of(self.next));
+            let head = TransactionHead { xid, committed_at_us: 1, commit };
             self.queue.push(StreamEvent::Commit { end: after(self.next) });
             self.queue.extend(entry.signal.map(StreamEvent::Signal));
             self.queue.extend(entry.changes.into_iter().rev().map(StreamEvent::Change));

@@ -217,7 +217,7 @@ impl Reader {
         }
         match message {
             Message::Begin { commit_at, committed_at_us, xid } => {
-                self.begin(commit_at, TransactionHead { xid: Xid32(xid), committed_at_us })
+                self.begin(TransactionHead { xid: Xid32(xid), committed_at_us, commit: commit_at })
             }
             Message::Commit { end, .. } => self.commit(end, out),
             Message::Origin { name, .. } => self.origin(Some(&name), begun, out),
@@ -241,11 +241,11 @@ impl Reader {
 
     /// `from` lies between records, so a commit record that starts before it ends at or before it.
     /// The end is what counts, and it is checked when it is known.
-    fn begin(&mut self, commit_at: Position, head: TransactionHead) -> Outcome<()> {
+    fn begin(&mut self, head: TransactionHead) -> Outcome<()> {
         if self.within != Within::None {
             return Err(out_of_order("a transaction within another"));
         }
-        self.within = if commit_at < self.from { Within::Applied } else { Within::Delivered };
+        self.within = if head.commit < self.from { Within::Applied } else { Within::Delivered };
         self.begun = Some(head);
         Ok(())
     }
