@@ -16,6 +16,7 @@ mod origin;
 pub mod pgoutput;
 pub mod replication;
 pub mod schema;
+pub mod sequences;
 pub mod source;
 pub mod stream;
 pub mod target;
