@@ -1,6 +1,7 @@
 //! The database's side of a switch: who owns the writes, and the fence that keeps everybody else's out.
 //!
-//! *Ownership* is a row in each of the two databases ([`Ownership`]). The *fence* is one statement trigger on every table
+//! *Ownership* is a row in each of the two databases ([`Row`]); what may become of it, and why, is
+//! [`segue_model::switch::ownership`]'s, and the calls here do the same to what is stored. The *fence* is one statement trigger on every table
 //! of the migration, roots and leaves, made long before ([`prepare`]) and at rest while the side owns the writes. It is
 //! catalog state, so that no snapshot is too old to see it, and it holds its deadline as a literal: past it, the first
 //! late writer takes the tables back, whoever is dead or stopped by then. See [`sql`] for the text and the order of locks.
@@ -30,7 +31,7 @@ mod prepare;
 mod sql;
 
 pub use blockers::blockers;
-pub use ownership::{Answer, Ownership};
+pub use ownership::{Answer, Row, row};
 pub use prepare::{Removed, Role, bypasses, prepare, remove};
 pub(crate) use sql::DDL;
 
@@ -42,6 +43,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::sqltext::quote_literal;
+use segue_model::switch::ownership::{Attempt, Epoch, FenceId};
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
@@ -126,11 +128,9 @@ impl Side {
         Ok(Side { client, warnings, pid, watcher, migration: migration.to_owned(), token, tables, limits })
     }
 
-    /// The ownership as it is now; `None` without a row.
-    pub async fn ownership(&self) -> Outcome<Option<Ownership>> {
-        let row = self.watcher.query_one("SELECT segue.ownership($1)::text", &[&self.migration]).await;
-        let text: Option<String> = row.map_err(|e| fault_of(&e))?.get(0);
-        text.map(|text| Ownership::parse(&text)).transpose()
+    /// The ownership row as it is now; `None` without one.
+    pub async fn row(&self) -> Outcome<Option<Row>> {
+        row(&self.watcher, &self.migration).await
     }
 
     /// Who holds the locks that a fence, or the rest of one, would wait for now.
@@ -138,31 +138,33 @@ impl Side {
         blockers(&self.watcher, &self.migration, self.pid).await
     }
 
-    /// Shuts out writers: `owner(epoch)`, or a fence of that epoch, whose last attempt was `expected`, becomes
-    /// `fenced(epoch, attempt)`, with a marker in the stream. One try; [`Answer::Blocked`] changed nothing.
-    pub async fn fence(&self, epoch: u64, expected: u64, attempt: u64) -> Outcome<Answer> {
+    /// Shuts out writers: the owner, or a fence of its, with `last` as its epoch and its last fence becomes fenced by
+    /// `attempt`, with a marker in the stream. One try; [`Answer::Blocked`] changed nothing.
+    pub async fn fence(&self, last: FenceId, attempt: Attempt) -> Outcome<Answer> {
         let call = format!(
-            "segue.fence({}, {}, {epoch}, {expected}, {attempt}, {}, {})",
+            "segue.fence({}, {}, {}, {}, {attempt}, {}, {})",
             self.name(),
             self.roots(),
+            last.epoch,
+            last.attempt,
             millis(self.limits.hold),
             self.lock_ms(),
         );
         self.call("fencing", &call).await
     }
 
-    /// Lifts the fence: `fenced(epoch, attempt)` becomes `owner(epoch)`. Never fails for a lock: where one cannot be
-    /// had, the triggers stay enabled and let everybody pass, until [`Side::rest`].
-    pub async fn unfence(&self, epoch: u64, attempt: u64) -> Outcome<Answer> {
+    /// Lifts the fence, and the side is the owner again. Never fails for a lock: where one cannot be had, the triggers
+    /// stay enabled and let everybody pass, until [`Side::rest`].
+    pub async fn unfence(&self, FenceId { epoch, attempt }: FenceId) -> Outcome<Answer> {
         let call = |lock_ms| {
-            format!("segue.unfence({}, {}, {epoch}, {attempt}, {lock_ms})", self.name(), self.roots(),)
+            format!("segue.unfence({}, {}, {epoch}, {attempt}, {lock_ms})", self.name(), self.roots())
         };
         self.with_or_without_locks("lifting the fence", call).await
     }
 
-    /// The point of no return, on the old owner: `fenced(epoch, attempt)` becomes `handed_over(epoch)`, unless its
-    /// deadline is nearer than the margin. See [`Side::is_durable`] for what to ask next.
-    pub async fn flip(&self, epoch: u64, attempt: u64) -> Outcome<Answer> {
+    /// The point of no return, on the old owner: under this very fence it hands over, unless the fence's deadline is
+    /// nearer than the margin. See [`Side::is_durable`] for what to ask next.
+    pub async fn flip(&self, FenceId { epoch, attempt }: FenceId) -> Outcome<Answer> {
         let margin = millis(self.limits.margin);
         let call = format!("segue.flip({}, {epoch}, {attempt}, {margin})", self.name());
         self.call("handing the writes over", &call).await
@@ -187,12 +189,13 @@ impl Side {
         self.warnings.heard() > 0
     }
 
-    /// Makes this side `owner(epoch)`, if its row is below that and the marker of the fence has been `applied` here: the
-    /// checkpoint of the stream in `direction` is compared in the same transaction, which a server that was restored
-    /// fails. Never fails for a lock, as [`Side::unfence`].
+    /// Makes this side the owner of the epoch after the one that the other side has handed over under `fence`, if its row
+    /// is below that and the fence's marker has been `applied` here: the checkpoint of the stream in `direction` is
+    /// compared in the same transaction, which a server that was restored fails. Attempts are counted on from the fence's.
+    /// Never fails for a lock, as [`Side::unfence`].
     pub async fn open(
         &self,
-        epoch: u64,
+        fence: FenceId,
         marker: u64,
         direction: Direction,
         applied: Applied,
@@ -200,12 +203,14 @@ impl Side {
         if applied.signal < marker {
             let why =
                 format!("signal {} was applied here, and the fence's marker is {marker}", applied.signal);
-            return Ok(Answer::Refused { found: self.ownership().await?, why });
+            return Ok(Answer::Refused { found: self.row().await?, why });
         }
         let call = |lock_ms| {
             format!(
-                "segue.open({}, {epoch}, {}, {}::pg_lsn, {lock_ms})",
+                "segue.open({}, {}, {}, {}, {}::pg_lsn, {lock_ms})",
                 self.name(),
+                fence.epoch,
+                fence.attempt,
                 quote_literal(direction.as_str()),
                 quote_literal(&applied.position.to_string()),
             )
@@ -213,17 +218,21 @@ impl Side {
         self.with_or_without_locks("opening the new owner", call).await
     }
 
-    /// Closes a side that does not own the writes, without a deadline: `follower` from the beginning, and
-    /// `handed_over(epoch)` after the switch. Also closes what was attached since.
-    pub async fn become_follower(&self, epoch: u64) -> Outcome<Answer> {
-        let call =
-            format!("segue.become_follower({}, {}, {epoch}, {})", self.name(), self.roots(), self.lock_ms());
+    /// Closes a side that does not own the writes, without a deadline, as the follower of the owner of epoch `successor`:
+    /// one that has handed over before that, or that follows already. Also closes what was attached since.
+    pub async fn become_follower(&self, successor: Epoch) -> Outcome<Answer> {
+        let call = format!(
+            "segue.become_follower({}, {successor}, {}, {})",
+            self.name(),
+            self.roots(),
+            self.lock_ms()
+        );
         self.call("fencing the follower", &call).await
     }
 
-    /// Puts the fence of an owner to rest, table by table, where it is not yet. Returns the tables that it could not
-    /// lock: there, each write still looks at the ownership row.
-    pub async fn rest(&self, epoch: u64, attempt: u64) -> Outcome<Vec<QualifiedName>> {
+    /// Puts the fence of an owner to rest, table by table, where it is not yet; `fence` is its epoch and its last fence.
+    /// Returns the tables that it could not lock: there, each write still looks at the ownership row.
+    pub async fn rest(&self, FenceId { epoch, attempt }: FenceId) -> Outcome<Vec<QualifiedName>> {
         let sql = "SELECT c.relation, n.nspname, k.relname FROM segue.fence_carriers($1) c
               JOIN pg_class k ON k.oid = c.relation JOIN pg_namespace n ON n.oid = k.relnamespace WHERE c.enabled <> 'D'";
         let rows = self.watcher.query(sql, &[&self.migration]).await.map_err(|e| fault_of(&e))?;

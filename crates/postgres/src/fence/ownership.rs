@@ -1,89 +1,59 @@
-//! The ownership row as a value, and what a call that was to change it came to.
+//! The ownership row as it is stored, and what a call that was to change it came to.
 
 use crate::birth::Blocker;
+use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use segue_model::position::Position;
+use segue_model::switch::ownership::Ownership;
 use serde::Deserialize;
-use std::time::{Duration, SystemTime};
+use tokio_postgres::Client;
 
-/// Whether a side owns the writes. Epochs count the owners of a migration; attempts count its fences.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ownership {
-    /// It takes the application's writes.
-    Owner {
-        /// Of this ownership.
-        epoch: u64,
-        /// Of the last fence that was lifted or taken back.
-        attempt: u64,
-    },
-    /// It owns the writes and takes none, until the deadline.
-    Fenced {
-        /// Of this ownership.
-        epoch: u64,
-        /// Of this fence.
-        attempt: u64,
-        /// By this server's clock.
-        deadline: SystemTime,
-        /// The signal in the stream after which nothing comes from this side.
-        marker: u64,
-    },
-    /// It has given the writes away: the other side is `Owner` of the next epoch, or will be.
-    HandedOver {
-        /// Of the ownership that was given away.
-        epoch: u64,
-        /// Of the fence under which.
-        attempt: u64,
-        /// Its marker, which the other side must have applied before it opens.
-        marker: u64,
-    },
-    /// It has never owned the writes.
-    Follower {
-        /// 0.
-        epoch: u64,
-        /// 0.
-        attempt: u64,
-    },
+/// The ownership row of one database, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Who takes the writes, as this side knows it.
+    pub ownership: Ownership,
+    /// The signal in the stream after which nothing comes from this side: of the fence that stands, or under which it has
+    /// handed over. `None` in every other state.
+    pub marker: Option<u64>,
+    /// Where this side's log was when it became the owner the last time: what the application writes as this owner's client
+    /// is committed above it. Position(0) for a first owner, and for a side that has never been one.
+    ///
+    /// Whoever wrote here before that, past the fence, has committed below it, unless the tables' locks could not be had
+    /// when it was opened: then such a writer may have been under way, and committed later.
+    pub opened_at: Position,
 }
 
-impl Ownership {
-    /// Of the row, whatever it says.
-    pub fn epoch(&self) -> u64 {
-        match self {
-            Ownership::Owner { epoch, .. }
-            | Ownership::Fenced { epoch, .. }
-            | Ownership::HandedOver { epoch, .. }
-            | Ownership::Follower { epoch, .. } => *epoch,
-        }
+/// The ownership row of a migration; `None` without a row, and without the schema.
+pub async fn row(client: &Client, migration: &str) -> Outcome<Option<Row>> {
+    let there = "SELECT to_regclass('segue.owner') IS NOT NULL";
+    if !client.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
+        return Ok(None);
     }
+    let row = client.query_one("SELECT segue.ownership($1)::text", &[&migration]).await;
+    let text: Option<String> = row.map_err(|e| fault_of(&e))?.get(0);
+    text.map(|text| Row::parse(&text)).transpose()
+}
 
-    /// The number of the last fence.
-    pub fn attempt(&self) -> u64 {
-        match self {
-            Ownership::Owner { attempt, .. }
-            | Ownership::Fenced { attempt, .. }
-            | Ownership::HandedOver { attempt, .. }
-            | Ownership::Follower { attempt, .. } => *attempt,
-        }
-    }
-
-    pub(super) fn parse(text: &str) -> Outcome<Ownership> {
-        let row: OwnershipRow = serde_json::from_str(text).map_err(|e| unreadable(text, &e))?;
-        row.read()
-            .ok_or_else(|| Fault::bug("SEGUE-FENCE", format!("an ownership without all its parts: {text}")))
+impl Row {
+    fn parse(text: &str) -> Outcome<Row> {
+        let stored: Stored = serde_json::from_str(text).map_err(|e| unreadable(text, &e))?;
+        stored.read().ok_or_else(|| Fault::bug("SEGUE-FENCE", format!("a fence without a marker: {text}")))
     }
 }
 
 /// What a call came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The ownership was changed to this.
-    Done(Ownership),
+    /// The row was changed to this.
+    Done(Row),
     /// It was this already, by an earlier call with the same numbers.
-    AlreadyDone(Ownership),
+    AlreadyDone(Row),
     /// It is something else, and was left alone.
     Refused {
         /// What it is; `None` without a row.
-        found: Option<Ownership>,
+        found: Option<Row>,
         /// What did not fit.
         why: String,
     },
@@ -97,24 +67,26 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// The ownership, if it is what the call was to make it.
-    pub fn made(&self) -> Option<&Ownership> {
+    /// The row, if it is what the call was to make it.
+    pub fn made(&self) -> Option<&Row> {
         match self {
-            Answer::Done(ownership) | Answer::AlreadyDone(ownership) => Some(ownership),
+            Answer::Done(row) | Answer::AlreadyDone(row) => Some(row),
             Answer::Refused { .. } | Answer::Blocked { .. } => None,
         }
     }
 
     pub(super) fn parse(text: &str) -> Outcome<Answer> {
-        let row: AnswerRow = serde_json::from_str(text).map_err(|e| unreadable(text, &e))?;
-        let found = row.found.and_then(OwnershipRow::read);
-        match (row.is, found) {
+        let answer: AnswerRow = serde_json::from_str(text).map_err(|e| unreadable(text, &e))?;
+        let bug = |what| Fault::bug("SEGUE-FENCE", format!("an answer {what}: {text}"));
+        let found = match answer.found {
+            Some(stored) => Some(stored.read().ok_or_else(|| bug("without its fence's marker"))?),
+            None => None,
+        };
+        match (answer.is, found) {
             (AnswerIs::Done, Some(now)) => Ok(Answer::Done(now)),
             (AnswerIs::AlreadyDone, Some(now)) => Ok(Answer::AlreadyDone(now)),
-            (AnswerIs::Refused, found) => Ok(Answer::Refused { found, why: row.why.unwrap_or_default() }),
-            (AnswerIs::Done | AnswerIs::AlreadyDone, None) => {
-                Err(Fault::bug("SEGUE-FENCE", format!("an answer without an ownership: {text}")))
-            }
+            (AnswerIs::Refused, found) => Ok(Answer::Refused { found, why: answer.why.unwrap_or_default() }),
+            (AnswerIs::Done | AnswerIs::AlreadyDone, None) => Err(bug("without an ownership")),
         }
     }
 }
@@ -126,7 +98,7 @@ fn unreadable(text: &str, error: &serde_json::Error) -> Fault {
 #[derive(Deserialize)]
 struct AnswerRow {
     is: AnswerIs,
-    found: Option<OwnershipRow>,
+    found: Option<Stored>,
     why: Option<String>,
 }
 
@@ -138,54 +110,69 @@ enum AnswerIs {
     Refused,
 }
 
+/// What `segue.ownership` returns.
 #[derive(Deserialize)]
-struct OwnershipRow {
-    state: State,
-    epoch: u64,
-    attempt: u64,
+struct Stored {
+    #[serde(flatten)]
+    ownership: Ownership,
     marker: Option<u64>,
-    deadline_us: Option<u64>,
+    /// Where the schema is still an earlier build's, no side has become the owner yet.
+    #[serde(default)]
+    opened_at: Position,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Owner,
-    Fenced,
-    HandedOver,
-    Follower,
-}
-
-impl OwnershipRow {
-    fn read(self) -> Option<Ownership> {
-        let OwnershipRow { state, epoch, attempt, marker, deadline_us } = self;
-        Some(match state {
-            State::Owner => Ownership::Owner { epoch, attempt },
-            State::Follower => Ownership::Follower { epoch, attempt },
-            State::HandedOver => Ownership::HandedOver { epoch, attempt, marker: marker? },
-            State::Fenced => {
-                let deadline = SystemTime::UNIX_EPOCH + Duration::from_micros(deadline_us?);
-                Ownership::Fenced { epoch, attempt, deadline, marker: marker? }
-            }
-        })
+impl Stored {
+    fn read(self) -> Option<Row> {
+        let Stored { ownership, marker, opened_at } = self;
+        let marker = match ownership {
+            Ownership::Fenced { .. } | Ownership::HandedOver { .. } => Some(marker?),
+            Ownership::Owner { .. } | Ownership::Follower { .. } => None,
+        };
+        Some(Row { ownership, marker, opened_at })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_model::switch::ownership::{Attempt, Epoch};
+
+    #[test]
+    fn rows_are_read_with_their_marker_where_it_means_something() {
+        let (epoch, attempt) = (Epoch(1), Attempt(2));
+        for (state, deadline_us, ownership, marker) in [
+            ("owner", "null", Ownership::Owner { epoch, attempt }, None),
+            ("fenced", "-5", Ownership::Fenced { epoch, attempt, deadline_us: -5 }, Some(7)),
+            ("handed_over", "null", Ownership::HandedOver { epoch, attempt }, Some(7)),
+            ("follower", "null", Ownership::Follower { epoch }, None),
+        ] {
+            let text = format!(
+                r#"{{"state":"{state}","epoch":1,"attempt":2,"marker":7,"deadline_us":{deadline_us},"opened_at":{}}}"#,
+                u64::MAX
+            );
+            assert_eq!(Row::parse(&text), Ok(Row { ownership, marker, opened_at: Position(u64::MAX) }));
+        }
+        let earlier = r#"{"state":"owner","epoch":1,"attempt":0,"marker":null,"deadline_us":null}"#;
+        assert_eq!(Row::parse(earlier).unwrap().opened_at, Position(0));
+        for broken in [
+            r#"{"state":"retired","epoch":1,"attempt":0,"opened_at":0}"#,
+            r#"{"state":"owner","epoch":-1,"attempt":0,"opened_at":0}"#,
+            r#"{"state":"fenced","epoch":1,"attempt":1,"marker":7,"deadline_us":null,"opened_at":0}"#,
+            r#"{"state":"handed_over","epoch":1,"attempt":1,"marker":null,"opened_at":0}"#,
+        ] {
+            assert_eq!(Row::parse(broken).map_err(|fault| fault.code), Err("SEGUE-FENCE"), "{broken}");
+        }
+    }
 
     #[test]
     fn answers_are_read_with_the_ownership_they_found() {
-        let deadline = SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_000);
-        let fenced = Ownership::Fenced { epoch: 1, attempt: 2, deadline, marker: 7 };
-        let row = r#"{"state":"fenced","epoch":1,"attempt":2,"marker":7,"deadline_us":1500000}"#;
+        let ownership = Ownership::Fenced { epoch: Epoch(1), attempt: Attempt(2), deadline_us: 1_500_000 };
+        let fenced = Row { ownership, marker: Some(7), opened_at: Position(16) };
+        let row =
+            r#"{"state":"fenced","epoch":1,"attempt":2,"marker":7,"deadline_us":1500000,"opened_at":16}"#;
         for (text, answer) in [
-            (format!(r#"{{"is":"done","found":{row},"why":null}}"#), Answer::Done(fenced.clone())),
-            (
-                format!(r#"{{"is":"already_done","found":{row},"why":null}}"#),
-                Answer::AlreadyDone(fenced.clone()),
-            ),
+            (format!(r#"{{"is":"done","found":{row},"why":null}}"#), Answer::Done(fenced)),
+            (format!(r#"{{"is":"already_done","found":{row},"why":null}}"#), Answer::AlreadyDone(fenced)),
             (
                 r#"{"is":"refused","found":null,"why":"gone"}"#.to_owned(),
                 Answer::Refused { found: None, why: "gone".to_owned() },
@@ -196,7 +183,7 @@ mod tests {
         for broken in [
             r#"{"is":"done","found":null,"why":null}"#,
             r#"{"is":"maybe"}"#,
-            r#"{"is":"done","found":{"state":"fenced","epoch":1,"attempt":2,"marker":null,"deadline_us":null}}"#,
+            r#"{"is":"done","found":{"state":"fenced","epoch":1,"attempt":2,"marker":null,"deadline_us":1}}"#,
         ] {
             assert_eq!(Answer::parse(broken).map_err(|fault| fault.code), Err("SEGUE-FENCE"), "{broken}");
         }

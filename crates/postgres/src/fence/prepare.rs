@@ -3,13 +3,14 @@
 //! A trigger is made under SHARE ROW EXCLUSIVE, which readers do not notice, but dropped under ACCESS EXCLUSIVE, which
 //! they do: dropping is for the end alone. All locks are bounded, tried again, and their holders named.
 
-use super::{Ownership, autovacuum, blockers};
+use super::{autovacuum, blockers, row};
 use crate::birth::{Authority, enter};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
+use segue_model::switch::ownership::Ownership;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -43,15 +44,16 @@ pub async fn prepare(
     role: Role,
     elsewhere: &str,
 ) -> Outcome<(Ownership, Vec<QualifiedName>)> {
-    let (state, epoch) = match role {
-        Role::Owner => ("owner", 1),
-        Role::Follower => ("follower", 0),
+    let (state, first) = match role {
+        Role::Owner => ("owner", Ownership::FIRST_OWNER),
+        Role::Follower => ("follower", Ownership::FIRST_FOLLOWER),
     };
     let relations = tree(client, tables).await?;
     let name = quote_literal(authority.0);
     let make = format!(
-        "SELECT segue.make_fence({name}, {}, {epoch}, {})",
+        "SELECT segue.make_fence({name}, {}, {}, {})",
         quote_literal(state),
+        first.epoch(),
         quote_literal(elsewhere)
     );
     bounded(client, authority, &make, (&[], LOCK_MS)).await.map_err(|f| f.during("preparing the fence"))?;
@@ -66,10 +68,9 @@ pub async fn prepare(
             made.push(table);
         }
     }
-    let row = client.query_one("SELECT segue.ownership($1)::text", &[&authority.0]).await;
-    let text: Option<String> = row.map_err(|e| fault_of(&e))?.get(0);
-    let text = text.ok_or_else(|| Fault::bug("SEGUE-FENCE", "the ownership row vanished"))?;
-    Ok((Ownership::parse(&text)?, made))
+    let row = row(client, authority.0).await?;
+    let row = row.ok_or_else(|| Fault::bug("SEGUE-FENCE", "the ownership row vanished"))?;
+    Ok((row.ownership, made))
 }
 
 /// The relations of `tables` and of all that is below them, by number.

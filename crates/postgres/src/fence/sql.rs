@@ -11,7 +11,19 @@ CREATE TABLE IF NOT EXISTS segue.owner (
     migration text PRIMARY KEY, state text NOT NULL CHECK (state IN ('owner', 'fenced', 'handed_over', 'follower')),
     epoch bigint NOT NULL, attempt bigint NOT NULL DEFAULT 0, deadline timestamptz, marker bigint,
     elsewhere text NOT NULL, changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    opened_at pg_lsn NOT NULL DEFAULT '0/0',
     CHECK (state <> 'fenced' OR (deadline IS NOT NULL AND marker IS NOT NULL)));
+
+-- what an earlier build made. Nothing is altered that is as it should be: the lock would wait for late writers, and they for it
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = 'segue.owner'::regclass AND a.attname = 'opened_at') THEN
+        ALTER TABLE segue.owner ADD COLUMN IF NOT EXISTS opened_at pg_lsn NOT NULL DEFAULT '0/0';
+    END IF;
+    IF to_regprocedure('segue.open(text, bigint, text, pg_lsn, integer)') IS NOT NULL THEN
+        DROP FUNCTION segue.open(text, bigint, text, pg_lsn, integer);
+        DROP FUNCTION IF EXISTS segue.become_follower(text, text[], bigint, integer);
+    END IF;
+END $$;
 
 -- what autovacuum was set to before it was turned off for the switch; NULL: it was not set
 CREATE TABLE IF NOT EXISTS segue.autovacuum (
@@ -21,7 +33,7 @@ CREATE TABLE IF NOT EXISTS segue.autovacuum (
 CREATE OR REPLACE FUNCTION segue.ownership(_migration text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
     SELECT jsonb_build_object('state', o.state, 'epoch', o.epoch, 'attempt', o.attempt, 'marker', o.marker,
-               'deadline_us', (extract(epoch FROM o.deadline) * 1000000)::bigint)
+               'deadline_us', (extract(epoch FROM o.deadline) * 1000000)::bigint, 'opened_at', o.opened_at - '0/0'::pg_lsn)
       FROM segue.owner o WHERE o.migration = _migration
 $$;
 
@@ -139,7 +151,7 @@ DECLARE o segue.owner; until timestamptz; signal bigint;
 BEGIN
     -- a look without locks: what is plainly not to be done must not hold writers up
     SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration;
-    IF o.state = 'fenced' AND o.epoch = _epoch AND o.attempt = _attempt THEN
+    IF o.state = 'fenced' AND o.epoch = _epoch AND o.attempt = _attempt AND _attempt > _expected THEN
         RETURN segue.answer(_migration, 'already_done');
     ELSIF o.state IS NULL OR o.state NOT IN ('owner', 'fenced') OR o.epoch <> _epoch OR o.attempt <> _expected
           OR _attempt <= o.attempt THEN
@@ -205,18 +217,22 @@ BEGIN
     RETURN segue.answer(_migration, 'done');
 END $$;
 
--- a row below epoch n → owner(n), if the stream that leads here has come as far as the caller saw it. Locks as in unfence.
-CREATE OR REPLACE FUNCTION segue.open(_migration text, _epoch bigint, _direction text, _position pg_lsn, _lock_ms int)
-RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
-DECLARE o segue.owner; answer text := 'done'; at pg_lsn;
+-- a row below the epoch after n → owner of that, under whose fence(n, attempt) the other side has handed over, if the
+-- stream that leads here has come as far as the caller saw it. Locks as in unfence.
+-- opened_at: who writes as this owner's client commits above it, since it finds the row or the text only after the commit of
+-- this. Whoever wrote before in spite of the fence has committed below it, if the locks were had: he held one until then.
+-- Without them he may be under way still, and commit above it.
+CREATE OR REPLACE FUNCTION segue.open(_migration text, _epoch bigint, _attempt bigint, _direction text, _position pg_lsn,
+    _lock_ms int) RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE o segue.owner; answer text := 'done'; at pg_lsn; next bigint := _epoch + 1;
 BEGIN
     IF _lock_ms > 0 THEN
         PERFORM segue.lock_fenced(_migration, '{}', _lock_ms);
     END IF;
     SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
-    IF o.state = 'owner' AND o.epoch = _epoch THEN
+    IF o.state = 'owner' AND o.epoch = next AND o.attempt = _attempt THEN
         answer := 'already_done';
-    ELSIF o.state IS NULL OR o.epoch >= _epoch OR o.state NOT IN ('follower', 'handed_over') THEN
+    ELSIF o.state IS NULL OR o.epoch >= next OR o.state NOT IN ('follower', 'handed_over') THEN
         RETURN segue.answer(_migration, 'refused', 'this side cannot become the owner of that epoch');
     ELSE
         SELECT s.position INTO at FROM segue.stream s WHERE s.migration = _migration AND s.direction = _direction;
@@ -224,30 +240,33 @@ BEGIN
             RETURN segue.answer(_migration, 'refused', format('the stream is at %s here, and the fence''s marker was applied at %s',
                                                               coalesce(at::text, 'no place'), _position));
         END IF;
-        UPDATE segue.owner w SET state = 'owner', epoch = _epoch, deadline = NULL, changed_at = clock_timestamp()
+        UPDATE segue.owner w SET state = 'owner', epoch = next, attempt = _attempt, deadline = NULL,
+               opened_at = pg_current_wal_insert_lsn(), changed_at = clock_timestamp()
          WHERE w.migration = _migration;
     END IF;
-    PERFORM segue.write_fence(_migration, _epoch, o.attempt, '-infinity');
+    PERFORM segue.write_fence(_migration, next, _attempt, '-infinity');
     IF _lock_ms > 0 THEN
         PERFORM segue.set_triggers(_migration, false);
     END IF;
     RETURN segue.answer(_migration, answer);
 END $$;
 
--- closes a side that does not own the writes, for good: a follower, or one that has handed them over
-CREATE OR REPLACE FUNCTION segue.become_follower(_migration text, _tables text[], _epoch bigint, _lock_ms int)
+-- handed_over(n) or follower(n), n below the epoch of the owner to follow → follower(n), closed without end
+CREATE OR REPLACE FUNCTION segue.become_follower(_migration text, _successor bigint, _tables text[], _lock_ms int)
 RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
-DECLARE o segue.owner; was_open boolean;
+DECLARE o segue.owner; was_closed boolean;
 BEGIN
     PERFORM segue.lock_fenced(_migration, _tables, _lock_ms);
     SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
-    IF o.state IS NULL OR o.state NOT IN ('follower', 'handed_over') OR o.epoch <> _epoch THEN
-        RETURN segue.answer(_migration, 'refused', 'this side may own the writes');
+    IF o.state IS NULL OR o.state NOT IN ('follower', 'handed_over') OR o.epoch >= _successor THEN
+        RETURN segue.answer(_migration, 'refused', 'this side has not handed its writes over to an owner of that epoch');
     END IF;
-    SELECT bool_or(c.enabled <> 'O') INTO was_open FROM segue.fence_carriers(_migration) c;
+    SELECT o.state = 'follower' AND bool_and(c.enabled = 'O') INTO was_closed FROM segue.fence_carriers(_migration) c;
+    UPDATE segue.owner w SET state = 'follower', deadline = NULL, changed_at = clock_timestamp()
+     WHERE w.migration = _migration AND w.state <> 'follower';
     PERFORM segue.write_fence(_migration, o.epoch, o.attempt, 'infinity');
     PERFORM segue.set_triggers(_migration, true);
-    RETURN segue.answer(_migration, CASE WHEN was_open THEN 'done' ELSE 'already_done' END);
+    RETURN segue.answer(_migration, CASE WHEN was_closed THEN 'already_done' ELSE 'done' END);
 END $$;
 
 -- puts the fence of one table of an owner to rest, where that was not done when it was lifted

@@ -1,6 +1,7 @@
 //! Under load: between a fence's marker and its end no write commits, and none that was acknowledged is lost.
 
 use crate::world::*;
+use segue_model::switch::ownership::Attempt;
 use segue_testkit::Options;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
@@ -53,7 +54,7 @@ async fn no_write_commits_between_the_marker_and_the_end_of_the_fence() {
     for attempt in 1..=ROUNDS {
         tokio::time::sleep(Duration::from_millis(60)).await;
         for tries in 0.. {
-            if world.side.fence(1, attempt - 1, attempt).await.unwrap().made().is_some() {
+            if world.side.fence(id(1, attempt - 1), Attempt(attempt)).await.unwrap().made().is_some() {
                 break;
             }
             assert!(tries < 20, "no lock under load");
@@ -62,7 +63,7 @@ async fn no_write_commits_between_the_marker_and_the_end_of_the_fence() {
         let before = world.cluster.scalar("SELECT count(*) FROM plain").await;
         tokio::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(world.cluster.scalar("SELECT count(*) FROM plain").await, before, "attempt {attempt}");
-        done(world.side.unfence(1, attempt).await.unwrap());
+        done(world.side.unfence(id(1, attempt)).await.unwrap());
         windows.push((begin, stamp("owner").await));
     }
     stop.store(true, SeqCst);

@@ -3,9 +3,10 @@
 use crate::world::*;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
+use segue_model::switch::ownership::{Attempt, Epoch, Ownership};
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::fence::{Answer, Applied, Ownership, Role, Side, autovacuum, prepare};
+use segue_postgres::fence::{Applied, Role, Side, autovacuum, prepare};
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
 
@@ -15,40 +16,54 @@ const STREAM: &str = "INSERT INTO segue.stream (migration, direction, slot, syst
 async fn wrong_numbers_are_refused_and_the_right_ones_can_be_repeated() {
     let world = World::owner(Options::default(), limits(60_000)).await;
     let side = &world.side;
-    let owner = Some(Ownership::Owner { epoch: 1, attempt: 0 });
     for (epoch, expected, attempt) in [(2, 0, 1), (0, 0, 1), (1, 1, 2), (1, 0, 0)] {
-        assert_eq!(refused(side.fence(epoch, expected, attempt).await.unwrap()), owner);
+        let answer = side.fence(id(epoch, expected), Attempt(attempt)).await;
+        assert_eq!(refused(answer.unwrap()), Some(owner(1, 0)));
     }
-    for answer in [side.unfence(1, 1).await, side.flip(1, 0).await, side.become_follower(1).await] {
-        assert_eq!(refused(answer.unwrap()), owner);
+    for answer in [
+        side.unfence(id(1, 1)).await,
+        side.flip(id(1, 0)).await,
+        side.become_follower(Epoch(1)).await,
+        side.become_follower(Epoch(2)).await,
+    ] {
+        assert_eq!(refused(answer.unwrap()), Some(owner(1, 0)));
     }
     assert_eq!(world.triggers("D").await, 8, "nothing was touched");
 
     let fenced = world.fenced(0, 1).await;
-    assert!(matches!(fenced, Ownership::Fenced { epoch: 1, attempt: 1, marker: 1, .. }), "{fenced:?}");
-    assert_eq!(side.fence(1, 0, 1).await.unwrap(), Answer::AlreadyDone(fenced.clone()));
+    assert_eq!((fenced.ownership.fence_id(), fenced.marker), (Some(id(1, 1)), Some(1)));
+    assert!(matches!(fenced.ownership, Ownership::Fenced { .. }), "{fenced:?}");
+    assert_eq!(already(side.fence(id(1, 0), Attempt(1)).await.unwrap()), fenced);
+    refused(side.fence(id(1, 1), Attempt(1)).await.unwrap());
     for (epoch, attempt) in [(1, 0), (1, 2), (2, 1), (0, 1)] {
-        assert_eq!(refused(side.unfence(epoch, attempt).await.unwrap()), Some(fenced.clone()));
-        assert_eq!(refused(side.flip(epoch, attempt).await.unwrap()), Some(fenced.clone()));
+        assert_eq!(refused(side.unfence(id(epoch, attempt)).await.unwrap()), Some(fenced.ownership));
+        assert_eq!(refused(side.flip(id(epoch, attempt)).await.unwrap()), Some(fenced.ownership));
     }
-    assert_eq!(refused(side.fence(1, 0, 5).await.unwrap()), Some(fenced));
+    assert_eq!(refused(side.fence(id(1, 0), Attempt(5)).await.unwrap()), Some(fenced.ownership));
     // A later attempt over a fence that stands.
     let again = world.fenced(1, 2).await;
-    assert!(matches!(again, Ownership::Fenced { attempt: 2, marker: 2, .. }), "{again:?}");
-    refused(side.unfence(1, 1).await.unwrap());
-    done(side.unfence(1, 2).await.unwrap());
-    let owner = Ownership::Owner { epoch: 1, attempt: 2 };
-    assert_eq!(side.unfence(1, 2).await.unwrap(), Answer::AlreadyDone(owner));
+    assert_eq!((again.ownership.fence_id(), again.marker), (Some(id(1, 2)), Some(2)));
+    refused(side.unfence(id(1, 1)).await.unwrap());
+    assert_eq!(done(side.unfence(id(1, 2)).await.unwrap()).marker, None);
+    assert_eq!(already(side.unfence(id(1, 2)).await.unwrap()).ownership, owner(1, 2));
 
     world.fenced(2, 3).await;
-    let handed = done(side.flip(1, 3).await.unwrap());
-    assert_eq!(handed, Ownership::HandedOver { epoch: 1, attempt: 3, marker: 3 });
-    assert_eq!(side.flip(1, 3).await.unwrap(), Answer::AlreadyDone(handed.clone()));
-    for answer in [side.unfence(1, 3).await, side.fence(1, 3, 4).await, side.flip(1, 2).await] {
-        assert_eq!(refused(answer.unwrap()), Some(handed.clone()));
+    let handed = done(side.flip(id(1, 3)).await.unwrap());
+    assert_eq!(handed.ownership, Ownership::HandedOver { epoch: Epoch(1), attempt: Attempt(3) });
+    assert_eq!((handed.marker, handed.opened_at), (Some(3), Position(0)));
+    assert_eq!(already(side.flip(id(1, 3)).await.unwrap()), handed);
+    for answer in
+        [side.unfence(id(1, 3)).await, side.fence(id(1, 3), Attempt(4)).await, side.flip(id(1, 2)).await]
+    {
+        assert_eq!(refused(answer.unwrap()), Some(handed.ownership));
     }
     world.client.batch_execute("DELETE FROM segue.owner").await.unwrap();
-    for answer in [side.unfence(1, 3).await, side.fence(1, 3, 4).await, side.flip(1, 3).await] {
+    for answer in [
+        side.unfence(id(1, 3)).await,
+        side.fence(id(1, 3), Attempt(4)).await,
+        side.flip(id(1, 3)).await,
+        side.become_follower(Epoch(2)).await,
+    ] {
         assert_eq!(refused(answer.unwrap()), None);
     }
     told(&world.app().await, "DELETE FROM plain").await;
@@ -59,12 +74,14 @@ async fn an_earlier_process_changes_nothing() {
     let world = World::owner(Options::default(), limits(60_000)).await;
     world.fenced(0, 1).await;
     world.client.batch_execute("UPDATE segue.token SET token = 4").await.unwrap();
-    for answer in
-        [world.side.unfence(1, 1).await, world.side.flip(1, 1).await, world.side.fence(1, 1, 2).await]
-    {
+    for answer in [
+        world.side.unfence(id(1, 1)).await,
+        world.side.flip(id(1, 1)).await,
+        world.side.fence(id(1, 1), Attempt(2)).await,
+    ] {
         assert_eq!(answer.expect_err("superseded").code, "SEGUE-SUPERSEDED");
     }
-    assert!(matches!(world.side.ownership().await.unwrap(), Some(Ownership::Fenced { attempt: 1, .. })));
+    assert!(matches!(world.ownership().await, Ownership::Fenced { attempt: Attempt(1), .. }));
 }
 
 struct Pair {
@@ -95,26 +112,22 @@ async fn there_and_back_on(options: Options) {
     for epoch in 1..=4 {
         let (old, new) = (&pair.sides[from], &pair.sides[1 - from]);
         let direction = if from == 0 { Direction::Forward } else { Direction::Reverse };
-        let attempt = old.ownership().await.unwrap().unwrap().attempt();
-        let Ownership::Fenced { marker, .. } = done(old.fence(epoch, attempt, attempt + 1).await.unwrap())
-        else {
-            panic!("fenced")
-        };
+        let last = old.row().await.unwrap().unwrap().ownership.fence_id().expect("the owner's");
+        let attempt = Attempt(last.attempt.0 + 1);
+        let fenced = done(old.fence(last, attempt).await.unwrap());
+        let (fence, marker) = (fenced.ownership.fence_id().unwrap(), fenced.marker.unwrap());
         let applied = Applied { signal: marker, position: Position(0x100) };
         let early = Applied { signal: marker - 1, ..applied };
-        refused(new.open(epoch + 1, marker, direction, early).await.unwrap());
+        refused(new.open(fence, marker, direction, early).await.unwrap());
         let ahead = Applied { position: Position(0x101), ..applied };
-        refused(new.open(epoch + 1, marker, direction, ahead).await.unwrap());
-        refused(
-            new.open(new.ownership().await.unwrap().unwrap().epoch(), marker, direction, applied)
-                .await
-                .unwrap(),
-        );
-        done(old.flip(epoch, attempt + 1).await.unwrap());
-        done(new.open(epoch + 1, marker, direction, applied).await.unwrap());
-        let answer = new.open(epoch + 1, marker, direction, applied).await.unwrap();
-        assert!(matches!(answer, Answer::AlreadyDone(Ownership::Owner { .. })), "{answer:?}");
-        old.become_follower(epoch).await.unwrap().made().expect("closed for good");
+        refused(new.open(fence, marker, direction, ahead).await.unwrap());
+        done(old.flip(fence).await.unwrap());
+        let opened = done(new.open(fence, marker, direction, applied).await.unwrap());
+        assert_eq!(opened.ownership, owner(epoch + 1, epoch), "attempts grow over both sides");
+        assert_eq!(already(new.open(fence, marker, direction, applied).await.unwrap()), opened);
+        let closed = done(old.become_follower(Epoch(epoch + 1)).await.unwrap());
+        assert_eq!(closed.ownership, Ownership::Follower { epoch: Epoch(epoch) });
+        assert_eq!(already(old.become_follower(Epoch(epoch + 1)).await.unwrap()), closed);
         let databases = if from == 0 { ["postgres", "other"] } else { ["other", "postgres"] };
         let [closed, open] =
             [pair.cluster.connect(databases[0]).await, pair.cluster.connect(databases[1]).await];
@@ -154,7 +167,7 @@ async fn a_table_without_a_fence_is_not_left_behind() {
         .batch_execute("CREATE TABLE parts_new PARTITION OF parts FOR VALUES FROM (1000) TO (2000)")
         .await
         .unwrap();
-    let fault = world.side.fence(1, 0, 1).await.expect_err("a leaf without a fence");
+    let fault = world.side.fence(id(1, 0), Attempt(1)).await.expect_err("a leaf without a fence");
     assert!(fault.code == "SEGUE-NOT-FENCED" && fault.what.contains("parts_new"), "{fault}");
     assert_eq!(world.triggers("O").await, 0, "nothing is left of it");
     let prepared = segue_postgres::fence::prepare(&world.client, ("m", 3), &tables(), Role::Owner, "there")
@@ -197,7 +210,7 @@ async fn a_flip_whose_wait_for_the_standby_was_cut_short_is_not_called_durable()
         }
         panic!("it does not wait for the standby");
     };
-    let (flip, ()) = tokio::join!(world.side.flip(1, 1), cancel);
+    let (flip, ()) = tokio::join!(world.side.flip(id(1, 1)), cancel);
     done(flip.unwrap());
     assert!(world.side.was_warned());
     let cancel = async {
@@ -235,13 +248,13 @@ async fn membership_in_the_owner_of_the_tables_is_enough() {
     autovacuum::turn_off(&mover, ("m", 3)).await.unwrap();
     let side = Side::open_sessions(&endpoint, ("m", 3), tables(), limits(300)).await.unwrap();
     let app = segue_testkit::cluster::connect(&as_role("app")).await.unwrap();
-    done(side.fence(1, 0, 1).await.unwrap());
+    done(side.fence(id(1, 0), Attempt(1)).await.unwrap());
     told(&app, "INSERT INTO parts VALUES (9, 'x')").await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     app.batch_execute("INSERT INTO parts VALUES (9, 'x')")
         .await
         .expect("it takes the tables back, without a right to them");
-    side.unfence(1, 1).await.unwrap().made().expect("at rest");
+    side.unfence(id(1, 1)).await.unwrap().made().expect("at rest");
     app.batch_execute("SELECT * FROM segue.owner").await.expect_err("none of its business");
     segue_postgres::fence::remove(&mover, "m", &mut Default::default()).await.unwrap();
 }

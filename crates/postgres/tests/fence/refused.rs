@@ -2,6 +2,7 @@
 
 use crate::world::*;
 use futures_util::SinkExt;
+use segue_model::switch::ownership::{Epoch, Ownership};
 use segue_postgres::fence::Role;
 use segue_testkit::Options;
 
@@ -101,7 +102,7 @@ async fn every_write_is_refused_on(options: Options) {
         .await
         .unwrap();
 
-    done(world.side.unfence(1, 1).await.unwrap());
+    done(world.side.unfence(id(1, 1)).await.unwrap());
     assert_eq!(world.triggers("D").await, 8);
     app.batch_execute("UPDATE plain SET v = 'after'; DELETE FROM outside; TRUNCATE parts").await.unwrap();
 }
@@ -128,12 +129,11 @@ async fn a_follower_is_closed_from_the_first_moment_and_without_end() {
     assert_eq!(world.triggers("O").await, 8);
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     all_are_refused(&world).await;
-    let answer = world.side.become_follower(0).await.unwrap();
-    assert!(matches!(answer, segue_postgres::fence::Answer::AlreadyDone(_)), "{answer:?}");
+    already(world.side.become_follower(Epoch(1)).await.unwrap());
     world.client.batch_execute("ALTER TABLE plain DISABLE TRIGGER ALL").await.unwrap();
     let ways = segue_postgres::fence::bypasses(&world.client, "m").await.unwrap();
     assert!(ways.len() == 1 && ways[0].contains("public.plain"), "{ways:?}");
-    done(world.side.become_follower(0).await.unwrap());
+    done(world.side.become_follower(Epoch(1)).await.unwrap());
     told(&app, "DELETE FROM plain").await;
     let body = "SELECT prosrc LIKE '%timestamptz ''infinity''%' FROM pg_proc WHERE proname = 'fence_m'";
     assert_eq!(world.cluster.scalar(body).await.as_deref(), Some("t"));
@@ -183,18 +183,14 @@ async fn an_older_snapshot_never_writes_to_a_side_that_has_handed_over() {
         app.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; SELECT * FROM plain")).await.unwrap();
         old.push(app);
     }
-    done(world.side.flip(1, 1).await.unwrap());
+    done(world.side.flip(id(1, 1)).await.unwrap());
     tokio::time::sleep(std::time::Duration::from_millis(1_600)).await;
     for (app, state) in old.iter().zip([REFUSED, "40001", "40001", "40001", "40001"]) {
         assert_eq!(state_of(app, "INSERT INTO plain VALUES (100, 'old')").await, state);
     }
     let app = world.app().await;
     assert!(told(&app, "DELETE FROM plain").await.message().contains("have been moved away"));
-    let now = done_or_already(world.side.become_follower(1).await.unwrap());
-    assert_eq!(now, world.side.ownership().await.unwrap().unwrap());
-    told(&app, "DELETE FROM plain").await;
-}
-
-fn done_or_already(answer: segue_postgres::fence::Answer) -> segue_postgres::fence::Ownership {
-    answer.made().cloned().unwrap_or_else(|| panic!("{answer:?}"))
+    let now = done(world.side.become_follower(Epoch(2)).await.unwrap());
+    assert_eq!(now.ownership, Ownership::Follower { epoch: Epoch(1) });
+    assert!(told(&app, "DELETE FROM plain").await.message().contains("follows the owner"));
 }

@@ -1,8 +1,9 @@
 //! A server with tables of every form, and one side of a migration on it.
 
 use segue_model::name::QualifiedName;
+use segue_model::switch::ownership::{Attempt, Epoch, FenceId, Ownership};
 use segue_postgres::connect::Endpoint;
-use segue_postgres::fence::{Answer, Limits, Ownership, Role, Side, prepare};
+use segue_postgres::fence::{Answer, Limits, Role, Row, Side, prepare};
 use segue_postgres::schema;
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
@@ -60,8 +61,12 @@ impl World {
         segue_testkit::cluster::connect(&format!("postgres://app:app{}", &url[at..])).await.unwrap()
     }
 
-    pub(crate) async fn fenced(&self, expected: u64, attempt: u64) -> Ownership {
-        done(self.side.fence(1, expected, attempt).await.unwrap())
+    pub(crate) async fn fenced(&self, expected: u64, attempt: u64) -> Row {
+        done(self.side.fence(id(1, expected), Attempt(attempt)).await.unwrap())
+    }
+
+    pub(crate) async fn ownership(&self) -> Ownership {
+        self.side.row().await.unwrap().unwrap().ownership
     }
 
     /// How many triggers of the fence are in this state (`O` enabled, `D` disabled).
@@ -87,22 +92,38 @@ pub(crate) async fn equip(cluster: &Cluster, database: &str, role: Role) -> (End
     let (ownership, made) = prepare(&client, ("m", 3), &tables(), role, "db.example.org/shop").await.unwrap();
     assert_eq!(made.len(), 8, "roots and all that is below them: {made:?}");
     match role {
-        Role::Owner => assert_eq!(ownership, Ownership::Owner { epoch: 1, attempt: 0 }),
-        Role::Follower => assert_eq!(ownership, Ownership::Follower { epoch: 0, attempt: 0 }),
+        Role::Owner => assert_eq!(ownership, owner(1, 0)),
+        Role::Follower => assert_eq!(ownership, Ownership::Follower { epoch: Epoch(0) }),
     }
     (endpoint, client)
 }
 
-pub(crate) fn done(answer: Answer) -> Ownership {
+pub(crate) const fn id(epoch: u64, attempt: u64) -> FenceId {
+    FenceId { epoch: Epoch(epoch), attempt: Attempt(attempt) }
+}
+
+pub(crate) const fn owner(epoch: u64, attempt: u64) -> Ownership {
+    Ownership::Owner { epoch: Epoch(epoch), attempt: Attempt(attempt) }
+}
+
+pub(crate) fn done(answer: Answer) -> Row {
     match answer {
         Answer::Done(now) => now,
         other => panic!("not done: {other:?}"),
     }
 }
 
+pub(crate) fn already(answer: Answer) -> Row {
+    match answer {
+        Answer::AlreadyDone(now) => now,
+        other => panic!("not done before: {other:?}"),
+    }
+}
+
+/// What was found instead.
 pub(crate) fn refused(answer: Answer) -> Option<Ownership> {
     match answer {
-        Answer::Refused { found, .. } => found,
+        Answer::Refused { found, .. } => found.map(|row| row.ownership),
         other => panic!("not refused: {other:?}"),
     }
 }
