@@ -133,7 +133,8 @@ impl<S: Source, T: Target> Run<S, T> {
         let Shared { source, progress, admissions, .. } = &*self.shared;
         let follow::Verifying { unseen, moving, .. } = &self.verifying;
         let applied = progress.watch_applied();
-        let passage = StreamPassage::new(source.clone(), applied, unseen.clone(), moving.clone());
+        let passage =
+            StreamPassage::new(source.clone(), applied, unseen.clone(), moving.clone(), admissions.clone());
         Handles {
             passage: Arc::new(passage),
             live: self.verifying.live.clone(),

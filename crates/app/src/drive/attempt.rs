@@ -8,7 +8,7 @@ use super::journal::{Journal, Scribe};
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::{Driver, plan};
-use crate::report::{RunState, Status};
+use crate::report::{LiveVerification, Owner, RunState, SlotState, Status};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
@@ -116,7 +116,9 @@ impl<'d> Attempt<'d> {
         let is_idle = *flows.owner.borrow() == Some(Side::Target);
         match fault.recovery {
             Recovery::Operator | Recovery::Bug if is_idle && fault.code != server::SYNC_STANDBY => {
-                self.driver.screen.say(&format!("the stream to the target is lost, nothing else is: {fault}"));
+                self.driver
+                    .screen
+                    .say(&format!("the stream to the target is lost, nothing else is: {fault}"));
                 self.driver.warnings.say(format!("the stream to the target has ended: {fault}"));
                 std::future::pending().await
             }
@@ -149,6 +151,7 @@ impl<'d> Attempt<'d> {
         let status = Status {
             migration: spec.name.as_str().to_owned(),
             stage: Stage::Preparing,
+            owner: Owner::Source,
             run: RunState::Running,
             source: sides.source.to_string(),
             target: sides.target.to_string(),
@@ -300,7 +303,8 @@ impl<'d> Attempt<'d> {
     ) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
         let (driver, lease) = (self.driver, self.lease);
-        let (source, target) = tokio::try_join!(sides.source.connect("switch"), sides.target.connect("switch"))?;
+        let (source, target) =
+            tokio::try_join!(sides.source.connect("switch"), sides.target.connect("switch"))?;
         let migration = spec.name.as_str();
         let (owner, admission) = tokio::try_join!(
             rows::owner(&source, &target, migration),
@@ -308,7 +312,8 @@ impl<'d> Attempt<'d> {
         )?;
         let catalog_warnings = catalog.warnings.clone();
         let admissions = Arc::new(Admissions::new(admission));
-        let (run, forward) = flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
+        let (run, forward) =
+            flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
         let (reverse, owner) = (watch::Sender::new(None), watch::Sender::new(owner));
         let flows = Arc::new(Flows { forward, reverse, owner });
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
@@ -317,7 +322,8 @@ impl<'d> Attempt<'d> {
         let gates = Arc::new(tokio::sync::Mutex::new(Gates::open(driver, lease, &flows).await?));
         let (orders, ordered) = mpsc::channel(1);
         let switch = Arc::new(
-            Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered).await?,
+            Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered)
+                .await?,
         );
         let service = Service {
             driver,

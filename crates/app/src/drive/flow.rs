@@ -97,10 +97,10 @@ pub(super) async fn open(
     let run = Run::prepare(
         source,
         target,
+        admissions.clone(),
         tables.clone(),
         throttle.clone(),
         warnings.clone(),
-        admissions.clone(),
         settings,
     )
     .await?;

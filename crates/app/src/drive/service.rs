@@ -4,19 +4,19 @@ use super::Driver;
 use super::back::WayBack;
 use super::flow::Flows;
 use super::gates::Gates;
+use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{Order, Switch};
 use super::verifying::VerifyOrder;
-use crate::report::{RunState, SlotState, Status, bytes_text};
+use crate::report::{Owner, RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
-use segue_postgres::catalog::server;
 use segue_model::switch::decide::Asked;
-use segue_model::switch::gates::Gate;
+use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Control, Lease};
-use serde::Deserialize;
+
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,6 +167,7 @@ impl Service<'_> {
         Status {
             migration: spec.name.as_str().to_owned(),
             stage: self.flows.stage(),
+            owner: self.flows.owner.borrow().map_or(Owner::Ambiguous, Owner::from),
             run,
             source: sides.source.to_string(),
             target: sides.target.to_string(),
@@ -194,10 +195,14 @@ impl Service<'_> {
                 continue;
             }
             if matches!(command.verb.as_str(), "switch" | "reverse") {
-                let body =
-                    json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
+                let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
                 self.driver.record(self.lease, "command", body).await?;
-                verifications.spawn(hand_over(self.driver.control.clone(), self.lease.clone(), self.orders.clone(), command));
+                verifications.spawn(hand_over(
+                    self.driver.control.clone(),
+                    self.lease.clone(),
+                    self.orders.clone(),
+                    command,
+                ));
                 continue;
             }
             let (answer, end) = match self.obey(&command) {
@@ -221,6 +226,8 @@ impl Service<'_> {
     /// Carries out a verification and answers it.
     fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
         let (control, lease) = (self.driver.control.clone(), self.lease.clone());
+        let mut owner = self.flows.owner.subscribe();
+        let before = *owner.borrow_and_update();
         let (verifying, stage) = (self.flows.active().verifying.clone(), self.flows.stage());
         async move {
             let report = watch::Sender::new(Report::default());
@@ -248,8 +255,15 @@ impl Service<'_> {
                     let _ = control.progress(&lease, command.id, &body).await;
                 }
             };
+            // Under another owner the sides are compared the other way round.
+            let moved = async {
+                let _ = owner.wait_for(|now| *now != before).await;
+                let what = "the writes changed hands while rows were compared";
+                Err(Fault::operator("SEGUE-OWNER-CHANGED", what, "verify again"))
+            };
             let outcome = tokio::select! {
                 outcome = verify => outcome,
+                outcome = moved => outcome,
                 () = tell => return,
             };
             let answer = outcome.map_or_else(
@@ -313,25 +327,10 @@ fn progress_of(report: &Report) -> Value {
         "divergent": sum(|t| t.counts.divergent) })
 }
 
-/// What `segue switch` and `segue reverse` ask for.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HandOver {
-    rehearse: bool,
-    overrides: Vec<Overridden>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Overridden {
-    gate: Gate,
-    reason: String,
-}
-
 /// Has the switch carry out a command, tells how far it is, and answers.
 async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Order>, command: Command) {
     let carry_out = async {
-        let wanted: HandOver = serde_json::from_value(command.arguments.clone()).map_err(|e| {
+        let wanted: SwitchOrder = serde_json::from_value(command.arguments.clone()).map_err(|e| {
             let what = format!("the order cannot be read: {e}");
             Fault::operator("SEGUE-VERB", what, "use the same version of segue")
         })?;
@@ -340,15 +339,18 @@ async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Ord
             (false, "reverse") => Asked::Reverse,
             (false, _) => Asked::Switch,
         };
-        let (progress, mut steps) = mpsc::unbounded_channel();
+        let overrides = wanted
+            .overrides(&command.asked_by)
+            .map_err(|e| Fault::operator("SEGUE-OVERRIDE", e.to_string(), "ask again without it"))?;
+        let (progress, mut steps) = watch::channel(Progress::default());
         let (answer, answered) = oneshot::channel();
-        let overrides = wanted.overrides.into_iter().map(|o| (o.gate, o.reason)).collect();
         let order = Order { asked, overrides, by: command.asked_by.clone(), progress, answer };
         let over = || Fault::retry("SEGUE-SWITCH-OVER", "the attempt ended meanwhile; see `segue status`");
         orders.send(order).await.map_err(|_| over())?;
-        while let Some(step) = steps.recv().await {
+        while steps.changed().await.is_ok() {
+            let progress = json!(*steps.borrow_and_update());
             // Who asked may not be listening.
-            let _ = control.progress(&lease, command.id, &step).await;
+            let _ = control.progress(&lease, command.id, &progress).await;
         }
         answered.await.map_err(|_| over())?
     };

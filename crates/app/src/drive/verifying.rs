@@ -13,6 +13,7 @@ use segue_engine::verify::passage::StreamPassage;
 use segue_engine::verify::ports::Passage;
 use segue_engine::verify::report::{Report, Request};
 use segue_engine::verify::{Parts, Verifier};
+use segue_model::name::QualifiedName;
 use segue_model::table::{Table, TableId};
 use segue_postgres::birth::Direction;
 use segue_postgres::source::PgSource;
@@ -20,7 +21,7 @@ use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, watch};
 
 type PgParts = Parts<PgComparable, PgComparable, StreamPassage<PgSource>, PgStore, StreamRepairer>;
 type PgLive = Live<PgComparable, PgComparable, StreamPassage<PgSource>, PgStore, StreamRepairer>;
@@ -113,6 +114,11 @@ impl Verifying {
         self.parts.passage.passed().await
     }
 
+    /// That no part of a table is on its way, and none is moved while the guard lives; else the table that has one.
+    pub(super) async fn in_one_piece(&self) -> Outcome<Result<OwnedRwLockReadGuard<()>, QualifiedName>> {
+        self.parts.passage.in_one_piece(&self.tables).await
+    }
+
     /// Compares, while nobody writes, what has never been at rest.
     pub(super) async fn compare_at_rest(&self) -> Outcome<AtRest> {
         self.parts.compare_at_rest(&self.by_id, &self.recent).await
@@ -126,8 +132,7 @@ impl Verifying {
     ) -> Outcome<Report> {
         // A table keeps its names whichever side owns the writes.
         let is = |t: &Table, name: &String| t.source.to_string() == *name || t.target.to_string() == *name;
-        let wanted =
-            |t: &&Arc<Table>| order.tables.is_empty() || order.tables.iter().any(|name| is(t, name));
+        let wanted = |t: &&Arc<Table>| order.tables.is_empty() || order.tables.iter().any(|name| is(t, name));
         let tables: Vec<Arc<Table>> = self.tables.iter().filter(wanted).cloned().collect();
         for name in &order.tables {
             if !tables.iter().any(|t| is(t, name)) {

@@ -72,7 +72,9 @@ pub async fn run<S: Source, T: Target>(
         live: verifying.live,
     };
     let Verifying { unseen, repairs, moving, .. } = verifying;
-    let passage = StreamPassage::new(shared.source.clone(), shared.progress.watch_applied(), unseen, moving);
+    let applied = shared.progress.watch_applied();
+    let passage =
+        StreamPassage::new(shared.source.clone(), applied, unseen, moving, shared.admissions.clone());
     let progress = shared.progress.clone();
     let builder = Builder {
         shared,

@@ -1,16 +1,19 @@
 //! Knowing what both sides have seen of each other: signals one way, transaction numbers the other.
 
 use super::ports::Passage;
+use crate::admission::Admissions;
 use crate::fault::Fault;
 use crate::moving::Moving;
 use crate::ports::{Outcome, Source};
 use crate::progress::Applied;
+use futures_util::future::try_join_all;
+use segue_model::name::QualifiedName;
 use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::Table;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, watch};
 
 /// Applied transactions that are remembered one by one until the owner is seen to show them. At 10,000 transactions a
 /// second that is six seconds; a snapshot is looked at far more often while anything is compared.
@@ -112,18 +115,53 @@ pub struct StreamPassage<S> {
     applied: watch::Receiver<Applied>,
     unseen: Arc<Unseen>,
     moving: Arc<Moving>,
+    admissions: Arc<Admissions>,
 }
 
 impl<S: Source> StreamPassage<S> {
     /// Along the stream from `source`, whose progress is watched by `applied`, whose transactions go to `unseen` before
-    /// they are applied, and whose parts are on their way while `moving` is held.
+    /// they are applied, and whose parts are on their way while `moving` is held. It proves nothing about rows while
+    /// `admissions` does not let its side own the writes.
     pub fn new(
         source: Arc<S>,
         applied: watch::Receiver<Applied>,
         unseen: Arc<Unseen>,
         moving: Arc<Moving>,
+        admissions: Arc<Admissions>,
     ) -> Self {
-        StreamPassage { source, applied, unseen, moving }
+        StreamPassage { source, applied, unseen, moving, admissions }
+    }
+
+    /// The other side may be written to from the moment on at which this one is told that it does not own the writes: what
+    /// was read since then says nothing, so every proof ends by asking this.
+    fn from_the_owner(&self) -> Outcome<()> {
+        if self.admissions.get().is_owner() {
+            return Ok(());
+        }
+        Err(Fault::retry(
+            "SEGUE-NOT-OWNER",
+            "the side that rows are compared with does not own the writes now",
+        ))
+    }
+
+    /// The first of `tables` that has a part on its way in or out; if there is none, also a guard: no part is moved as long
+    /// as it lives. The other side has all rows of the owner's tables then, once everything written has been applied.
+    pub async fn in_one_piece(
+        &self,
+        tables: &[Arc<Table>],
+    ) -> Outcome<Result<OwnedRwLockReadGuard<()>, QualifiedName>> {
+        let Some(still) = self.moving.if_still().await else {
+            let name = tables.iter().find(|table| self.source.has_parts(table)).or(tables.first());
+            return Ok(Err(name.map_or_else(|| QualifiedName::new("", ""), |table| table.source.clone())));
+        };
+        let parted = tables.iter().filter(|table| self.source.has_parts(table));
+        let asked = parted.map(|table| async move { Ok((table, self.source.parts(table).await?)) });
+        for (table, parts) in try_join_all(asked).await? {
+            if parts.is_none() {
+                return Ok(Err(table.source.clone()));
+            }
+        }
+        Ok(Ok(still))
     }
 
     /// Takes one look at the owner's snapshot, so that the memory of applied transactions stays small.
@@ -161,6 +199,7 @@ impl<S: Source> Passage for StreamPassage<S> {
     }
 
     async fn shown(&self) -> Outcome<bool> {
+        self.from_the_owner()?;
         let mut pending = self.unseen.pending();
         let start = Instant::now();
         let mut pause = Duration::from_millis(1);
@@ -179,6 +218,7 @@ impl<S: Source> Passage for StreamPassage<S> {
     }
 
     async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
+        self.from_the_owner()?;
         if !self.source.has_parts(table) {
             return Ok(Some(String::new()));
         }

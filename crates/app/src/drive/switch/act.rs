@@ -10,12 +10,14 @@ use segue_engine::admission::Admission;
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::switch::decide::{Asked, Turn};
 use segue_model::switch::ownership::{Attempt, FenceId};
 use segue_model::switch::steps::Step;
+use segue_model::table::Table;
 use segue_postgres::birth::Direction;
 use segue_postgres::fence::{Answer, Applied, autovacuum};
-use segue_postgres::sequences::Sequences;
+use segue_postgres::sequences::{MARGIN, Sequences};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
@@ -43,6 +45,10 @@ pub(super) enum Did {
     },
 }
 
+fn on_its_way(table: &QualifiedName) -> String {
+    format!("a partition of {table} was attached or detached and is on its way")
+}
+
 fn not_now(why: impl Into<String>) -> Did {
     Did::NotNow { why: why.into(), holders: Vec::new() }
 }
@@ -62,7 +68,7 @@ impl Switch<'_> {
             Step::Fence => self.fence(turn, walk).await?,
             Step::Settle => self.settle(turn, walk).await?,
             Step::Flip => self.flip(turn, walk).await?,
-            Step::Open => self.open(turn, rows, walk).await?,
+            Step::Open => self.open_new_side(turn, rows, walk).await?,
             Step::Drain => return Err(Fault::bug("SEGUE-SWITCH", "draining is waited for, not done")),
         };
         killpoint::pass(after(turn.step));
@@ -71,12 +77,15 @@ impl Switch<'_> {
 
     async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
-        let Some(opposite) = self.flows.landing_on(old) else {
+        let (Some(flow), Some(opposite)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
             return Ok(not_now("the way back is not armed"));
         };
         if timeout(ARM_PATIENCE, opposite.verifying.passed()).await.is_err() {
             let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
             return Ok(not_now(why));
+        }
+        if let Err(table) = flow.verifying.in_one_piece().await? {
+            return Ok(not_now(on_its_way(&table)));
         }
         if let Err(fault) = self.prepare_fences().await {
             return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
@@ -90,10 +99,8 @@ impl Switch<'_> {
             Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
         }
         let migration = self.migration();
-        let (on_old, on_new) = tokio::try_join!(
-            self.endpoint(old).connect("switch"),
-            self.endpoint(new).connect("switch")
-        )?;
+        let (on_old, on_new) =
+            tokio::try_join!(self.endpoint(old).connect("switch"), self.endpoint(new).connect("switch"))?;
         // From here on there is something to put back.
         walk.armed = true;
         for client in [&on_old, &on_new] {
@@ -104,8 +111,8 @@ impl Switch<'_> {
                 return Ok(Did::NotNow { why: "a vacuum of the tables does not end".into(), holders });
             }
         }
-        let tables = self.flows.forward.tables.as_slice();
-        let sequences = Sequences::pair(&on_old, &on_new, tables, direction_to(new)).await?;
+        let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
+        let sequences = Sequences::pair(&on_old, &on_new, &tables, direction_to(new)).await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -143,15 +150,21 @@ impl Switch<'_> {
         let authority = (self.migration(), self.lease.token);
         let work = async {
             tokio::try_join!(
+                flow.verifying.in_one_piece(),
                 flow.verifying.compare_at_rest(),
-                hands.sequences.carry(&hands.old, &hands.new, authority)
+                hands.sequences.carry(&hands.old, &hands.new, authority, MARGIN)
             )
         };
         let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
         let Ok(settled) = timeout(left, work).await else {
             return Ok(not_now("sequences and hot rows were not settled in time"));
         };
-        let (compared, carried) = settled?;
+        let (whole, compared, carried) = settled?;
+        match whole {
+            // Kept until the new owner is open: what is copied of a part later would be written over its rows.
+            Ok(still) => walk.still = Some(still),
+            Err(table) => return Ok(not_now(on_its_way(&table))),
+        }
         walk.compared += compared.compared;
         if !compared.divergences.is_empty() {
             let count = compared.divergences.len();
@@ -159,7 +172,6 @@ impl Switch<'_> {
         }
         walk.sequences = carried.len() as u64;
         walk.settled = Some(turn.fence);
-        walk.rehearsed = true;
         Ok(Did::Done)
     }
 
@@ -178,7 +190,7 @@ impl Switch<'_> {
     }
 
     /// Past the point of no return: repeated until it succeeds.
-    async fn open(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Did> {
+    async fn open_new_side(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
         let marker = rows.of(old).and_then(|row| row.marker);
         let marker = marker
@@ -187,12 +199,13 @@ impl Switch<'_> {
         let (Some(down), Some(up)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
             return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended before the new owner was opened"));
         };
+        // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
+        // it is on its way. What comes from the new one is judged by the place at which it became the owner.
+        down.admissions.set(Admission::Nothing);
+        down.verifying.passed().await?;
+        up.admissions.set(Admission::Undecided);
         let applied = *down.progress.watch_applied().borrow();
         let applied = Applied { signal: applied.signal, position: applied.position };
-        // What arrives from the old owner after its marker was written past the fence. What comes from the new one is
-        // judged by the place at which it became the owner, as soon as that is known.
-        down.admissions.set(Admission::Nothing);
-        up.admissions.set(Admission::Undecided);
         let answer = self.side(new).open(turn.fence, marker, direction_to(new), applied).await?;
         let Some(row) = answer.made() else {
             return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
@@ -244,7 +257,7 @@ impl Switch<'_> {
                         for table in self.side(turn.from).rest(turn.fence).await? {
                             tracing::info!("the fence of {table} is open, and still awake");
                         }
-                        (walk.leftover, walk.begun) = (false, None);
+                        (walk.leftover, walk.begun, walk.still) = (false, None, None);
                     }
                     // Somebody else has changed it: read again.
                     Answer::Refused { why, .. } => {

@@ -8,14 +8,14 @@ pub(crate) mod answer;
 pub(super) mod rows;
 mod walk;
 
+use super::Driver;
 use super::back::{BackState, WayBack};
 use super::flow::Flows;
 use super::gates::{Gates, Measured};
-use super::journal::Journal;
-use super::{Driver, journal};
+use super::journal::{Journal, REHEARSED};
 use act::Did;
-use answer::Answer;
-use rows::Rows;
+use answer::{Answer, Progress};
+use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
@@ -23,13 +23,13 @@ use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{self, Gate, Move, Override};
-use segue_model::switch::ownership::FenceId;
+use segue_model::switch::ownership::{Epoch, FenceId};
 use segue_model::switch::steps::Step;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::Lease;
 use segue_postgres::fence::{self, Limits};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -49,12 +49,12 @@ const MARGIN_PART: u32 = 10;
 pub(super) struct Order {
     /// What is to happen.
     pub(super) asked: Asked,
-    /// Gates the operator goes through, with the reason.
-    pub(super) overrides: Vec<(Gate, String)>,
+    /// Gates the operator goes through.
+    pub(super) overrides: Vec<Override>,
     /// Who asks.
     pub(super) by: String,
-    /// Hears of each step.
-    pub(super) progress: mpsc::UnboundedSender<Value>,
+    /// Hears how far it is.
+    pub(super) progress: watch::Sender<Progress>,
     /// Hears what came of it.
     pub(super) answer: oneshot::Sender<Outcome<Answer>>,
 }
@@ -176,9 +176,9 @@ impl<'d> Switch<'d> {
     async fn obey(
         &self,
         asked: Asked,
-        overrides: Vec<(Gate, String)>,
+        overrides: Vec<Override>,
         by: &str,
-        progress: mpsc::UnboundedSender<Value>,
+        progress: watch::Sender<Progress>,
     ) -> Outcome<Answer> {
         self.ensure_way_back(&progress).await?;
         let rows = Rows::read(&self.source, &self.target).await?;
@@ -186,15 +186,10 @@ impl<'d> Switch<'d> {
             return Err(Fault::retry("SEGUE-NO-OWNER", "it is not known who owns the writes"));
         };
         if matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source)) {
-            return Ok(Answer::already(owner, rows.of(owner).map_or(0, |row| row.ownership.epoch().0)));
+            return Ok(Answer::already(owner, rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch())));
         }
-        let accepted = overrides
-            .iter()
-            .map(|(gate, reason)| Override::new(*gate, by, reason))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| Fault::operator("SEGUE-OVERRIDE", e.to_string(), "ask again without it"))?;
-        let blockers = self.blockers(asked, owner, &accepted).await?;
-        let begun = json!({ "asked": asked, "by": by, "overrides": accepted });
+        let blockers = self.blockers(asked, owner, &overrides).await?;
+        let begun = json!({ "asked": asked, "by": by, "overrides": overrides });
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
             return Ok(Answer::refused(&blockers));
@@ -204,15 +199,20 @@ impl<'d> Switch<'d> {
         self.walk(&mut walk).await?;
         let rows = Rows::read(&self.source, &self.target).await?;
         let now = rows.owner().unwrap_or(owner);
-        let epoch = rows.of(now).map_or(0, |row| row.ownership.epoch().0);
-        let answer = walk.answer(asked, (owner, now), epoch);
-        self.journal.note(answer.kind(now), json!(answer));
-        self.driver.screen.say(&answer.headline());
+        let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());
+        let answer = walk.answer(owner, now, epoch);
+        let kind = match (&answer, now) {
+            (Answer::Switched(_), Side::Target) => "switched",
+            (Answer::Switched(_), Side::Source) => "reversed",
+            (Answer::Rehearsed(_), _) => REHEARSED,
+            (Answer::Already(_) | Answer::Refused { .. } | Answer::Undone(_), _) => "switch-undone",
+        };
+        self.journal.note(kind, json!(answer));
         Ok(answer)
     }
 
     /// Has the way back made, if it is not there, and waits for it.
-    async fn ensure_way_back(&self, progress: &mpsc::UnboundedSender<Value>) -> Outcome<()> {
+    async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
         let mut state = self.back.want();
         loop {
             let now = state.borrow_and_update().clone();
@@ -221,7 +221,10 @@ impl<'d> Switch<'d> {
                 BackState::Lost(fault) => return Err(fault.during("the way back cannot be armed")),
                 BackState::NotArmed => {}
                 BackState::Arming { waits_for } => {
-                    let _ = progress.send(json!({ "step": "way-back", "waits_for": waits_for }));
+                    progress.send_modify(|progress| {
+                        progress.waits_for =
+                            format!("the way back is being made {waits_for}").trim_end().to_owned();
+                    });
                 }
             }
             state.changed().await.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
@@ -304,7 +307,9 @@ impl<'d> Switch<'d> {
                     }
                 }
                 Decision::Undo(turn) => {
-                    if walk.why.is_none() && walk.asked != Asked::Nothing && !walk.is_rehearsed() {
+                    if walk.asked != Asked::Nothing
+                        && !(walk.asked == Asked::Rehearse && walk.settled.is_some())
+                    {
                         walk.give_up(self.why_undone(walk), Vec::new());
                     }
                     self.undo(turn, walk).await?;
@@ -321,7 +326,8 @@ impl<'d> Switch<'d> {
                 Decision::Contradiction { source, target } => {
                     contradictions += 1;
                     if contradictions > CONTRADICTIONS_MAX {
-                        return Err(contradiction(&source.to_string(), &target.to_string()));
+                        let what = "the ownership rows cannot both be true: the source says";
+                        return Err(contradiction(&format!("{what} `{source}`, the target `{target}`")));
                     }
                     sleep(LOOK_AGAIN).await;
                 }
@@ -378,15 +384,6 @@ impl<'d> Switch<'d> {
         killpoint::pass("switch.drain.after");
         Ok(())
     }
-}
-
-fn contradiction(source: &str, target: &str) -> Fault {
-    Fault::operator(
-        "SEGUE-OWNERSHIP",
-        format!("the ownership rows cannot both be true: the source says {source}, the target says {target}"),
-        "somebody has changed segue.owner by hand, or one side was restored from a backup: find out which side has \
-         the newest writes before anything else",
-    )
 }
 
 /// Who is in the way, in words.

@@ -65,6 +65,16 @@ impl Rows {
     }
 }
 
+/// Two rows that cannot both be true: for a person.
+pub(super) fn contradiction(what: &str) -> Fault {
+    Fault::operator(
+        "SEGUE-OWNERSHIP",
+        what,
+        "somebody has changed segue.owner by hand, or one side was restored from a backup: find out which side has \
+         the newest writes before anything else",
+    )
+}
+
 /// The owner as both databases say, for the start of an attempt. Before the first hand-over was ever wanted the source's
 /// row is not there, and it owns the writes.
 pub(in crate::drive) async fn owner(
@@ -92,5 +102,6 @@ pub(in crate::drive) async fn admission(
         Direction::Reverse => (target, source),
     };
     let opened_at = from.map_or(Position(0), |row| row.opened_at);
-    Ok(admission_of(from.map(|row| row.ownership), to.map(|row| row.ownership), opened_at))
+    admission_of(from.map(|row| row.ownership), to.map(|row| row.ownership), opened_at)
+        .map_err(|unclear| contradiction(&unclear.to_string()))
 }

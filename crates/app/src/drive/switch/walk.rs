@@ -1,15 +1,14 @@
 //! What one hand-over has come to so far: the facts that are not in any database, and what is told about it.
 
-use super::answer::StepTaken;
+use super::answer::{Answer, Moved, Progress, StepTook};
 use super::rows::Rows;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Facts};
-use segue_model::switch::ownership::FenceId;
+use segue_model::switch::ownership::{Epoch, FenceId};
 use segue_model::switch::steps::Step;
 use segue_postgres::sequences::Sequences;
-use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio_postgres::Client;
 
 /// Sessions of one hand-over beside those of the fence, opened when it is armed.
@@ -31,6 +30,8 @@ pub(super) struct Walk {
     pub(super) leftover: bool,
     pub(super) settled: Option<FenceId>,
     pub(super) hands: Option<Hands>,
+    /// As long as it is here no part of a table is moved.
+    pub(super) still: Option<OwnedRwLockReadGuard<()>>,
     /// When the fence that stands was asked for: from then on writers wait.
     pub(super) stall_since: Option<Instant>,
     /// How long writers waited, from the fence to whoever let them in again.
@@ -43,14 +44,12 @@ pub(super) struct Walk {
     pub(super) why: Option<String>,
     /// Who was in the way.
     pub(super) holders: Vec<String>,
-    pub(super) steps: Vec<StepTaken>,
+    pub(super) steps: Vec<StepTook>,
     pub(super) sequences: u64,
     pub(super) compared: u64,
-    /// Settling was reached: all that a rehearsal is to show.
-    pub(super) rehearsed: bool,
     /// The step under way: when it began.
     step: Option<(Step, Instant)>,
-    progress: Option<mpsc::UnboundedSender<Value>>,
+    progress: Option<watch::Sender<Progress>>,
 }
 
 impl Walk {
@@ -60,7 +59,7 @@ impl Walk {
     }
 
     /// A hand-over that was asked for; `progress` hears of each step.
-    pub(super) fn new(asked: Asked, progress: Option<mpsc::UnboundedSender<Value>>) -> Walk {
+    pub(super) fn new(asked: Asked, progress: Option<watch::Sender<Progress>>) -> Walk {
         Walk {
             asked,
             armed: false,
@@ -69,6 +68,7 @@ impl Walk {
             leftover: false,
             settled: None,
             hands: None,
+            still: None,
             stall_since: None,
             stall: None,
             blocked: 0,
@@ -78,7 +78,6 @@ impl Walk {
             steps: Vec::new(),
             sequences: 0,
             compared: 0,
-            rehearsed: false,
             step: None,
             progress,
         }
@@ -122,15 +121,14 @@ impl Walk {
         }
         self.ends();
         self.step = Some((step, Instant::now()));
-        self.tell(json!({ "step": step.name(), "does": step.line().does }));
+        self.tell();
     }
 
     /// The step under way has ended.
     pub(super) fn ends(&mut self) {
         let Some((step, since)) = self.step.take() else { return };
-        let took_ms = since.elapsed().as_secs_f64() * 1000.0;
-        self.steps.push(StepTaken { step: step.name().to_owned(), took_ms });
-        self.tell(json!({ "step": step.name(), "took_ms": took_ms }));
+        self.steps.push(StepTook::new(step, since.elapsed()));
+        self.tell();
     }
 
     /// Writers are let in again.
@@ -141,10 +139,28 @@ impl Walk {
     }
 
     /// Tells whoever asked.
-    pub(super) fn tell(&self, what: Value) {
+    fn tell(&self) {
         if let Some(progress) = &self.progress {
-            // Whoever asked may have gone.
-            let _ = progress.send(what);
+            let doing = self.step.map(|(step, _)| step);
+            progress.send_replace(Progress { steps: self.steps.clone(), doing, waits_for: String::new() });
+        }
+    }
+
+    /// What came of it: `before` owned the writes, and `now` does.
+    pub(super) fn answer(self, before: Side, now: Side, epoch: Epoch) -> Answer {
+        let stall = self.stall.unwrap_or_default();
+        let moved = Moved {
+            steps: self.steps,
+            sequences: self.sequences,
+            compared_under_fence: self.compared,
+            ..Moved::to(now, epoch).stalled(stall)
+        };
+        match self.why {
+            _ if now != before => Answer::Switched(moved),
+            None => Answer::Rehearsed(moved),
+            Some(why) => {
+                Answer::undone(now, why, self.holders, stall, "see what was in the way, then ask again")
+            }
         }
     }
 }
