@@ -104,7 +104,8 @@ impl Sequences {
         Ok(sequences)
     }
 
-    /// In words, the sequences that cannot be set on the new side, or have nothing left to give. They are not carried.
+    /// In words, the sequences that cannot be set on the new side, or have nothing left to give, and columns without one.
+    /// They are not carried. Anything here is a reason not to switch.
     pub fn unready(&self) -> &[String] {
         &self.unready
     }
@@ -202,8 +203,9 @@ impl Sequences {
         let side = self.direction.to_side();
         let step = format!("setting the sequences of the {side}");
         let statements: Vec<String> = wanted.chunks(STATEMENT).map(setting).collect();
+        // The bound is also for whoever takes the migration over just now.
         let sql =
-            format!("{}; SET LOCAL lock_timeout = {LOCK_MS}; {}", enter(authority), statements.join("; "));
+            format!("SET LOCAL lock_timeout = {LOCK_MS}; {}; {}", enter(authority), statements.join("; "));
         let rows = transaction(new, &sql).await.map_err(|e| e.write().during(&step))?;
         let mut found = BTreeMap::new();
         // The first one is the answer of `segue.enter`.

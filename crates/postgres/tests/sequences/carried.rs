@@ -1,12 +1,12 @@
 //! The new owner goes on where the old one's numbers end, for every form in which a column takes them.
 
 use crate::world::*;
+use segue_engine::fault::Recovery;
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::sequences::{MARGIN, Stand};
 use segue_testkit::proxy::Proxy;
 use std::time::{Duration, Instant};
-use tokio_postgres::error::SqlState;
 
 /// Each form, with names that must be quoted, other schemas, and partitions.
 const FORMS: &str = r#"
@@ -274,12 +274,56 @@ async fn who_holds_a_sequence_does_not_hold_the_switch() {
     let ddl = "CREATE TABLE t (id bigserial PRIMARY KEY)";
     let mut world = World::new(ddl, ddl).await;
     let sequences = world.pair(&["t"]).await;
-    let endpoint = world.source_endpoint();
-    let holder = endpoint.connect("holder").await.unwrap();
+    let holder = world.source_endpoint().connect("holder").await.unwrap();
     run(&holder, "BEGIN; DROP SEQUENCE public.t_id_seq CASCADE").await;
     let fault = sequences.carry(&world.source, &world.target, ("m", TOKEN), MARGIN).await.expect_err("held");
     assert_eq!(fault.code, "SEGUE-LOCKED", "{fault}");
     run(&holder, "ROLLBACK").await;
     assert_eq!(world.carry_paired(&sequences, Direction::Forward).await.len(), 1);
-    assert_eq!(SqlState::LOCK_NOT_AVAILABLE.code(), "55P03");
+}
+
+#[tokio::test]
+async fn a_taker_does_not_hold_the_switch() {
+    let ddl = "CREATE TABLE t (id bigserial PRIMARY KEY)";
+    let mut world = World::between((15, 15), ddl, ddl).await;
+    let sequences = world.pair(&["t"]).await;
+    let taker =
+        Endpoint::parse(&world.url_through(1, world.ports().1)).unwrap().connect("taker").await.unwrap();
+    run(&taker, "BEGIN; SELECT segue.raise_token('m', 4)").await;
+    let fault = sequences.carry(&world.source, &world.target, ("m", TOKEN), MARGIN).await.expect_err("held");
+    assert_eq!(fault.code, "SEGUE-LOCKED", "{fault}");
+    run(&taker, "COMMIT").await;
+    let fault = sequences.carry(&world.source, &world.target, ("m", TOKEN), MARGIN).await.expect_err("stale");
+    assert_eq!(fault.code, "SEGUE-SUPERSEDED");
+}
+
+#[tokio::test]
+async fn a_new_side_that_does_not_answer_leaves_it_unknown() {
+    let ddl = "CREATE TABLE t (id bigserial PRIMARY KEY)";
+    let mut world = World::between((15, 15), ddl, ddl).await;
+    let sequences = world.pair(&["t"]).await;
+    let proxy = Proxy::start(world.ports().1).await;
+    let new = Endpoint::parse(&world.url_through(1, proxy.port())).unwrap().connect("new").await.unwrap();
+    proxy.freeze();
+    let carry = sequences.carry(&world.source, &new, ("m", TOKEN), MARGIN);
+    let cut = async {
+        tokio::task::yield_now().await;
+        proxy.cut();
+    };
+    let (answer, ()) = tokio::join!(carry, cut);
+    let fault = answer.expect_err("cut off");
+    assert_eq!((fault.recovery, fault.code), (Recovery::Ambiguous, "SEGUE-SEQUENCES-UNKNOWN"), "{fault}");
+}
+
+#[tokio::test]
+async fn what_was_carried_outlives_a_crash() {
+    let ddl = "CREATE TABLE t (id bigserial PRIMARY KEY); SELECT nextval('t_id_seq')";
+    let mut world = World::between((15, 15), ddl, ddl).await;
+    let sequences = world.pair(&["t"]).await;
+    world.target_cluster().freeze_wal_writer().await;
+    world.carry_paired(&sequences, Direction::Forward).await;
+    world.target_cluster().kill9().await;
+    world.target_cluster().start_again().await;
+    let target = world.target_cluster().connect("postgres").await;
+    assert_eq!(next(&target, "public.t_id_seq").await, 1002);
 }

@@ -32,6 +32,19 @@ async fn what_the_new_side_lacks_is_named() {
 }
 
 #[tokio::test]
+async fn what_lies_beside_a_columns_sequence_does_not_push_it() {
+    // Left over from an earlier default; the column still owns it.
+    let on_source = "CREATE TABLE t (id bigserial PRIMARY KEY); SELECT setval('t_id_seq', 1000000);
+        CREATE SEQUENCE ids; ALTER TABLE t ALTER id SET DEFAULT nextval('ids')";
+    let mut world =
+        World::new(on_source, "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY)").await;
+    let sequences = world.pair(&["t"]).await;
+    says(sequences.remarks(), &["public.t_id_seq of public.t.id is not carried"]);
+    let [pair] = sequences.pairs() else { panic!("{:?}", sequences.pairs()) };
+    assert_eq!((pair.from.name.as_str(), pair.to.name.as_str()), ("ids", "t_id_seq"));
+}
+
+#[tokio::test]
 async fn sequences_that_count_otherwise_are_named() {
     let make = |options: [&str; 6]| {
         let each = options.iter().enumerate().map(|(n, options)| {

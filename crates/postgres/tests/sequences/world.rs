@@ -44,6 +44,11 @@ impl World {
         Endpoint::parse(&self.clusters[0].url("postgres")).unwrap()
     }
 
+    /// The target's server.
+    pub(crate) fn target_cluster(&self) -> &Cluster {
+        &self.clusters[self.clusters.len() - 1]
+    }
+
     /// Of a database on the source's server.
     pub(crate) fn source_endpoint_url(&self, database: &str) -> String {
         self.clusters[0].url(database)
