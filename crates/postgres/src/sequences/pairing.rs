@@ -179,6 +179,9 @@ fn counterpart<'a>(
             "has a default that names its sequence as text: name it as a regclass constant",
         ));
     }
+    if used.generates && landing.constant {
+        return Err(Missing::Unready("has a default that is the same for every row"));
+    }
     if used.generates {
         return Err(Missing::Remark("has a default that takes no sequence"));
     }

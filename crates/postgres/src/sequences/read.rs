@@ -49,6 +49,8 @@ pub(super) struct Column {
     pub(super) has_default: bool,
     /// The default calls `nextval`, and names no sequence that the catalog knows.
     pub(super) hidden: Option<String>,
+    /// The default is the same for every row.
+    pub(super) constant: bool,
     /// Of an integer column.
     pub(super) range: Option<(i64, i64)>,
     /// A unique index begins with it.
@@ -148,6 +150,8 @@ pub(super) async fn read(client: &Client, tables: &[&QualifiedName], to_set: boo
         let shown: Option<String> = row.get("shown_default");
         let column = Column {
             has_default: row.get("has_default"),
+            // Whatever differs from row to row calls something.
+            constant: shown.as_ref().is_some_and(|shown| !shown.contains('(')),
             hidden: shown.filter(|shown| calls_nextval(shown)),
             range: match row.get::<_, i32>("bytes") {
                 2 => Some((i16::MIN.into(), i16::MAX.into())),

@@ -8,18 +8,19 @@ use segue_postgres::sequences::{MARGIN, Sequences};
 #[tokio::test]
 async fn what_the_new_side_lacks_is_named() {
     let mut world = World::new(
-        "CREATE TABLE none (id serial PRIMARY KEY); CREATE TABLE other (id bigserial PRIMARY KEY);
+        "CREATE TABLE none (id serial PRIMARY KEY); CREATE TABLE same (id serial PRIMARY KEY); CREATE TABLE other (id bigserial PRIMARY KEY);
          CREATE SEQUENCE by_text; CREATE TABLE hidden (id bigint PRIMARY KEY DEFAULT nextval('by_text'::text));
          CREATE TABLE owned (id bigserial PRIMARY KEY); ALTER TABLE owned ALTER id DROP DEFAULT;
          CREATE SEQUENCE lonely; CREATE TABLE plain (id bigint PRIMARY KEY)",
-        "CREATE TABLE none (id int PRIMARY KEY);
+        "CREATE TABLE none (id int PRIMARY KEY); CREATE TABLE same (id int PRIMARY KEY DEFAULT 0);
          CREATE TABLE other (id bigint PRIMARY KEY DEFAULT (random() * 1000000)::bigint);
          CREATE SEQUENCE by_text; CREATE TABLE hidden (id bigint PRIMARY KEY DEFAULT nextval('by_text'::text));
          CREATE TABLE owned (id bigint PRIMARY KEY); CREATE TABLE plain (id bigserial PRIMARY KEY)",
     )
     .await;
-    let sequences = world.pair(&["none", "other", "hidden", "owned", "plain"]).await;
-    assert_eq!(sequences.unready().len(), 2, "{:#?}", sequences.unready());
+    let sequences = world.pair(&["none", "same", "other", "hidden", "owned", "plain"]).await;
+    assert_eq!(sequences.unready().len(), 3, "{:#?}", sequences.unready());
+    says(sequences.unready(), &["public.same_id_seq", "the same for every row"]);
     says(sequences.unready(), &["public.none.id", "public.none_id_seq", "on the target", "has no default"]);
     says(sequences.unready(), &["public.hidden.id on the source", "('by_text'::text)"]);
     assert_eq!(sequences.remarks().len(), 3, "{:#?}", sequences.remarks());
