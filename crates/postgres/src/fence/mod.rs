@@ -13,7 +13,8 @@
 //! This module decides nothing: when to fence, flip or give up, and that a marker was applied, is its caller's business.
 //!
 //! What the fence cannot see: sessions under the replica role, which Segue's own streams are, and other subscriptions'
-//! too ([`bypasses`]); sequences; and tables attached after [`prepare`], which the fence refuses to go without.
+//! too ([`bypasses`]); sequences (see [`crate::sequences`]); and tables attached after [`prepare`], which the fence refuses
+//! to go without.
 //!
 //! # Rights
 //!

@@ -99,12 +99,13 @@ impl Sequences {
         let pairing::Paired { pairs, unready, remarks } = pairing::pair(&here, &there, tables, direction);
         let mut sequences = Sequences { direction, pairs, unready, remarks };
         let stands = sequences.stands(old, PATIENT_LOCK_MS).await?;
-        sequences.judge(&stands);
+        let stands = sequences.judge(&stands);
         sequences.look_for_rows_ahead(old, &stands).await?;
         Ok(sequences)
     }
 
-    /// In words, the sequences that cannot be set on the new side, or have nothing left to give. They are not carried.
+    /// In words, the sequences that cannot be set on the new side, or have nothing left to give, and columns without one.
+    /// They are not carried. Anything here is a reason not to switch.
     pub fn unready(&self) -> &[String] {
         &self.unready
     }
@@ -202,8 +203,9 @@ impl Sequences {
         let side = self.direction.to_side();
         let step = format!("setting the sequences of the {side}");
         let statements: Vec<String> = wanted.chunks(STATEMENT).map(setting).collect();
+        // The bound is also for whoever takes the migration over just now.
         let sql =
-            format!("{}; SET LOCAL lock_timeout = {LOCK_MS}; {}", enter(authority), statements.join("; "));
+            format!("SET LOCAL lock_timeout = {LOCK_MS}; {}; {}", enter(authority), statements.join("; "));
         let rows = transaction(new, &sql).await.map_err(|e| e.write().during(&step))?;
         let mut found = BTreeMap::new();
         // The first one is the answer of `segue.enter`.
@@ -223,24 +225,32 @@ impl Sequences {
         }
     }
 
-    /// What only the values can tell.
-    fn judge(&mut self, stands: &[Stand]) {
+    /// What only the values can tell. Drops the pairs that could not be set, and returns where the others stand.
+    fn judge(&mut self, stands: &[Stand]) -> Vec<Stand> {
         let (here, there) = (self.direction.from_side(), self.direction.to_side());
-        for (pair, stand) in self.pairs.iter().zip(stands) {
+        let mut kept = Vec::new();
+        for (pair, stand) in std::mem::take(&mut self.pairs).into_iter().zip(stands) {
             let (rule, new) = (&pair.rule, &pair.counts.1);
             let left = rule.left(*stand);
-            if !(new.min..=new.max).contains(&stand.last_value) && left > 0 {
-                self.unready.push(format!(
+            let holds = left == 0 || (new.min..=new.max).contains(&stand.last_value);
+            let what = if !holds {
+                format!(
                     "the sequence {} stands at {} on the {here}, and {} on the {there} gives values from {} to {}",
                     pair.from, stand.last_value, pair.to, new.min, new.max
-                ));
+                )
             } else if left == 0 && !rule.cycle {
-                self.unready.push(format!(
+                format!(
                     "the sequence {} has given its last value on the {here}, and there is none for {} to go on with",
                     pair.from, pair.to
-                ));
-            }
+                )
+            } else {
+                kept.push(*stand);
+                self.pairs.push(pair);
+                continue;
+            };
+            if pair.used_by.is_empty() { self.remarks.push(what) } else { self.unready.push(what) }
         }
+        kept
     }
 
     /// Where a margin could end among rows that were put there by hand. Before the switch: it reads the tables' indexes.
@@ -321,7 +331,7 @@ fn setting(wanted: &[(&Pair, Stand)]) -> String {
            FROM (SELECT w.oid, n.last_value, n.is_called, w.to_value, w.to_called,
                         w.increment = d.seqincrement AND w.min = d.seqmin AND w.max = d.seqmax AND w.cycle = d.seqcycle AS same,
                         CASE WHEN w.cycle THEN (n.last_value, n.is_called) IS DISTINCT FROM (w.to_value, w.to_called)
-                             ELSE sign(w.increment) * (w.to_value - n.last_value::numeric
+                             ELSE sign(w.increment::numeric) * (w.to_value - n.last_value::numeric
                                       + (w.to_called::int - n.is_called::int) * w.increment::numeric) > 0 END AS behind
                    FROM (VALUES {}) w(no, oid, to_value, to_called, increment, min, max, cycle)
                    JOIN ({}) n ON n.no = w.no AND n.tableoid = w.oid

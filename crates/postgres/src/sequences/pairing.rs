@@ -71,7 +71,8 @@ pub(super) fn pair(old: &Side, new: &Side, tables: &[Table], direction: Directio
             }
             for used in &facts.uses {
                 let Some(from) = old.sequences.get(&used.sequence) else { continue };
-                match counterpart(used, from, landing, new, &table.target.schema) {
+                let is_beside = !used.generates && facts.uses.iter().any(|other| other.generates);
+                match counterpart((used, is_beside), from, landing, new, &table.target.schema) {
                     Ok(to) => wish(
                         &mut wishes,
                         Wish {
@@ -133,9 +134,10 @@ enum Missing {
     Remark(&'static str),
 }
 
-/// The sequence that goes on for `used`, by way of the column that its values land in.
+/// The sequence that goes on for `used`, by way of the column that its values land in. `is_beside`: the column takes its
+/// values from another one, and only owns this.
 fn counterpart<'a>(
-    used: &Use,
+    (used, is_beside): (&Use, bool),
     from: &Sequence,
     landing: Option<&Column>,
     new: &'a Side,
@@ -153,8 +155,9 @@ fn counterpart<'a>(
     if candidates.is_empty() {
         candidates = landing.uses.iter().filter(|a| a.leaf.is_none()).collect();
     }
-    if used.generates {
-        candidates.retain(|a| a.generates);
+    // What feeds the column on the one side goes on in what feeds it on the other, and what lies beside it does not.
+    if used.generates || is_beside {
+        candidates.retain(|a| a.generates == used.generates);
     }
     let mut found: Vec<&Sequence> =
         candidates.iter().filter_map(|a| new.sequences.get(&a.sequence)).collect();
@@ -176,13 +179,17 @@ fn counterpart<'a>(
             "has a default that names its sequence as text: name it as a regclass constant",
         ));
     }
+    if used.generates && landing.constant {
+        return Err(Missing::Unready("has a default that is the same for every row"));
+    }
     if used.generates {
         return Err(Missing::Remark("has a default that takes no sequence"));
     }
     // No default uses it, so it is a program that asks for its values, by its name.
-    let named = new.named(&QualifiedName::new(schema, from.name.name.clone()));
+    let named =
+        new.named(&QualifiedName::new(schema, from.name.name.clone())).filter(|to| !is_beside || to.loose);
     named.ok_or(Missing::Remark(
-        "owns no sequence, and none has this name; a program that asks it for values would fail",
+        "owns none to go on with, and none has this name; a program that asks it for values would fail",
     ))
 }
 

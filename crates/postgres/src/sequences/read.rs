@@ -49,6 +49,8 @@ pub(super) struct Column {
     pub(super) has_default: bool,
     /// The default calls `nextval`, and names no sequence that the catalog knows.
     pub(super) hidden: Option<String>,
+    /// The default is the same for every row.
+    pub(super) constant: bool,
     /// Of an integer column.
     pub(super) range: Option<(i64, i64)>,
     /// A unique index begins with it.
@@ -116,7 +118,8 @@ const USES: &str = "SELECT u.no - 1 AS no, u.attname, u.sequence, u.generates, n
    JOIN pg_class c ON c.oid = u.oid JOIN pg_namespace n ON n.oid = c.relnamespace
   ORDER BY u.no, u.attname, is_leaf, n.nspname, c.relname, u.sequence, u.generates DESC";
 
-/// Those that are used, and those that nothing uses in the schemas of the tables.
+/// Those that are used, and those that nothing uses in the schemas of the tables. (On old servers a sequence has a row
+/// type, which depends on it internally.)
 const SEQUENCES: &str = "SELECT c.oid, n.nspname, c.relname, s.seqincrement, s.seqmin, s.seqmax, s.seqcache, s.seqcycle,
         array_remove(ARRAY[
             CASE WHEN NOT has_schema_privilege(n.oid, 'USAGE') THEN 'USAGE ON SCHEMA ' || quote_ident(n.nspname) END,
@@ -128,7 +131,7 @@ const SEQUENCES: &str = "SELECT c.oid, n.nspname, c.relname, s.seqincrement, s.s
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i', 'e')
         UNION ALL
         SELECT FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
-           AND d.classid IN ('pg_attrdef'::regclass, 'pg_type'::regclass))";
+           AND d.classid IN ('pg_attrdef'::regclass, 'pg_type'::regclass) AND d.deptype = 'n')";
 
 /// The server's own `nextval`, and not a function with a longer name or in a schema of its own.
 fn calls_nextval(shown: &str) -> bool {
@@ -147,6 +150,8 @@ pub(super) async fn read(client: &Client, tables: &[&QualifiedName], to_set: boo
         let shown: Option<String> = row.get("shown_default");
         let column = Column {
             has_default: row.get("has_default"),
+            // Whatever differs from row to row calls something.
+            constant: shown.as_ref().is_some_and(|shown| !shown.contains('(')),
             hidden: shown.filter(|shown| calls_nextval(shown)),
             range: match row.get::<_, i32>("bytes") {
                 2 => Some((i16::MIN.into(), i16::MAX.into())),
