@@ -25,9 +25,9 @@ use segue_model::table::{KeyOrder, Table, TableId, UnitId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Bounds of a run.
 #[derive(Clone, Copy, Debug)]

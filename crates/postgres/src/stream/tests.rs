@@ -115,6 +115,8 @@ fn transactions_that_end_at_or_before_the_start_are_skipped_by_their_end() {
     let messages = |at| transaction(at, vec![Message::Relation(usual()), insert("1 x")]);
     assert_eq!(read_all(plan_of(keyed()), 60, messages(50)).unwrap(), vec![]);
     let events = read_all(plan_of(keyed()), 60, messages(60)).unwrap();
+    let head = TransactionHead { xid: Xid32(9), committed_at_us: 1, commit: Position(60) };
+    assert_eq!(events.first(), Some(&StreamEvent::Begin(head)));
     assert_eq!(events.last(), Some(&StreamEvent::Commit { end: Position(70) }));
     // A checkpoint inside a commit record is no place between records.
     let fault = read_all(plan_of(keyed()), 55, messages(50)).unwrap_err();

@@ -8,4 +8,5 @@ mod born;
 mod both;
 mod origins;
 mod planned;
+mod strays;
 mod world;

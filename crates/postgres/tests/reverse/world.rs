@@ -1,5 +1,6 @@
 //! Two servers, and the streams between them, each a run of the engine in this process.
 
+use segue_engine::admission::{Admission, Admissions};
 use segue_engine::fault::Fault;
 use segue_engine::follow::repair::StreamRepairer;
 use segue_engine::follow::{self, build::BatchLimits};
@@ -46,7 +47,7 @@ pub(crate) const DDL: &str = "
     CREATE TABLE public.r_low PARTITION OF public.r FOR VALUES FROM (MINVALUE) TO (1000);
     CREATE TABLE public.r_high PARTITION OF public.r FOR VALUES FROM (1000) TO (MAXVALUE);";
 
-const TABLES: &[&str] = &["public.t", "public.auto", "public.whole", "public.r"];
+pub(crate) const TABLES: &[&str] = &["public.t", "public.auto", "public.whole", "public.r"];
 
 pub(crate) struct World {
     pub(crate) source: Cluster,
@@ -56,6 +57,7 @@ pub(crate) struct World {
 /// A stream that runs.
 pub(crate) struct Running {
     pub(crate) progress: Arc<Progress>,
+    pub(crate) admissions: Arc<Admissions>,
     sender: Arc<PgSource>,
     stage: watch::Receiver<Stage>,
     run: JoinHandle<()>,
@@ -123,8 +125,13 @@ impl World {
         birth::reverse(&source, &self.at("target"), authority, &catalog.relations, |_| {}).await
     }
 
-    /// Starts one stream, making it first if it is not there.
+    /// Starts one stream, making it first if it is not there. Whatever is written where it comes from counts.
     pub(crate) async fn run(&self, direction: Direction) -> Running {
+        self.run_admitting(direction, Admission::All).await
+    }
+
+    /// [`World::run`], with what counts at first.
+    pub(crate) async fn run_admitting(&self, direction: Direction, admission: Admission) -> Running {
         let catalog = self.plan(direction).await;
         let identity = match direction {
             Direction::Forward => self.forward(&catalog).await,
@@ -156,14 +163,16 @@ impl World {
         let throttle = Arc::new(Throttle::new(Limits::default()));
         let target = Arc::new(PgTarget::new(to, authority));
         let warnings = Arc::new(Warnings::default());
-        let run = Run::prepare(sender.clone(), target, tables, throttle, warnings, settings).await.unwrap();
+        let admissions = Arc::new(Admissions::new(admission));
+        let (from, told) = (sender.clone(), admissions.clone());
+        let run = Run::prepare(from, target, told, tables, throttle, warnings, settings).await.unwrap();
         let (progress, stage) = (run.progress(), run.stage());
         let Handles { repairer, tables, .. } = run.handles();
         let (end, ended) = watch::channel(None);
         let run = tokio::spawn(async move {
             end.send_replace(Some(run.run().await));
         });
-        Running { progress, sender, stage, run, ended, repairer, tables }
+        Running { progress, admissions, sender, stage, run, ended, repairer, tables }
     }
 
     /// Waits until nobody streams from the slot: an earlier run may just have ended.
@@ -195,7 +204,7 @@ impl World {
 
 impl Running {
     /// Waits for `what`; a stream that ends meanwhile says why.
-    async fn until<T>(&self, what: impl Future<Output = T>) -> T {
+    pub(crate) async fn until<T>(&self, what: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
             fault = self.fault() => panic!("the stream has ended: {fault}"),

@@ -275,6 +275,20 @@ async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
 }
 
 #[test]
+fn a_queue_that_is_shut_forgets_what_it_has_and_takes_nothing_in() {
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = LiveQueue::default();
+    queue.applied(&tables, &[touch(1)]);
+    queue.shut();
+    assert!(queue.is_empty());
+    queue.applied(&tables, &[touch(1), touch(2)]);
+    assert!(queue.is_empty());
+    queue.open();
+    queue.applied(&tables, &[touch(1)]);
+    assert_eq!(queue.len(), 1);
+}
+
+#[test]
 fn a_full_queue_keeps_a_fair_sample_and_counts_what_it_dropped() {
     let tables = BTreeMap::from([(TableId(7), table(true))]);
     let queue = LiveQueue::with_room(100);
