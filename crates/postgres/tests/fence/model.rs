@@ -77,6 +77,15 @@ impl Checked<'_> {
         (row.get(0), row.get(1), row.get::<_, &str>(2).parse().unwrap())
     }
 
+    /// Whether the text of the fence says what the row says.
+    async fn text_matches(&self) -> bool {
+        let sql = "SELECT p.prosrc LIKE format('%%fence of epoch %s, attempt %s''%%', o.epoch, o.attempt)
+                AND substring(p.prosrc FROM 'timestamptz ''([^'']*)''')::timestamptz = CASE o.state
+                    WHEN 'owner' THEN '-infinity' WHEN 'fenced' THEN o.deadline ELSE 'infinity' END
+             FROM segue.owner o, pg_proc p WHERE p.proname = 'fence_m'";
+        self.client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
     async fn make(&self, call: Call) -> Answer {
         let answer = match call {
             Call::Fence { last, new } => self.side.fence(last, new).await,
@@ -105,15 +114,14 @@ impl Checked<'_> {
         match (&expected, &answer) {
             (Expected::Becomes(new), Answer::Done(row)) => {
                 assert_eq!((row, row.ownership), (&after, *new), "{}", context());
-                match call {
-                    Call::Open { .. } => {
-                        let until = self.look().await.2;
-                        assert!(at <= row.opened_at && row.opened_at <= until, "{} {at}", context());
-                    }
-                    Call::Fence { .. } | Call::Unfence(_) | Call::Flip(_) | Call::Follow(_) => {
-                        assert_eq!(row.opened_at, before.opened_at, "{}", context());
-                    }
+                if let Call::Open { .. } = call {
+                    let until = self.look().await.2;
+                    assert!(at <= row.opened_at && row.opened_at <= until, "{} {at}", context());
+                } else {
+                    assert_eq!(row.opened_at, before.opened_at, "{}", context());
                 }
+                // Handing over leaves it to the row.
+                assert!(matches!(call, Call::Flip(_)) || self.text_matches().await, "{}", context());
             }
             (Expected::IsAlready, Answer::AlreadyDone(row)) => {
                 assert_eq!((row, row), (&before, &after), "{}", context());
