@@ -3,7 +3,6 @@
 
 use crate::world::*;
 use segue_engine::fault::Recovery;
-use segue_model::position::Position;
 use segue_model::switch::ownership::Attempt;
 use segue_postgres::birth::{Blocker, Direction};
 use segue_postgres::fence::{Answer, Applied, Limits, Role, Side, prepare};
@@ -115,15 +114,10 @@ async fn lifting_a_fence_does_not_wait_for_a_lock() {
 #[tokio::test]
 async fn opening_does_not_wait_for_a_lock() {
     let world = World::start(Options::default(), limits(60_000), Role::Follower).await;
-    world
-        .client
-        .batch_execute("INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)
-             VALUES ('m', 'forward', 's', '1', 1, 1, '0/100', now())")
-        .await
-        .unwrap();
+    stream_to(&world.client, Direction::Forward).await;
     let holder = world.cluster.connect("postgres").await;
     holder.batch_execute("BEGIN; LOCK TABLE plain IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
-    let applied = Applied { signal: 9, position: Position(0x100) };
+    let applied = Applied { signal: 9, position: STREAM_AT };
     done(world.side.open(id(1, 5), 9, Direction::Forward, applied).await.unwrap());
     world.app().await.batch_execute("INSERT INTO plain VALUES (2, 'b')").await.unwrap();
     holder.batch_execute("COMMIT").await.unwrap();

@@ -7,6 +7,8 @@ mod arming;
 mod blocked;
 mod concurrent;
 mod expired;
+mod model;
+mod opened;
 mod ownership;
 mod refused;
 mod removed;

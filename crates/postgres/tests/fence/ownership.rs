@@ -9,8 +9,7 @@ use segue_postgres::connect::Endpoint;
 use segue_postgres::fence::{Applied, Role, Side, autovacuum, prepare};
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
-
-const STREAM: &str = "INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)";
+use tokio_postgres::Client;
 
 #[tokio::test]
 async fn wrong_numbers_are_refused_and_the_right_ones_can_be_repeated() {
@@ -84,39 +83,18 @@ async fn an_earlier_process_changes_nothing() {
     assert!(matches!(world.ownership().await, Ownership::Fenced { attempt: Attempt(1), .. }));
 }
 
-struct Pair {
-    cluster: Cluster,
-    sides: [Side; 2],
-}
-
-async fn pair(options: Options) -> Pair {
-    let cluster = Cluster::start(options).await;
-    cluster.execute("CREATE DATABASE other").await;
-    let (one, _) = equip(&cluster, "postgres", Role::Owner).await;
-    cluster.execute("DROP OWNED BY app; DROP ROLE app").await;
-    let (two, _) = equip(&cluster, "other", Role::Follower).await;
-    let open =
-        async |endpoint| Side::open_sessions(endpoint, ("m", 3), tables(), limits(60_000)).await.unwrap();
-    let sides = [open(&one).await, open(&two).await];
-    Pair { cluster, sides }
-}
-
 /// The writes move there, and back.
 async fn there_and_back_on(options: Options) {
     let pair = pair(options).await;
-    for (database, direction) in [("other", "forward"), ("postgres", "reverse")] {
-        let sql = format!("{STREAM} VALUES ('m', '{direction}', 's', '1', 1, 1, '0/100', now())");
-        pair.cluster.connect(database).await.batch_execute(&sql).await.unwrap();
-    }
     let mut from = 0;
     for epoch in 1..=4 {
-        let (old, new) = (&pair.sides[from], &pair.sides[1 - from]);
+        let (old, new) = (&pair.ends[from].side, &pair.ends[1 - from].side);
         let direction = if from == 0 { Direction::Forward } else { Direction::Reverse };
         let last = old.row().await.unwrap().unwrap().ownership.fence_id().expect("the owner's");
         let attempt = Attempt(last.attempt.0 + 1);
         let fenced = done(old.fence(last, attempt).await.unwrap());
         let (fence, marker) = (fenced.ownership.fence_id().unwrap(), fenced.marker.unwrap());
-        let applied = Applied { signal: marker, position: Position(0x100) };
+        let applied = Applied { signal: marker, position: STREAM_AT };
         let early = Applied { signal: marker - 1, ..applied };
         refused(new.open(fence, marker, direction, early).await.unwrap());
         let ahead = Applied { position: Position(0x101), ..applied };
@@ -128,17 +106,13 @@ async fn there_and_back_on(options: Options) {
         let closed = done(old.become_follower(Epoch(epoch + 1)).await.unwrap());
         assert_eq!(closed.ownership, Ownership::Follower { epoch: Epoch(epoch) });
         assert_eq!(already(old.become_follower(Epoch(epoch + 1)).await.unwrap()), closed);
-        let databases = if from == 0 { ["postgres", "other"] } else { ["other", "postgres"] };
-        let [closed, open] =
-            [pair.cluster.connect(databases[0]).await, pair.cluster.connect(databases[1]).await];
-        told(&closed, "INSERT INTO parts VALUES (7, 'x')").await;
+        let (closed, open) = (&pair.ends[from].client, &pair.ends[1 - from].client);
+        told(closed, "INSERT INTO parts VALUES (7, 'x')").await;
         open.batch_execute("INSERT INTO parts VALUES (7, 'x'); DELETE FROM parts WHERE id = 7")
             .await
             .unwrap();
         let enabled = "SELECT count(*) FROM pg_trigger WHERE tgname = 'segue_fence_m' AND tgenabled = 'O'";
-        let at = |client: tokio_postgres::Client| async move {
-            client.query_one(enabled, &[]).await.unwrap().get::<_, i64>(0)
-        };
+        let at = async |client: &Client| client.query_one(enabled, &[]).await.unwrap().get::<_, i64>(0);
         assert_eq!((at(closed).await, at(open).await), (8, 0));
         from = 1 - from;
     }

@@ -1,7 +1,9 @@
 //! A server with tables of every form, and one side of a migration on it.
 
 use segue_model::name::QualifiedName;
+use segue_model::position::Position;
 use segue_model::switch::ownership::{Attempt, Epoch, FenceId, Ownership};
+use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::fence::{Answer, Limits, Role, Row, Side, prepare};
 use segue_postgres::schema;
@@ -76,10 +78,50 @@ impl World {
     }
 
     pub(crate) async fn until_the_deadline(&self) {
-        let sql = "SELECT greatest(0, extract(epoch FROM deadline - clock_timestamp()) * 1000 + 5)::bigint FROM segue.owner";
-        let ms: i64 = self.client.query_one(sql, &[]).await.unwrap().get(0);
-        tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await;
+        until_the_deadline(&self.client).await;
     }
+}
+
+/// One of two databases of a migration.
+pub(crate) struct End {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) client: Client,
+    pub(crate) side: Side,
+}
+
+/// Both, with a stream to each of them that has come to [`STREAM_AT`].
+pub(crate) struct Pair {
+    _cluster: Cluster,
+    /// Source and target.
+    pub(crate) ends: [End; 2],
+}
+
+pub(crate) const STREAM_AT: Position = Position(0x100);
+
+pub(crate) async fn pair(options: Options) -> Pair {
+    let cluster = Cluster::start(options).await;
+    cluster.execute("CREATE DATABASE other").await;
+    let source = end(&cluster, "postgres", (Role::Owner, Direction::Reverse)).await;
+    // Roles are the whole server's.
+    cluster.execute("DROP OWNED BY app; DROP ROLE app").await;
+    let target = end(&cluster, "other", (Role::Follower, Direction::Forward)).await;
+    Pair { _cluster: cluster, ends: [source, target] }
+}
+
+async fn end(cluster: &Cluster, database: &str, (role, direction): (Role, Direction)) -> End {
+    let (endpoint, client) = equip(cluster, database, role).await;
+    stream_to(&client, direction).await;
+    let side = Side::open_sessions(&endpoint, ("m", 3), tables(), limits(60_000)).await.unwrap();
+    End { endpoint, client, side }
+}
+
+pub(crate) async fn stream_to(client: &Client, direction: Direction) {
+    let sql = format!(
+        "INSERT INTO segue.stream (migration, direction, slot, system_id, timeline, incarnation, position, updated_at)
+         VALUES ('m', '{}', 's', '1', 1, 1, '{STREAM_AT}', now())",
+        direction.as_str()
+    );
+    client.batch_execute(&sql).await.unwrap();
 }
 
 /// Tables, schema and fence in one database.
@@ -96,6 +138,13 @@ pub(crate) async fn equip(cluster: &Cluster, database: &str, role: Role) -> (End
         Role::Follower => assert_eq!(ownership, Ownership::Follower { epoch: Epoch(0) }),
     }
     (endpoint, client)
+}
+
+/// Of the fence that stands there.
+pub(crate) async fn until_the_deadline(client: &Client) {
+    let sql = "SELECT greatest(0, extract(epoch FROM deadline - clock_timestamp()) * 1000 + 5)::bigint FROM segue.owner";
+    let ms: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await;
 }
 
 pub(crate) const fn id(epoch: u64, attempt: u64) -> FenceId {
