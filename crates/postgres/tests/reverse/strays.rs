@@ -1,6 +1,6 @@
 //! What somebody writes past the fence of the side that follows does not reach the owner, and is told.
 
-use crate::world::{MIGRATION, Running, TABLES, TOKEN, World, log_end};
+use crate::world::{MIGRATION, Running, TABLES, TOKEN, World};
 use segue_engine::admission::Admission;
 use segue_model::name::QualifiedName;
 use segue_postgres::birth::Direction;
