@@ -48,7 +48,9 @@ pub async fn old_trouble(client: &Client) -> Outcome<Vec<String>> {
     found.extend(transactions::lingering(client, IDLE_MS_MAX).await?);
     found.extend(slots(client).await?.iter().filter_map(Slot::trouble));
     let behind = replicas(client).await?.into_iter().filter(|replica| replica.lag_ms > REPLICA_LAG_MS_MAX);
-    found.extend(behind.map(|replica| format!("the replica {} is {} ms behind", replica.name, replica.lag_ms)));
+    found.extend(
+        behind.map(|replica| format!("the replica {} is {} ms behind", replica.name, replica.lag_ms)),
+    );
     Ok(found)
 }
 

@@ -99,7 +99,8 @@ async fn advisory_locks(client: &Client) -> Outcome<Vec<StatefulSession>> {
     let rows = client.query(&sql, &[]).await.map_err(|e| fault_of(&e))?;
     let session = |row: &Row| {
         let locks: Vec<String> = row.get("locks");
-        let holds = format!("holds the advisory lock{} {}", if locks.len() == 1 { "" } else { "s" }, names(&locks));
+        let holds =
+            format!("holds the advisory lock{} {}", if locks.len() == 1 { "" } else { "s" }, names(&locks));
         stateful(row, row.get("certain"), &holds)
     };
     Ok(rows.iter().map(session).collect())

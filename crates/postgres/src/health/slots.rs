@@ -63,8 +63,7 @@ pub async fn slots(client: &Client) -> Outcome<Vec<Slot>> {
                greatest(age(s.xmin), age(s.catalog_xmin), 0)::bigint
           FROM pg_replication_slots s ORDER BY 1";
     let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e))?;
-    let count =
-        |row: &tokio_postgres::Row, at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+    let count = |row: &tokio_postgres::Row, at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
     let slot = |row: &tokio_postgres::Row| Slot {
         name: row.get(0),
         active: row.get(1),

@@ -56,7 +56,7 @@ fn holders() -> String {
           WHERE (a.pid IS NOT NULL OR p.gid IS NOT NULL) AND NOT {OURS}
                 -- One that is shown, and has no transaction, has ended it just now.
             AND (a.pid IS NULL OR a.xact_start IS NOT NULL OR coalesce(a.state, 'disabled') = 'disabled')
-          ORDER BY hidden DESC, age_ms DESC"
+          ORDER BY hidden DESC, coalesce(a.xact_start, p.prepared)"
     )
 }
 
