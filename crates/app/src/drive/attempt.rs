@@ -119,6 +119,8 @@ impl<'d> Attempt<'d> {
             slot: SlotState::default(),
             live: LiveVerification::default(),
             warnings: Vec::new(),
+            gates: Vec::new(),
+            trouble: Vec::new(),
         };
         control.publish_status(self.lease, &json!(status)).await
     }

@@ -4,6 +4,8 @@
 //! end or a person is needed. Every attempt begins by reading what is durable; there is no other way to recover.
 
 mod attempt;
+#[allow(dead_code, reason = "asked by the switch")]
+pub(crate) mod gates;
 pub(crate) mod plan;
 mod screen;
 mod service;

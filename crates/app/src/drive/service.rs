@@ -161,6 +161,8 @@ impl Service<'_> {
             slot: slot.clone(),
             live: self.verifying.live(),
             warnings,
+            gates: Vec::new(),
+            trouble: Vec::new(),
         }
     }
 
