@@ -5,6 +5,7 @@
 use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
+use segue_model::switch::gates::Gate;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -94,6 +95,23 @@ pub(crate) struct LiveVerification {
     pub(crate) open: u64,
 }
 
+/// A gate of the next switch, and its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GateState {
+    /// Which.
+    pub(crate) gate: Gate,
+    /// It is open.
+    pub(crate) green: bool,
+    /// Since when it is open, or closed, in microseconds since 1970 by the control database's clock.
+    pub(crate) since_us: i64,
+    /// Why it is closed; empty if it is open.
+    pub(crate) why: String,
+    /// What to do about that.
+    pub(crate) next: String,
+    /// Nobody can go through it while it is closed.
+    pub(crate) protects_data: bool,
+}
+
 /// The status object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -122,6 +140,12 @@ pub(crate) struct Status {
     pub(crate) live: LiveVerification,
     /// Things the operator should know.
     pub(crate) warnings: Vec<String>,
+    /// The gates of the next switch.
+    #[serde(default)]
+    pub(crate) gates: Vec<GateState>,
+    /// What is wrong with the servers, whatever Segue does.
+    #[serde(default)]
+    pub(crate) trouble: Vec<String>,
 }
 
 /// Rates between two looks at a migration.
@@ -198,6 +222,10 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
     for wait in &p.waits {
         lines.push(format!("  {} waits {:.1} s: {}", wait.who, wait.since_ms as f64 / 1000.0, wait.reason));
     }
+    if shows_gates(status.stage) {
+        gate_lines(&status.gates, &mut lines);
+    }
+    lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
     lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
     if let RunState::Failed { fault, next_step } = &status.run {
         lines.push(format!("  fault: {fault}"));
@@ -219,6 +247,25 @@ fn keeper(owner: Owner) -> &'static str {
     match owner {
         Owner::Source | Owner::Ambiguous => "source",
         Owner::Target => "target",
+    }
+}
+
+/// Whether there is a switch to be thought of.
+fn shows_gates(stage: Stage) -> bool {
+    match stage {
+        Stage::Following | Stage::Switched => true,
+        Stage::Planned | Stage::Preparing | Stage::Backfilling | Stage::Completed | Stage::Cancelled => false,
+    }
+}
+
+fn gate_lines(gates: &[GateState], lines: &mut Vec<String>) {
+    if gates.is_empty() {
+        return;
+    }
+    let green = gates.iter().filter(|gate| gate.green).count();
+    lines.push(format!("  gates  {green} of {} green", gates.len()));
+    for gate in gates.iter().filter(|gate| !gate.green) {
+        lines.push(format!("  gate {:<17} red: {}; {}", gate.gate.line().name, gate.why, gate.next));
     }
 }
 
@@ -314,6 +361,8 @@ mod tests {
             slot: SlotState::default(),
             live: LiveVerification::default(),
             warnings: vec!["look out".into()],
+            gates: Vec::new(),
+            trouble: vec!["source: the slot x is read by nobody".into()],
         }
     }
 
@@ -328,11 +377,51 @@ mod tests {
             "about 1 s left",
             "public.a                         #####...............  25 %  250 rows  24.4 KiB",
             "copy waits 1.5 s: because",
+            "trouble: source: the slot x is read by nobody",
             "warning: look out",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(!text.contains("public.b "), "complete tables are summed up");
+    }
+
+    fn gates() -> Vec<GateState> {
+        let gate = |gate: Gate, why: &str| GateState {
+            gate,
+            green: why.is_empty(),
+            since_us: 7,
+            why: why.into(),
+            next: if why.is_empty() { String::new() } else { "do that".into() },
+            protects_data: gate.line().protects_data,
+        };
+        vec![
+            gate(Gate::Verified, ""),
+            gate(Gate::Lag, "it is high"),
+            gate(Gate::LongTransactions, "one is old"),
+        ]
+    }
+
+    #[test]
+    fn a_migration_that_follows_says_how_many_gates_are_open_and_why_the_others_are_not() {
+        let following = Status { stage: Stage::Following, gates: gates(), ..status() };
+        let lines = render(&following, Rates::default());
+        let shown: Vec<&str> =
+            lines.iter().map(String::as_str).filter(|line| line.contains("gate")).collect();
+        assert_eq!(
+            shown,
+            [
+                "  gates  1 of 3 green",
+                "  gate lag               red: it is high; do that",
+                "  gate long-transactions red: one is old; do that",
+            ]
+        );
+        let early = render(&Status { gates: gates(), ..status() }, Rates::default());
+        assert!(
+            !early.iter().any(|line| line.contains("gate")),
+            "a copy under way has other worries: {early:?}"
+        );
+        let unmeasured = render(&Status { stage: Stage::Following, ..status() }, Rates::default());
+        assert!(!unmeasured.iter().any(|line| line.contains("gate")));
     }
 
     #[test]
@@ -355,8 +444,15 @@ mod tests {
 
     #[test]
     fn the_object_round_trips() {
-        let text = serde_json::to_string(&status()).unwrap();
-        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status());
+        let status = Status { gates: gates(), ..status() };
+        let mut object = serde_json::to_value(&status).unwrap();
+        assert_eq!(object["gates"][1]["gate"], "lag");
+        assert_eq!(serde_json::from_value::<Status>(object.clone()).unwrap(), status);
+        let object = object.as_object_mut().unwrap();
+        object.remove("gates");
+        object.remove("trouble");
+        let earlier: Status = serde_json::from_value(object.clone().into()).unwrap();
+        assert_eq!((earlier.gates, earlier.trouble), (vec![], vec![]), "a driver of before knew no gates");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! answers is decided without I/O, in the modules below. Nothing here changes either database.
 
 mod column_type;
+pub mod columns;
 pub mod drift;
 mod identity;
 mod read;

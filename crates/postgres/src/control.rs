@@ -7,11 +7,15 @@
 mod command;
 mod journal;
 mod lease;
+mod samples;
+mod standing;
 mod token;
 
 pub use command::{Answer, Command};
 pub use journal::{Entry, NewEntry};
 pub use lease::{Acquired, Driver, HEARTBEAT, LEASE_TTL, Lease};
+pub use samples::{NewSample, StoredSample};
+pub use standing::{Standing, Verified};
 pub use token::{Holder, shut_out};
 
 use crate::connect::Endpoint;

@@ -11,6 +11,7 @@ pub mod control;
 pub mod copy;
 pub mod error;
 pub mod fence;
+pub mod health;
 pub mod leaves;
 mod origin;
 pub mod pgoutput;

@@ -84,6 +84,12 @@ CREATE TABLE IF NOT EXISTS segue.divergence (
     verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int NOT NULL, key jsonb,
     class text NOT NULL, found_at timestamptz NOT NULL DEFAULT now(), repaired boolean NOT NULL, body jsonb NOT NULL);
 
+-- what was measured over time, for the gates of a switch (control database)
+CREATE TABLE IF NOT EXISTS segue.sample (
+    no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, series text NOT NULL,
+    at timestamptz NOT NULL, part bigint NOT NULL, whole bigint NOT NULL);
+CREATE INDEX IF NOT EXISTS sample_in_time ON segue.sample (migration, series, at);
+
 -- begins a writing transaction: shuts out processes whose token is not the newest. The lock comes first, the token is
 -- read by a later statement of a READ COMMITTED transaction, so a taker that holds the lock exclusively is seen.
 CREATE OR REPLACE FUNCTION segue.enter(_migration text, _token bigint) RETURNS void

@@ -2,8 +2,9 @@
 
 #![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
 
+use segue_model::table::TableId;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, shut_out};
+use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, NewSample, shut_out};
 use segue_testkit::cluster::{Cluster, Options};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
@@ -221,4 +222,165 @@ async fn the_lease_of_a_holder_that_is_gone_is_free_at_once_and_a_lost_session_a
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(taken.token > renewed.token);
+}
+
+fn sample(series: &'static str, part: u64, whole: u64) -> NewSample {
+    NewSample { series, part, whole }
+}
+
+#[tokio::test]
+async fn samples_outlive_the_process_that_measured_them() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    let hour = Duration::from_secs(3600);
+    assert_eq!(setting.control.samples("drift", hour).await.expect("none"), []);
+    let at_us = setting
+        .control
+        .append_samples(&lease, &[sample("drift", 1, 1000), sample("lag", 20, 0)])
+        .await
+        .expect("stored");
+    let later_us =
+        setting.control.append_samples(&lease, &[sample("drift", 0, u64::MAX)]).await.expect("more");
+    assert!(later_us > at_us);
+
+    setting.cluster.restart().await;
+    let again = Control::connect(&setting.endpoint, "m").await.expect("another process");
+    let found = again.samples("drift", hour).await.expect("drift");
+    let seen: Vec<_> = found.iter().map(|s| (s.at_us, s.part, s.whole)).collect();
+    assert_eq!(seen, [(at_us, 1, 1000), (later_us, 0, i64::MAX.unsigned_abs())]);
+    let lag = again.samples("lag", hour).await.expect("lag");
+    assert_eq!(lag.iter().map(|s| (s.at_us, s.part)).collect::<Vec<_>>(), [(at_us, 20)]);
+    let other = Control::connect(&setting.endpoint, "n").await.expect("another migration");
+    assert_eq!(other.samples("lag", hour).await.expect("its own"), []);
+}
+
+#[tokio::test]
+async fn samples_that_no_window_reaches_are_removed_but_for_the_last_one_before_it() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    for part in 1..=5 {
+        setting
+            .control
+            .append_samples(&lease, &[sample("lag", part, 0), sample("rare", part, 0)])
+            .await
+            .expect("stored");
+    }
+    // One, two, … hours ago; of the rare series only the oldest is left.
+    let age = "UPDATE segue.sample SET at = at - (6 - part) * interval '1 h';
+         DELETE FROM segue.sample WHERE series = 'rare' AND part > 1";
+    setting.cluster.execute(age).await;
+    let window = Duration::from_secs(9000);
+    let parts = |series: &'static str| {
+        let control = setting.control.clone();
+        async move {
+            let found = control.samples(series, window).await.expect("samples");
+            found.iter().map(|s| s.part).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(parts("lag").await, [3, 4, 5], "the one before the window says what was at its begin");
+    assert_eq!(setting.control.prune_samples(&lease, window).await.expect("pruned"), 2);
+    assert_eq!(setting.control.prune_samples(&lease, window).await.expect("pruned"), 0);
+    assert_eq!((parts("lag").await, parts("rare").await), (vec![3, 4, 5], vec![1]));
+}
+
+#[tokio::test]
+async fn a_superseded_driver_stores_and_removes_no_samples() {
+    let setting = Setting::new().await;
+    let first = setting.acquired("one").await;
+    setting
+        .control
+        .append_samples(&first, &[sample("lag", 1, 0), sample("lag", 2, 0)])
+        .await
+        .expect("stored");
+    setting.cluster.execute("UPDATE segue.sample SET at = at - part * interval '1 h'").await;
+    setting.control.release(&first).await.expect("release");
+    let second = setting.acquired("two").await;
+    let codes = [
+        setting.control.append_samples(&first, &[sample("lag", 3, 0)]).await.expect_err("append").code,
+        setting.control.prune_samples(&first, Duration::ZERO).await.expect_err("prune").code,
+    ];
+    assert_eq!(codes, ["SEGUE-SUPERSEDED"; 2]);
+    assert_eq!(setting.control.samples("lag", Duration::from_secs(9000)).await.expect("samples").len(), 2);
+    setting.control.append_samples(&second, &[sample("lag", 3, 0)]).await.expect("the new one may");
+}
+
+/// A digest verification of tables 0 and 1 as it is stored at its end; table 1 is complete, or has hot rows.
+fn verification(ended: &str, complete: bool, hot: u64) -> String {
+    let report = json!({ "tables": [
+        { "table_id": 0, "complete": true, "counts": { "hot": 0 } },
+        { "table_id": 1, "complete": complete, "counts": { "hot": hot } }] });
+    format!(
+        "INSERT INTO segue.verification (migration, mode, tables, started_at, ended_at, body)
+         VALUES ('m', 'digest', '{{0,1}}', clock_timestamp(), {ended}, jsonb_build_object('report', '{report}'::jsonb));"
+    )
+}
+
+fn divergence(verification: &str, table: u32, key: &str, repaired: bool) -> String {
+    format!(
+        "INSERT INTO segue.divergence (migration, verification, table_id, key, class, found_at, repaired, body)
+         VALUES ('m', {verification}, {table}, '{key}', 'changed', clock_timestamp(), {repaired}, '{{}}');"
+    )
+}
+
+#[tokio::test]
+async fn a_table_counts_as_verified_once_a_digest_has_gone_through_all_of_it() {
+    let setting = Setting::new().await;
+    let verified = |born_us: i64| {
+        let control = setting.control.clone();
+        async move { control.standing(born_us, 0).await.expect("standing") }
+    };
+    assert!(verified(0).await.verified.is_empty());
+    setting.cluster.execute(&verification("NULL", true, 0)).await;
+    let sampled = verification("clock_timestamp()", true, 0).replace("'digest'", "'sample'");
+    setting.cluster.execute(&sampled).await;
+    assert!(verified(0).await.verified.is_empty(), "neither cut off nor a sample");
+    setting.cluster.execute(&verification("clock_timestamp() - interval '1 h'", false, 0)).await;
+    let first = verified(0).await;
+    assert_eq!(first.verified.keys().copied().collect::<Vec<_>>(), [TableId(0)], "table 1 was cut off");
+    assert!((first.now_us - first.verified[&TableId(0)] - 3_600_000_000).abs() < 60_000_000);
+    setting.cluster.execute(&verification("clock_timestamp()", true, 7)).await;
+    let second = verified(0).await;
+    assert!(second.verified[&TableId(0)] > first.verified[&TableId(0)], "the last one counts");
+    assert_eq!(second.verified.len(), 2, "hot rows are compared at the switch");
+    assert!(verified(second.now_us).await.verified.is_empty(), "an earlier stream's are of another copy");
+}
+
+#[tokio::test]
+async fn a_divergence_is_open_until_it_is_repaired_or_its_table_compared_without_it() {
+    let setting = Setting::new().await;
+    let open = |live_us: i64| {
+        let control = setting.control.clone();
+        async move {
+            let standing = control.standing(0, live_us).await.expect("standing");
+            (standing.open, standing.open_live)
+        }
+    };
+    assert_eq!(open(0).await, (0, 0));
+    setting.cluster.execute(&verification("NULL", true, 0)).await;
+    let found = [
+        divergence("1", 0, "[1]", false),
+        divergence("1", 0, "[2]", true),
+        divergence("1", 1, "[1]", false),
+        // Live comparison finds the same row again and again.
+        divergence("NULL", 1, "[9]", false),
+        divergence("NULL", 1, "[9]", false),
+    ];
+    setting.cluster.execute(&found.concat()).await;
+    assert_eq!(open(i64::MAX / 2).await, (3, 0), "all are earlier than this process");
+    assert_eq!(open(0).await, (2, 1), "live comparison knows better about its own");
+    // A later one that left rows of table 1 unsettled says nothing about them.
+    setting.cluster.execute(&verification("clock_timestamp()", true, 1)).await;
+    assert_eq!(open(0).await, (1, 1));
+    // One that finds a row again has it in its own list.
+    setting
+        .cluster
+        .execute(&format!(
+            "{}{}",
+            verification("clock_timestamp()", true, 0),
+            divergence("3", 1, "[1]", false)
+        ))
+        .await;
+    assert_eq!(open(0).await, (1, 0));
+    setting.cluster.execute("UPDATE segue.divergence SET repaired = true WHERE verification = 3").await;
+    assert_eq!(open(0).await, (0, 0));
 }

@@ -161,6 +161,8 @@ impl<'d> Attempt<'d> {
             slot: SlotState::default(),
             live: LiveVerification::default(),
             warnings: Vec::new(),
+            gates: Vec::new(),
+            trouble: Vec::new(),
         };
         control.publish_status(self.lease, &json!(status)).await
     }
@@ -319,7 +321,7 @@ impl<'d> Attempt<'d> {
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
         let (journal, scribe) = Journal::after(&control.journal(0).await?);
         let back = Arc::new(WayBack::new(driver, lease));
-        let gates = Arc::new(tokio::sync::Mutex::new(Gates::open(driver, lease, &flows).await?));
+        let gates = Arc::new(tokio::sync::Mutex::new(Gates::open(driver, lease).await?));
         let (orders, ordered) = mpsc::channel(1);
         let switch = Arc::new(
             Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered)
@@ -334,6 +336,7 @@ impl<'d> Attempt<'d> {
             gates,
             orders,
             warnings: catalog_warnings,
+            seen: std::sync::Mutex::default(),
         };
         Ok(Ready { run, flows, back, switch, service, scribe })
     }

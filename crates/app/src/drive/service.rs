@@ -5,20 +5,21 @@ use super::back::WayBack;
 use super::flow::Flows;
 use super::gates::Gates;
 use super::switch::answer::{Progress, SwitchOrder};
-use super::switch::{Order, Switch};
+use super::switch::{self, Order, Switch};
 use super::verifying::VerifyOrder;
-use crate::report::{Owner, RunState, SlotState, Status, bytes_text};
+use crate::report::{GateState, Owner, RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
+use segue_model::switch::Side;
 use segue_model::switch::decide::Asked;
 use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Control, Lease};
 
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
@@ -36,9 +37,11 @@ pub(super) struct Service<'d> {
     pub(super) flows: Arc<Flows>,
     pub(super) back: Arc<WayBack<'d>>,
     pub(super) switch: Arc<Switch<'d>>,
-    pub(super) gates: Arc<Mutex<Gates>>,
+    pub(super) gates: Arc<Mutex<Gates<'d>>>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) warnings: Vec<String>,
+    /// What the gates said last, and what is wrong with the servers.
+    pub(super) seen: std::sync::Mutex<(Vec<GateState>, Vec<String>)>,
 }
 
 impl Service<'_> {
@@ -50,6 +53,8 @@ impl Service<'_> {
             ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
             ended = self.stages() => ended,
+            ended = self.watch_gates() => ended,
+            ended = self.tell_strays() => ended,
             why = self.driver.told_to_stop() => Ok(why),
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
         }
@@ -75,6 +80,41 @@ impl Service<'_> {
             };
             if changed.is_err() {
                 return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Measures what the gates of the next hand-over are judged by, from when everything is copied on.
+    async fn watch_gates(&self) -> Outcome<String> {
+        let mut ticks = tokio::time::interval(BEAT);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let owner = *self.flows.owner.borrow();
+            let Some(owner) = owner.filter(|_| self.flows.stage().has_reached(Stage::Following)) else {
+                continue;
+            };
+            let measured = self.switch.measured(owner).await?;
+            let mut gates = self.gates.lock().await;
+            gates.look(measured).await?;
+            let states = gates.state(switch::move_from(owner));
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = (states, gates.trouble());
+        }
+    }
+
+    /// Journals what was written on a side that does not own the writes, and warns of it.
+    async fn tell_strays(&self) -> Outcome<String> {
+        loop {
+            tokio::time::sleep(BEAT).await;
+            for side in Side::ALL {
+                let Some(flow) = self.flows.landing_on(side.other()) else { continue };
+                let Some(strays) = flow.admissions.strays().take_new() else { continue };
+                self.driver.record(self.lease, "stray", json!({ "side": side, "strays": strays })).await?;
+                let count = strays.counts.changes;
+                self.driver.warnings.say(format!(
+                    "{count} change(s) were written on the {side} past its fence and were not applied to the owner \
+                     (`segue journal` lists them as `stray`): the sides differ there; `segue verify --repair` mends it"
+                ));
             }
         }
     }
@@ -154,6 +194,7 @@ impl Service<'_> {
     fn status(&self, slot: &SlotState) -> Status {
         let Driver { spec, sides, throttle, holder, .. } = self.driver;
         let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
+        let (gates, trouble) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut warnings = self.warnings.clone();
         warnings.extend(self.driver.warnings.said());
         let active = self.flows.active();
@@ -177,6 +218,8 @@ impl Service<'_> {
             slot: slot.clone(),
             live: active.verifying.live(),
             warnings,
+            gates,
+            trouble,
         }
     }
 

@@ -25,6 +25,7 @@ const TABLES: &[&str] = &[
     "journal",
     "divergence",
     "verification",
+    "sample",
     "owner",
     "autovacuum",
     "token",

@@ -3,8 +3,8 @@
 use crate::world::{MIGRATION, Running, TABLES, TOKEN, World};
 use segue_engine::admission::Admission;
 use segue_model::name::QualifiedName;
-use segue_postgres::birth::Direction;
 use segue_model::switch::ownership::{Attempt, Epoch, FenceId};
+use segue_postgres::birth::Direction;
 use segue_postgres::fence::{Answer, Applied, Limits, Role, Row, Side, prepare};
 use segue_testkit::cluster::available_majors;
 use segue_testkit::{Cluster, Options};

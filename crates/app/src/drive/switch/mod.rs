@@ -25,13 +25,15 @@ use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{self, Gate, Move, Override};
 use segue_model::switch::ownership::{Epoch, FenceId};
 use segue_model::switch::steps::Step;
+use segue_model::table::Table;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::Lease;
 use segue_postgres::fence::{self, Limits};
+use segue_postgres::sequences::Sequences;
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use walk::Walk;
@@ -42,6 +44,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const CONTRADICTIONS_MAX: u32 = 5;
 /// What is done for the old owner when an attempt ends has to be done in this time; the fence's deadline does the rest.
 const RETREAT_PATIENCE: Duration = Duration::from_millis(1500);
+/// Sequences are paired anew for the gates so often; for a hand-over they always are.
+const PAIRED_FOR: Duration = Duration::from_secs(30);
 /// How long before the fence's deadline a hand-over is too late, as a part of the hold.
 const MARGIN_PART: u32 = 10;
 
@@ -65,11 +69,13 @@ pub(super) struct Switch<'d> {
     lease: &'d Lease,
     flows: Arc<Flows>,
     back: Arc<WayBack<'d>>,
-    gates: Arc<Mutex<Gates>>,
+    gates: Arc<Mutex<Gates<'d>>>,
     journal: Journal,
     source: fence::Side,
     target: fence::Side,
     orders: Mutex<mpsc::Receiver<Order>>,
+    /// Sequences that could not be set when they were last paired, from which owner, and when.
+    paired: Mutex<Option<(Side, Instant, Vec<String>)>>,
     /// The side on which a fence of this attempt may stand.
     fenced: watch::Sender<Option<Side>>,
 }
@@ -80,7 +86,7 @@ impl<'d> Switch<'d> {
         (driver, lease): (&'d Driver, &'d Lease),
         flows: Arc<Flows>,
         back: Arc<WayBack<'d>>,
-        gates: Arc<Mutex<Gates>>,
+        gates: Arc<Mutex<Gates<'d>>>,
         journal: Journal,
         orders: mpsc::Receiver<Order>,
     ) -> Outcome<Switch<'d>> {
@@ -95,7 +101,8 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
         let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
-        Ok(Switch { driver, lease, flows, back, gates, journal, source, target, orders, fenced })
+        let paired = Mutex::default();
+        Ok(Switch { driver, lease, flows, back, gates, journal, source, target, orders, paired, fenced })
     }
 
     fn migration(&self) -> &str {
@@ -238,12 +245,13 @@ impl<'d> Switch<'d> {
         owner: Side,
         overrides: &[Override],
     ) -> Outcome<Vec<gates::Blocker>> {
-        let what = match owner {
-            Side::Source => Move::Writes,
-            Side::Target => Move::Reverse,
+        let measured = self.measured(owner).await?;
+        let evidence = {
+            let mut gates = self.gates.lock().await;
+            gates.expire();
+            gates.look(measured).await?
         };
-        let evidence = self.gates.lock().await.look(self.measured(owner).await?).await?;
-        let mut blockers = gates::blockers(what, self.driver.spec.profile, &evidence, overrides);
+        let mut blockers = gates::blockers(move_from(owner), self.driver.spec.profile, &evidence, overrides);
         if asked == Asked::Rehearse {
             blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
         }
@@ -262,10 +270,26 @@ impl<'d> Switch<'d> {
             lag_ms: active.progress.snapshot().lag_ms,
             live: active.verifying.live(),
             opposite: Some(opposite),
-            sequences_unready: None,
+            sequences_unready: self.unready_sequences(owner).await?,
             rehearsed_us: self.journal.rehearsed_us(),
             owner,
         })
+    }
+
+    /// Sequences that could not be set on the new side, as they were last paired.
+    async fn unready_sequences(&self, owner: Side) -> Outcome<Option<Vec<String>>> {
+        let mut paired = self.paired.lock().await;
+        if paired.as_ref().is_none_or(|(of, at, _)| *of != owner || at.elapsed() > PAIRED_FOR) {
+            let Some(flow) = self.flows.landing_on(owner.other()) else { return Ok(None) };
+            let (old, new) = tokio::try_join!(
+                self.endpoint(owner).connect("sequences"),
+                self.endpoint(owner.other()).connect("sequences")
+            )?;
+            let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
+            let sequences = Sequences::pair(&old, &new, &tables, flow.direction).await?;
+            *paired = Some((owner, Instant::now(), sequences.unready().to_vec()));
+        }
+        Ok(paired.as_ref().map(|(_, _, unready)| unready.clone()))
     }
 
     /// Both fences, on all tables that are there now.
@@ -383,6 +407,14 @@ impl<'d> Switch<'d> {
         }
         killpoint::pass("switch.drain.after");
         Ok(())
+    }
+}
+
+/// What handing the writes over from `owner` is called.
+pub(super) fn move_from(owner: Side) -> Move {
+    match owner {
+        Side::Source => Move::Writes,
+        Side::Target => Move::Reverse,
     }
 }
 

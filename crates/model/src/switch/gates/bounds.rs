@@ -16,8 +16,8 @@ pub struct Bounds {
     pub drift_window: Duration,
     /// Repeated reads that answered alike are at least this, in parts per million.
     pub matches_ppm_min: u64,
-    /// Over this window.
-    pub matches_window: Duration,
+    /// Over this window; `None`: not asked for, as reads are repeated only where a router is.
+    pub matches_window: Option<Duration>,
     /// Between two samples, and since the last one, at most this much time may pass: what was not watched is not known.
     pub gap_max: Duration,
     /// The last full verification ended at most this long ago.
@@ -48,7 +48,7 @@ const PROD: Bounds = Bounds {
     drift_ppm_below: 10,
     drift_window: hours(72),
     matches_ppm_min: 999_900,
-    matches_window: hours(24),
+    matches_window: Some(hours(24)),
     gap_max: seconds(300),
     verified_age_max: hours(24),
     way_back_bytes_max: 16 << 20,
@@ -59,6 +59,9 @@ const PROD: Bounds = Bounds {
 };
 
 impl Bounds {
+    /// No window of any profile is longer: what was measured before it is of no more use.
+    pub const WINDOW_MAX: Duration = PROD.drift_window;
+
     /// The bounds of a profile. What protects data is the same in all of them but for its age.
     pub const fn of(profile: Profile) -> Bounds {
         match profile {
@@ -66,7 +69,7 @@ impl Bounds {
             Profile::Staging => Bounds {
                 lag_window: seconds(60),
                 drift_window: hours(1),
-                matches_window: hours(1),
+                matches_window: Some(hours(1)),
                 rehearsal_age_max: Some(hours(30 * 24)),
                 transaction_age_max: seconds(30),
                 spare_connections_percent_min: 10,
@@ -76,7 +79,7 @@ impl Bounds {
                 lag_ms_max: 5000,
                 lag_window: seconds(2),
                 drift_window: Duration::ZERO,
-                matches_window: Duration::ZERO,
+                matches_window: None,
                 verified_age_max: hours(7 * 24),
                 rehearsal_age_max: None,
                 transaction_age_max: seconds(60),

@@ -113,7 +113,8 @@ pub struct Evidence {
     pub rehearsed_us: Option<i64>,
     /// What differs from the plan, each in words.
     pub ddl_differences: Option<Vec<String>>,
-    /// The transactions on the owner that hold a lock on the tables or have written to them: age, and in words who it is.
+    /// The transactions on the owner that hold a lock on the tables which the fence would wait for, or wait for one: age, and
+    /// in words who it is. An age that cannot be seen is [`Duration::MAX`].
     pub transactions: Option<Vec<(Duration, String)>>,
     /// Replicas of the new side; none is none.
     pub replicas: Option<Vec<Replica>>,

@@ -128,7 +128,8 @@ fn drift(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
 }
 
 fn matches(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
-    let share = match covered(&evidence.matches, bounds.matches_window, bounds, evidence) {
+    let window = bounds.matches_window?;
+    let share = match covered(&evidence.matches, window, bounds, evidence) {
         Ok(samples) => sum(samples),
         Err(red) => return red,
     };
@@ -210,7 +211,12 @@ fn rehearsal(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
 fn transactions(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(all) = &evidence.transactions else { return unmeasured() };
     let old = all.iter().filter(|(age, _)| *age > bounds.transaction_age_max);
-    let named: Vec<String> = old.map(|(age, who)| format!("{who} for {}", words(*age))).collect();
+    let named: Vec<String> = old
+        .map(|(age, who)| match *age {
+            Duration::MAX => who.clone(),
+            age => format!("{who} for {}", words(age)),
+        })
+        .collect();
     let what = format!("transactions are older than {}", words(bounds.transaction_age_max));
     none_of(Some(&named), &what, "wait for them, or end them")
 }

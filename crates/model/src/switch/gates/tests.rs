@@ -187,7 +187,8 @@ fn on_a_developers_machine_seconds_are_enough_and_no_rehearsal_is_asked_for() {
     let fresh = Evidence {
         lag_ms: last(NOW_US - 2_000_000),
         drift: share(0),
-        matches: share(10),
+        // Without a router no read is repeated.
+        matches: Series::default(),
         rehearsed_us: None,
         ..good()
     };
@@ -234,6 +235,75 @@ fn a_gate_that_stays_green_remembers_since_when() {
     assert_eq!(green(5).after(Some(&red())), green(5));
     assert_eq!(green(5).after(None), green(5));
     assert_eq!(red().after(Some(&green(3))), red());
+}
+
+#[test]
+fn an_age_that_cannot_be_seen_is_never_young_enough() {
+    let hidden = vec![(Duration::MAX, "pid 7, hidden".to_owned())];
+    let evidence = Evidence { transactions: Some(hidden), ..good() };
+    for profile in PROFILES {
+        let why = why(Gate::LongTransactions, profile, &evidence);
+        assert!(why.ends_with(": pid 7, hidden"), "{why}");
+    }
+}
+
+#[test]
+fn no_window_is_longer_than_the_longest() {
+    for bounds in PROFILES.map(Bounds::of) {
+        let all = [Some(bounds.lag_window), Some(bounds.drift_window), bounds.matches_window];
+        assert!(all.into_iter().flatten().all(|window| window <= Bounds::WINDOW_MAX), "{bounds:?}");
+    }
+}
+
+/// Good evidence, made bad for one gate alone.
+fn bad_for(gate: Gate) -> Evidence {
+    let mut evidence = good();
+    match gate {
+        Gate::Lag => evidence.lag_ms = minutes(1, 60_000),
+        Gate::Drift => evidence.drift = minutes(72, Share { part: 1, whole: 1000 }),
+        Gate::Matches => evidence.matches = minutes(24, Share { part: 900, whole: 1000 }),
+        Gate::Verified => evidence.verified = Some(Verified { oldest_us: NOW_US, tables_left: 1 }),
+        Gate::Divergences => evidence.divergences_open = Some(1),
+        Gate::WayBack => evidence.opposite = Some(Opposite { is_armed: false, behind_bytes: 0 }),
+        Gate::Sequences => evidence.sequences_unready = Some(vec!["public.s".to_owned()]),
+        Gate::Rehearsal => evidence.rehearsed_us = Some(NOW_US - 1_000 * HOUR_US),
+        Gate::Ddl => evidence.ddl_differences = Some(vec!["public.t has lost a column".to_owned()]),
+        Gate::LongTransactions => {
+            evidence.transactions = Some(vec![(Duration::from_secs(3600), "pid 7".to_owned())]);
+        }
+        Gate::Replicas => {
+            evidence.replicas = Some(vec![Replica { name: "b".to_owned(), lag_ms: 60_000 }]);
+        }
+        Gate::Connections => evidence.connections = Some(Headroom { free: 99, needed: 100 }),
+        Gate::Wraparound => evidence.wraparound_vacuums = Some(vec!["public.t".to_owned()]),
+        Gate::Sessions => evidence.sessions_with_state = Some(vec!["pid 7 holds a lock".to_owned()]),
+    }
+    evidence
+}
+
+#[test]
+fn each_gate_blocks_the_moves_that_ask_for_it_and_no_other_gate_is_red_for_it() {
+    for line in TABLE {
+        for profile in PROFILES {
+            for what in MOVES {
+                let bounds = Bounds::of(profile);
+                let is_asked = line.asked_by.contains(&what)
+                    && (line.gate != Gate::Matches || bounds.matches_window.is_some())
+                    && (line.gate != Gate::Rehearsal || bounds.rehearsal_age_max.is_some());
+                let found = blockers(what, profile, &bad_for(line.gate), &[]);
+                let named: Vec<Gate> = found.iter().map(|blocker| blocker.gate).collect();
+                let expected: &[Gate] = if is_asked { &[line.gate] } else { &[] };
+                assert_eq!(named, expected, "{} for {what:?} in {profile}", line.name);
+                assert!(found.iter().all(|blocker| blocker.may_be_overridden != line.protects_data));
+            }
+        }
+    }
+}
+
+#[test]
+fn writes_ask_for_every_gate_and_the_way_back_for_those_that_make_it_work() {
+    let asked = |what| TABLE.iter().filter(|line| line.asked_by.contains(&what)).count();
+    assert_eq!((asked(Writes), asked(Reverse)), (14, 10));
 }
 
 proptest! {

@@ -1,0 +1,361 @@
+//! The evidence of a switch's gates: measured on both sides, kept over restarts, and judged.
+//!
+//! One [`Gates`] lives as long as an attempt and looks about once a second. What can be asked for nothing is asked each
+//! time; the catalogs, and what is wrong with a server anyway, every [`SLOW`]. A side that cannot be looked at now is no
+//! fault of the migration: what depends on it is not measured, which is red, and the reason is among the troubles.
+//!
+//! All times are the control database's. It decides nothing; [`segue_model::switch::gates`] judges, the switch asks.
+
+mod born;
+mod ddl;
+mod series;
+mod sessions;
+mod side;
+#[cfg(test)]
+mod tests;
+
+use super::Driver;
+use crate::report::{GateState, LiveVerification};
+use crate::sides::Sides;
+use born::Born;
+use ddl::Forms;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Profile;
+use segue_model::switch::Side;
+use segue_model::switch::gates::{
+    Bounds, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified, judge,
+};
+use segue_postgres::control::{Control, Lease, NewSample, Standing};
+use series::Measurements;
+use sessions::Remembered;
+use side::{OldSide, Watch};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often catalogs are compared, and the servers' own troubles collected.
+const SLOW: Duration = Duration::from_secs(10);
+/// How often both catalogs are read as for a plan.
+const PLAN: Duration = Duration::from_secs(60);
+/// How often samples that are too old are removed.
+const PRUNE: Duration = Duration::from_secs(3600);
+
+const LAG: &str = "lag";
+const DRIFT: &str = "drift";
+const VERIFICATION: &str = "verification";
+
+/// What the driver itself knows; everything else is looked up.
+#[derive(Clone, Debug)]
+pub(crate) struct Measured {
+    /// The stream's lag.
+    pub(crate) lag_ms: u64,
+    /// What live comparison has come to since this attempt began.
+    pub(crate) live: LiveVerification,
+    /// The opposite stream, if it is known.
+    pub(crate) opposite: Option<Opposite>,
+    /// Sequences that cannot be set on the new side, if that was looked at.
+    pub(crate) sequences_unready: Option<Vec<String>>,
+    /// When the last rehearsal succeeded, as the journal has it.
+    pub(crate) rehearsed_us: Option<i64>,
+    /// Who owns the writes now.
+    pub(crate) owner: Side,
+}
+
+/// When something was last done.
+#[derive(Debug, Default)]
+struct Last(Option<Instant>);
+
+impl Last {
+    /// Whether it is time again; if so, it counts as done now.
+    fn is_due(&mut self, every: Duration) -> bool {
+        let due = self.0.is_none_or(|at| at.elapsed() >= every);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// What is not looked at each time, as it was last seen.
+#[derive(Debug, Default)]
+struct Slowly {
+    compared: Last,
+    planned: Last,
+    /// The columns as this attempt first saw them.
+    first: Option<Forms>,
+    /// How they differ now, and what stands in the way of the plan.
+    differences: Option<Vec<String>>,
+    refusals: Option<Vec<String>>,
+    /// What is wrong with either server.
+    trouble: Vec<String>,
+}
+
+/// What one look at both sides has found; `None` where it could not be looked.
+#[derive(Debug, Default)]
+struct Seen {
+    old: Option<OldSide>,
+    new: Option<(Vec<Replica>, u64)>,
+}
+
+/// Measures the gates' evidence, and remembers what it came to.
+pub(crate) struct Gates<'d> {
+    control: Arc<Control>,
+    lease: &'d Lease,
+    profile: Profile,
+    migration: String,
+    born: Born,
+    /// Since when differences found by live comparison are this attempt's.
+    opened_us: i64,
+    source: Watch,
+    target: Watch,
+    measurements: Measurements,
+    sessions: Remembered,
+    slowly: Slowly,
+    pruned: Last,
+    /// Sides that could not be looked at the last time, and why.
+    unseen: Vec<String>,
+    /// The last answer of every gate, in the order of [`TABLE`], and since when it is of that colour.
+    verdicts: Vec<(Gate, Verdict, i64)>,
+}
+
+impl<'d> Gates<'d> {
+    /// Loads what earlier attempts have measured. The stream must have been born.
+    pub(crate) async fn open(driver: &'d Driver, lease: &'d Lease) -> Outcome<Gates<'d>> {
+        let (profile, migration) = (driver.spec.profile, driver.spec.name.as_str());
+        Gates::over(driver.control.clone(), lease, &driver.sides, profile, migration).await
+    }
+
+    async fn over(
+        control: Arc<Control>,
+        lease: &'d Lease,
+        sides: &Sides,
+        profile: Profile,
+        migration: &str,
+    ) -> Outcome<Gates<'d>> {
+        let born = Born::read(&control.journal(0).await?)?;
+        let opened_us = control.standing(born.at_us, 0).await?.now_us;
+        let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
+        let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
+        let verifications = control.samples(VERIFICATION, Bounds::WINDOW_MAX).await?;
+        Ok(Gates {
+            control,
+            lease,
+            profile,
+            migration: migration.to_owned(),
+            born,
+            opened_us,
+            source: Watch::of(sides.source.marked(migration)),
+            target: Watch::of(sides.target.marked(migration)),
+            measurements: Measurements::load(&lag, &drift, &verifications),
+            sessions: Remembered::default(),
+            slowly: Slowly::default(),
+            pruned: Last::default(),
+            unseen: Vec::new(),
+            verdicts: Vec::new(),
+        })
+    }
+
+    /// Looks at everything that is due, and judges it. To be called about once a second; [`Gates::expire`] before it is
+    /// relied upon. Fails only if the control database cannot be asked, or another driver has taken over.
+    pub(crate) async fn look(&mut self, measured: Measured) -> Outcome<Evidence> {
+        let seen = self.look_at_sides(measured.owner).await;
+        let standing = self.control.standing(self.born.at_us, self.opened_us).await?;
+        let live = Share { part: measured.live.divergent, whole: measured.live.compared };
+        self.measurements.measured(standing.now_us, measured.lag_ms, live);
+        self.store(standing.now_us).await?;
+        let evidence = self.evidence(measured, seen, &standing);
+        self.judge(&evidence);
+        Ok(evidence)
+    }
+
+    /// The next look leaves nothing out.
+    pub(crate) fn expire(&mut self) {
+        self.slowly.compared = Last::default();
+        self.slowly.planned = Last::default();
+    }
+
+    /// A verification has compared so many rows and confirmed so many differences, those included that it has repaired:
+    /// the window's drift is about what went wrong, not about what is left of it.
+    pub(crate) async fn compared(&mut self, rows: u64, divergent: u64) -> Outcome<()> {
+        let sample = NewSample { series: VERIFICATION, part: divergent, whole: rows };
+        let at_us = self.control.append_samples(self.lease, &[sample]).await?;
+        self.measurements.verified(at_us, Share { part: divergent, whole: rows });
+        Ok(())
+    }
+
+    /// The gates that `what` asks for, as the last look left them. None before the first.
+    pub(crate) fn state(&self, what: Move) -> Vec<GateState> {
+        let asked = self.verdicts.iter().filter(|(gate, _, _)| gate.line().asked_by.contains(&what));
+        asked.map(|(gate, verdict, since_us)| state_of(*gate, verdict, *since_us)).collect()
+    }
+
+    /// What is wrong with the servers, and why a side could not be looked at, a line each.
+    pub(crate) fn trouble(&self) -> Vec<String> {
+        self.unseen.iter().chain(&self.slowly.trouble).cloned().collect()
+    }
+
+    async fn look_at_sides(&mut self, owner: Side) -> Seen {
+        let (old_tables, (old, new)) = match owner {
+            Side::Source => (self.born.sources(), (&mut self.source, &mut self.target)),
+            Side::Target => (self.born.targets(), (&mut self.target, &mut self.source)),
+        };
+        let (found_old, found_new) = tokio::join!(old.old_side(&self.migration, &old_tables), new.new_side());
+        self.unseen.clear();
+        let seen = Seen {
+            old: note(&mut self.unseen, owner, found_old),
+            new: note(&mut self.unseen, owner.other(), found_new),
+        };
+        if !self.unseen.is_empty() {
+            // Nobody is asked more who does not answer this; both are, at once, when they do.
+            self.slowly.differences = None;
+            self.expire();
+            return seen;
+        }
+        if self.slowly.compared.is_due(SLOW) {
+            self.look_slowly().await;
+        }
+        if self.slowly.planned.is_due(PLAN) {
+            self.plan_again(owner).await;
+        }
+        seen
+    }
+
+    /// Compares the catalogs with what was, and asks both servers for their own troubles.
+    async fn look_slowly(&mut self) {
+        let (sources, targets) = (self.born.sources(), self.born.targets());
+        let (source, target) = tokio::join!(
+            self.source.slowly(&self.migration, &sources),
+            self.target.slowly(&self.migration, &targets),
+        );
+        self.slowly.trouble.clear();
+        let mut forms = Vec::new();
+        for (side, found) in [(Side::Source, source), (Side::Target, target)] {
+            let Some((columns, trouble)) = note(&mut self.unseen, side, found) else { continue };
+            self.slowly.trouble.extend(trouble.into_iter().map(|what| format!("{side}: {what}")));
+            forms.push(columns);
+        }
+        self.slowly.differences = match <[_; 2]>::try_from(forms) {
+            Ok([source, target]) => {
+                let now = Forms { source, target };
+                let first = self.slowly.first.get_or_insert_with(|| now.clone());
+                Some(ddl::differences(&self.born, first, &now))
+            }
+            // Asked again with the next look.
+            Err(_) => {
+                self.slowly.compared = Last::default();
+                None
+            }
+        };
+    }
+
+    /// Reads both catalogs as for a plan, and keeps what stands in its way now.
+    async fn plan_again(&mut self, owner: Side) {
+        let refusals = side::refusals((&mut self.source, &mut self.target), &self.born.pairs(), owner).await;
+        self.slowly.refusals = match refusals {
+            Ok(refusals) => Some(refusals),
+            Err(fault) => {
+                self.slowly.planned = Last::default();
+                self.unseen.push(format!("both catalogs could not be compared: {fault}"));
+                None
+            }
+        };
+    }
+
+    /// Stores what was measured since the last time, every ten seconds.
+    async fn store(&mut self, now_us: i64) -> Outcome<()> {
+        let Some((lag_ms, live)) = self.measurements.due(now_us) else { return Ok(()) };
+        let samples = [
+            NewSample { series: LAG, part: lag_ms, whole: 0 },
+            NewSample { series: DRIFT, part: live.part, whole: live.whole },
+        ];
+        let at_us = self.control.append_samples(self.lease, &samples).await?;
+        self.measurements.stored(at_us);
+        if self.pruned.is_due(PRUNE) {
+            self.control.prune_samples(self.lease, Bounds::WINDOW_MAX).await?;
+        }
+        Ok(())
+    }
+
+    fn evidence(&mut self, measured: Measured, seen: Seen, standing: &Standing) -> Evidence {
+        let bounds = Bounds::of(self.profile);
+        let needed = seen.old.as_ref().map(|old| old.application_sessions);
+        let (replicas, free) = seen.new.map_or((None, None), |(replicas, free)| (Some(replicas), Some(free)));
+        let old = seen.old.unwrap_or_default();
+        Evidence {
+            now_us: standing.now_us,
+            lag_ms: self.measurements.lag_ms(),
+            drift: self.measurements.drift(standing.now_us, bounds.drift_window),
+            matches: Default::default(),
+            verified: Some(self.verified(standing)),
+            // What this attempt has found it may have found equal since; a verification may have cleared it.
+            divergences_open: Some(standing.open + standing.open_live.min(measured.live.open)),
+            opposite: measured.opposite,
+            sequences_unready: measured.sequences_unready,
+            rehearsed_us: measured.rehearsed_us,
+            ddl_differences: self
+                .slowly
+                .differences
+                .clone()
+                .zip(self.slowly.refusals.clone())
+                .map(|(a, b)| [a, b].concat()),
+            transactions: old.transactions,
+            replicas,
+            connections: free.zip(needed).map(|(free, needed)| Headroom { free, needed }),
+            wraparound_vacuums: old.wraparound_vacuums,
+            sessions_with_state: old.sessions_with_state.map(|found| self.sessions.known(found)),
+        }
+    }
+
+    fn verified(&self, standing: &Standing) -> Verified {
+        let ended: Vec<i64> =
+            self.born.tables.iter().filter_map(|table| standing.verified.get(&table.id).copied()).collect();
+        Verified {
+            oldest_us: ended.iter().copied().min().unwrap_or(standing.now_us),
+            tables_left: (self.born.tables.len() - ended.len()) as u64,
+        }
+    }
+
+    fn judge(&mut self, evidence: &Evidence) {
+        let bounds = Bounds::of(self.profile);
+        let before = std::mem::take(&mut self.verdicts);
+        let now = TABLE.iter().map(|line| {
+            let previous = before.iter().find(|(gate, _, _)| *gate == line.gate);
+            let verdict = judge(line.gate, &bounds, evidence).after(previous.map(|(_, verdict, _)| verdict));
+            let since_us = since_us(&verdict, previous, evidence.now_us);
+            (line.gate, verdict, since_us)
+        });
+        self.verdicts = now.collect();
+    }
+}
+
+/// Since when a gate is of its colour.
+fn since_us(verdict: &Verdict, previous: Option<&(Gate, Verdict, i64)>, now_us: i64) -> i64 {
+    match (verdict, previous) {
+        (Verdict::Green { since_us }, _) => *since_us,
+        (Verdict::Red(_), Some((_, Verdict::Red(_), since_us))) => *since_us,
+        (Verdict::Red(_), Some((_, Verdict::Green { .. }, _)) | None) => now_us,
+    }
+}
+
+fn state_of(gate: Gate, verdict: &Verdict, since_us: i64) -> GateState {
+    let (why, next) = match verdict {
+        Verdict::Green { .. } => (String::new(), String::new()),
+        Verdict::Red(red) => (red.why.clone(), red.next.clone()),
+    };
+    let green = matches!(verdict, Verdict::Green { .. });
+    GateState { gate, green, since_us, why, next, protects_data: gate.line().protects_data }
+}
+
+/// What was found, or nothing and why.
+fn note<T>(unseen: &mut Vec<String>, side: Side, found: Result<T, Fault>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(fault) => {
+            let line = format!("the {side} could not be looked at: {fault}");
+            if !unseen.contains(&line) {
+                unseen.push(line);
+            }
+            None
+        }
+    }
+}

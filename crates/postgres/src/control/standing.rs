@@ -1,0 +1,75 @@
+//! What verifications have left behind: when each table was last compared in full, and which differences are open.
+
+use super::Control;
+use segue_engine::ports::Outcome;
+use segue_model::table::TableId;
+use std::collections::BTreeMap;
+
+/// So many open differences are counted; more are as good as these.
+const OPEN_MAX: u64 = 10_000;
+
+/// When a table was last compared in full, in microseconds since 1970 by the database's clock.
+pub type Verified = BTreeMap<TableId, i64>;
+
+/// Where the comparison of both sides stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The moment of this answer, in microseconds since 1970 by the database's clock.
+    pub now_us: i64,
+    /// The last digest verification of each table that has gone all through it.
+    pub verified: Verified,
+    /// Differences that verifications, or earlier processes' live comparison, have found and that are open.
+    pub open: u64,
+    /// Differences that live comparison has found since the moment asked about, and that no verification has cleared.
+    pub open_live: u64,
+}
+
+/// What no later verification has cleared: neither repaired, nor in a table that was compared in full since without a row
+/// left unsettled. What that verification found again has a row of its own. `live` picks those since `$2`.
+fn open(live: &str) -> String {
+    format!(
+        "(SELECT count(DISTINCT (o.table_id, o.key)) FROM (
+             SELECT d.table_id, coalesce(d.key::text, d.no::text) AS key FROM segue.divergence d
+              WHERE d.migration = $1 AND NOT d.repaired AND {live}
+                AND NOT EXISTS (SELECT FROM compared c WHERE c.table_id = d.table_id AND c.settled
+                                   AND c.started_at > d.found_at)
+              LIMIT {OPEN_MAX}) o)"
+    )
+}
+
+impl Control {
+    /// Looks where the comparison stands. Verifications that began before `born_us` were of another copy of the rows.
+    /// Of differences found by live comparison, those since `live_us` are counted apart: whoever compares knows better
+    /// which of these have been found equal since.
+    pub async fn standing(&self, born_us: i64, live_us: i64) -> Outcome<Standing> {
+        let since_live = "to_timestamp($2::bigint / 1000000.0)";
+        let sql = format!(
+            "WITH compared AS (
+                 SELECT (t ->> 'table_id')::int AS table_id, v.started_at, v.ended_at,
+                        coalesce(t #>> '{{counts,hot}}' = '0', false) AS settled
+                   FROM segue.verification v CROSS JOIN LATERAL jsonb_array_elements(v.body #> '{{report,tables}}') t
+                  WHERE v.migration = $1 AND v.mode = 'digest' AND v.ended_at IS NOT NULL
+                    AND coalesce(t ->> 'complete' = 'true', false)
+                    AND v.started_at >= to_timestamp($3::bigint / 1000000.0))
+             SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
+                    coalesce((SELECT array_agg(x.table_id ORDER BY x.table_id) FROM (SELECT DISTINCT table_id FROM compared) x), '{{}}') AS tables,
+                    coalesce((SELECT array_agg(x.at_us ORDER BY x.table_id) FROM (SELECT table_id,
+                        (extract(epoch FROM max(ended_at)) * 1000000)::bigint AS at_us FROM compared GROUP BY table_id) x), '{{}}') AS ended,
+                    {} AS open, {} AS open_live",
+            open(&format!("(d.verification IS NOT NULL OR d.found_at < {since_live})")),
+            open(&format!("d.verification IS NULL AND d.found_at >= {since_live}")),
+        );
+        let session = self.session().await?;
+        let row = session.query_one(&sql, &[&self.migration, &live_us, &born_us]).await;
+        let row = row.map_err(|e| self.failed(&e))?;
+        let (tables, ended): (Vec<i32>, Vec<i64>) = (row.get("tables"), row.get("ended"));
+        let verified = tables.into_iter().map(|table| TableId(table.unsigned_abs())).zip(ended).collect();
+        let count = |name: &str| u64::try_from(row.get::<_, i64>(name)).unwrap_or(0);
+        Ok(Standing {
+            now_us: row.get("now_us"),
+            verified,
+            open: count("open"),
+            open_live: count("open_live"),
+        })
+    }
+}
