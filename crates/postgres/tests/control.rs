@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
 
+use segue_engine::verify::ports::RangeCounts;
+use segue_engine::verify::report::{Report, TableReport};
 use segue_model::table::TableId;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, NewSample, shut_out};
@@ -306,9 +308,12 @@ async fn a_superseded_driver_stores_and_removes_no_samples() {
 
 /// A digest verification of tables 0 and 1 as it is stored at its end; table 1 is complete, or has hot rows.
 fn verification(ended: &str, complete: bool, hot: u64) -> String {
-    let report = json!({ "tables": [
-        { "table_id": 0, "complete": true, "counts": { "hot": 0 } },
-        { "table_id": 1, "complete": complete, "counts": { "hot": hot } }] });
+    let table = |table_id, complete, hot| {
+        let counts = RangeCounts { hot, ..RangeCounts::default() };
+        TableReport { table_id, complete, counts, ..TableReport::default() }
+    };
+    let tables = vec![table(0, true, 0), table(1, complete, hot)];
+    let report = json!(Report { tables, ..Report::default() });
     format!(
         "INSERT INTO segue.verification (migration, mode, tables, started_at, ended_at, body)
          VALUES ('m', 'digest', '{{0,1}}', clock_timestamp(), {ended}, jsonb_build_object('report', '{report}'::jsonb));"

@@ -7,6 +7,7 @@
 //! All times are the control database's. It decides nothing; [`segue_model::switch::gates`] judges, the switch asks.
 
 mod born;
+mod comparisons;
 mod ddl;
 mod series;
 mod sessions;
@@ -18,6 +19,7 @@ use super::Driver;
 use crate::report::{GateState, LiveVerification};
 use crate::sides::Sides;
 use born::Born;
+pub(crate) use comparisons::Comparisons;
 use ddl::Forms;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -42,7 +44,6 @@ const PRUNE: Duration = Duration::from_secs(3600);
 
 const LAG: &str = "lag";
 const DRIFT: &str = "drift";
-const VERIFICATION: &str = "verification";
 
 /// What the driver itself knows; everything else is looked up.
 #[derive(Clone, Debug)]
@@ -109,6 +110,7 @@ pub(crate) struct Gates<'d> {
     source: Watch,
     target: Watch,
     measurements: Measurements,
+    comparisons: Comparisons,
     sessions: Remembered,
     slowly: Slowly,
     pruned: Last,
@@ -136,7 +138,8 @@ impl<'d> Gates<'d> {
         let opened_us = control.standing(born.at_us, 0).await?.now_us;
         let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
         let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
-        let verifications = control.samples(VERIFICATION, Bounds::WINDOW_MAX).await?;
+        let verifications = control.samples(comparisons::SERIES, Bounds::WINDOW_MAX).await?;
+        let comparisons = Comparisons::new(control.clone(), lease.clone());
         Ok(Gates {
             control,
             lease,
@@ -147,6 +150,7 @@ impl<'d> Gates<'d> {
             source: Watch::of(sides.source.marked(migration)),
             target: Watch::of(sides.target.marked(migration)),
             measurements: Measurements::load(&lag, &drift, &verifications),
+            comparisons,
             sessions: Remembered::default(),
             slowly: Slowly::default(),
             pruned: Last::default(),
@@ -160,6 +164,9 @@ impl<'d> Gates<'d> {
     pub(crate) async fn look(&mut self, measured: Measured) -> Outcome<Evidence> {
         let seen = self.look_at_sides(measured.owner).await;
         let standing = self.control.standing(self.born.at_us, self.opened_us).await?;
+        for sample in self.comparisons.take() {
+            self.measurements.verified(sample);
+        }
         let live = Share { part: measured.live.divergent, whole: measured.live.compared };
         self.measurements.measured(standing.now_us, measured.lag_ms, live);
         self.store(standing.now_us).await?;
@@ -174,13 +181,9 @@ impl<'d> Gates<'d> {
         self.slowly.planned = Last::default();
     }
 
-    /// A verification has compared so many rows and confirmed so many differences, those included that it has repaired:
-    /// the window's drift is about what went wrong, not about what is left of it.
-    pub(crate) async fn compared(&mut self, rows: u64, divergent: u64) -> Outcome<()> {
-        let sample = NewSample { series: VERIFICATION, part: divergent, whole: rows };
-        let at_us = self.control.append_samples(self.lease, &[sample]).await?;
-        self.measurements.verified(at_us, Share { part: divergent, whole: rows });
-        Ok(())
+    /// Where verifications say what they have compared.
+    pub(crate) fn comparisons(&self) -> Comparisons {
+        self.comparisons.clone()
     }
 
     /// The gates that `what` asks for, as the last look left them. None before the first.

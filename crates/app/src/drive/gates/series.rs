@@ -97,8 +97,9 @@ impl Measurements {
     }
 
     /// A verification has ended, and came to this.
-    pub(super) fn verified(&mut self, at_us: i64, share: Share) {
-        self.verifications.push(Sample { at_us, value: share });
+    pub(super) fn verified(&mut self, came_to: Sample<Share>) {
+        self.verifications.push(came_to);
+        self.verifications.sort_by_key(|sample| sample.at_us);
     }
 
     /// The lag.
@@ -235,10 +236,10 @@ mod tests {
         );
         m.measured(T0 + week, 0, counts(1, 1));
         assert!(!is_green(Gate::Drift, Profile::Dev, T0 + week, &m));
-        m.verified(T0 + week + S, counts(0, 1001));
+        m.verified(Sample { at_us: T0 + week + S, value: counts(0, 1001) });
         m.stored(T0 + week + 2 * S);
         assert!(!is_green(Gate::Drift, Profile::Dev, T0 + week + 2 * S, &m), "it came while that ran");
-        m.verified(T0 + week + 3 * S, counts(0, 1001));
+        m.verified(Sample { at_us: T0 + week + 3 * S, value: counts(0, 1001) });
         assert!(is_green(Gate::Drift, Profile::Dev, T0 + week + 3 * S, &m));
         assert!(!is_green(Gate::Drift, Profile::Dev, T0, &Measurements::default()), "nothing was compared");
     }
@@ -254,9 +255,9 @@ mod tests {
         }
         let now = T0 + 4000 * S;
         assert!(!is_green(Gate::Drift, Profile::Staging, now, &m), "no row was compared");
-        m.verified(now - S, counts(0, 1_000_000));
+        m.verified(Sample { at_us: now - S, value: counts(0, 1_000_000) });
         assert!(is_green(Gate::Drift, Profile::Staging, now, &m));
-        m.verified(now - S, counts(100, 100));
+        m.verified(Sample { at_us: now - S, value: counts(100, 100) });
         assert!(!is_green(Gate::Drift, Profile::Staging, now, &m));
     }
 }

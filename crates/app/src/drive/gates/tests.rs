@@ -115,7 +115,7 @@ async fn gates_open_one_by_one_as_what_they_ask_for_is_done() {
     world.verified().await;
     gates.look(measured(Side::Source)).await.unwrap();
     assert_eq!(red(&gates, Move::Writes), [Gate::Drift, Gate::Lag]);
-    gates.compared(1000, 0).await.unwrap();
+    gates.comparisons().compared(1000, 0).await.unwrap();
     // The lag has to be seen for two seconds.
     let evidence = until_green(&mut gates, Move::Writes, Side::Source).await;
     assert_eq!(blockers(Move::Writes, Profile::Dev, &evidence, &[]), []);
@@ -222,7 +222,7 @@ async fn divergences_and_what_was_measured_outlive_the_attempt() {
     };
     {
         let mut gates = world.gates().await;
-        gates.compared(1000, 3).await.unwrap();
+        gates.comparisons().compared(1000, 3).await.unwrap();
         world.target.execute(&found("NULL")).await;
         let live = LiveVerification { compared: 5, divergent: 1, open: 1, hot: 0 };
         let evidence = gates.look(Measured { live, ..measured(Side::Source) }).await.unwrap();
@@ -257,5 +257,5 @@ async fn ten_seconds_of_looks_are_one_stored_sample_and_a_superseded_driver_stor
     world.control.release(&world.lease).await.unwrap();
     let Acquired::Lease(next) = world.control.acquire("other").await.unwrap() else { panic!("held") };
     shut_out(&world.sides.control, MIGRATION, next.token, true).await.unwrap();
-    assert_eq!(gates.compared(1, 0).await.unwrap_err().code, "SEGUE-SUPERSEDED");
+    assert_eq!(gates.comparisons().compared(1, 0).await.unwrap_err().code, "SEGUE-SUPERSEDED");
 }
