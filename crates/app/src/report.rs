@@ -4,6 +4,7 @@
 
 use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
+use segue_model::switch::Side;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -32,6 +33,39 @@ pub(crate) enum RunState {
     },
     /// It was stopped.
     Stopped,
+}
+
+/// Who takes the writes, as far as the driver knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Owner {
+    /// The side where the data was; also what reports from before there was a switch mean.
+    #[default]
+    Source,
+    /// The side where it goes.
+    Target,
+    /// A hand-over began, and it cannot be known yet whether it happened: nobody is told to write anywhere.
+    Ambiguous,
+}
+
+impl Owner {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Owner::Source => "source",
+            Owner::Target => "target",
+            Owner::Ambiguous => "ambiguous",
+        }
+    }
+}
+
+impl From<Side> for Owner {
+    fn from(side: Side) -> Owner {
+        match side {
+            Side::Source => Owner::Source,
+            Side::Target => Owner::Target,
+        }
+    }
 }
 
 /// The state of the log that the source keeps for the stream.
@@ -67,6 +101,9 @@ pub(crate) struct Status {
     pub(crate) migration: String,
     /// Where it is in its life.
     pub(crate) stage: Stage,
+    /// Who takes the writes.
+    #[serde(default)]
+    pub(crate) owner: Owner,
     /// Whether it makes progress.
     pub(crate) run: RunState,
     /// Where from, without password.
@@ -122,14 +159,20 @@ const TABLES_SHOWN_MAX: usize = 12;
 /// The status as lines for a screen of about 100 columns.
 pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
     let mut lines = vec![
-        format!("{}  {}  {}", status.migration, status.stage, run_text(&status.run)),
+        format!(
+            "{}  {}  {}  owner {}",
+            status.migration,
+            status.stage,
+            run_text(&status.run),
+            status.owner.name()
+        ),
         format!("  {} -> {}", status.source, status.target),
     ];
     if status.stage == Stage::Backfilling {
         copy_lines(&status.progress, rates, &mut lines);
     }
     let p = &status.progress;
-    if status.stage == Stage::Backfilling || status.stage == Stage::Following {
+    if has_stream(status.stage) {
         let [p50, p99, max] = p.latency_ms;
         lines.push(format!(
             "  stream  lag {} / {} ms  {:.0} tx/s  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
@@ -139,7 +182,8 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
             p.transactions,
         ));
         lines.push(format!(
-            "  source keeps {} of log (bound {})",
+            "  {} keeps {} of log (bound {})",
+            keeper(status.owner),
             bytes_text(status.slot.retained_bytes),
             bytes_text(status.slot.retained_bytes_max)
         ));
@@ -160,6 +204,22 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
         lines.push(format!("  next: {next_step}"));
     }
     lines
+}
+
+/// Whether changes stream in this stage. After a switch they do as before, from the target to the source.
+fn has_stream(stage: Stage) -> bool {
+    match stage {
+        Stage::Backfilling | Stage::Following | Stage::Switched => true,
+        Stage::Planned | Stage::Preparing | Stage::Completed | Stage::Cancelled => false,
+    }
+}
+
+/// The side whose log the stream is read from: the owner's.
+fn keeper(owner: Owner) -> &'static str {
+    match owner {
+        Owner::Source | Owner::Ambiguous => "source",
+        Owner::Target => "target",
+    }
 }
 
 fn run_text(run: &RunState) -> String {
@@ -244,6 +304,7 @@ mod tests {
         Status {
             migration: "m".into(),
             stage: Stage::Backfilling,
+            owner: Owner::Source,
             run: RunState::Running,
             source: "a@h:1/x".into(),
             target: "b@h:2/y".into(),
@@ -262,7 +323,7 @@ mod tests {
         let status = status();
         let text = render(&status, Rates::between(&before, &status.progress)).join("\n");
         for part in [
-            "m  backfilling  running",
+            "m  backfilling  running  owner source",
             "1 of 2 tables  1250 of about 2000 rows  1250 rows/s",
             "about 1 s left",
             "public.a                         #####...............  25 %  250 rows  24.4 KiB",
@@ -272,6 +333,24 @@ mod tests {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         assert!(!text.contains("public.b "), "complete tables are summed up");
+    }
+
+    #[test]
+    fn a_switched_migration_looks_like_a_following_one_that_the_target_owns() {
+        let switched = Status { stage: Stage::Switched, owner: Owner::Target, ..status() };
+        let text = render(&switched, Rates::default()).join("\n");
+        for part in
+            ["m  switched  running  owner target", "  stream  lag 0 B / 0 ms", "  target keeps 0 B of log"]
+        {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_report_from_before_there_was_an_owner_is_the_sources() {
+        let mut object = serde_json::json!(status());
+        object.as_object_mut().unwrap().remove("owner");
+        assert_eq!(serde_json::from_value::<Status>(object).unwrap().owner, Owner::Source);
     }
 
     #[test]

@@ -16,6 +16,10 @@ pub enum Stage {
     Backfilling,
     /// Everything is copied; the target follows the source.
     Following,
+    /// The target owns the writes, and the source follows it: the way back is open.
+    Switched,
+    /// The way back was given up; the target owns the writes for good.
+    Completed,
     /// Everything that Segue made has been removed.
     Cancelled,
 }
@@ -23,12 +27,15 @@ pub enum Stage {
 impl Stage {
     /// Whether a migration in this stage has got as far as `wanted`.
     pub fn has_reached(self, wanted: Stage) -> bool {
-        use Stage::{Backfilling, Cancelled, Following, Planned, Preparing};
+        use Stage::{Backfilling, Cancelled, Completed, Following, Planned, Preparing, Switched};
         match wanted {
             Planned => true,
-            Preparing => matches!(self, Preparing | Backfilling | Following),
-            Backfilling => matches!(self, Backfilling | Following),
-            Following => matches!(self, Following),
+            Preparing => matches!(self, Preparing | Backfilling | Following | Switched | Completed),
+            Backfilling => matches!(self, Backfilling | Following | Switched | Completed),
+            // Everything is copied there, whichever side follows now.
+            Following => matches!(self, Following | Switched | Completed),
+            Switched => matches!(self, Switched | Completed),
+            Completed => matches!(self, Completed),
             Cancelled => matches!(self, Cancelled),
         }
     }
@@ -40,13 +47,22 @@ impl Stage {
             Stage::Preparing => "preparing",
             Stage::Backfilling => "backfilling",
             Stage::Following => "following",
+            Stage::Switched => "switched",
+            Stage::Completed => "completed",
             Stage::Cancelled => "cancelled",
         }
     }
 
     /// Every stage.
-    pub const ALL: [Stage; 5] =
-        [Stage::Planned, Stage::Preparing, Stage::Backfilling, Stage::Following, Stage::Cancelled];
+    pub const ALL: [Stage; 7] = [
+        Stage::Planned,
+        Stage::Preparing,
+        Stage::Backfilling,
+        Stage::Following,
+        Stage::Switched,
+        Stage::Completed,
+        Stage::Cancelled,
+    ];
 }
 
 impl fmt::Display for Stage {
@@ -84,5 +100,28 @@ mod tests {
         assert!(!Stage::Cancelled.has_reached(Stage::Following));
         assert!(Stage::Following.has_reached(Stage::Backfilling));
         assert!(!Stage::Backfilling.has_reached(Stage::Following));
+    }
+
+    #[test]
+    fn a_switched_migration_has_passed_following_and_a_completed_one_the_switch() {
+        assert!(
+            Stage::Switched.has_reached(Stage::Preparing) && Stage::Switched.has_reached(Stage::Following)
+        );
+        assert!(
+            Stage::Completed.has_reached(Stage::Switched) && Stage::Completed.has_reached(Stage::Following)
+        );
+        assert!(
+            !Stage::Following.has_reached(Stage::Switched) && !Stage::Switched.has_reached(Stage::Completed)
+        );
+        assert!(
+            !Stage::Cancelled.has_reached(Stage::Switched) && !Stage::Completed.has_reached(Stage::Cancelled)
+        );
+    }
+
+    #[test]
+    fn every_stage_has_reached_itself_and_the_first() {
+        for stage in Stage::ALL {
+            assert!(stage.has_reached(stage) && stage.has_reached(Stage::Planned), "{stage}");
+        }
     }
 }

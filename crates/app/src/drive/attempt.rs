@@ -4,7 +4,7 @@
 use super::service::Service;
 use super::verifying::Verifying;
 use super::{Driver, plan};
-use crate::report::{LiveVerification, RunState, SlotState, Status};
+use crate::report::{LiveVerification, Owner, RunState, SlotState, Status};
 use futures_util::future::try_join_all;
 use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
@@ -110,6 +110,7 @@ impl<'d> Attempt<'d> {
         let status = Status {
             migration: spec.name.as_str().to_owned(),
             stage: Stage::Preparing,
+            owner: Owner::Source,
             run: RunState::Running,
             source: sides.source.to_string(),
             target: sides.target.to_string(),

@@ -7,8 +7,10 @@ mod attempt;
 pub(crate) mod plan;
 mod screen;
 mod service;
+pub(crate) mod switch;
 mod verifying;
 
+pub(crate) use screen::message;
 pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;

@@ -3,7 +3,7 @@
 use super::Driver;
 use super::verifying::VerifyOrder;
 use super::verifying::Verifying;
-use crate::report::{RunState, SlotState, Status, bytes_text};
+use crate::report::{Owner, RunState, SlotState, Status, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
@@ -152,6 +152,7 @@ impl Service<'_> {
         Status {
             migration: spec.name.as_str().to_owned(),
             stage: *self.stage.borrow(),
+            owner: Owner::Source,
             run,
             source: sides.source.to_string(),
             target: sides.target.to_string(),
