@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+/// How long a command may take to ask.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A control database, and a driver that is this test.
 struct Stage {
     cluster: Cluster,
@@ -29,8 +32,9 @@ impl Stage {
         shut_out(&endpoint, "test", lease.token, true).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let spec = format!(
-            "migration: test\nprofile: dev\nsource: {{ postgres: \"{url}\" }}\ntarget: {{ postgres: \"{url}\" }}\n\
-             tables: [t]\n"
+            "migration: test\nprofile: dev\nsource: {{ postgres: \"{}\" }}\ntarget: {{ postgres: \"{url}\" }}\n\
+             tables: [t]\n",
+            cluster.url("template1")
         );
         std::fs::write(dir.path().join("segue.yaml"), spec).unwrap();
         Stage { cluster, control, lease, dir }
@@ -39,16 +43,23 @@ impl Stage {
     /// Runs a command; the driver reports `progress`, then gives `answer`. What was asked, and how the command ended.
     async fn play(&self, arguments: &[&str], progress: &[Value], answer: Value) -> (Order, Output) {
         let mut command = self.command(arguments);
-        let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
-        let listener = self.control.listen_for_commands().await.unwrap();
-        let next = self.control.next_command(&self.lease, &listener);
-        let order = tokio::time::timeout(Duration::from_secs(60), next).await.expect("it asks").unwrap();
+        let mut ended = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let order = tokio::select! {
+            order = self.next_order() => order,
+            ended = &mut ended => panic!("it ended before it asked: {}", err(&ended.unwrap())),
+        };
         self.control.beat(&self.lease).await.unwrap();
         for body in progress {
             self.control.progress(&self.lease, order.id, body).await.unwrap();
         }
         self.control.answer(&self.lease, order.id, &answer).await.unwrap();
         (order, ended.await.unwrap())
+    }
+
+    async fn next_order(&self) -> Order {
+        let listener = self.control.listen_for_commands().await.unwrap();
+        let next = self.control.next_command(&self.lease, &listener);
+        tokio::time::timeout(PATIENCE, next).await.expect("it asks").unwrap()
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -181,8 +192,7 @@ async fn a_command_that_is_interrupted_says_that_the_order_goes_on() {
     let mut command = stage.command(&["switch", "writes"]);
     let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     let pid = child.id().to_string();
-    let listener = stage.control.listen_for_commands().await.unwrap();
-    let order = stage.control.next_command(&stage.lease, &listener).await.unwrap();
+    let order = stage.next_order().await;
     stage.control.beat(&stage.lease).await.unwrap();
     // It listens for its answer from the moment it has been given its number, and for the signal from then on.
     let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());

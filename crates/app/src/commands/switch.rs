@@ -118,13 +118,20 @@ fn done_since(before: &Progress, now: &Progress) -> Vec<String> {
     now.steps[known..].iter().map(line).collect()
 }
 
-/// What happens now, and what it waits for.
+/// A line that is erased again must not be broken by the terminal.
+const LINE_CHARS_MAX: usize = 79;
+
+/// What happens now, and what it waits for, on one line.
 fn under_way(now: &Progress) -> String {
     let why = if now.waits_for.is_empty() { String::new() } else { format!("waits for {}", now.waits_for) };
-    match now.doing {
+    let line = match now.doing {
         Some(step) if why.is_empty() => format!("{:<7} {:>10}  {}", step.name(), "…", step.line().does),
         Some(step) => format!("{:<7} {:>10}  {why}", step.name(), "…"),
         None => why,
+    };
+    match line.char_indices().nth(LINE_CHARS_MAX) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
     }
 }
 

@@ -1,10 +1,11 @@
-//! `docs/cli.md`, made from the declarations: what clap knows of each command, and three tables beside it.
+//! `docs/cli.md`, made from the declarations: what clap knows of each command, and a few tables beside it.
 //!
-//! [`commands`] says how each command can end and which faults matter to it, [`faults`] what those mean, [`objects`]
-//! what `--json` prints, as values of the very types. Pure: the same build makes the same text.
+//! [`commands`] says how each command can end and which faults matter to it, [`faults`] what those mean, [`gates`] what
+//! each gate asks for, [`objects`] what `--json` prints, as values of the very types. Pure: the same build makes the same text.
 
 mod commands;
 mod faults;
+mod gates;
 mod objects;
 
 use super::Cli;
@@ -52,6 +53,10 @@ pub(crate) fn document() -> String {
     for (name, command) in leaves(&root) {
         text.push_str(&section(&name, command));
     }
+    text.push_str(
+        "\n## Gates\n\nWhat is looked at before reads or writes are moved. What was not measured is red.\n\n",
+    );
+    text.push_str(&gates::table());
     text.push_str("\n## Faults\n\n");
     text.push_str(&faults_table());
     text
@@ -84,6 +89,9 @@ fn section(name: &str, command: &Command) -> String {
     }
     if let Some(examples) = examples(command) {
         let _ = write!(text, "\nExamples:\n\n```text\n{examples}\n```\n");
+    }
+    if command.get_arguments().any(|a| a.get_id() == "override") {
+        text.push_str("\nThe gates are [below](#gates).\n");
     }
     if let Some(facts) = commands::of(name) {
         text.push_str(&ends(facts));

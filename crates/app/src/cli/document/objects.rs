@@ -233,7 +233,15 @@ pub(super) fn done() -> Vec<Object> {
 }
 
 fn moved(owner: Side, epoch: u64) -> Moved {
-    let took = [(Step::Arm, 1_230_000), (Step::Fence, 3100), (Step::Drain, 6200), (Step::Settle, 1900)];
+    let took = [
+        (Step::Arm, 1_230_000),
+        (Step::Hold, 0),
+        (Step::Fence, 3100),
+        (Step::Drain, 4200),
+        (Step::Settle, 1900),
+        (Step::Flip, 1400),
+        (Step::Open, 1700),
+    ];
     Moved {
         steps: took.map(|(step, us)| StepTook::new(step, Duration::from_micros(us))).to_vec(),
         sequences: 4,
@@ -247,7 +255,7 @@ const MOVED: &[Field] = &[
     ("owner", "who owns the writes now: `source` or `target`"),
     ("epoch", "raised by every hand-over; the first owner has 1"),
     ("stall_ms", "how long no side took writes; in a rehearsal, what a real switch would cost"),
-    ("steps", "the steps that were taken, in order"),
+    ("steps", "the steps that were taken, in order; a rehearsal ends with `settle`"),
     ("steps[].step", "`arm`, `hold`, `fence`, `drain`, `settle`, `flip` or `open`"),
     ("steps[].took_ms", "how long it took"),
     ("sequences", "sequences that were set on the new side"),

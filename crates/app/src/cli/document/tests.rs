@@ -84,10 +84,10 @@ fn every_fault_that_is_explained_is_made_somewhere() {
     fn read(dir: &Path, all: &mut String) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            // The documentation names faults; it makes none.
+            if path.is_dir() && !path.ends_with("cli/document") {
                 read(&path, all);
-            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("cli/document/faults.rs")
-            {
+            } else if path.extension().is_some_and(|e| e == "rs") {
                 all.push_str(&std::fs::read_to_string(&path).unwrap());
             }
         }
@@ -96,15 +96,8 @@ fn every_fault_that_is_explained_is_made_somewhere() {
     for name in ["engine", "postgres", "app"] {
         read(&tree(&format!("crates/{name}/src")), &mut sources);
     }
-    let made = |code: &str| {
-        let literal = format!("\"{code}\"");
-        // A command that names the fault among its own does not make it.
-        let facts =
-            commands::FACTS.iter().flat_map(|facts| facts.faults).filter(|named| **named == code).count();
-        sources.matches(&literal).count() > facts
-    };
     for fault in FAULTS {
-        assert!(made(fault.code), "{} is made nowhere", fault.code);
+        assert!(sources.contains(&format!("\"{}\"", fault.code)), "{} is made nowhere", fault.code);
     }
 }
 

@@ -106,6 +106,11 @@ fn each_step_is_shown_once_also_when_it_was_begun_anew() {
 fn what_is_under_way_says_what_it_does_or_what_it_waits_for() {
     let arming = Progress { doing: Some(Step::Arm), ..Progress::default() };
     assert!(under_way(&arming).contains("makes the opposite stream"), "{}", under_way(&arming));
+    assert!(
+        under_way(&arming).chars().count() <= 80,
+        "a line that wraps cannot be erased: {}",
+        under_way(&arming)
+    );
     let waiting = Progress { waits_for: "pid 7 (app), open for 3 min".into(), ..arming };
     assert!(
         under_way(&waiting).ends_with("waits for pid 7 (app), open for 3 min"),
