@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// The outcome of a command; the long help of `segue` lists the codes.
+/// The outcome of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// It did what it was asked.
@@ -12,20 +12,41 @@ pub(crate) enum Exit {
     /// The command line or the spec is wrong.
     Usage,
     /// A condition that must hold does not.
-    #[expect(dead_code, reason = "no command of this build can end so")]
     GateRefused,
     /// The sides differ.
     Divergence,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        ExitCode::from(match exit {
+impl Exit {
+    /// All of them, by code.
+    pub(crate) const ALL: [Exit; 5] =
+        [Exit::Done, Exit::Fault, Exit::Usage, Exit::GateRefused, Exit::Divergence];
+
+    /// What a script sees.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
             Exit::Done => 0,
             Exit::Fault => 1,
             Exit::Usage => 2,
             Exit::GateRefused => 3,
             Exit::Divergence => 4,
-        })
+        }
+    }
+
+    /// What it means, in the words of the help and of the documentation.
+    pub(crate) const fn meaning(self) -> &'static str {
+        match self {
+            Exit::Done => "done",
+            Exit::Fault => "a fault; the message says what to do next",
+            Exit::Usage => "the command line or the spec is wrong; nothing was done",
+            Exit::GateRefused => "a gate refused; what blocks it is printed",
+            Exit::Divergence => "a difference between the two sides was found",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
     }
 }

@@ -14,7 +14,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, SwitchWhat};
+use commands::switch::Verb;
 use exit::Exit;
 use serde_json::json;
 
@@ -38,7 +39,8 @@ fn log(verbose: u8) {
 
 fn dispatch(cli: &Cli) -> Exit {
     match &cli.command {
-        Command::Schema(_) => return schema(),
+        Command::Schema(_) => return show(&format!("{:#}\n", segue_model::spec::json_schema())),
+        Command::DocumentCli(_) => return show(&cli::document::document()),
         // It starts other `segue` processes and has a runtime of its own.
         Command::Demo(demo) => return demo::run(demo, &cli.global),
         _ => {}
@@ -66,10 +68,7 @@ async fn command(cli: &Cli) -> Exit {
         }
     };
     match &cli.command {
-        Command::Run(run) => match run.until.map(cli::StageName::stage).transpose() {
-            Ok(until) => drive::run(spec, until, json).await,
-            Err(fault) => commands::fault(&fault, json),
-        },
+        Command::Run(run) => drive::run(spec, run.until.map(cli::StageName::stage), json).await,
         Command::Status(status) => commands::status::run(&spec, status.watch, json).await,
         Command::Pause(pause) => {
             commands::order::run(&spec, "pause", &json!({ "reason": pause.reason }), json).await
@@ -80,24 +79,32 @@ async fn command(cli: &Cli) -> Exit {
             commands::order::run(&spec, "throttle", &limits, json).await
         }
         Command::Cancel(cancel) => commands::cancel::run(&spec, cancel.drop_target_tables, json).await,
-        Command::Wait(wait) => match wait.stage.stage() {
-            Ok(stage) => commands::wait::run(&spec, stage, wait.timeout, json).await,
-            Err(fault) => commands::fault(&fault, json),
+        Command::Switch(switch) => match &switch.what {
+            SwitchWhat::Reads(reads) => commands::switch::reads(reads.percent, json),
+            SwitchWhat::Writes(writes) => {
+                commands::switch::run(&spec, Verb::Switch, writes.dry_run, &writes.overriding, json).await
+            }
         },
+        Command::Reverse(reverse) => {
+            commands::switch::run(&spec, Verb::Reverse, false, &reverse.overriding, json).await
+        }
+        Command::Contain(_) => commands::contain::run(&spec, json).await,
+        Command::Complete(complete) => commands::complete::run(&spec, complete, json).await,
+        Command::Wait(wait) => commands::wait::run(&spec, wait.stage.stage(), wait.timeout, json).await,
         Command::Journal(_) => commands::journal::run(&spec, json).await,
         Command::Verify(verify) => commands::verify::run(&spec, verify, json).await,
-        Command::Schema(_) | Command::Demo(_) => Exit::Done,
+        Command::Schema(_) | Command::DocumentCli(_) | Command::Demo(_) => Exit::Done,
     }
 }
 
-fn schema() -> Exit {
-    let text = format!("{:#}\n", segue_model::spec::json_schema());
+/// Prints a text that needs neither spec nor server.
+fn show(text: &str) -> Exit {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Exit::Done,
         // The reader has seen enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
-            eprintln!("cannot write the schema: {error}");
+            eprintln!("segue: cannot write to standard output: {error}");
             Exit::Fault
         }
     }

@@ -95,6 +95,34 @@ pub(crate) struct LiveVerification {
     pub(crate) open: u64,
 }
 
+/// The stream that comes from the side which does not own the writes: what makes it possible to go back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WayBackState {
+    /// How far it is.
+    pub(crate) is: WayBackIs,
+    /// What it waits for, or why it was lost; empty otherwise.
+    pub(crate) why: String,
+    /// Bytes of that side's log that have not been applied.
+    pub(crate) lag_bytes: u64,
+    /// Age of the oldest change not applied.
+    pub(crate) lag_ms: u64,
+}
+
+/// How far the way back is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WayBackIs {
+    /// The first order to hand writes over, a rehearsal too, makes it.
+    #[default]
+    NotArmed,
+    /// It is being made.
+    Arming,
+    /// It runs.
+    Armed,
+    /// It has ended, or could not be made.
+    Lost,
+}
+
 /// A gate of the next switch, and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GateState {
@@ -140,6 +168,9 @@ pub(crate) struct Status {
     pub(crate) live: LiveVerification,
     /// Things the operator should know.
     pub(crate) warnings: Vec<String>,
+    /// The way back.
+    #[serde(default)]
+    pub(crate) way_back: WayBackState,
     /// The gates of the next switch.
     #[serde(default)]
     pub(crate) gates: Vec<GateState>,
@@ -223,6 +254,7 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
         lines.push(format!("  {} waits {:.1} s: {}", wait.who, wait.since_ms as f64 / 1000.0, wait.reason));
     }
     if shows_gates(status.stage) {
+        lines.push(format!("  way back  {}", way_back_text(&status.way_back)));
         gate_lines(&status.gates, &mut lines);
     }
     lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
@@ -255,6 +287,19 @@ fn shows_gates(stage: Stage) -> bool {
     match stage {
         Stage::Following | Stage::Switched => true,
         Stage::Planned | Stage::Preparing | Stage::Backfilling | Stage::Completed | Stage::Cancelled => false,
+    }
+}
+
+fn way_back_text(way_back: &WayBackState) -> String {
+    match way_back.is {
+        WayBackIs::NotArmed => {
+            "not armed; `segue switch writes`, with or without --dry-run, arms it".to_owned()
+        }
+        WayBackIs::Arming => format!("being armed {}", way_back.why).trim_end().to_owned(),
+        WayBackIs::Armed => {
+            format!("armed  lag {} / {} ms", bytes_text(way_back.lag_bytes), way_back.lag_ms)
+        }
+        WayBackIs::Lost => format!("LOST: {}", way_back.why),
     }
 }
 
@@ -361,6 +406,7 @@ mod tests {
             slot: SlotState::default(),
             live: LiveVerification::default(),
             warnings: vec!["look out".into()],
+            way_back: WayBackState::default(),
             gates: Vec::new(),
             trouble: vec!["source: the slot x is read by nobody".into()],
         }
@@ -422,6 +468,20 @@ mod tests {
         );
         let unmeasured = render(&Status { stage: Stage::Following, ..status() }, Rates::default());
         assert!(!unmeasured.iter().any(|line| line.contains("gate")));
+    }
+
+    #[test]
+    fn the_way_back_is_shown_as_far_as_it_is() {
+        for (is, why, shown) in [
+            (WayBackIs::NotArmed, "", "way back  not armed"),
+            (WayBackIs::Arming, "waits for pid 7", "way back  being armed waits for pid 7"),
+            (WayBackIs::Armed, "", "way back  armed  lag 9 B / 3 ms"),
+            (WayBackIs::Lost, "no slot", "way back  LOST: no slot"),
+        ] {
+            let way_back = WayBackState { is, why: why.into(), lag_bytes: 9, lag_ms: 3 };
+            let lines = render(&Status { stage: Stage::Following, way_back, ..status() }, Rates::default());
+            assert!(lines.iter().any(|line| line.contains(shown)), "{shown} in {lines:?}");
+        }
     }
 
     #[test]

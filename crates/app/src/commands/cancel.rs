@@ -11,6 +11,7 @@ use segue_model::spec::Spec;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
+use serde_json::Value;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
@@ -22,7 +23,7 @@ pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Ex
     match cancel(spec, drop_target_tables).await {
         Ok(removed) => {
             if json {
-                print_json(&serde_json::json!({ "removed": removed }));
+                print_json(&object(&removed));
             } else if removed.is_empty() {
                 print("nothing was left of it on either side\n");
             } else {
@@ -35,6 +36,11 @@ pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Ex
         }
         Err(f) => fault(&f, json),
     }
+}
+
+/// What was removed, as an object.
+pub(crate) fn object(removed: &[String]) -> Value {
+    serde_json::json!({ "removed": removed })
 }
 
 async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {

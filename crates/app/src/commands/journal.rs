@@ -5,16 +5,17 @@ use crate::exit::Exit;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_postgres::control::Entry;
+use serde_json::Value;
 
 /// Prints the journal.
 pub(crate) async fn run(spec: &Spec, json: bool) -> Exit {
     match read(spec).await {
         Ok(entries) => {
-            for Entry { seq, at_us, entry } in entries {
+            for record in entries {
                 if json {
-                    print_json(&serde_json::json!({ "seq": seq, "at_us": at_us, "version": entry.version,
-                        "actor": entry.actor, "kind": entry.kind, "body": entry.body }));
+                    print_json(&object(&record));
                 } else {
+                    let Entry { seq, at_us, entry } = record;
                     print(&format!(
                         "{seq:>5}  {}  {:<14} {}  {}\n",
                         time_text(at_us),
@@ -28,6 +29,12 @@ pub(crate) async fn run(spec: &Spec, json: bool) -> Exit {
         }
         Err(f) => fault(&f, json),
     }
+}
+
+/// A record as an object.
+pub(crate) fn object(Entry { seq, at_us, entry }: &Entry) -> Value {
+    serde_json::json!({ "seq": seq, "at_us": at_us, "version": entry.version, "actor": entry.actor,
+        "kind": entry.kind, "body": entry.body })
 }
 
 async fn read(spec: &Spec) -> Outcome<Vec<Entry>> {

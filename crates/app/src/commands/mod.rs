@@ -1,9 +1,12 @@
 //! The commands that reach a migration through its control database. Each ends with an [`Exit`].
 
 pub(crate) mod cancel;
+pub(crate) mod complete;
+pub(crate) mod contain;
 pub(crate) mod journal;
 pub(crate) mod order;
 pub(crate) mod status;
+pub(crate) mod switch;
 pub(crate) mod verify;
 pub(crate) mod wait;
 
@@ -19,13 +22,16 @@ use std::io::Write;
 /// Shows a fault, as text or as an object, and ends with it.
 pub(crate) fn fault(fault: &Fault, json: bool) -> Exit {
     if json {
-        print_json(
-            &serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }),
-        );
+        print_json(&fault_object(fault));
     } else {
         eprintln!("segue: {fault}");
     }
     Exit::Fault
+}
+
+/// A fault as an object.
+pub(crate) fn fault_object(fault: &Fault) -> Value {
+    serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step })
 }
 
 /// Prints one object.
@@ -67,5 +73,17 @@ pub(crate) fn asker() -> String {
 pub(crate) fn fault_in(answer: &Value) -> Option<Fault> {
     let text = |name: &str| answer.get(name).and_then(Value::as_str);
     let what = text("fault")?;
-    Some(Fault::operator("SEGUE-ANSWER", what, text("next_step").unwrap_or_default()))
+    // Codes are part of the program, but for those of a driver that is another process. A command shows one such
+    // fault and ends with it.
+    let code = text("code").map_or("SEGUE-ANSWER", |code| String::leak(code.to_owned()));
+    Some(Fault::operator(code, what, text("next_step").unwrap_or_default()))
+}
+
+/// The driver answered with something that this build cannot read.
+pub(crate) fn unreadable(error: &serde_json::Error) -> Fault {
+    Fault::operator(
+        "SEGUE-ANSWER",
+        format!("the driver's answer cannot be read: {error}"),
+        "use the same version of segue for the command and for `segue run`; what was asked was carried out all the same",
+    )
 }

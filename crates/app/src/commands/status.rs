@@ -7,6 +7,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_postgres::control::Control;
+use serde_json::Value;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -40,6 +41,14 @@ pub(crate) async fn look(control: &Control) -> Outcome<Option<Seen>> {
     Ok(Some(Seen { status, age_ms, alive }))
 }
 
+/// A look as an object.
+pub(crate) fn object(seen: &Seen) -> Value {
+    let mut object = serde_json::json!(seen.status);
+    object["alive"] = seen.alive.into();
+    object["age_ms"] = seen.age_ms.into();
+    object
+}
+
 /// Shows the status once, or again and again.
 pub(crate) async fn run(spec: &Spec, watch: bool, json: bool) -> Exit {
     match show(spec, watch, json).await {
@@ -55,10 +64,7 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
     loop {
         let seen = look(&control).await?.ok_or_else(|| never_run(spec))?;
         if json {
-            let mut object = serde_json::json!(seen.status);
-            object["alive"] = seen.alive.into();
-            object["age_ms"] = seen.age_ms.into();
-            print_json(&object);
+            print_json(&object(&seen));
         } else {
             let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
             let mut lines = render(&seen.status, rates.unwrap_or_default());

@@ -1,10 +1,9 @@
 //! `segue verify`: asks the driver to compare both sides and shows what it finds.
 
-use super::{asker, control, fault, fault_in, print, print_json};
+use super::{asker, control, fault, fault_in, print, print_json, unreadable};
 use crate::cli::{Verify, VerifyMode};
 use crate::drive::VerifyOrder;
 use crate::exit::Exit;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_model::spec::Spec;
@@ -24,9 +23,7 @@ pub(crate) async fn run(spec: &Spec, asked: &Verify, json: bool) -> Exit {
         Err(f) => return fault(&f, json),
     };
     if json {
-        let mut object = json!(report);
-        object["equal"] = report.is_equal().into();
-        print_json(&object);
+        print_json(&object(&report));
     } else {
         print(&render(&report));
     }
@@ -35,6 +32,13 @@ pub(crate) async fn run(spec: &Spec, asked: &Verify, json: bool) -> Exit {
         Verdict::NotCompared => Exit::Fault,
         Verdict::Different => Exit::Divergence,
     }
+}
+
+/// A report as an object.
+pub(crate) fn object(report: &Report) -> Value {
+    let mut object = json!(report);
+    object["equal"] = report.is_equal().into();
+    object
 }
 
 /// Hot rows that a verification under load may leave without failing: this many, or one in so many rows.
@@ -99,13 +103,7 @@ async fn ask(spec: &Spec, asked: &Verify, json: bool) -> Outcome<Report> {
         if let Some(fault) = fault_in(&answer) {
             return Err(fault);
         }
-        return serde_json::from_value(answer).map_err(|e| {
-            Fault::operator(
-                "SEGUE-ANSWER",
-                format!("the driver's report cannot be read: {e}"),
-                "use the same version of segue for the command and for `segue run`",
-            )
-        });
+        return serde_json::from_value(answer).map_err(|e| unreadable(&e));
     }
 }
 

@@ -10,6 +10,7 @@ use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_postgres::control::Control;
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// How often it looks.
@@ -22,12 +23,17 @@ pub(crate) async fn run(spec: &Spec, stage: Stage, timeout: Option<Duration>, js
     match reach(spec, stage, timeout).await {
         Ok(()) => {
             if json {
-                print_json(&serde_json::json!({ "stage": stage }));
+                print_json(&object(stage));
             }
             Exit::Done
         }
         Err(f) => fault(&f, json),
     }
+}
+
+/// The stage that was waited for, as an object.
+pub(crate) fn object(stage: Stage) -> Value {
+    serde_json::json!({ "stage": stage })
 }
 
 async fn reach(spec: &Spec, stage: Stage, timeout: Option<Duration>) -> Outcome<()> {

@@ -77,6 +77,11 @@ pub(crate) fn run(options: &cli::Demo, global: &cli::Global) -> Exit {
     exit
 }
 
+/// What `--json` prints of a demo that went well, for the documentation.
+pub(crate) fn example() -> serde_json::Value {
+    Report::example().json()
+}
+
 fn conclude(report: &Report, narrator: &Narrator, as_json: bool) -> Exit {
     narrator.line(&report.text(narrator));
     if as_json && writeln!(std::io::stdout(), "{:#}", report.json()).is_err() {

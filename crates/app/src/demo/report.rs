@@ -46,6 +46,31 @@ impl Report {
             && self.left_behind.as_ref().is_none_or(Vec::is_empty)
     }
 
+    /// A clean report, as the documentation shows it.
+    pub(super) fn example() -> Report {
+        let verified = Verified { rows_compared: 2_309_896, divergences: 0, hot: 0 };
+        let latency_ms = Some([2.9, 387.0, 503.0]);
+        Report {
+            copied_in: Duration::from_millis(5500),
+            status: Status {
+                rows: 2_295_011,
+                bytes: 196_000_000,
+                transactions: Some(14_724),
+                changes: Some(26_868),
+                latency_ms,
+            },
+            verified: [verified; 2],
+            acknowledged: 14_974,
+            unknown: 0,
+            verdict: Verdict { checked: 12_798, ..Verdict::default() },
+            tally: Tally::default(),
+            load_lasted: Duration::from_secs(25),
+            last_write_after: Duration::from_micros(5100),
+            left_behind: Some(Vec::new()),
+            took: Duration::from_millis(36_300),
+        }
+    }
+
     /// One object; its keys are stable.
     pub(super) fn json(&self) -> Value {
         let latency =

@@ -8,7 +8,7 @@ use super::journal::{Journal, Scribe};
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::{Driver, plan};
-use crate::report::{LiveVerification, Owner, RunState, SlotState, Status};
+use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
@@ -161,6 +161,7 @@ impl<'d> Attempt<'d> {
             slot: SlotState::default(),
             live: LiveVerification::default(),
             warnings: Vec::new(),
+            way_back: WayBackState::default(),
             gates: Vec::new(),
             trouble: Vec::new(),
         };
@@ -321,7 +322,9 @@ impl<'d> Attempt<'d> {
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
         let (journal, scribe) = Journal::after(&control.journal(0).await?);
         let back = Arc::new(WayBack::new(driver, lease));
-        let gates = Arc::new(tokio::sync::Mutex::new(Gates::open(driver, lease).await?));
+        let gates = Gates::open(driver, lease).await?;
+        let comparisons = gates.comparisons();
+        let gates = Arc::new(tokio::sync::Mutex::new(gates));
         let (orders, ordered) = mpsc::channel(1);
         let switch = Arc::new(
             Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered)
@@ -336,6 +339,7 @@ impl<'d> Attempt<'d> {
             gates,
             orders,
             warnings: catalog_warnings,
+            comparisons,
             seen: std::sync::Mutex::default(),
         };
         Ok(Ready { run, flows, back, switch, service, scribe })

@@ -14,6 +14,7 @@ mod service;
 pub(crate) mod switch;
 mod verifying;
 
+pub(crate) use screen::message;
 pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;

@@ -1,12 +1,14 @@
 //! What `segue run` shows: a live display on a terminal, plain lines elsewhere, objects with `--json`.
 
+use crate::commands::fault_object;
 use crate::report::{Rates, Status, render};
 use segue_engine::fault::Fault;
+use serde_json::Value;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Without a terminal a line is printed this often, and whenever the stage or the run state changes.
+/// Without a terminal a line is printed this often, and whenever the stage, the owner or the run state changes.
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 
 /// The display.
@@ -44,7 +46,7 @@ impl Screen {
     pub(crate) fn say(&self, text: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match self.manner {
-            Manner::Json => print(&format!("{}\n", serde_json::json!({ "message": text }))),
+            Manner::Json => print(&format!("{}\n", message(text))),
             Manner::Lines => print(&format!("segue: {text}\n")),
             Manner::Live => {
                 print(&format!("{}{text}\n", erase(state.drawn)));
@@ -58,9 +60,7 @@ impl Screen {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.drawn = 0;
         if self.manner == Manner::Json {
-            let object =
-                serde_json::json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step });
-            print(&format!("{object}\n"));
+            print(&format!("{}\n", fault_object(fault)));
         } else {
             eprintln!("segue: {fault}");
         }
@@ -70,7 +70,10 @@ impl Screen {
     pub(crate) fn show(&self, status: &Status) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rates = state.last.as_ref().map(|last| Rates::between(&last.progress, &status.progress));
-        let changed = state.last.as_ref().is_none_or(|l| l.stage != status.stage || l.run != status.run);
+        let changed = state
+            .last
+            .as_ref()
+            .is_none_or(|l| (l.stage, l.owner, &l.run) != (status.stage, status.owner, &status.run));
         let due = state.printed.is_none_or(|at| at.elapsed() >= LINE_PAUSE) || changed;
         match self.manner {
             Manner::Live => {
@@ -94,6 +97,11 @@ impl Screen {
     }
 }
 
+/// Something that is said, as an object.
+pub(crate) fn message(text: &str) -> Value {
+    serde_json::json!({ "message": text })
+}
+
 /// Moves up over what was drawn and clears it.
 fn erase(lines: usize) -> String {
     if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
@@ -105,9 +113,10 @@ fn line(status: &Status, rates: Rates) -> String {
     let rows: u64 = p.tables.iter().map(|t| t.rows).sum();
     let done = p.tables.iter().filter(|t| t.complete).count();
     let mut text = format!(
-        "segue: {} {}  tables {done}/{}  rows {rows} ({:.0}/s)  tx {} ({:.0}/s)  lag {} B {} ms",
+        "segue: {} {}  owner {}  tables {done}/{}  rows {rows} ({:.0}/s)  tx {} ({:.0}/s)  lag {} B {} ms",
         status.migration,
         status.stage,
+        status.owner.name(),
         p.tables.len(),
         rates.rows_per_s,
         p.transactions,

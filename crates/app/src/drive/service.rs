@@ -1,13 +1,13 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
 use super::Driver;
-use super::back::WayBack;
+use super::back::{BackState, WayBack};
 use super::flow::Flows;
-use super::gates::Gates;
+use super::gates::{Comparisons, Gates};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
 use super::verifying::VerifyOrder;
-use crate::report::{GateState, Owner, RunState, SlotState, Status, bytes_text};
+use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::Limits;
@@ -40,6 +40,8 @@ pub(super) struct Service<'d> {
     pub(super) gates: Arc<Mutex<Gates<'d>>>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) warnings: Vec<String>,
+    /// Hears what verifications have compared.
+    pub(super) comparisons: Comparisons,
     /// What the gates said last, and what is wrong with the servers.
     pub(super) seen: std::sync::Mutex<(Vec<GateState>, Vec<String>)>,
 }
@@ -218,9 +220,24 @@ impl Service<'_> {
             slot: slot.clone(),
             live: active.verifying.live(),
             warnings,
+            way_back: self.way_back(),
             gates,
             trouble,
         }
+    }
+
+    /// The stream that comes from the side which does not own the writes.
+    fn way_back(&self) -> WayBackState {
+        let owner = self.flows.owner.borrow().unwrap_or(Side::Source);
+        let lag = self.flows.landing_on(owner).map(|flow| flow.progress.snapshot());
+        let (lag_bytes, lag_ms) = lag.map_or((0, 0), |lag| (lag.lag_bytes, lag.lag_ms));
+        let (is, why) = match self.back.state() {
+            BackState::NotArmed => (WayBackIs::NotArmed, String::new()),
+            BackState::Arming { waits_for } => (WayBackIs::Arming, waits_for),
+            BackState::Armed => (WayBackIs::Armed, String::new()),
+            BackState::Lost(fault) => (WayBackIs::Lost, fault.what),
+        };
+        WayBackState { is, why, lag_bytes, lag_ms }
     }
 
     async fn commands(&self) -> Outcome<String> {
@@ -269,6 +286,7 @@ impl Service<'_> {
     /// Carries out a verification and answers it.
     fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
         let (control, lease) = (self.driver.control.clone(), self.lease.clone());
+        let comparisons = self.comparisons.clone();
         let mut owner = self.flows.owner.subscribe();
         let before = *owner.borrow_and_update();
         let (verifying, stage) = (self.flows.active().verifying.clone(), self.flows.stage());
@@ -289,7 +307,9 @@ impl Service<'_> {
                         "use the same version of segue",
                     )
                 })?;
-                verifying.verify(&order, &report).await
+                let done = verifying.verify(&order, &report).await?;
+                comparisons.compared(done.rows, done.divergent).await?;
+                Ok(done)
             };
             let tell = async {
                 loop {

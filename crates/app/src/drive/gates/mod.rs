@@ -105,6 +105,8 @@ pub(crate) struct Gates<'d> {
     profile: Profile,
     migration: String,
     born: Born,
+    /// The operator lets sessions lose what they hold and cannot take along.
+    accept_session_state: bool,
     /// Since when differences found by live comparison are this attempt's.
     opened_us: i64,
     source: Watch,
@@ -124,7 +126,8 @@ impl<'d> Gates<'d> {
     /// Loads what earlier attempts have measured. The stream must have been born.
     pub(crate) async fn open(driver: &'d Driver, lease: &'d Lease) -> Outcome<Gates<'d>> {
         let (profile, migration) = (driver.spec.profile, driver.spec.name.as_str());
-        Gates::over(driver.control.clone(), lease, &driver.sides, profile, migration).await
+        let gates = Gates::over(driver.control.clone(), lease, &driver.sides, profile, migration).await?;
+        Ok(Gates { accept_session_state: driver.spec.switch.accept_session_state, ..gates })
     }
 
     async fn over(
@@ -146,6 +149,7 @@ impl<'d> Gates<'d> {
             profile,
             migration: migration.to_owned(),
             born,
+            accept_session_state: false,
             opened_us,
             source: Watch::of(sides.source.marked(migration)),
             target: Watch::of(sides.target.marked(migration)),
@@ -283,7 +287,10 @@ impl<'d> Gates<'d> {
         let bounds = Bounds::of(self.profile);
         let needed = seen.old.as_ref().map(|old| old.application_sessions);
         let (replicas, free) = seen.new.map_or((None, None), |(replicas, free)| (Some(replicas), Some(free)));
-        let old = seen.old.unwrap_or_default();
+        let mut old = seen.old.unwrap_or_default();
+        if self.accept_session_state {
+            old.sessions_with_state = old.sessions_with_state.map(|_| Vec::new());
+        }
         Evidence {
             now_us: standing.now_us,
             lag_ms: self.measurements.lag_ms(),

@@ -2,11 +2,16 @@
 //!
 //! Nothing is done here. Values are checked for their form; what they mean to a migration is known elsewhere.
 
+pub(crate) mod document;
+mod switch;
+
+pub(crate) use switch::{Complete, Contain, Overriding, Reverse, Switch, SwitchWhat};
+
+use crate::exit::Exit;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use segue_engine::fault::Fault;
 use segue_model::name::QualifiedName;
 use segue_model::spec;
 use segue_model::stage::Stage;
@@ -16,24 +21,26 @@ Segue moves live PostgreSQL tables from one server to another while the applicat
 proves that both sides are equal. One file describes a migration, one process (`segue run`) does it; every other \
 command reaches that process through the control database, from any machine.";
 
-const AFTER_LONG_HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   segue demo                      see it work, on two throw-away servers of its own
   segue run                       do the migration that segue.yaml describes, or go on with it
   segue status --watch            see how far it is and what it waits for
   segue verify --table orders     compare one table on both sides
   segue wait following && deploy  go on once the target follows the source
+  segue switch writes --dry-run   see what a switch would be refused for, and how long it would hold writes up
+  segue switch writes             make the target the owner of the writes; `segue reverse` is the way back";
 
-Exit codes:
-  0  done
-  1  a fault; the message says what to do next
-  2  the command line or the spec is wrong; nothing was done
-  3  a gate refused; what blocks it is printed
-  4  a difference between the two sides was found";
+/// Examples, and the one table of exit codes.
+fn after_long_help() -> String {
+    let codes: String =
+        Exit::ALL.iter().map(|exit| format!("\n  {}  {}", exit.code(), exit.meaning())).collect();
+    format!("{EXAMPLES}\n\nExit codes:{codes}")
+}
 
 /// Moves live PostgreSQL tables, exactly once, and proves it.
 #[derive(Debug, Parser)]
-#[command(name = "segue", version, long_about = LONG_ABOUT, after_long_help = AFTER_LONG_HELP, max_term_width = 100)]
+#[command(name = "segue", version, long_about = LONG_ABOUT, after_long_help = after_long_help(), max_term_width = 100)]
 pub(crate) struct Cli {
     /// What holds for every command.
     #[command(flatten)]
@@ -57,7 +64,7 @@ pub(crate) struct Global {
         default_value = "segue.yaml"
     )]
     pub(crate) spec: PathBuf,
-    /// Print one JSON object instead of text (run, status, verify, wait, journal, demo and the short commands)
+    /// Print one JSON object instead of text (one a line where there are several)
     #[arg(long, global = true, help_heading = "Options of every command")]
     pub(crate) json: bool,
     /// Log more: -v for decisions, -vv for every message
@@ -74,11 +81,16 @@ pub(crate) enum Command {
     Pause(Pause),
     Resume(Resume),
     Throttle(Throttle),
+    Switch(Switch),
+    Reverse(Reverse),
+    Contain(Contain),
+    Complete(Complete),
     Cancel(Cancel),
     Wait(Wait),
     Journal(Journal),
     Schema(Schema),
     Demo(Demo),
+    DocumentCli(DocumentCli),
 }
 
 /// Do the migration, or go on with it
@@ -200,6 +212,7 @@ pub(crate) struct Cancel {
 #[command(after_long_help = "\
 Examples:
   segue wait following                   however long it takes
+  segue wait switched                    until the target takes the writes
   segue wait following --timeout 30min")]
 pub(crate) struct Wait {
     /// The stage to wait for
@@ -217,7 +230,7 @@ pub(crate) enum StageName {
     Preparing,
     /// Rows are being copied
     Backfilling,
-    /// All rows are there, and the target follows the source
+    /// All rows are there, and the target follows the source; also reached by what comes after it
     Following,
     /// The target takes the writes
     Switched,
@@ -228,18 +241,15 @@ pub(crate) enum StageName {
 }
 
 impl StageName {
-    /// The stage, or a fault for one that this build cannot reach.
-    pub(crate) fn stage(self) -> Result<Stage, Fault> {
+    /// The stage.
+    pub(crate) fn stage(self) -> Stage {
         match self {
-            StageName::Preparing => Ok(Stage::Preparing),
-            StageName::Backfilling => Ok(Stage::Backfilling),
-            StageName::Following => Ok(Stage::Following),
-            StageName::Cancelled => Ok(Stage::Cancelled),
-            StageName::Switched | StageName::Completed => Err(Fault::operator(
-                "SEGUE-STAGE",
-                "this build cannot switch writes yet, so that stage is never reached",
-                "wait for `following`",
-            )),
+            StageName::Preparing => Stage::Preparing,
+            StageName::Backfilling => Stage::Backfilling,
+            StageName::Following => Stage::Following,
+            StageName::Switched => Stage::Switched,
+            StageName::Completed => Stage::Completed,
+            StageName::Cancelled => Stage::Cancelled,
         }
     }
 }
@@ -273,6 +283,11 @@ pub(crate) struct Demo {
     pub(crate) scale: f64,
 }
 
+/// Print this documentation of the command line, as it is kept in docs/cli.md
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct DocumentCli {}
+
 fn table_name(text: &str) -> Result<QualifiedName, String> {
     QualifiedName::parse(text).map_err(|error| error.to_string())
 }
@@ -295,69 +310,4 @@ fn bytes_per_second(text: &str) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    fn parse(line: &str) -> Result<Cli, ErrorKind> {
-        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn the_declaration_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_documented_lines_are_understood() {
-        for line in [
-            "segue run",
-            "segue run --until following -v",
-            "segue -f other.yaml run",
-            "segue status --watch --json --spec other.yaml",
-            "segue verify --table public.orders --table customers --mode sample",
-            "segue verify --repair --dry-run",
-            "segue pause --reason lunch",
-            "segue resume",
-            "segue throttle --workers 2 --rate 20MiB",
-            "segue throttle --off",
-            "segue cancel --drop-target-tables",
-            "segue wait following --timeout 30min",
-            "segue journal --json",
-            "segue schema",
-            "segue demo --keep --seconds 5 --scale 1",
-        ] {
-            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
-        }
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused() {
-        for (line, kind) in [
-            ("segue verify --dry-run", ErrorKind::MissingRequiredArgument),
-            ("segue verify --table a.b.c", ErrorKind::ValueValidation),
-            ("segue throttle", ErrorKind::MissingRequiredArgument),
-            ("segue throttle --off --workers 1", ErrorKind::ArgumentConflict),
-            ("segue throttle --workers 0", ErrorKind::ValueValidation),
-            ("segue throttle --rate 0", ErrorKind::ValueValidation),
-            ("segue wait", ErrorKind::MissingRequiredArgument),
-            ("segue wait somewhere", ErrorKind::InvalidValue),
-            ("segue wait following --timeout soon", ErrorKind::ValueValidation),
-            ("segue demo --scale 0", ErrorKind::ValueValidation),
-            ("segue rnu", ErrorKind::InvalidSubcommand),
-        ] {
-            assert_eq!(parse(line).err(), Some(kind), "{line}");
-        }
-    }
-
-    #[test]
-    fn every_command_and_option_is_explained() {
-        for command in Cli::command().get_subcommands() {
-            assert!(command.get_about().is_some(), "{}", command.get_name());
-            for argument in command.get_arguments() {
-                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
-            }
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,141 @@
+//! The fault codes that an operator is most likely to meet, and what to do about each.
+
+/// A fault, in general; its message has the particulars.
+pub(super) struct Known {
+    /// Its code.
+    pub(super) code: &'static str,
+    /// What happened.
+    pub(super) what: &'static str,
+    /// What to do.
+    pub(super) next: &'static str,
+}
+
+const fn known(code: &'static str, what: &'static str, next: &'static str) -> Known {
+    Known { code, what, next }
+}
+
+/// Those that are documented, in the order of the alphabet.
+pub(super) const FAULTS: &[Known] = &[
+    known(
+        "SEGUE-ANSWER",
+        "the driver answered with something that this program cannot read",
+        "use one version of segue for the command and for `segue run`; what was asked was carried out all the same",
+    ),
+    known(
+        "SEGUE-CHECKPOINT-BEHIND",
+        "the side that is written to was restored to an older state: changes in between are gone",
+        "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
+    ),
+    known(
+        "SEGUE-CONNECTION",
+        "a server cannot be reached, or a connection was lost",
+        "`segue run` goes on by itself when it is back; at a start, check address and network",
+    ),
+    known(
+        "SEGUE-DDL-DRIFT",
+        "a table was changed while it moved, in a way that cannot be followed",
+        "do what the message says: mostly to make the same change on the other side, or to take it back",
+    ),
+    known(
+        "SEGUE-DISK-FULL",
+        "a server's disk is full",
+        "free space there, then start again; nothing was lost",
+    ),
+    known(
+        "SEGUE-DRIVER-DIED",
+        "the driver that took the order died before it answered",
+        "`segue status` says what became of it; then ask again",
+    ),
+    known(
+        "SEGUE-FAILED",
+        "the driver ended with a fault, which is in the message",
+        "mend that, then `segue run`",
+    ),
+    known(
+        "SEGUE-LEASE",
+        "another process drives the migration",
+        "stop every `segue run` of this migration, then ask again",
+    ),
+    known(
+        "SEGUE-LOCKED",
+        "a lock could not be had in time",
+        "wait for, or end, the transactions that the message names",
+    ),
+    known(
+        "SEGUE-LOGIN",
+        "a server refuses the user or the password",
+        "check the connection string in the spec, and pg_hba.conf on the server",
+    ),
+    known(
+        "SEGUE-NEVER-RUN",
+        "nobody has run this migration yet",
+        "`segue run`, or correct the spec's `migration` and `control`",
+    ),
+    known(
+        "SEGUE-NO-ANSWER",
+        "the driver lives, but has been silent for long",
+        "the order goes on all the same: see `segue status`",
+    ),
+    known("SEGUE-NO-DRIVER", "no `segue run` of this migration is alive", "start it, on any machine"),
+    known(
+        "SEGUE-NO-KEY",
+        "a table has nothing that identifies its rows",
+        "make a primary key, or a unique index on NOT NULL columns, as the message says",
+    ),
+    known(
+        "SEGUE-NO-ROUTER",
+        "this build has no router, which moves reads",
+        "move the writes: `segue switch writes`",
+    ),
+    known("SEGUE-NO-TABLE", "the migration has no table of that name", "name it as `segue status` does"),
+    known(
+        "SEGUE-NOT-AWAITED",
+        "the command was interrupted before the driver answered",
+        "the order goes on all the same: see `segue status`",
+    ),
+    known(
+        "SEGUE-NOT-EMPTY",
+        "a table on the target has rows before anything was copied",
+        "empty it, if nobody needs them",
+    ),
+    known("SEGUE-NOT-FOLLOWING", "not everything is copied yet", "`segue wait following`, then ask again"),
+    known(
+        "SEGUE-NOTHING-FILLED",
+        "the migration has never filled a table, so there is none to drop",
+        "`segue cancel` without --drop-target-tables",
+    ),
+    known(
+        "SEGUE-PLAN",
+        "several things stand in the way of a start; each is listed with its own code",
+        "mend them, then start again; nothing has been changed",
+    ),
+    known(
+        "SEGUE-PLAN-CHANGED",
+        "the spec or a table is no longer what the migration was begun with",
+        "put it back as it was; or `segue cancel` and begin anew",
+    ),
+    known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
+    known(
+        "SEGUE-ROW",
+        "a row cannot be applied: something else has changed the side that follows, or a constraint there forbids it",
+        "mend the row or the constraint, then `segue resume`; the stream stands there, and nothing was skipped",
+    ),
+    known(
+        "SEGUE-SLOT-LOST",
+        "the replication slot is gone, or its log: changes are missing for good",
+        "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
+    ),
+    known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
+    known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
+    known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
+    known(
+        "SEGUE-VERB",
+        "the driver does not know the order",
+        "use one version of segue for the command and for `segue run`",
+    ),
+    known(
+        "SEGUE-WAL-LEVEL",
+        "a server does not write what a stream needs",
+        "set `wal_level = logical` there, and restart it",
+    ),
+];

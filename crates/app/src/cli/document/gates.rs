@@ -1,0 +1,49 @@
+//! The gates, for the documentation: what has to hold, in words, beside what the table of gates says.
+
+use super::cell;
+use segue_model::switch::gates::{Gate, Move, TABLE};
+use std::fmt::Write;
+
+/// What has to hold. The bounds depend on the spec's profile; a refusal names them.
+fn holds(gate: Gate) -> &'static str {
+    match gate {
+        Gate::Lag => "the stream's lag stayed within its bound for a while",
+        Gate::Drift => "the share of compared rows that differ stayed below its bound for a while",
+        Gate::Matches => "repeated reads answered alike for a while",
+        Gate::Verified => "every table was compared in full, recently (`segue verify`)",
+        Gate::Divergences => "no difference is open",
+        Gate::WayBack => "the opposite stream stands and is caught up",
+        Gate::Sequences => "every sequence can be set on the new side",
+        Gate::Rehearsal => "a rehearsal succeeded recently (`segue switch writes --dry-run`)",
+        Gate::Ddl => "the tables on both sides are those of the plan",
+        Gate::LongTransactions => "no transaction on the owner is so old that the fence would wait for it",
+        Gate::Replicas => "the new side's replicas are in step",
+        Gate::Connections => "the new side has connections to spare",
+        Gate::Wraparound => "no vacuum that prevents wraparound is running on the tables",
+        Gate::Sessions => {
+            "no session holds what cannot move with it: advisory locks, temporary tables, cursors WITH HOLD, LISTEN"
+        }
+    }
+}
+
+fn words(what: Move) -> &'static str {
+    match what {
+        Move::FirstReads => "the first reads",
+        Move::MoreReads => "more reads",
+        Move::Writes => "`switch writes`",
+        Move::Reverse => "`reverse`",
+    }
+}
+
+/// A table of all gates, in the order in which they are shown.
+pub(super) fn table() -> String {
+    let mut text =
+        "| gate | what has to hold | asked by | may be overridden |\n|---|---|---|---|\n".to_owned();
+    for line in TABLE {
+        let moves: Vec<&str> = line.asked_by.iter().map(|what| words(*what)).collect();
+        let may = if line.protects_data { "never: it protects data" } else { "with a reason" };
+        let _ =
+            writeln!(text, "| `{}` | {} | {} | {may} |", line.name, cell(holds(line.gate)), moves.join(", "));
+    }
+    text
+}

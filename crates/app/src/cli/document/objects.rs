@@ -1,0 +1,432 @@
+//! What `--json` prints, as values of the types that are printed, with the meaning of each field.
+
+use crate::commands;
+use crate::commands::status::Seen;
+use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended, Moved, Proof, StepTook};
+use crate::report::{
+    GateState, LiveVerification, Owner, RunState, SlotState, Status, WayBackIs, WayBackState,
+};
+use segue_engine::fault::Fault;
+use segue_engine::progress::{Snapshot, TableProgress, Wait};
+use segue_engine::verify::ports::RangeCounts;
+use segue_engine::verify::report::{Report, TableReport};
+use segue_model::position::Position;
+use segue_model::stage::Stage;
+use segue_model::switch::Side;
+use segue_model::switch::gates::{Blocker, Gate, Red};
+use segue_model::switch::ownership::Epoch;
+use segue_model::switch::steps::Step;
+use segue_postgres::control::{Entry, NewEntry};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A path such as `tables[].rows`, and what is there. One that ends with `.*` stands for everything below it as well.
+type Field = (&'static str, &'static str);
+
+/// An object as a command prints it.
+pub(super) struct Object {
+    /// When it is printed.
+    pub(super) when: String,
+    /// An example.
+    pub(super) value: Value,
+    /// Its fields; empty: those of another object that `when` names.
+    pub(super) fields: &'static [Field],
+}
+
+fn shown(when: &str, value: Value, fields: &'static [Field]) -> Object {
+    Object { when: when.to_owned(), value, fields }
+}
+
+/// The object of a fault.
+pub(super) fn fault() -> Object {
+    let fault = Fault::operator(
+        "SEGUE-NO-DRIVER",
+        "nobody drives migration orders-move: db1 process 4711 ended 12 s ago",
+        "start it with `segue run`, on any machine that reaches the databases",
+    );
+    let fields: &[Field] = &[
+        ("code", "the fault's code; see [Faults](#faults)"),
+        ("fault", "what happened, to what"),
+        ("next_step", "what to do; empty when Segue goes on by itself"),
+    ];
+    shown("A fault (`run` adds it as its last line):", commands::fault_object(&fault), fields)
+}
+
+fn the_status() -> Status {
+    let table = TableProgress {
+        table: "public.orders".into(),
+        rows: 1_250_000,
+        bytes: 180_000_000,
+        regions: 12,
+        rows_estimated: 2_000_000,
+        complete: false,
+    };
+    let wait = Wait { who: "copy".into(), reason: "paused by ada@db1: lunch".into(), since_ms: 1500 };
+    let progress = Snapshot {
+        running_ms: 60_000,
+        tables: vec![table],
+        transactions: 52_000,
+        changes: 91_000,
+        dropped: 310,
+        stream_bytes: 14_000_000,
+        replays: 0,
+        received: Position(24_020_208),
+        applied: Position(24_019_000),
+        lag_bytes: 1208,
+        lag_ms: 3,
+        latency_ms: [2.9, 17.0, 90.0],
+        waits: vec![wait],
+    };
+    Status {
+        migration: "orders-move".into(),
+        stage: Stage::Backfilling,
+        owner: Owner::Source,
+        run: RunState::Running,
+        source: "segue@db1:5432/shop".into(),
+        target: "segue@db2:5432/shop".into(),
+        driver: "db2 process 4711".into(),
+        token: 1_700_000_000,
+        progress,
+        slot: SlotState {
+            name: "segue_orders_move_fwd".into(),
+            retained_bytes: 1 << 20,
+            retained_bytes_max: 10 << 30,
+            wal_status: "reserved".into(),
+        },
+        live: LiveVerification { compared: 4000, hot: 2, divergent: 0, open: 0 },
+        warnings: vec!["public.events is copied under one snapshot".into()],
+        way_back: WayBackState { is: WayBackIs::Armed, why: String::new(), lag_bytes: 0, lag_ms: 0 },
+        gates: vec![GateState {
+            gate: Gate::LongTransactions,
+            green: false,
+            since_us: 1_700_000_000_000_000,
+            why: "transactions are older than 10 s: pid 4712 (app, 'report') for 3 min".into(),
+            next: "wait for them, or end them".into(),
+            protects_data: false,
+        }],
+        trouble: vec!["source: pid 4712 (app, 'report') is idle in transaction for 3 min".into()],
+    }
+}
+
+const STATUS: &[Field] = &[
+    ("way_back", "the stream from the side that does not own the writes"),
+    ("way_back.is", "`not_armed`, `arming`, `armed` or `lost`"),
+    ("way_back.why", "what arming waits for, or why it was lost"),
+    ("way_back.lag_bytes", "bytes of that side's log that are not applied"),
+    ("way_back.lag_ms", "age of the oldest change that is not applied"),
+    ("gates", "what has to hold before the next hand-over of writes, as it was last measured"),
+    ("gates[].gate", "its name, as `--override` takes it"),
+    ("gates[].green", "it holds"),
+    ("gates[].since_us", "since when it has been so, in microseconds since 1970"),
+    ("gates[].why", "why it does not hold"),
+    ("gates[].next", "what to do about that"),
+    ("gates[].protects_data", "it cannot be overridden"),
+    ("trouble", "what is wrong with the servers, whatever Segue does"),
+    ("migration", "the migration"),
+    ("stage", "`planned`, `preparing`, `backfilling`, `following`, `switched`, `completed` or `cancelled`"),
+    (
+        "owner",
+        "who takes the writes: `source`, `target`, or `ambiguous` while a hand-over's outcome is not known",
+    ),
+    (
+        "run.*",
+        "`is`: `running`, `stopped`, `paused` (with `why`), `retrying` (with `fault`) or `failed` (with `fault` and `next_step`)",
+    ),
+    ("source", "where from, without the password"),
+    ("target", "where to"),
+    ("driver", "host and process of `segue run`"),
+    ("token", "the driver's fencing token; grows with every attempt"),
+    ("progress", "the copy and the stream"),
+    ("progress.running_ms", "how long this process has driven"),
+    ("progress.tables", "the copy, by table, biggest first"),
+    ("progress.tables[].table", "its name on the source"),
+    ("progress.tables[].rows", "rows copied and committed"),
+    ("progress.tables[].bytes", "their bytes"),
+    ("progress.tables[].regions", "regions committed"),
+    ("progress.tables[].rows_estimated", "rows that the source's statistics promise"),
+    ("progress.tables[].complete", "every region of it is copied"),
+    ("progress.transactions", "transactions applied by this process"),
+    ("progress.changes", "row changes applied"),
+    ("progress.dropped", "row changes passed over, because a copy has them"),
+    ("progress.stream_bytes", "bytes of row images received"),
+    ("progress.replays", "batches that were repeated row by row"),
+    ("progress.received", "how far the log was received"),
+    ("progress.applied", "how far it is applied, durably"),
+    ("progress.lag_bytes", "received and not yet durable"),
+    ("progress.lag_ms", "age of the oldest change that is not durable yet; 0 without one"),
+    (
+        "progress.latency_ms",
+        "commit to durable on the other side, over the last minute: median, 99th percentile, maximum",
+    ),
+    ("progress.waits", "what is waited for"),
+    ("progress.waits[].who", "who waits: `copy`, `stream`, `birth`, …"),
+    ("progress.waits[].reason", "for what, and why"),
+    ("progress.waits[].since_ms", "for how long by now"),
+    ("slot", "the replication slot of the stream"),
+    ("slot.name", "its name"),
+    ("slot.retained_bytes", "log that the server keeps because of it"),
+    ("slot.retained_bytes_max", "`limits.retained_wal_bytes_max` of the spec; beyond it the copy yields"),
+    ("slot.wal_status", "`reserved`, `extended`, `unreserved` or `lost`; empty before PostgreSQL 13"),
+    ("live", "rows compared as they are applied, since the process began"),
+    ("live.compared", "keys compared"),
+    ("live.hot", "keys that changed too often to be compared"),
+    ("live.divergent", "differences confirmed"),
+    ("live.open", "of them, those not found equal since"),
+    ("warnings", "what an operator should know"),
+];
+
+const LOOK: &[Field] = &[
+    ("alive", "a `segue run` is alive"),
+    ("age_ms", "how old the report is; all other fields are those of [`run`](#segue-run)"),
+];
+
+pub(super) fn run() -> Vec<Object> {
+    vec![
+        shown(
+            "Every few seconds, and whenever stage, owner or run state change:",
+            json!(the_status()),
+            STATUS,
+        ),
+        shown(
+            "What is worth saying once:",
+            crate::drive::message("standing by: db1 process 4711 drives migration orders-move"),
+            &[("message", "the text")],
+        ),
+    ]
+}
+
+pub(super) fn status() -> Vec<Object> {
+    let mut value = commands::status::object(&Seen { status: the_status(), age_ms: 420, alive: true });
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|name, _| LOOK.iter().any(|(field, _)| field == name));
+    }
+    vec![shown(
+        "The object of [`run`](#segue-run), with two more fields; with --watch one a second:",
+        value,
+        LOOK,
+    )]
+}
+
+pub(super) fn verify() -> Vec<Object> {
+    let counts = RangeCounts { rows: 2_000_000, digests: 24, unsettled: 3, ..RangeCounts::default() };
+    let table = TableReport {
+        table_id: 1,
+        table: "public.orders".into(),
+        rows_estimated: 2_000_000,
+        ranges: 20,
+        counts,
+        complete: true,
+        ..TableReport::default()
+    };
+    let report =
+        Report { tables: vec![table], rows: 2_000_000, took_ms: 2700, complete: true, ..Report::default() };
+    vec![shown("The report:", commands::verify::object(&report), VERIFY)]
+}
+
+const VERIFY: &[Field] = &[
+    ("equal", "every row was compared, and none differs"),
+    ("mode", "`aggregate`, `digest` or `sample`"),
+    ("tables", "each table that was asked for"),
+    ("tables[].table_id", "its number in the migration"),
+    ("tables[].table", "its name on the source"),
+    ("tables[].rows_estimated", "rows that the owner's statistics promise"),
+    ("tables[].ranges", "ranges compared"),
+    ("tables[].ranges_resumed", "of them, those that an earlier driver compared"),
+    (
+        "tables[].counts.*",
+        "`rows` compared, `digests` read, rows `unsettled` at first, `hot` ones left, `divergent` and `repaired` ones; \
+         what reading the `owner` and the `other` side cost, each in `ms`, `rows` and `bytes`",
+    ),
+    ("tables[].hot_keys", "some of the rows that changed too often to be compared"),
+    ("tables[].complete", "all of it was gone through; with `--mode aggregate`, `counted` has both counts"),
+    (
+        "divergences",
+        "the differences, a thousand at most: table, key, class, differing columns, both rows, and with --repair \
+         --dry-run the `remedy`",
+    ),
+    ("divergent", "how many there are"),
+    ("rows_compared", "rows compared"),
+    ("hot", "rows that changed too often to be compared"),
+    ("drift", "differing rows among those compared; repaired ones are not counted"),
+    ("took_ms", "how long it took"),
+    ("complete", "everything asked for was gone through"),
+];
+
+pub(super) fn done() -> Vec<Object> {
+    let done = json!(commands::order::Done { done: "resumed".into() });
+    vec![shown("What the driver did:", done, &[("done", "in words")])]
+}
+
+fn moved(owner: Side, epoch: u64) -> Moved {
+    let took = [
+        (Step::Arm, 1_230_000),
+        (Step::Hold, 0),
+        (Step::Fence, 3100),
+        (Step::Drain, 4200),
+        (Step::Settle, 1900),
+        (Step::Flip, 1400),
+        (Step::Open, 1700),
+    ];
+    Moved {
+        steps: took.map(|(step, us)| StepTook::new(step, Duration::from_micros(us))).to_vec(),
+        sequences: 4,
+        compared_under_fence: 10,
+        ..Moved::to(owner, Epoch(epoch)).stalled(Duration::from_micros(12_300))
+    }
+}
+
+const MOVED: &[Field] = &[
+    ("outcome", "`switched`; with --dry-run `rehearsed`; `already` when nothing had to be done"),
+    ("owner", "who owns the writes now: `source` or `target`"),
+    ("epoch", "raised by every hand-over; the first owner has 1"),
+    ("stall_ms", "how long no side took writes; in a rehearsal, what a real switch would cost"),
+    ("steps", "the steps that were taken, in order; a rehearsal ends with `settle`"),
+    ("steps[].step", "`arm`, `hold`, `fence`, `drain`, `settle`, `flip` or `open`"),
+    ("steps[].took_ms", "how long it took"),
+    ("sequences", "sequences that were set on the new side"),
+    (
+        "compared_under_fence",
+        "rows that were compared while nobody could write: those that never stood still before",
+    ),
+    ("divergences", "of them, those that differ, as [`verify`](#segue-verify) has them"),
+];
+
+const REFUSED: &[Field] = &[
+    ("outcome", "`refused`: nothing was changed"),
+    ("blockers", "every gate that is red"),
+    ("blockers[].gate", "its name, as `--override` takes it"),
+    ("blockers[].why", "what was found, with the measured value and the bound"),
+    ("blockers[].next", "what to do, or what will happen by itself"),
+    (
+        "blockers[].may_be_overridden",
+        "it does not protect data: an operator may go through it, with a reason",
+    ),
+];
+
+const UNDONE: &[Field] = &[
+    ("outcome", "`undone`: it began, could not go on, and nothing is left of it"),
+    ("owner", "who owns the writes, as before"),
+    ("why", "what kept it from going on"),
+    ("blockers_of_lock", "who held the locks that were waited for"),
+    ("stall_ms", "how long no side took writes"),
+    ("next_step", "what to do"),
+];
+
+pub(super) fn switch() -> Vec<Object> {
+    let red =
+        Red { why: "no rehearsal has succeeded".into(), next: "`segue switch writes --dry-run`".into() };
+    let blocker = Blocker { gate: Gate::Rehearsal, red, may_be_overridden: true };
+    let undone = Answer::undone(
+        Side::Source,
+        "public.orders could not be locked within 400 ms",
+        vec!["pid 4242 (app, idle in transaction for 8 s)".into()],
+        Duration::from_millis(400),
+        "end that transaction, or wait for it, then switch again",
+    );
+    vec![
+        shown("With exit code 0:", json!(Answer::Switched(moved(Side::Target, 2))), MOVED),
+        shown("With exit code 3:", json!(Answer::refused([&blocker])), REFUSED),
+        shown("With exit code 1, beside a fault:", json!(undone), UNDONE),
+    ]
+}
+
+pub(super) fn reverse() -> Vec<Object> {
+    let value = json!(Answer::already(Side::Source, Epoch(3)));
+    vec![shown("The objects of [`switch writes`](#segue-switch-writes), such as:", value, &[])]
+}
+
+pub(super) fn complete() -> Vec<Object> {
+    let proof = Proof { question: "statements on the source's tables".into(), found: "none for 72 h".into() };
+    let ended = Ended {
+        proofs: vec![proof],
+        removed: vec!["source: publication segue_orders_move_fwd".into()],
+        archived: vec!["/backup/orders/public.orders.copy".into()],
+        dropped: vec!["public.orders".into()],
+    };
+    let blocked = Blocked {
+        gate: "unused".into(),
+        why: "public.orders was read on the source 12 min ago, by report".into(),
+        next: "move that reader to the target".into(),
+        may_be_overridden: false,
+    };
+    let refused = json!(Completion::Refused { blockers: vec![blocked] });
+    let fields: &[Field] = &[
+        ("outcome", "`completed`; with --dry-run `rehearsed`; `already` when it was completed before"),
+        ("proofs", "what shows that the source is not needed any more"),
+        ("proofs[].question", "what was asked"),
+        ("proofs[].found", "what was found, with the measured value"),
+        ("removed", "Segue's own objects that are gone; with --dry-run, that would go"),
+        ("archived", "files that the source's rows were written to"),
+        ("dropped", "the source's tables that are gone; with --dry-run, that would go"),
+    ];
+    vec![
+        shown("With exit code 0:", json!(Completion::Completed(ended)), fields),
+        shown("With exit code 3, in the fields of [`switch writes`](#segue-switch-writes):", refused, &[]),
+    ]
+}
+
+pub(super) fn contain() -> Vec<Object> {
+    let contained = Contained {
+        owner: Owner::Source,
+        stopped: vec!["the copy (4 workers)".into(), "the stream to the target".into()],
+        took_ms: 87.0,
+        watch: vec!["the source keeps its log for Segue meanwhile".into()],
+        resume: "segue resume".into(),
+    };
+    let fields: &[Field] = &[
+        ("owner", "who takes the writes, as in [`run`](#segue-run)"),
+        ("stopped", "what was stopped, in words"),
+        ("took_ms", "how long that took"),
+        ("watch", "what has to be watched until it goes on"),
+        ("resume", "the command that makes it go on"),
+    ];
+    vec![shown("What was stopped:", json!(contained), fields)]
+}
+
+pub(super) fn cancel() -> Vec<Object> {
+    let removed = ["source: replication slot segue_orders_move_fwd".to_owned()];
+    vec![shown("What was removed:", commands::cancel::object(&removed), &[("removed", "each with its side")])]
+}
+
+pub(super) fn wait() -> Vec<Object> {
+    let fields: &[Field] = &[("stage", "the stage that was waited for")];
+    vec![shown("When it is reached:", commands::wait::object(Stage::Following), fields)]
+}
+
+pub(super) fn journal() -> Vec<Object> {
+    let entry = NewEntry {
+        version: 1,
+        actor: "db2 process 4711".into(),
+        kind: "command".into(),
+        body: json!({ "command": "pause", "arguments": { "reason": "lunch" }, "by": "ada@db1" }),
+    };
+    let fields: &[Field] = &[
+        ("seq", "the record's number"),
+        ("at_us", "when, in microseconds since 1970, by the control database's clock"),
+        ("version", "of the body's form"),
+        ("actor", "who decided"),
+        ("kind", "what was decided"),
+        ("body.*", "the particulars, by kind"),
+    ];
+    let entry = Entry { seq: 7, at_us: 1_700_000_000_000_000, entry };
+    vec![shown("One object for each record:", commands::journal::object(&entry), fields)]
+}
+
+pub(super) fn demo() -> Vec<Object> {
+    let fields: &[Field] = &[
+        ("clean", "the sides are equal, no acknowledged write is lost, nothing was left behind"),
+        ("copied.*", "`rows` and `bytes` that were copied, in how many `seconds`, and the rate"),
+        ("streamed.*", "`transactions` and `changes` that were streamed"),
+        ("lag_ms.*", "commit to durable on the target: `p50`, `p99` and `max`"),
+        ("last_write_after_ms", "until the last write was on the target"),
+        ("verified.*", "`rows_compared` and `hot` rows under load and after it, and `divergences`"),
+        (
+            "writes.*",
+            "transactions `acknowledged` and `per_second`, those of `unknown` outcome, `rows_checked`, how many are \
+             `lost`, with examples, and `errors` by kind",
+        ),
+        ("left_behind", "what of Segue's was left after `cancel`; null with --keep"),
+        ("seconds", "how long the demo took"),
+    ];
+    vec![shown("At the end:", crate::demo::example(), fields)]
+}
