@@ -90,13 +90,18 @@ impl Switch<'_> {
         if let Err(fault) = self.prepare_fences().await {
             return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
         }
-        match self.side(new).become_follower(turn.fence.epoch).await? {
-            Answer::Done(_) | Answer::AlreadyDone(_) => {}
-            Answer::Blocked { by, what } => {
-                let why = format!("on the {new}, where writes would go: {what}");
-                return Ok(Did::NotNow { why, holders: named(&by) });
+        // Segue's own stream holds locks there, too, and nobody waits for the application yet.
+        let until = Instant::now() + ARM_PATIENCE;
+        loop {
+            match self.side(new).become_follower(turn.fence.epoch).await? {
+                Answer::Done(_) | Answer::AlreadyDone(_) => break,
+                Answer::Blocked { .. } if Instant::now() < until => sleep(FENCE_PAUSE).await,
+                Answer::Blocked { by, what } => {
+                    let why = format!("on the {new}, where writes would go: {what}");
+                    return Ok(Did::NotNow { why, holders: named(&by) });
+                }
+                Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
             }
-            Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
         }
         let migration = self.migration();
         let (on_old, on_new) =
