@@ -201,9 +201,7 @@ impl Switch<'_> {
         let marker = marker
             .ok_or_else(|| Fault::bug("SEGUE-SWITCH", "a side that has handed over names no marker"))?;
         self.make_durable(turn, walk).await?;
-        let (Some(down), Some(up)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
-            return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended before the new owner was opened"));
-        };
+        let (down, up) = (self.flows.when_landing_on(new).await?, self.flows.when_landing_on(old).await?);
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
         down.admissions.set(Admission::Nothing);
