@@ -137,6 +137,9 @@ async fn someone_idle_in_a_transaction_is_named_and_traffic_flows_again() {
     let source = &moving.pair.source;
     let (culprit, told, gap) = meddled(&moving, &run, session(source, &format!("BEGIN; {}", write(1)))).await;
     assert_undone(&told, &pid(&culprit).await);
+    // Behind each try for the locks.
+    let stall_ms = told["stall_ms"].as_f64().unwrap();
+    assert!(stall_ms > 100.0 && stall_ms < MAX_WRITE_HOLD.as_millis() as f64, "{told:#}");
     eprintln!("traffic stood still for {} ms: {told:#}", gap.as_millis());
     culprit.batch_execute("COMMIT").await.unwrap();
     moving.moves_away_from(SOURCE, &run).await;

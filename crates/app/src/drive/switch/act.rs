@@ -135,6 +135,7 @@ impl Switch<'_> {
             }
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
+                walk.stalled_for(began.elapsed());
                 if walk.blocked >= FENCE_TRIES {
                     let why = format!("the tables could not be locked in {FENCE_TRIES} tries: {what}");
                     return Ok(Did::NotNow { why, holders: named(&by) });
