@@ -73,6 +73,42 @@ async fn switch_campaign_killed_at_every_point_in_both_directions() {
     moving.settle(SOURCE, &run).await;
 }
 
+/// Killed at the first point, and the processes that come after it, too, while they go on or undo.
+const AGAIN: [(&str, &[&str]); 4] = [
+    ("switch.flip.after", &["switch.drain.before", "switch.drain.after"]),
+    ("switch.flip.after", &["switch.open.before", "switch.opened", "switch.undo"]),
+    ("switch.opened", &["switch.open.before", "switch.open.after"]),
+    ("switch.fence.after", &["switch.undo", "switch.undo"]),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn switch_campaign_killed_again_while_it_recovers() {
+    let (moving, mut run) = Moving::start(Setup::default()).await;
+    moving.grown_up().await;
+    for (first, others) in AGAIN {
+        for owner in [SOURCE, TARGET] {
+            let what = format!("{first}, then {others:?}, away from {owner}");
+            moving.frozen_at(&run, first, owner).await;
+            run.process.kill9();
+            for point in others {
+                Driving::dies_at(&moving.pair, point).await;
+                moving.assert_one_owner(&what);
+            }
+            run = Driving::start(&moving.pair);
+            let answers = moving.moves_away_from(owner, &run).await;
+            assert_eq!(answers[0]["outcome"] == "already", is_past_return(first), "{what}: {answers:#?}");
+            moving.assert_accepts(1 - owner, PATIENCE, &what).await;
+            eprintln!("{what}");
+        }
+    }
+    moving.settle(SOURCE, &run).await;
+}
+
+/// What a restart may take on a busy machine: a second or so where it is not.
+const RESTART: Duration = Duration::from_secs(8);
+/// For so long after a start of the control database nobody takes a lease over whose holder has not given it back.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+
 /// Who is struck at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -106,6 +142,18 @@ impl Victim {
     }
 }
 
+/// How long nobody may take writes once all servers are up again. Before the point of no return the old owner's fence opens
+/// by itself. Behind it Segue is needed: it starts over, or is started; and where the control database has just started,
+/// too, a lease proves nothing before it has expired.
+fn bound(point: &str, victim: Victim, owner: usize) -> Duration {
+    let by_itself = MAX_WRITE_HOLD + SLACK;
+    if !is_past_return(point) {
+        return by_itself;
+    }
+    let waits_for_lease = victim.is_process_too() && victim.server(owner) == Some(TARGET);
+    by_itself + RESTART + if waits_for_lease { LEASE_TTL } else { Duration::ZERO }
+}
+
 /// One strike: at the point, the victim is stopped for `pause`. Afterwards the hand-over succeeds.
 async fn struck(
     moving: &Moving,
@@ -134,12 +182,15 @@ async fn struck(
         run = Driving::start(&moving.pair);
     }
     let answers = moving.moves_away_from(owner, &run).await;
-    let restart = up.elapsed();
     moving.assert_accepts(1 - owner, PATIENCE, &what).await;
     moving.assert_one_owner(&what);
-    let gap = moving.assert_gap(up, MAX_WRITE_HOLD + restart + SLACK, &what);
+    let gap = moving.assert_gap(up, bound(point, victim, owner), &what);
     let outcomes: Vec<&str> = answers.iter().map(|a| a["outcome"].as_str().unwrap_or("fault")).collect();
-    eprintln!("    {outcomes:?}; no owner for {} ms, done in {} ms", gap.as_millis(), restart.as_millis());
+    eprintln!(
+        "    {outcomes:?}; no owner for {} ms, done in {} ms",
+        gap.as_millis(),
+        up.elapsed().as_millis()
+    );
     run
 }
 
@@ -168,7 +219,7 @@ async fn switch_campaign_servers_stopped_at_points_in_both_directions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn switch_campaign_struck_at_random() {
     let mut rng = StdRng::seed_from_u64(fire::seed());
-    let rounds = if fire::soak() && fire::replayed().is_none() { 120 } else { 5 };
+    let rounds = if fire::soak() && fire::replayed().is_none() { 120 } else { 4 };
     let (moving, mut run) = Moving::start(Setup::default()).await;
     let mut owner = SOURCE;
     for round in 1..=rounds {

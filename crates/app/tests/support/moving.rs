@@ -3,7 +3,7 @@
 
 use super::orders::{self, answer, order};
 use super::{PATIENCE, Pair, slow::until};
-use segue_testkit::kill::{Process, Stops};
+use segue_testkit::kill::{self, Process, Stops};
 use segue_testkit::probe::{self, Probed, Probes};
 use segue_testkit::workload::{self, Handle, Workload, schema};
 use segue_testkit::{Cluster, Options, compare};
@@ -289,6 +289,15 @@ impl Driving {
         let path = file.into_temp_path().to_path_buf();
         let stops = Stops::of(&mut command, path);
         Driving { process: Process::start(command), stops }
+    }
+
+    /// Starts a process that kills itself when it comes by `point`, and waits for that.
+    pub async fn dies_at(pair: &Pair, point: &str) {
+        let mut command = pair.command(&["run"]);
+        kill::kill_at(&mut command, point, 1);
+        let run = Process::start(command);
+        let status = run.wait(PATIENCE).await.unwrap_or_else(|e| panic!("{point} is not passed: {e}"));
+        assert!(kill::was_killed(status), "{point}: {status}\n{}", run.lines().join("\n"));
     }
 
     /// Lets a frozen process go on until it is frozen at `point`.
