@@ -147,7 +147,9 @@ impl Victim {
 /// too, a lease proves nothing before it has expired.
 fn bound(point: &str, victim: Victim, owner: usize) -> Duration {
     let by_itself = MAX_WRITE_HOLD + SLACK;
-    if !is_past_return(point) {
+    // Only a server is struck: the process goes on, and hands over.
+    let hands_over = point == "switch.flip.before" && !victim.is_process_too();
+    if !is_past_return(point) && !hands_over {
         return by_itself;
     }
     let waits_for_lease = victim.is_process_too() && victim.server(owner) == Some(TARGET);

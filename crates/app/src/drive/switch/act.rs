@@ -18,6 +18,7 @@ use segue_model::table::Table;
 use segue_postgres::birth::Direction;
 use segue_postgres::fence::{Answer, Applied, autovacuum};
 use segue_postgres::sequences::{MARGIN, Sequences};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
@@ -184,6 +185,8 @@ impl Switch<'_> {
     async fn flip(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let old = self.side(turn.from);
         let warned = old.was_warned();
+        // Until the rows are read again, whatever the answer is.
+        self.driver.nobody_owns.store(true, Ordering::Relaxed);
         match old.flip(turn.fence).await? {
             Answer::Done(_) => {
                 walk.durable = !warned && !old.was_warned();
