@@ -39,28 +39,38 @@ async fn goes_on(moving: Moving, run: Driving, owner: usize) {
 }
 
 /// The new side dies and stays dead: the old owner needs nobody to take writes again.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_new_sides_death_does_not_keep_the_old_owner_closed() {
-    let (moving, run) = Moving::start(apart()).await;
-    for owner in [SOURCE, TARGET] {
-        for point in UNDECIDED {
-            let what = format!("{point}, away from {owner}");
-            let asked = Instant::now();
-            let order = moving.frozen_at(&run, point, owner).await;
-            moving.server(1 - owner).stop_immediate().await;
-            run.process.thaw();
-            moving.assert_accepts(owner, MAX_WRITE_HOLD + SLACK, &what).await;
-            moving.assert_gap(asked, MAX_WRITE_HOLD + SLACK, &what);
-            // The order is answered, or its driver starts over, without the dead side.
-            moving.server(1 - owner).start_again().await;
-            let told = answer(moving.control(), order).await;
-            assert_ne!(told["outcome"], "switched", "{what}: {told:#}");
-            moving.assert_one_owner(&what);
-            eprintln!("{what}: {}", told["why"].as_str().or(told["fault"].as_str()).unwrap_or_default());
-        }
-        moving.moves_away_from(owner, &run).await;
-        moving.assert_accepts(1 - owner, PATIENCE, "after the hand-over").await;
+async fn the_new_side_dies(moving: &Moving, run: &Driving, owner: usize) {
+    for point in UNDECIDED {
+        let what = format!("{point}, away from {owner}");
+        let asked = Instant::now();
+        let order = moving.frozen_at(run, point, owner).await;
+        moving.server(1 - owner).stop_immediate().await;
+        run.process.thaw();
+        moving.assert_accepts(owner, MAX_WRITE_HOLD + SLACK, &what).await;
+        moving.assert_gap(asked, MAX_WRITE_HOLD + SLACK, &what);
+        // The order is answered, or its driver starts over, without the dead side.
+        moving.server(1 - owner).start_again().await;
+        let told = answer(moving.control(), order).await;
+        assert_ne!(told["outcome"], "switched", "{what}: {told:#}");
+        moving.assert_one_owner(&what);
+        eprintln!("{what}: {}", told["why"].as_str().or(told["fault"].as_str()).unwrap_or_default());
     }
+    moving.moves_away_from(owner, run).await;
+    moving.assert_accepts(1 - owner, PATIENCE, "after the hand-over").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_targets_death_does_not_keep_the_source_closed() {
+    let (moving, run) = Moving::start(apart()).await;
+    the_new_side_dies(&moving, &run, SOURCE).await;
+    moving.settle(TARGET, &run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sources_death_does_not_keep_the_target_closed() {
+    let (moving, run) = Moving::start(apart()).await;
+    moving.moves_away_from(SOURCE, &run).await;
+    the_new_side_dies(&moving, &run, TARGET).await;
     moving.settle(SOURCE, &run).await;
 }
 
