@@ -15,8 +15,8 @@ use tokio_postgres::Client;
 pub const MAX_WRITE_HOLD: Duration = Duration::from_secs(2);
 /// What is added for the machine: a probe's own pause and way, a late writer's turn, two busy cores.
 pub const SLACK: Duration = Duration::from_millis(1_500);
-/// Orders that may be undone before they come as far as they are wanted.
-const TRIES: usize = 5;
+/// Between two orders of which the first one came to nothing.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// After a server's start a lease whose holder lost its session is not free for so long.
 const LEASE_TTL_S: u32 = 10;
 
@@ -144,12 +144,13 @@ impl Moving {
         order
     }
 
-    /// An order that is undone before it comes by is given again: somebody's lock was in the way.
+    /// An order that is refused or undone before it comes by is given again: a gate was still red, or somebody's lock was in
+    /// the way.
     async fn ordered_up_to(&self, run: &Driving, point: &str, owner: usize) -> i64 {
         let rehearses = point == "switch.undo";
         let arguments = if rehearses { orders::rehearsal() } else { orders::for_real() };
-        let mut answers = Vec::new();
-        while answers.len() < TRIES {
+        let (mut answers, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+        while Instant::now() < deadline {
             let mark = run.process.mark();
             run.stops.at(point);
             let order = order(self.control(), away_from(owner), &arguments).await;
@@ -161,6 +162,7 @@ impl Moving {
                 },
                 told = answer(self.control(), order) => answers.push(told),
             }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
         panic!("{point} is not passed: {answers:#?}");
     }
@@ -188,7 +190,7 @@ impl Moving {
                 let said = run.process.lines().join("\n");
                 panic!("the writes do not move away from {owner}: {answers:#?}\n{said}");
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
