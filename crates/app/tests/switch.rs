@@ -4,9 +4,9 @@
 mod support;
 
 use segue_testkit::kill::Process;
-use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-use support::{PATIENCE, Pair};
+use serde_json::json;
+use support::Pair;
+use support::orders::ask;
 
 const TABLE: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text)";
 
@@ -19,42 +19,19 @@ async fn following() -> (Pair, Process) {
     (pair, run)
 }
 
-/// Gives the driver an order and returns its answer.
-async fn ask(pair: &Pair, verb: &str, arguments: Value) -> Value {
-    let client = pair.target.connect("postgres").await;
-    let row = client
-        .query_one(
-            "INSERT INTO segue.command (migration, verb, arguments, asked_by) VALUES ('test', $1, $2::text::jsonb, 'test') RETURNING id",
-            &[&verb, &arguments.to_string()],
-        )
-        .await
-        .unwrap();
-    let id: i64 = row.get(0);
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let row =
-            client.query_one("SELECT answer::text FROM segue.command WHERE id = $1", &[&id]).await.unwrap();
-        if let Some(answer) = row.get::<_, Option<String>>(0) {
-            return serde_json::from_str(&answer).unwrap();
-        }
-        assert!(Instant::now() < until, "{verb} is not answered");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_go_there_and_back_again() {
     let (pair, run) = following().await;
     pair.segue(&["verify"], 0);
     for round in 0..3 {
-        let answer = ask(&pair, "switch", json!({ "rehearse": false, "overrides": [] })).await;
+        let answer = ask(&pair.target, "switch", json!({ "rehearse": false, "overrides": [] })).await;
         assert_eq!(answer["outcome"], "switched", "{answer:#}\n{}", run.lines().join("\n"));
         println!("{answer:#}");
         pair.target.execute(&format!("INSERT INTO public.t (v) VALUES ('target {round}')")).await;
         let refused = pair.source.connect("postgres").await;
         let refused = refused.batch_execute("INSERT INTO public.t (v) VALUES ('lost')").await.unwrap_err();
         assert_eq!(refused.code().map(|c| c.code()), Some("25006"));
-        let answer = ask(&pair, "reverse", json!({ "rehearse": false, "overrides": [] })).await;
+        let answer = ask(&pair.target, "reverse", json!({ "rehearse": false, "overrides": [] })).await;
         assert_eq!(answer["outcome"], "switched", "{answer:#}\n{}", run.lines().join("\n"));
         println!("{answer:#}");
         pair.source.execute(&format!("INSERT INTO public.t (v) VALUES ('source {round}')")).await;

@@ -152,7 +152,12 @@ impl Process {
 
     /// Waits until it has frozen itself at a point of [`Stops::at`]; [`Process::thaw`] lets it go on.
     pub async fn stopped_at(&self, point: &str, limit: Duration) -> Result<(), Overdue> {
-        self.wait_for(&format!("stopped at {point}"), limit).await?;
+        self.stopped_since(0, point, limit).await
+    }
+
+    /// As [`Process::stopped_at`], of a program that has been frozen before: after a [`Process::mark`].
+    pub async fn stopped_since(&self, mark: usize, point: &str, limit: Duration) -> Result<(), Overdue> {
+        self.wait_for_since(mark, &format!("stopped at {point}"), limit).await?;
         let deadline = Instant::now() + limit;
         while !is_stopped(self.pid) {
             if Instant::now() > deadline {

@@ -6,6 +6,7 @@
 //! * [`cluster`]: throw-away PostgreSQL servers of any installed major, their crashes, restores and standbys
 //! * [`proxy`]: a network that cuts, delays, throttles and freezes
 //! * [`kill`]: programs under test, killed at named points and random moments
+//! * [`probe`]: clients that try to write on two servers all the time, and the proof that one owned the writes
 //! * [`workload`]: writers that remember every acknowledged write, and the oracle that asks for them
 //! * [`compare`]: whole databases, row by row, without trust in the product
 //!
@@ -19,6 +20,7 @@
 pub mod cluster;
 pub mod compare;
 pub mod kill;
+pub mod probe;
 pub mod proxy;
 pub mod workload;
 

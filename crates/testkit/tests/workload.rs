@@ -116,3 +116,20 @@ async fn each_kind_of_loss_is_found() {
         cluster.execute("DROP DATABASE damaged WITH (FORCE)").await;
     }
 }
+
+#[tokio::test]
+async fn with_two_servers_it_writes_to_the_one_that_takes_writes() {
+    let cluster = shop(2_000).await;
+    cluster.execute("CREATE DATABASE closed").await;
+    let closed = cluster.connect("closed").await;
+    schema::create(&closed).await.expect("create the schema");
+    schema::seed_data(&closed, 2_000).await.expect("seed");
+    cluster.execute("ALTER DATABASE closed SET default_transaction_read_only = on").await;
+    let urls = [cluster.url("closed"), cluster.url("postgres")];
+    let writers = Workload::start_between(&[&urls[0], &urls[1]], options()).await;
+    assert!(writers.progress(100, SOON).await, "the clients stand still");
+    let report = writers.stop().await;
+    assert!(report.errors.keys().all(|error| error.starts_with("25006")), "{:?}", report.errors);
+    assert!(!report.errors.is_empty(), "nobody tried the first one");
+    assert_eq!(report.oracle.check(&cluster.connect("postgres").await).await, Ok(()), "seed {}", report.seed);
+}

@@ -313,6 +313,7 @@ impl<'d> Attempt<'d> {
             rows::owner(&source, &target, migration),
             rows::admission(&source, &target, migration, Direction::Forward)
         )?;
+        driver.nobody_owns.store(owner.is_none(), Ordering::Relaxed);
         let catalog_warnings = catalog.warnings.clone();
         let admissions = Arc::new(Admissions::new(admission));
         let (run, forward) =

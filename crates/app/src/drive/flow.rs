@@ -6,6 +6,7 @@
 use super::Driver;
 use super::verifying::Verifying;
 use segue_engine::admission::Admissions;
+use segue_engine::fault::Fault;
 use segue_engine::follow::{self, build::BatchLimits};
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
@@ -125,6 +126,20 @@ impl Flows {
         match side {
             Side::Target => Some(self.forward.clone()),
             Side::Source => self.reverse.borrow().clone(),
+        }
+    }
+
+    /// The stream whose rows land on `side`, once there is one: after a start it is made while the switch reads the rows.
+    /// Whatever keeps it from being made ends the attempt.
+    pub(super) async fn when_landing_on(&self, side: Side) -> Outcome<Arc<Flow>> {
+        let mut reverse = self.reverse.subscribe();
+        loop {
+            if let Some(flow) = self.landing_on(side) {
+                return Ok(flow);
+            }
+            if reverse.changed().await.is_err() {
+                return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended"));
+            }
         }
     }
 

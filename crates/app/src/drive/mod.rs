@@ -45,6 +45,8 @@ const PAUSES: [Duration; 5] = [
 ];
 /// An attempt that lasted this long makes the next pause short again.
 const STEADY: Duration = Duration::from_secs(60);
+/// The longest pause while nobody can write: between the hand-over and the opening only Segue can go on.
+const PAUSE_WHILE_CLOSED: Duration = Duration::from_millis(500);
 /// How long a fault that may pass is tried again although nothing has been begun.
 const PATIENCE_AT_START: Duration = Duration::from_secs(10);
 /// How long an attempt may take to end when the process is told to.
@@ -76,6 +78,8 @@ pub(crate) struct Driver {
     started: Instant,
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
     pub(crate) begun: AtomicBool,
+    /// When it was last looked, no side took the writes.
+    pub(crate) nobody_owns: AtomicBool,
     /// What was warned of, by any attempt.
     pub(crate) warnings: Arc<Warnings>,
     /// Set when the process is told to end: in which words.
@@ -150,6 +154,7 @@ impl Driver {
             screen,
             started,
             begun: AtomicBool::new(false),
+            nobody_owns: AtomicBool::new(false),
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
             stop: watch::Sender::new(None),
@@ -202,7 +207,10 @@ impl Driver {
                 }
             }
             failures = if began.elapsed() > STEADY { 1 } else { failures + 1 };
-            let pause = PAUSES[(failures - 1).min(PAUSES.len() - 1)];
+            let mut pause = PAUSES[(failures - 1).min(PAUSES.len() - 1)];
+            if self.nobody_owns.load(Ordering::Relaxed) {
+                pause = pause.min(PAUSE_WHILE_CLOSED);
+            }
             self.screen.say(&format!("{fault}; trying again in {} ms", pause.as_millis()));
             self.pause(&lease, pause).await;
             lease = match self.renew().await {

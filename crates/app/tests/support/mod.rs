@@ -8,6 +8,8 @@
 )]
 
 pub mod fire;
+pub mod moving;
+pub mod orders;
 pub mod slow;
 
 use segue_testkit::kill::Process;

@@ -320,6 +320,23 @@ impl Cluster {
         signal("STOP", &pid.map_or_else(Vec::new, |pid| vec![pid]));
     }
 
+    /// Freezes every process of the server (SIGSTOP): it answers nobody, and nobody's connection is lost.
+    pub fn freeze(&self) {
+        if let Some(pid) = self.pid() {
+            // The first process before the others, so that it starts no further child in between.
+            signal("STOP", &[pid]);
+            signal("STOP", &children_of(pid));
+        }
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        if let Some(pid) = self.pid() {
+            signal("CONT", &children_of(pid));
+            signal("CONT", &[pid]);
+        }
+    }
+
     /// Kills every process of the server with SIGKILL, as a crash of the machine would, and waits until all are gone.
     pub async fn kill9(&self) {
         if let Some(pid) = self.pid() {

@@ -11,6 +11,8 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 const RECONNECT_AFTER: Duration = Duration::from_millis(50);
+/// What a server says that is not the one to write to (now).
+const READ_ONLY: &str = "25006";
 
 /// How a transaction ended, as far as the client can know.
 enum End {
@@ -25,6 +27,8 @@ enum End {
 enum Loss {
     OnPurpose,
     Refused(String),
+    /// This server takes no writes.
+    NotHere(String),
     Connection(String),
 }
 
@@ -42,15 +46,20 @@ pub(super) async fn run(mut memory: Memory, shared: Shared) -> Memory {
     let mut pace = pace;
     let mut session: Option<(Client, String)> = None;
     let mut seq = 0;
+    let mut place = 0;
     while !shared.stop.load(Ordering::Relaxed) {
         if let Some(pace) = &mut pace {
             pace.tick().await;
         }
-        let url = shared.url.lock().unwrap().clone();
+        let url = {
+            let urls = shared.urls.lock().unwrap();
+            urls[place % urls.len()].clone()
+        };
         if session.as_ref().is_none_or(|(client, to)| *to != url || client.is_closed()) {
             session = connect(&url, &shared).await.map(|client| (client, url));
         }
         let Some((client, _)) = &session else {
+            place += 1;
             tokio::time::sleep(RECONNECT_AFTER).await;
             continue;
         };
@@ -75,9 +84,15 @@ pub(super) async fn run(mut memory: Memory, shared: Shared) -> Memory {
         match loss {
             Loss::OnPurpose => drop(shared.rolled_back.fetch_add(1, Ordering::Relaxed)),
             Loss::Refused(why) => tally(&shared, why),
+            Loss::NotHere(why) => {
+                tally(&shared, why);
+                place += 1;
+                tokio::time::sleep(RECONNECT_AFTER).await;
+            }
             Loss::Connection(why) => {
                 tally(&shared, why);
                 session = None;
+                place += 1;
             }
         }
     }
@@ -114,7 +129,7 @@ async fn run_one(client: &Client, draft: &Draft, shared: &Shared) -> End {
     }
     match request(client, "COMMIT", shared).await {
         Ok(_) => End::Committed,
-        Err(Loss::Refused(why)) => End::NotCommitted(Loss::Refused(why)),
+        Err(loss @ (Loss::Refused(_) | Loss::NotHere(_))) => End::NotCommitted(loss),
         Err(loss) => End::Unknown(loss),
     }
 }
@@ -139,6 +154,9 @@ async fn request(client: &Client, sql: &str, shared: &Shared) -> Result<u64, Los
         Ok(Err(error)) => match error.as_db_error().and_then(|error| error.parsed_severity()) {
             // The session goes on, so the server's word is the outcome. FATAL is not: a session that is ended
             // while its commit waits for a synchronous standby *is* committed.
+            Some(Severity::Error) if error.code().is_some_and(|code| code.code() == READ_ONLY) => {
+                Err(Loss::NotHere(name_of(&error)))
+            }
             Some(Severity::Error) => Err(Loss::Refused(name_of(&error))),
             _ => Err(Loss::Connection(name_of(&error))),
         },

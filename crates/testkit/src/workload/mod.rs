@@ -4,6 +4,9 @@
 //! and returns a [`Report`] with the [`Oracle`]. The clients reconnect for as long as it takes, so servers may be
 //! killed under them. One workload per database: its numbers and sequences start over in the next.
 //!
+//! With [`Workload::start_between`] they write to whichever of several servers takes their writes: each goes on where
+//! it last succeeded, and looks elsewhere when it is refused as read-only (SQLSTATE 25006) or loses its connection.
+//!
 //! It knows nothing of migrations: the oracle judges any server that claims to have the data.
 
 mod client;
@@ -57,7 +60,8 @@ impl Default for Options {
 struct Shared {
     options: Options,
     seed: u64,
-    url: Arc<Mutex<String>>,
+    /// Where a client may write, in the order in which it tries.
+    urls: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     acked: Arc<AtomicU64>,
     rolled_back: Arc<AtomicU64>,
@@ -108,6 +112,16 @@ impl Workload {
     /// # Panics
     /// If the database cannot be reached, or has no such schema.
     pub async fn start(url: &str, options: Options) -> Handle {
+        Workload::start_between(&[url], options).await
+    }
+
+    /// As [`Workload::start`], with several servers of which one takes the writes, not always the same; at the beginning
+    /// it is the first.
+    ///
+    /// # Panics
+    /// As [`Workload::start`], of the first one.
+    pub async fn start_between(urls: &[&str], options: Options) -> Handle {
+        let url = urls.first().expect("somewhere to write");
         let reader = crate::cluster::connect(url).await.unwrap_or_else(|error| panic!("connect: {error:?}"));
         let seeded =
             Seeded::read(&reader).await.unwrap_or_else(|error| panic!("read shop.seeded: {error:?}"));
@@ -117,7 +131,7 @@ impl Workload {
         let shared = Shared {
             options,
             seed,
-            url: Arc::new(Mutex::new(url.to_owned())),
+            urls: Arc::new(Mutex::new(urls.iter().map(|url| (*url).to_owned()).collect())),
             stop: Arc::default(),
             acked: Arc::default(),
             rolled_back: Arc::default(),
@@ -155,7 +169,7 @@ impl Handle {
 
     /// Sends the clients elsewhere, each after the transaction it is in.
     pub fn redirect(&self, url: &str) {
-        *self.shared.url.lock().unwrap() = url.to_owned();
+        *self.shared.urls.lock().unwrap() = vec![url.to_owned()];
     }
 
     /// Lets each client finish its transaction, and ends.

@@ -18,6 +18,7 @@ use segue_model::table::Table;
 use segue_postgres::birth::Direction;
 use segue_postgres::fence::{Answer, Applied, autovacuum};
 use segue_postgres::sequences::{MARGIN, Sequences};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
@@ -90,13 +91,18 @@ impl Switch<'_> {
         if let Err(fault) = self.prepare_fences().await {
             return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
         }
-        match self.side(new).become_follower(turn.fence.epoch).await? {
-            Answer::Done(_) | Answer::AlreadyDone(_) => {}
-            Answer::Blocked { by, what } => {
-                let why = format!("on the {new}, where writes would go: {what}");
-                return Ok(Did::NotNow { why, holders: named(&by) });
+        // Segue's own stream holds locks there, too, and nobody waits for the application yet.
+        let until = Instant::now() + ARM_PATIENCE;
+        loop {
+            match self.side(new).become_follower(turn.fence.epoch).await? {
+                Answer::Done(_) | Answer::AlreadyDone(_) => break,
+                Answer::Blocked { .. } if Instant::now() < until => sleep(FENCE_PAUSE).await,
+                Answer::Blocked { by, what } => {
+                    let why = format!("on the {new}, where writes would go: {what}");
+                    return Ok(Did::NotNow { why, holders: named(&by) });
+                }
+                Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
             }
-            Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
         }
         let migration = self.migration();
         let (on_old, on_new) =
@@ -130,6 +136,7 @@ impl Switch<'_> {
             }
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
+                walk.stalled_for(began.elapsed());
                 if walk.blocked >= FENCE_TRIES {
                     let why = format!("the tables could not be locked in {FENCE_TRIES} tries: {what}");
                     return Ok(Did::NotNow { why, holders: named(&by) });
@@ -178,6 +185,8 @@ impl Switch<'_> {
     async fn flip(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let old = self.side(turn.from);
         let warned = old.was_warned();
+        // Until the rows are read again, whatever the answer is.
+        self.driver.nobody_owns.store(true, Ordering::Relaxed);
         match old.flip(turn.fence).await? {
             Answer::Done(_) => {
                 walk.durable = !warned && !old.was_warned();
@@ -196,9 +205,7 @@ impl Switch<'_> {
         let marker = marker
             .ok_or_else(|| Fault::bug("SEGUE-SWITCH", "a side that has handed over names no marker"))?;
         self.make_durable(turn, walk).await?;
-        let (Some(down), Some(up)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
-            return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended before the new owner was opened"));
-        };
+        let (down, up) = (self.flows.when_landing_on(new).await?, self.flows.when_landing_on(old).await?);
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
         down.admissions.set(Admission::Nothing);

@@ -33,6 +33,7 @@ use segue_postgres::fence::{self, Limits};
 use segue_postgres::sequences::Sequences;
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -40,6 +41,9 @@ use walk::Walk;
 
 /// Between two looks at a side that does not answer.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// For so long in a row it may be unknown who owns the writes because a server is slow, before the attempt begins anew.
+/// It releases nobody meanwhile, and a fence opens by itself.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Two rows that cannot both be true are read so often before they are believed.
 const CONTRADICTIONS_MAX: u32 = 5;
 /// What is done for the old owner when an attempt ends has to be done in this time; the fence's deadline does the rest.
@@ -188,10 +192,7 @@ impl<'d> Switch<'d> {
         progress: watch::Sender<Progress>,
     ) -> Outcome<Answer> {
         self.ensure_way_back(&progress).await?;
-        let rows = Rows::read(&self.source, &self.target).await?;
-        let Some(owner) = rows.owner() else {
-            return Err(Fault::retry("SEGUE-NO-OWNER", "it is not known who owns the writes"));
-        };
+        let (rows, owner) = self.owned().await?;
         if matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source)) {
             return Ok(Answer::already(owner, rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch())));
         }
@@ -204,8 +205,7 @@ impl<'d> Switch<'d> {
         self.journal.note("switch-begun", begun);
         let mut walk = Walk::new(asked, Some(progress));
         self.walk(&mut walk).await?;
-        let rows = Rows::read(&self.source, &self.target).await?;
-        let now = rows.owner().unwrap_or(owner);
+        let (rows, now) = self.owned().await?;
         let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());
         let answer = walk.answer(owner, now, epoch);
         let kind = match (&answer, now) {
@@ -216,6 +216,19 @@ impl<'d> Switch<'d> {
         };
         self.journal.note(kind, json!(answer));
         Ok(answer)
+    }
+
+    /// Both rows, and who owns the writes.
+    async fn owned(&self) -> Outcome<(Rows, Side)> {
+        let since = Instant::now();
+        loop {
+            let rows = Rows::read(&self.source, &self.target).await?;
+            match rows.owner() {
+                Some(owner) => return Ok((rows, owner)),
+                None if since.elapsed() < SILENCE_MAX => sleep(LOOK_AGAIN).await,
+                None => return Err(Fault::retry("SEGUE-NO-OWNER", "it is not known who owns the writes")),
+            }
+        }
     }
 
     /// Has the way back made, if it is not there, and waits for it.
@@ -312,8 +325,10 @@ impl<'d> Switch<'d> {
     async fn walk(&self, walk: &mut Walk) -> Outcome<()> {
         let hold = self.driver.spec.switch.max_write_hold;
         let mut contradictions = 0;
+        let mut silent_since = None;
         loop {
             let rows = Rows::read(&self.source, &self.target).await?;
+            self.driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
             self.flows.owner.send_if_modified(|owner| {
                 let changed = *owner != rows.owner();
                 *owner = rows.owner();
@@ -323,6 +338,9 @@ impl<'d> Switch<'d> {
             let decision = decide(&facts);
             if !matches!(decision, Decision::Contradiction { .. }) {
                 contradictions = 0;
+            }
+            if !matches!(decision, Decision::AskOldOwner(_)) {
+                silent_since = None;
             }
             match decision {
                 Decision::Act(turn) => {
@@ -345,6 +363,10 @@ impl<'d> Switch<'d> {
                     return Ok(());
                 }
                 Decision::AskOldOwner(_) => {
+                    if silent_since.get_or_insert_with(Instant::now).elapsed() < SILENCE_MAX {
+                        sleep(LOOK_AGAIN).await;
+                        continue;
+                    }
                     return Err(Fault::retry("SEGUE-NO-OWNER", "the side that may own the writes is silent"));
                 }
                 Decision::Contradiction { source, target } => {

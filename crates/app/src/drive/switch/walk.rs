@@ -34,7 +34,7 @@ pub(super) struct Walk {
     pub(super) still: Option<OwnedRwLockReadGuard<()>>,
     /// When the fence that stands was asked for: from then on writers wait.
     pub(super) stall_since: Option<Instant>,
-    /// How long writers waited, from the fence to whoever let them in again.
+    /// How long writers waited at most, from the fence to whoever let them in again.
     pub(super) stall: Option<Duration>,
     /// Fences that could not have their locks.
     pub(super) blocked: u32,
@@ -134,8 +134,13 @@ impl Walk {
     /// Writers are let in again.
     pub(super) fn stall_ends(&mut self) {
         if let Some(since) = self.stall_since.take() {
-            self.stall = Some(since.elapsed());
+            self.stalled_for(since.elapsed());
         }
+    }
+
+    /// Writers waited for so long, behind a fence or behind one that waited for its locks. The longest time counts.
+    pub(super) fn stalled_for(&mut self, stall: Duration) {
+        self.stall = self.stall.max(Some(stall));
     }
 
     /// Tells whoever asked.
