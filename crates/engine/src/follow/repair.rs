@@ -11,6 +11,7 @@ use crate::backfill::{Work, copy_region};
 use crate::fault::Fault;
 use crate::moving::Moving;
 use crate::ports::{Outcome, Source, Target};
+use crate::verify::passage::StreamPassage;
 use crate::verify::ports::{Passage, Repairer};
 use segue_model::region::{Extent, UnitRegions};
 use segue_model::table::{Table, TableId, UnitId};
@@ -74,13 +75,8 @@ impl<S: Source, T: Target> Builder<S, T> {
     pub(super) async fn repair(&mut self, batch: &mut Batch, request: RepairRequest) -> Outcome<()> {
         let RepairRequest { table, extent, done, _still } = request;
         self.flush(batch).await?;
-        if !self.passage.shown().await? {
-            let what = "the side that the rows come from does not show yet what was applied last: a commit waits for a synchronous standby";
-            let _ = done.send(Err(Fault::retry("SEGUE-NOT-SHOWN", what)));
-            return Ok(());
-        }
-        // The last thing before it reads: it has waited since it was asked.
-        let allowed = self.admissions().owner_only(&what(&*self.table(table)?));
+        let what = what(&*self.table(table)?);
+        let allowed = allowed(self.shared.admissions.clone(), &self.passage, &what).await?;
         if allowed.is_ok() {
             self.copy_again(table, extent).await?;
         }
@@ -118,5 +114,29 @@ impl<S: Source, T: Target> Builder<S, T> {
         }
         self.sessions = Some((reader, writer));
         Ok(())
+    }
+}
+
+/// Whether rows may be copied anew now: they are the owner's, and show what was applied last.
+async fn allowed<S: Source>(
+    admissions: Arc<Admissions>,
+    passage: &StreamPassage<S>,
+    what: &str,
+) -> Outcome<Outcome<()>> {
+    if let Err(fault) = admissions.owner_only(what) {
+        return Ok(Err(fault));
+    }
+    match passage.shown().await {
+        // The last thing before it reads: it has waited since it was asked.
+        Ok(true) => Ok(admissions.owner_only(what)),
+        Ok(false) => {
+            let what = "the side that the rows come from does not show yet what was applied last: a commit waits for a \
+                        synchronous standby";
+            Ok(Err(Fault::retry("SEGUE-NOT-SHOWN", what)))
+        }
+        Err(fault) => match admissions.owner_only(what) {
+            Err(refused) => Ok(Err(refused)),
+            Ok(()) => Err(fault),
+        },
     }
 }

@@ -77,7 +77,7 @@ impl Bounds {
             },
             Profile::Dev => Bounds {
                 lag_ms_max: 5000,
-                lag_window: seconds(2),
+                lag_window: Duration::ZERO,
                 drift_window: Duration::ZERO,
                 matches_window: None,
                 verified_age_max: hours(7 * 24),

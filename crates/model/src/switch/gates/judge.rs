@@ -79,12 +79,13 @@ fn lag(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     if p99 <= bounds.lag_ms_max {
         return None;
     }
-    let window = words(bounds.lag_window);
+    let what = if bounds.lag_window.is_zero() {
+        "the lag".to_owned()
+    } else {
+        format!("the 99th percentile of the lag over {}", words(bounds.lag_window))
+    };
     red(
-        format!(
-            "the 99th percentile of the lag over {window} is {p99} ms, of {} ms allowed",
-            bounds.lag_ms_max
-        ),
+        format!("{what} is {p99} ms, of {} ms allowed", bounds.lag_ms_max),
         "see in `segue status` what holds the stream back",
     )
 }

@@ -73,12 +73,12 @@ pub struct Line {
     pub name: &'static str,
     /// Without it data could be lost or the way back closed: it is never overridden.
     pub protects_data: bool,
-    /// Which moves ask for it. The way back asks for what makes it work, not for what makes it advisable.
+    /// Which moves ask for it. The way back asks for what data depends on, not for what makes it advisable: who goes back
+    /// does so in trouble, and what would keep the steps from succeeding undoes them and is named.
     pub asked_by: &'static [Move],
 }
 
 use Move::{FirstReads, MoreReads, Reverse, Writes};
-const ALWAYS: &[Move] = &[FirstReads, MoreReads, Writes, Reverse];
 const FORWARD: &[Move] = &[FirstReads, MoreReads, Writes];
 const FURTHER: &[Move] = &[MoreReads, Writes];
 const WRITES: &[Move] = &[Writes, Reverse];
@@ -91,18 +91,18 @@ const fn line(gate: Gate, name: &'static str, protects_data: bool, asked_by: &'s
 pub const TABLE: [Line; 14] = [
     line(Gate::Verified, "verified", true, FORWARD),
     line(Gate::WayBack, "way-back", true, WRITES),
-    line(Gate::Divergences, "divergences", false, ALWAYS),
+    line(Gate::Divergences, "divergences", false, FORWARD),
     line(Gate::Drift, "drift", false, FORWARD),
     line(Gate::Matches, "matches", false, FURTHER),
-    line(Gate::Lag, "lag", false, ALWAYS),
-    line(Gate::Ddl, "ddl", false, ALWAYS),
+    line(Gate::Lag, "lag", false, FORWARD),
+    line(Gate::Ddl, "ddl", false, FORWARD),
     line(Gate::Sequences, "sequences", false, WRITES),
     line(Gate::Rehearsal, "rehearsal", false, &[Writes]),
-    line(Gate::LongTransactions, "long-transactions", false, WRITES),
-    line(Gate::Wraparound, "wraparound", false, WRITES),
-    line(Gate::Sessions, "sessions", false, WRITES),
-    line(Gate::Replicas, "replicas", false, ALWAYS),
-    line(Gate::Connections, "connections", false, ALWAYS),
+    line(Gate::LongTransactions, "long-transactions", false, &[Writes]),
+    line(Gate::Wraparound, "wraparound", false, &[Writes]),
+    line(Gate::Sessions, "sessions", false, &[Writes]),
+    line(Gate::Replicas, "replicas", false, FORWARD),
+    line(Gate::Connections, "connections", false, FORWARD),
 ];
 
 impl Gate {
