@@ -113,7 +113,7 @@ impl<'d> Attempt<'d> {
     /// an alarm: the application does not depend on it, but writes cannot be handed to the target again.
     async fn forward(&self, run: PgRun, flows: &Flows) -> Fault {
         let fault = run.run().await;
-        let is_idle = *flows.owner.borrow() == Some(Side::Target);
+        let is_idle = flows.has_the_newest(Side::Target);
         match fault.recovery {
             Recovery::Operator | Recovery::Bug if is_idle && fault.code != server::SYNC_STANDBY => {
                 self.driver
@@ -309,17 +309,17 @@ impl<'d> Attempt<'d> {
         let (source, target) =
             tokio::try_join!(sides.source.connect("switch"), sides.target.connect("switch"))?;
         let migration = spec.name.as_str();
-        let (owner, admission) = tokio::try_join!(
-            rows::owner(&source, &target, migration),
+        let (rows, admission) = tokio::try_join!(
+            rows::both(&source, &target, migration),
             rows::admission(&source, &target, migration, Direction::Forward)
         )?;
-        driver.nobody_owns.store(owner.is_none(), Ordering::Relaxed);
+        driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
         let catalog_warnings = catalog.warnings.clone();
         let admissions = Arc::new(Admissions::new(admission));
         let (run, forward) =
             flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
-        let (reverse, owner) = (watch::Sender::new(None), watch::Sender::new(owner));
-        let flows = Arc::new(Flows { forward, reverse, owner });
+        let (owner, giving) = (watch::Sender::new(rows.owner()), watch::Sender::new(rows.giving()));
+        let flows = Arc::new(Flows { forward, reverse: watch::Sender::new(None), owner, giving });
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
         let (journal, scribe) = Journal::after(&control.journal(0).await?);
         let back = Arc::new(WayBack::new(driver, lease));

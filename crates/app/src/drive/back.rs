@@ -69,6 +69,11 @@ impl<'d> WayBack<'d> {
         state
     }
 
+    /// How far it is, as it changes.
+    pub(super) fn watch(&self) -> watch::Receiver<BackState> {
+        self.state.subscribe()
+    }
+
     /// How far it is.
     pub(super) fn state(&self) -> BackState {
         self.state.borrow().clone()
@@ -82,7 +87,7 @@ impl<'d> WayBack<'d> {
             };
             flows.reverse.send_replace(None);
             let is_lost = match fault.recovery {
-                Recovery::Operator | Recovery::Bug => *flows.owner.borrow() == Some(Side::Source),
+                Recovery::Operator | Recovery::Bug => flows.has_the_newest(Side::Source),
                 Recovery::Retry | Recovery::Ambiguous => false,
             };
             if !is_lost || fault.code == server::SYNC_STANDBY {

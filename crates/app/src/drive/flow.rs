@@ -4,6 +4,8 @@
 //! writes; the other one stands ready, and applies nothing until its side is the owner.
 
 use super::Driver;
+use super::back::{BackState, WayBack};
+use super::switch::rows::Rows;
 use super::verifying::Verifying;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::Fault;
@@ -118,6 +120,8 @@ pub(super) struct Flows {
     pub(super) reverse: watch::Sender<Option<Arc<Flow>>>,
     /// Who owns the writes; `None` while that is not known, or nobody does.
     pub(super) owner: watch::Sender<Option<Side>>,
+    /// The side that has handed the writes over to one that has not taken them yet.
+    pub(super) giving: watch::Sender<Option<Side>>,
 }
 
 impl Flows {
@@ -130,22 +134,42 @@ impl Flows {
     }
 
     /// The stream whose rows land on `side`, once there is one: after a start it is made while the switch reads the rows.
-    /// Whatever keeps it from being made ends the attempt.
-    pub(super) async fn when_landing_on(&self, side: Side) -> Outcome<Arc<Flow>> {
-        let mut reverse = self.reverse.subscribe();
+    /// Whatever keeps it from being made ends the attempt, or is said by `back`: then there is none.
+    pub(super) async fn when_landing_on(&self, side: Side, back: &WayBack<'_>) -> Outcome<Option<Arc<Flow>>> {
+        let (mut reverse, mut state) = (self.reverse.subscribe(), back.watch());
         loop {
             if let Some(flow) = self.landing_on(side) {
-                return Ok(flow);
+                return Ok(Some(flow));
             }
-            if reverse.changed().await.is_err() {
-                return Err(Fault::retry("SEGUE-SWITCH", "a stream has ended"));
+            if matches!(&*state.borrow_and_update(), BackState::Lost(_)) {
+                return Ok(None);
             }
+            let changed = tokio::select! {
+                changed = reverse.changed() => changed,
+                changed = state.changed() => changed,
+            };
+            changed.map_err(|_| Fault::retry("SEGUE-SWITCH", "a stream has ended"))?;
         }
+    }
+
+    /// Takes note of what the rows say.
+    pub(super) fn note(&self, rows: &Rows) {
+        let set = |whose: &watch::Sender<Option<Side>>, side: Option<Side>| {
+            whose.send_if_modified(|now| std::mem::replace(now, side) != side);
+        };
+        set(&self.giving, rows.giving());
+        set(&self.owner, rows.owner());
+    }
+
+    /// Whether all that the application has written last is in the log of `side`: the stream from the other one is needed
+    /// for nothing that was acknowledged.
+    pub(super) fn has_the_newest(&self, side: Side) -> bool {
+        *self.owner.borrow() == Some(side) || *self.giving.borrow() == Some(side)
     }
 
     /// The stream that comes from the owner: what people mean by *the* stream.
     pub(super) fn active(&self) -> Arc<Flow> {
-        let owner = *self.owner.borrow();
+        let owner = self.owner.borrow().or(*self.giving.borrow());
         owner.and_then(|owner| self.landing_on(owner.other())).unwrap_or_else(|| self.forward.clone())
     }
 

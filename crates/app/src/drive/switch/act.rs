@@ -205,12 +205,18 @@ impl Switch<'_> {
         let marker = marker
             .ok_or_else(|| Fault::bug("SEGUE-SWITCH", "a side that has handed over names no marker"))?;
         self.make_durable(turn, walk).await?;
-        let (down, up) = (self.flows.when_landing_on(new).await?, self.flows.when_landing_on(old).await?);
+        let down = self.flows.when_landing_on(new, &self.back).await?;
+        let down = down.ok_or_else(|| {
+            Fault::retry("SEGUE-SWITCH", "the stream to the new owner has ended before it was opened")
+        })?;
+        // Without a way back the new owner is opened all the same: nobody else can take the writes any more.
+        let up = self.flows.when_landing_on(old, &self.back).await?;
+        let admit = |admission| up.iter().for_each(|up| up.admissions.set(admission));
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
         down.admissions.set(Admission::Nothing);
         down.verifying.passed().await?;
-        up.admissions.set(Admission::Undecided);
+        admit(Admission::Undecided);
         let applied = *down.progress.watch_applied().borrow();
         let applied = Applied { signal: applied.signal, position: applied.position };
         let answer = self.side(new).open(turn.fence, marker, direction_to(new), applied).await?;
@@ -218,8 +224,9 @@ impl Switch<'_> {
             return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
         };
         walk.stall_ends();
-        up.admissions.set(Admission::From(row.opened_at));
+        admit(Admission::From(row.opened_at));
         self.fenced.send_replace(None);
+        self.flows.giving.send_replace(None);
         self.flows.owner.send_replace(Some(new));
         killpoint::pass("switch.opened");
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.

@@ -329,11 +329,7 @@ impl<'d> Switch<'d> {
         loop {
             let rows = Rows::read(&self.source, &self.target).await?;
             self.driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
-            self.flows.owner.send_if_modified(|owner| {
-                let changed = *owner != rows.owner();
-                *owner = rows.owner();
-                changed
-            });
+            self.flows.note(&rows);
             let facts = walk.facts(&rows, self.applied(&rows), hold);
             let decision = decide(&facts);
             if !matches!(decision, Decision::Contradiction { .. }) {

@@ -6,6 +6,7 @@ use segue_model::position::Position;
 use segue_model::switch::Side;
 use segue_model::switch::admission::{Admission, admission as admission_of};
 use segue_model::switch::decide::{Seen, Situation, situation};
+use segue_model::switch::ownership::Ownership;
 use segue_postgres::birth::Direction;
 use segue_postgres::fence::{self, Row};
 use std::time::Duration;
@@ -17,7 +18,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// What both rows were found to say.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
+pub(in crate::drive) struct Rows {
     /// The source's.
     pub(super) source: Option<Row>,
     /// The target's.
@@ -57,10 +58,21 @@ impl Rows {
     }
 
     /// The side that takes writes, or would if it were not fenced; `None`: neither, or it is not known.
-    pub(super) fn owner(&self) -> Option<Side> {
+    pub(in crate::drive) fn owner(&self) -> Option<Side> {
         match self.situation() {
             Situation::Owned { owner, .. } | Situation::Fenced { owner, .. } => Some(owner),
             Situation::HandedOver { .. } | Situation::Ambiguous(_) | Situation::Contradictory { .. } => None,
+        }
+    }
+
+    /// The side that has handed the writes over to one that has not taken them yet.
+    pub(in crate::drive) fn giving(&self) -> Option<Side> {
+        match self.situation() {
+            Situation::HandedOver { from, .. } => Some(from),
+            Situation::Owned { .. }
+            | Situation::Fenced { .. }
+            | Situation::Ambiguous(_)
+            | Situation::Contradictory { .. } => None,
         }
     }
 }
@@ -75,18 +87,12 @@ pub(super) fn contradiction(what: &str) -> Fault {
     )
 }
 
-/// The owner as both databases say, for the start of an attempt. Before the first hand-over was ever wanted the source's
-/// row is not there, and it owns the writes.
-pub(in crate::drive) async fn owner(
-    source: &Client,
-    target: &Client,
-    migration: &str,
-) -> Outcome<Option<Side>> {
+/// Both rows at the start of an attempt. Before the first hand-over was ever wanted the source's is not there, and it owns
+/// the writes.
+pub(in crate::drive) async fn both(source: &Client, target: &Client, migration: &str) -> Outcome<Rows> {
     let (source, target) = tokio::try_join!(fence::row(source, migration), fence::row(target, migration))?;
-    if source.is_none() {
-        return Ok(Some(Side::Source));
-    }
-    Ok(Rows { source, target }.owner())
+    let first = || Row { ownership: Ownership::FIRST_OWNER, marker: None, opened_at: Position(0) };
+    Ok(Rows { source: Some(source.unwrap_or_else(first)), target })
 }
 
 /// What a stream may apply of its side's log, by what both databases say.
