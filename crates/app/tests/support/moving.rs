@@ -134,14 +134,24 @@ impl Moving {
             return self.ordered_up_to(run, point, owner).await;
         }
         // A marker that is applied by the time it is looked for is not waited for: held up, it is.
-        let order = self.ordered_up_to(run, "switch.fence.before", owner).await;
-        let held = self.hold_stream_onto(1 - owner).await;
-        run.thawed_until("switch.drain.before").await;
-        drop(held);
-        if point != "switch.drain.before" {
-            run.thawed_until(point).await;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let order = self.ordered_up_to(run, "switch.fence.before", owner).await;
+            let held = self.hold_stream_onto(1 - owner).await;
+            let comes_by = tokio::select! {
+                () = run.thawed_until("switch.drain.before") => true,
+                // Somebody's lock was in the way of the fence.
+                _ = answer(self.control(), order) => false,
+            };
+            drop(held);
+            if comes_by && point != "switch.drain.before" {
+                run.thawed_until(point).await;
+            }
+            if comes_by {
+                return order;
+            }
         }
-        order
+        panic!("{point} is not passed");
     }
 
     /// An order that is refused or undone before it comes by is given again: a gate was still red, or somebody's lock was in
