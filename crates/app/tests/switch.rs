@@ -1,45 +1,203 @@
-//! Handing the writes over, and back, with the real binary between two real servers.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+//! Handing the writes over, and back, with the real binary between two real servers, by its commands.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+#![cfg(feature = "killpoints")]
 
 mod support;
 
+use segue_testkit::Cluster;
 use segue_testkit::kill::Process;
-use serde_json::json;
-use support::Pair;
-use support::orders::ask;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+use support::{PATIENCE, Pair, orders};
 
-const TABLE: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text)";
+const TABLES: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text);
+    CREATE TABLE public.p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+    CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES FROM (0) TO (1000)";
 
 async fn following() -> (Pair, Process) {
-    let pair = Pair::start(&["public.t"]).await;
-    pair.both(TABLE).await;
-    pair.source.execute("INSERT INTO public.t (v) SELECT 'seed' FROM generate_series(1, 1000)").await;
+    let pair = Pair::start(&["public.*"]).await;
+    pair.both(TABLES).await;
+    pair.source
+        .execute(
+            "INSERT INTO public.t (v) SELECT 'seed' FROM generate_series(1, 1000);
+             INSERT INTO public.p SELECT i, 'seed' FROM generate_series(1, 500) i",
+        )
+        .await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
+    pair.segue(&["verify"], 0);
     (pair, run)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn writes_go_there_and_back_again() {
-    let (pair, run) = following().await;
-    pair.segue(&["verify"], 0);
-    for round in 0..3 {
-        let answer = ask(&pair.target, "switch", json!({ "rehearse": false, "overrides": [] })).await;
-        assert_eq!(answer["outcome"], "switched", "{answer:#}\n{}", run.lines().join("\n"));
-        println!("{answer:#}");
-        pair.target.execute(&format!("INSERT INTO public.t (v) VALUES ('target {round}')")).await;
-        let refused = pair.source.connect("postgres").await;
-        let refused = refused.batch_execute("INSERT INTO public.t (v) VALUES ('lost')").await.unwrap_err();
-        assert_eq!(refused.code().map(|c| c.code()), Some("25006"));
-        let answer = ask(&pair.target, "reverse", json!({ "rehearse": false, "overrides": [] })).await;
-        assert_eq!(answer["outcome"], "switched", "{answer:#}\n{}", run.lines().join("\n"));
-        println!("{answer:#}");
-        pair.source.execute(&format!("INSERT INTO public.t (v) VALUES ('source {round}')")).await;
-        let refused = pair.target.connect("postgres").await;
-        let refused = refused.batch_execute("INSERT INTO public.t (v) VALUES ('lost')").await.unwrap_err();
-        assert_eq!(refused.code().map(|c| c.code()), Some("25006"));
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect(text)
+}
+
+async fn takes(side: &Cluster, value: &str) {
+    let client = side.connect("postgres").await;
+    client.execute("INSERT INTO public.t (v) VALUES ($1)", &[&value]).await.expect(value);
+}
+
+async fn refuses(side: &Cluster, other: &Cluster) {
+    let client = side.connect("postgres").await;
+    let refused = client.execute("INSERT INTO public.t (v) VALUES ('lost')", &[]).await.unwrap_err();
+    let refused = refused.as_db_error().expect("an answer");
+    assert_eq!(refused.code().code(), "25006", "{refused}");
+    let hint = refused.hint().unwrap_or_default();
+    assert!(hint.contains(&other.port().to_string()), "it is not said where to write: {hint}");
+}
+
+async fn row(side: &Cluster, value: &str) {
+    let sql = format!("SELECT count(*) FROM public.t WHERE v = '{value}'");
+    let until = Instant::now() + PATIENCE;
+    while side.scalar(&sql).await.as_deref() != Some("1") {
+        assert!(Instant::now() < until, "`{value}` does not arrive");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    pair.caught_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_there_and_back_any_number_of_times() {
+    let (pair, _run) = following().await;
+    let rehearsed = json(&pair.segue(&["switch", "writes", "--dry-run", "--json"], 0));
+    assert_eq!((rehearsed["outcome"].as_str(), rehearsed["owner"].as_str()), (Some("rehearsed"), Some("source")));
+    assert!(rehearsed["stall_ms"].as_f64().unwrap() > 0.0);
+    takes(&pair.source, "after the rehearsal").await;
+    for round in 0..3 {
+        let said = pair.segue(&["switch", "writes"], 0);
+        assert!(said.contains("target"), "{said}");
+        refuses(&pair.source, &pair.target).await;
+        takes(&pair.target, &format!("target {round}")).await;
+        row(&pair.source, &format!("target {round}")).await;
+        let said = pair.segue(&["switch", "writes"], 0);
+        assert!(said.contains("already"), "{said}");
+        let answer = json(&pair.segue(&["reverse", "--json"], 0));
+        assert_eq!((answer["outcome"].as_str(), answer["owner"].as_str()), (Some("switched"), Some("source")));
+        refuses(&pair.target, &pair.source).await;
+        takes(&pair.source, &format!("source {round}")).await;
+        row(&pair.target, &format!("source {round}")).await;
+    }
+    pair.segue(&["verify"], 0);
     pair.assert_equal(&["public"]).await;
-    assert_eq!(pair.source.scalar("SELECT count(*) FROM public.t").await.as_deref(), Some("1006"));
+    let journal = pair.segue(&["journal"], 0);
+    for kind in ["way-back-armed", "rehearsed", "switch-begun", "switched", "reversed"] {
+        assert!(journal.contains(kind), "{kind} in\n{journal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_target_owns_the_writes_it_is_what_rows_are_compared_with() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes"], 0);
+    pair.reaches(&run, "switched").await;
+    takes(&pair.target, "newest").await;
+    pair.segue(&["verify"], 0);
+    // The source's row is wrong, the target's is the owner's.
+    let past = pair.source.connect("postgres").await;
+    past.batch_execute("SET session_replication_role = replica; UPDATE public.t SET v = 'stray' WHERE id = 7")
+        .await
+        .unwrap();
+    let found = json(&pair.segue(&["verify", "--json"], 4));
+    assert_eq!(found["divergent"], 1, "{found:#}");
+    pair.segue(&["verify", "--repair"], 0);
+    for side in [&pair.source, &pair.target] {
+        assert_eq!(side.scalar("SELECT v FROM public.t WHERE id = 7").await.as_deref(), Some("seed"));
+    }
+    let until = Instant::now() + PATIENCE;
+    while !pair.segue(&["status"], 0).contains("past its fence") {
+        assert!(Instant::now() < until, "the stray write is not told");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(pair.segue(&["journal"], 0).contains("stray"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_starts_finds_who_owns_the_writes() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes"], 0);
+    takes(&pair.target, "before").await;
+    run.kill9();
+    refuses(&pair.source, &pair.target).await;
+    takes(&pair.target, "meanwhile").await;
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    takes(&pair.target, "after").await;
+    for value in ["before", "meanwhile", "after"] {
+        row(&pair.source, value).await;
+    }
+    assert_eq!(json(&pair.segue(&["status", "--json"], 0))["owner"], "target");
+    pair.segue(&["reverse"], 0);
+    takes(&pair.source, "home").await;
+    row(&pair.target, "home").await;
+    pair.assert_equal(&["public"]).await;
+}
+
+/// The values of a sequence go over with a margin, so that no key is given twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_go_on_where_they_were() {
+    let (pair, _run) = following().await;
+    pair.segue(&["switch", "writes"], 0);
+    takes(&pair.target, "first there").await;
+    let there = pair.target.scalar("SELECT id FROM public.t WHERE v = 'first there'").await.unwrap();
+    assert!(there.parse::<i64>().unwrap() > 1000, "{there}");
+    row(&pair.source, "first there").await;
+    pair.segue(&["reverse"], 0);
+    takes(&pair.source, "first back").await;
+    let back = pair.source.scalar("SELECT id FROM public.t WHERE v = 'first back'").await.unwrap();
+    assert!(back.parse::<i64>().unwrap() > there.parse::<i64>().unwrap(), "{back} after {there}");
+}
+
+/// A partition that is attached while the migration follows is fenced and followed before writes are handed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_came_late_is_handed_over_too() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let late = "CREATE TABLE public.p2 PARTITION OF public.p FOR VALUES FROM (1000) TO (2000)";
+    pair.target.execute(late).await;
+    pair.source.execute(late).await;
+    pair.source.execute("INSERT INTO public.p SELECT i, 'late' FROM generate_series(1000, 1499) i").await;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let answer = orders::ask(&pair.target, "switch", orders::for_real()).await;
+        if answer["outcome"] == "switched" {
+            break;
+        }
+        assert!(Instant::now() < until, "{answer:#}\n{}", run.lines().join("\n"));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(pair.target.scalar("SELECT count(*) FROM public.p").await.as_deref(), Some("1000"));
+    let client = pair.source.connect("postgres").await;
+    let refused = client.execute("INSERT INTO public.p VALUES (1999, 'lost')", &[]).await.unwrap_err();
+    assert_eq!(refused.code().map(|code| code.code()), Some("25006"));
+}
+
+/// After the point of no return nobody but the new owner can take the writes: it does, with or without a way back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let mut dying = pair.command(&["run"]);
+    dying.env("SEGUE_KILL_AT", "switch.flip.after");
+    let dying = Process::start(dying);
+    let until = Instant::now() + PATIENCE;
+    let client = pair.target.connect("postgres").await;
+    // The order waits until the new driver is there.
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    dying.wait(PATIENCE).await.expect("it dies");
+    drop(client);
+    refuses(&pair.source, &pair.target).await;
+    refuses(&pair.target, &pair.source).await;
+    while pair.target.scalar("SELECT active FROM pg_replication_slots").await.as_deref() == Some("t") {
+        assert!(Instant::now() < until, "the slot is still in use");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pair.target.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    takes(&pair.target, "taken").await;
+    refuses(&pair.source, &pair.target).await;
+    assert!(orders::answer_now(&pair.target, order).await.is_some());
+    assert!(pair.segue(&["journal"], 0).contains("way-back-lost"));
 }

@@ -196,8 +196,8 @@ impl<'d> Attempt<'d> {
         }
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
-        let orphaned = json!({ "fault": "the driver that took this command has died", "code": "SEGUE-DRIVER-DIED",
-            "next_step": "ask again: another driver has taken over" });
+        let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",
+            "next_step": "see in `segue status` how things are, then ask again" });
         control.answer_orphans(self.lease, &orphaned).await?;
         let target = sides.target.connect("stream").await?;
         let (catalog, resumed) = tokio::try_join!(plan::plan(spec, sides), self.resume(&target))?;
