@@ -61,7 +61,10 @@ async fn row(side: &Cluster, value: &str) {
 async fn writes_go_there_and_back_any_number_of_times() {
     let (pair, _run) = following().await;
     let rehearsed = json(&pair.segue(&["switch", "writes", "--dry-run", "--json"], 0));
-    assert_eq!((rehearsed["outcome"].as_str(), rehearsed["owner"].as_str()), (Some("rehearsed"), Some("source")));
+    assert_eq!(
+        (rehearsed["outcome"].as_str(), rehearsed["owner"].as_str()),
+        (Some("rehearsed"), Some("source"))
+    );
     assert!(rehearsed["stall_ms"].as_f64().unwrap() > 0.0);
     takes(&pair.source, "after the rehearsal").await;
     for round in 0..3 {
@@ -73,7 +76,10 @@ async fn writes_go_there_and_back_any_number_of_times() {
         let said = pair.segue(&["switch", "writes"], 0);
         assert!(said.contains("already"), "{said}");
         let answer = json(&pair.segue(&["reverse", "--json"], 0));
-        assert_eq!((answer["outcome"].as_str(), answer["owner"].as_str()), (Some("switched"), Some("source")));
+        assert_eq!(
+            (answer["outcome"].as_str(), answer["owner"].as_str()),
+            (Some("switched"), Some("source"))
+        );
         refuses(&pair.target, &pair.source).await;
         takes(&pair.source, &format!("source {round}")).await;
         row(&pair.target, &format!("source {round}")).await;
@@ -95,9 +101,11 @@ async fn while_the_target_owns_the_writes_it_is_what_rows_are_compared_with() {
     pair.segue(&["verify"], 0);
     // The source's row is wrong, the target's is the owner's.
     let past = pair.source.connect("postgres").await;
-    past.batch_execute("SET session_replication_role = replica; UPDATE public.t SET v = 'stray' WHERE id = 7")
-        .await
-        .unwrap();
+    past.batch_execute(
+        "SET session_replication_role = replica; UPDATE public.t SET v = 'stray' WHERE id = 7",
+    )
+    .await
+    .unwrap();
     let found = json(&pair.segue(&["verify", "--json"], 4));
     assert_eq!(found["divergent"], 1, "{found:#}");
     pair.segue(&["verify", "--repair"], 0);
@@ -117,7 +125,10 @@ async fn a_driver_that_starts_finds_who_owns_the_writes() {
     let (pair, run) = following().await;
     pair.segue(&["switch", "writes"], 0);
     takes(&pair.target, "before").await;
+    // Without its fence the source would take writes, too.
+    pair.segue(&["cancel"], 1);
     run.kill9();
+    pair.segue(&["cancel"], 1);
     refuses(&pair.source, &pair.target).await;
     takes(&pair.target, "meanwhile").await;
     let run = pair.run();

@@ -1,6 +1,7 @@
 //! `segue cancel`: stops the driver, if there is one, and removes everything that Segue made on both sides.
 
 use super::{fault, order, print, print_json};
+use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
 use crate::exit::Exit;
 use crate::sides::Sides;
@@ -8,6 +9,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::Spec;
+use segue_model::switch::Side;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
@@ -50,6 +52,9 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     // Not what the spec says now, but what Segue has filled.
     let tables =
         if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
+    let source = sides.source.connect("cancel").await?;
+    let target = sides.target.connect("cancel").await?;
+    source_has_the_newest(&source, &target, migration).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
@@ -59,8 +64,6 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         }
     }
     let lease = take_lease(&control).await?;
-    let source = sides.source.connect("cancel").await?;
-    let target = sides.target.connect("cancel").await?;
     let mut removed = tokio::select! {
         removed = remove(&sides, (&source, &target), migration, &lease, &tables) => removed?,
         fault = keep(&control, &lease) => return Err(fault),
@@ -75,6 +78,20 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         removed.extend(birth::forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }
     Ok(removed)
+}
+
+/// Refuses once writes were handed over: without its fence the source would take writes, beside the target and without the
+/// newest rows.
+async fn source_has_the_newest(source: &Client, target: &Client, migration: &str) -> Outcome<()> {
+    let rows = rows::both(source, target, migration).await?;
+    if rows.owner() == Some(Side::Source) {
+        return Ok(());
+    }
+    Err(Fault::operator(
+        "SEGUE-SWITCHED",
+        "the writes were handed over to the target: the newest rows are there, and the source must not take writes",
+        "`segue reverse` first, then cancel; or end the migration with `segue complete`",
+    ))
 }
 
 /// Keeps the lease, so that no stand-by begins anew what is being removed; ends only when it is lost.
@@ -98,6 +115,8 @@ async fn remove(
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
+    // Nothing of an earlier process is under way any more: what the rows say now stays so.
+    source_has_the_newest(source, target, migration).await?;
     let mut said = false;
     let report = |fault: &Fault| {
         if !said {

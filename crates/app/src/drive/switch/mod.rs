@@ -5,7 +5,7 @@
 
 mod act;
 pub(crate) mod answer;
-pub(super) mod rows;
+pub(crate) mod rows;
 mod walk;
 
 use super::Driver;

@@ -18,7 +18,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// What both rows were found to say.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::drive) struct Rows {
+pub(crate) struct Rows {
     /// The source's.
     pub(super) source: Option<Row>,
     /// The target's.
@@ -58,7 +58,7 @@ impl Rows {
     }
 
     /// The side that takes writes, or would if it were not fenced; `None`: neither, or it is not known.
-    pub(in crate::drive) fn owner(&self) -> Option<Side> {
+    pub(crate) fn owner(&self) -> Option<Side> {
         match self.situation() {
             Situation::Owned { owner, .. } | Situation::Fenced { owner, .. } => Some(owner),
             Situation::HandedOver { .. } | Situation::Ambiguous(_) | Situation::Contradictory { .. } => None,
@@ -66,7 +66,7 @@ impl Rows {
     }
 
     /// The side that has handed the writes over to one that has not taken them yet.
-    pub(in crate::drive) fn giving(&self) -> Option<Side> {
+    pub(crate) fn giving(&self) -> Option<Side> {
         match self.situation() {
             Situation::HandedOver { from, .. } => Some(from),
             Situation::Owned { .. }
@@ -89,14 +89,14 @@ pub(super) fn contradiction(what: &str) -> Fault {
 
 /// Both rows at the start of an attempt. Before the first hand-over was ever wanted the source's is not there, and it owns
 /// the writes.
-pub(in crate::drive) async fn both(source: &Client, target: &Client, migration: &str) -> Outcome<Rows> {
+pub(crate) async fn both(source: &Client, target: &Client, migration: &str) -> Outcome<Rows> {
     let (source, target) = tokio::try_join!(fence::row(source, migration), fence::row(target, migration))?;
     let first = || Row { ownership: Ownership::FIRST_OWNER, marker: None, opened_at: Position(0) };
     Ok(Rows { source: Some(source.unwrap_or_else(first)), target })
 }
 
 /// What a stream may apply of its side's log, by what both databases say.
-pub(in crate::drive) async fn admission(
+pub(crate) async fn admission(
     source: &Client,
     target: &Client,
     migration: &str,
