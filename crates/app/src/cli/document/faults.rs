@@ -127,12 +127,12 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
-    known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(
         "SEGUE-SWITCHED",
         "the target takes the writes, so the migration cannot be cancelled",
         "`segue reverse` first, then cancel; or end it with `segue complete`",
     ),
+    known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(
         "SEGUE-VERB",
         "the driver does not know the order",

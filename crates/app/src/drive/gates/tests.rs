@@ -109,21 +109,20 @@ async fn gates_open_one_by_one_as_what_they_ask_for_is_done() {
     let mut gates = world.gates().await;
     assert_eq!(gates.state(Move::Writes), []);
     let first = gates.look(Measured { opposite: None, ..measured(Side::Source) }).await.unwrap();
-    assert_eq!(red(&gates, Move::Writes), [Gate::Verified, Gate::WayBack, Gate::Drift, Gate::Lag]);
+    assert_eq!(red(&gates, Move::Writes), [Gate::Verified, Gate::WayBack, Gate::Drift]);
     assert_eq!(first.verified.unwrap().tables_left, 2);
 
     world.verified().await;
     gates.look(measured(Side::Source)).await.unwrap();
-    assert_eq!(red(&gates, Move::Writes), [Gate::Drift, Gate::Lag]);
+    assert_eq!(red(&gates, Move::Writes), [Gate::Drift]);
     gates.comparisons().compared(1000, 0).await.unwrap();
-    // The lag has to be seen for two seconds.
     let evidence = until_green(&mut gates, Move::Writes, Side::Source).await;
     assert_eq!(blockers(Move::Writes, Profile::Dev, &evidence, &[]), []);
     assert_eq!(gates.trouble(), [""; 0]);
     let state = gates.state(Move::Writes);
     let since = |gate: Gate| state.iter().find(|state| state.gate == gate).unwrap().since_us;
     assert_eq!(since(Gate::Replicas), first.now_us, "green from the first look on");
-    assert!(since(Gate::Lag) > first.now_us && since(Gate::Lag) <= evidence.now_us);
+    assert!(since(Gate::Drift) > first.now_us && since(Gate::Drift) <= evidence.now_us);
     // What is looked at more strictly says what is missing there.
     let prod: Vec<Gate> =
         blockers(Move::Writes, Profile::Prod, &evidence, &[]).iter().map(|blocker| blocker.gate).collect();
