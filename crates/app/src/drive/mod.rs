@@ -203,6 +203,7 @@ impl Driver {
             match fault.recovery {
                 Recovery::Retry | Recovery::Ambiguous if self.is_patient() => {}
                 Recovery::Retry | Recovery::Ambiguous | Recovery::Operator | Recovery::Bug => {
+                    let fault = self.superseded(&lease).await.unwrap_or(fault);
                     return self.give_up(Some(&lease), &fault).await;
                 }
             }
@@ -218,6 +219,13 @@ impl Driver {
                 Err(fault) => return self.give_up(None, &fault).await,
             };
         }
+    }
+
+    /// That another process has taken over, if it has: whatever this one then ran into is that one's doing, and no fault of
+    /// the migration.
+    async fn superseded(&self, lease: &Lease) -> Option<Fault> {
+        let beat = tokio::time::timeout(PATIENCE_AT_END, self.control.beat(lease)).await;
+        beat.ok()?.err().filter(|fault| fault.code == "SEGUE-SUPERSEDED")
     }
 
     /// Takes the lease; stands by as long as another process holds it, also while the control database is away.
