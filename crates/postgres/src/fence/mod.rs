@@ -231,6 +231,13 @@ impl Side {
         self.call("fencing the follower", &call).await
     }
 
+    /// Whether some table's trigger is enabled here.
+    pub async fn is_awake(&self) -> Outcome<bool> {
+        let sql = "SELECT EXISTS (SELECT FROM segue.fence_carriers($1) c WHERE c.enabled <> 'D')";
+        let row = self.watcher.query_one(sql, &[&self.migration]).await;
+        Ok(row.map_err(|e| fault_of(&e))?.get(0))
+    }
+
     /// Puts the fence of an owner to rest, table by table, where it is not yet; `fence` is its epoch and its last fence.
     /// Returns the tables that it could not lock: there, each write still looks at the ownership row.
     pub async fn rest(&self, FenceId { epoch, attempt }: FenceId) -> Outcome<Vec<QualifiedName>> {

@@ -129,7 +129,13 @@ pub(super) const FACTS: &[Facts] = &[
             (Exit::Fault, "a fault; given again, it goes on where it was"),
             USAGE,
         ],
-        faults: &["SEGUE-LEASE", "SEGUE-LOCKED", "SEGUE-NOTHING-FILLED", "SEGUE-SWITCHED", "SEGUE-CONNECTION"],
+        faults: &[
+            "SEGUE-LEASE",
+            "SEGUE-LOCKED",
+            "SEGUE-NOTHING-FILLED",
+            "SEGUE-SWITCHED",
+            "SEGUE-CONNECTION",
+        ],
         objects: objects::cancel,
     },
     Facts {

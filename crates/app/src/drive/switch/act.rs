@@ -128,7 +128,12 @@ impl Switch<'_> {
         let began = Instant::now();
         self.fenced.send_replace(Some(turn.from));
         walk.leftover = true;
-        match self.side(turn.from).fence(turn.fence, attempt).await? {
+        let answer = match self.side(turn.from).fence(turn.fence, attempt).await {
+            // A table came since it was armed. Nothing was changed.
+            Err(fault) if fault.code == "SEGUE-NOT-FENCED" => return Ok(not_now(fault.what)),
+            answered => answered?,
+        };
+        match answer {
             Answer::Done(_) | Answer::AlreadyDone(_) => {
                 walk.stall_since = Some(began);
                 walk.begun = Some(FenceId { epoch: turn.fence.epoch, attempt });
@@ -230,7 +235,7 @@ impl Switch<'_> {
         self.flows.owner.send_replace(Some(new));
         killpoint::pass("switch.opened");
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
-        (walk.leftover, walk.begun) = (true, None);
+        (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
             match self.side(old).become_follower(turn.fence.epoch.next()).await? {
                 Answer::Done(_) | Answer::AlreadyDone(_) => return Ok(Did::Done),

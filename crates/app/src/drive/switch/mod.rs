@@ -20,6 +20,7 @@ use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
+use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{self, Gate, Move, Override};
@@ -132,7 +133,7 @@ impl<'d> Switch<'d> {
         let run = async {
             // Before the first hand-over was ever wanted there is nothing to find.
             if self.source.row().await?.is_some() {
-                self.walk(&mut Walk::at_start()).await?;
+                self.tidy().await?;
             }
             let mut orders = self.orders.lock().await;
             loop {
@@ -146,6 +147,16 @@ impl<'d> Switch<'d> {
             Err(fault) => fault,
             Ok(never) => match never {},
         }
+    }
+
+    /// Completes or undoes whatever is there of a hand-over.
+    async fn tidy(&self) -> Outcome<()> {
+        let rows = Rows::read(&self.source, &self.target).await?;
+        let is_awake = match rows.owner() {
+            Some(owner) => self.side(owner).is_awake().await?,
+            None => true,
+        };
+        self.walk(&mut Walk::at_start(is_awake)).await
     }
 
     /// The attempt ends: whoever owns the writes gets them back now rather than at the deadline.
@@ -175,7 +186,7 @@ impl<'d> Switch<'d> {
             Ok(done) => (Ok(done), Ok(())),
             // What only the one who asked can mend does not end the attempt, as long as no fence stands.
             Err(fault) if fault.recovery == Recovery::Operator && self.fenced.borrow().is_none() => {
-                (Err(fault), Ok(()))
+                (Err(fault), self.tidy().await)
             }
             Err(fault) => (Err(fault.clone()), Err(fault)),
         };
@@ -191,6 +202,7 @@ impl<'d> Switch<'d> {
         by: &str,
         progress: watch::Sender<Progress>,
     ) -> Outcome<Answer> {
+        self.can_begin()?;
         self.ensure_way_back(&progress).await?;
         let (rows, owner) = self.owned().await?;
         if matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source)) {
@@ -229,6 +241,24 @@ impl<'d> Switch<'d> {
                 None => return Err(Fault::retry("SEGUE-NO-OWNER", "it is not known who owns the writes")),
             }
         }
+    }
+
+    /// Refuses what could only wait for ever.
+    fn can_begin(&self) -> Outcome<()> {
+        if let Some(why) = self.driver.throttle.limits().paused {
+            let what = format!("the migration is paused ({why}): nothing would arrive on the other side");
+            return Err(Fault::operator("SEGUE-PAUSED", what, "`segue resume`, then ask again"));
+        }
+        let stage = self.flows.stage();
+        if !stage.has_reached(Stage::Following) {
+            let what = format!("the migration is {stage}: not everything is copied yet");
+            return Err(Fault::operator(
+                "SEGUE-NOT-FOLLOWING",
+                what,
+                "`segue wait following`, then ask again",
+            ));
+        }
+        Ok(())
     }
 
     /// Has the way back made, if it is not there, and waits for it.
@@ -294,13 +324,22 @@ impl<'d> Switch<'d> {
         let mut paired = self.paired.lock().await;
         if paired.as_ref().is_none_or(|(of, at, _)| *of != owner || at.elapsed() > PAIRED_FOR) {
             let Some(flow) = self.flows.landing_on(owner.other()) else { return Ok(None) };
-            let (old, new) = tokio::try_join!(
-                self.endpoint(owner).connect("sequences"),
-                self.endpoint(owner.other()).connect("sequences")
-            )?;
             let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
-            let sequences = Sequences::pair(&old, &new, &tables, flow.direction).await?;
-            *paired = Some((owner, Instant::now(), sequences.unready().to_vec()));
+            let pair = async {
+                let (old, new) = tokio::try_join!(
+                    self.endpoint(owner).connect("sequences"),
+                    self.endpoint(owner.other()).connect("sequences")
+                )?;
+                Sequences::pair(&old, &new, &tables, flow.direction).await
+            };
+            // What could not be looked at is not measured, and keeps the gate closed; it is no fault of the stream.
+            match pair.await {
+                Ok(sequences) => *paired = Some((owner, Instant::now(), sequences.unready().to_vec())),
+                Err(fault) => {
+                    tracing::debug!("the sequences could not be looked at: {fault}");
+                    return Ok(None);
+                }
+            }
         }
         Ok(paired.as_ref().map(|(_, _, unready)| unready.clone()))
     }

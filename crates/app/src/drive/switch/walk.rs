@@ -54,8 +54,8 @@ pub(super) struct Walk {
 
 impl Walk {
     /// What a start does: completes or undoes what it finds.
-    pub(super) fn at_start() -> Walk {
-        Walk { armed: true, leftover: true, ..Walk::new(Asked::Nothing, None) }
+    pub(super) fn at_start(leftover: bool) -> Walk {
+        Walk { armed: true, leftover, ..Walk::new(Asked::Nothing, None) }
     }
 
     /// A hand-over that was asked for; `progress` hears of each step.
