@@ -134,7 +134,7 @@ impl<S: Source> StreamPassage<S> {
 
     /// The other side may be written to from the moment on at which this one is told that it does not own the writes: what
     /// was read since then says nothing, so every proof ends by asking this.
-    fn from_the_owner(&self) -> Outcome<()> {
+    fn of_the_owner(&self) -> Outcome<()> {
         if self.admissions.get().is_owner() {
             return Ok(());
         }
@@ -199,7 +199,7 @@ impl<S: Source> Passage for StreamPassage<S> {
     }
 
     async fn shown(&self) -> Outcome<bool> {
-        self.from_the_owner()?;
+        self.of_the_owner()?;
         let mut pending = self.unseen.pending();
         let start = Instant::now();
         let mut pause = Duration::from_millis(1);
@@ -218,7 +218,7 @@ impl<S: Source> Passage for StreamPassage<S> {
     }
 
     async fn parts(&self, table: &Table) -> Outcome<Option<String>> {
-        self.from_the_owner()?;
+        self.of_the_owner()?;
         if !self.source.has_parts(table) {
             return Ok(Some(String::new()));
         }
