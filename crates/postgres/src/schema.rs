@@ -163,6 +163,7 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
     transaction.batch_execute(DDL).await.map_err(during)?;
     // Nothing of an earlier build reads or changes these, so the format stays what it is.
     transaction.batch_execute(crate::fence::DDL).await.map_err(during)?;
+    transaction.batch_execute(crate::ddl_guard::DDL).await.map_err(during)?;
     transaction
         .execute(
             "INSERT INTO segue.format SELECT $1 WHERE NOT EXISTS (SELECT FROM segue.format)",
