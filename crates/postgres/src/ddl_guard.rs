@@ -8,9 +8,8 @@
 //! it is whatever its maker makes of it.
 //!
 //! Event triggers may be made by superusers only (on managed services, by their admin role). Without them DDL is still
-//! noticed ([`crate::catalog::drift`], [`crate::stream`]), after the fact. So is what the guard cannot prevent: DROP
-//! INDEX CONCURRENTLY has done its work before an event trigger is asked, and sessions under the replica role, or with
-//! `event_triggers` off, fire none.
+//! noticed ([`crate::catalog::drift`], [`crate::stream`]), after the fact. So is what the guard does not see: sessions under
+//! the replica role, or with `event_triggers` off, fire none.
 
 mod sql;
 

@@ -96,6 +96,8 @@ BEGIN
         RAISE EXCEPTION 'segue: token % of migration % has been superseded by %', _token, _migration, current
             USING ERRCODE = '55006';
     END IF;
+    -- until the end of the transaction: the guard against DDL lets Segue's own pass
+    PERFORM set_config('segue.migration', _migration, true);
 END $$;
 
 -- shuts out every earlier process. Waits for writing transactions that hold the lock shared.

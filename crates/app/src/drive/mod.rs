@@ -4,6 +4,7 @@
 //! end or a person is needed. Every attempt begins by reading what is durable; there is no other way to recover.
 
 mod attempt;
+mod guard;
 pub(crate) mod plan;
 mod screen;
 mod service;

@@ -21,6 +21,7 @@ pub(super) struct Defaults {
     pub(super) live: bool,
     pub(super) live_keys_per_second_max: u64,
     pub(super) range_rows: u64,
+    pub(super) guard_ddl: bool,
 }
 
 const PROD: Defaults = Defaults {
@@ -32,6 +33,7 @@ const PROD: Defaults = Defaults {
     live: true,
     live_keys_per_second_max: 200,
     range_rows: 20_000,
+    guard_ddl: true,
 };
 
 /// The defaults of a profile: those of prod, with fewer workers where the servers are small.
@@ -139,7 +141,7 @@ mod tests {
     #[test]
     fn safety_is_on_in_every_profile() {
         for profile in [Profile::Dev, Profile::Staging, Profile::Prod] {
-            assert!(defaults(profile).live);
+            assert!(defaults(profile).live && defaults(profile).guard_ddl);
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Spec {
     pub limits: Limits,
     /// How the sides are compared.
     pub verify: Verify,
+    /// What the tables are kept safe from meanwhile.
+    pub guard: Guard,
 }
 
 impl Spec {
@@ -105,6 +107,14 @@ pub struct Verify {
     pub live_keys_per_second_max: u64,
     /// How many rows one digest covers.
     pub range_rows: u64,
+}
+
+/// What the tables are kept safe from while they move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Guard {
+    /// Whether DDL that the stream cannot follow is refused where the tables are, if Segue's role may do that.
+    pub ddl: bool,
 }
 
 /// The name of a migration: `^[a-z][a-z0-9-]{0,39}$`.

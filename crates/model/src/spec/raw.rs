@@ -72,6 +72,8 @@ section! {
         limits: RawLimits,
         /// How the two sides are compared.
         verify: RawVerify,
+        /// What the tables are kept safe from while they move.
+        guard: RawGuard,
     }
 }
 
@@ -157,6 +159,16 @@ section! {
             "minimum" = bounds::RANGE_ROWS.min, "maximum" = bounds::RANGE_ROWS.max, "default" = 20000
         ))]
         range_rows: Count,
+    }
+}
+
+section! {
+    /// What the tables are kept safe from while they move.
+    RawGuard ("`guard`", required: []) {
+        /// Whether DDL on the tables that the stream cannot follow is refused, by event triggers, if Segue's role may
+        /// make them. Without them the migration stops at such a change.
+        #[schemars(extend("default" = true))]
+        ddl: bool,
     }
 }
 

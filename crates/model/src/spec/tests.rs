@@ -38,6 +38,7 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.apply, Apply { batch_bytes_max: 16 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 10 << 30, memory_bytes_max: 256 << 20 });
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
+    assert_eq!(spec.guard, Guard { ddl: true });
 }
 
 #[test]
@@ -71,6 +72,7 @@ apply:
   batch_bytes_max: 1MiB
 limits: {retained_wal_bytes_max: 1GiB, memory_bytes_max: 134217728}
 verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
+guard: {ddl: false}
 "#,
     );
     assert_eq!(spec.profile, Profile::Staging);
@@ -85,6 +87,7 @@ verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
     assert_eq!(spec.apply, Apply { batch_bytes_max: 1 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 1 << 30, memory_bytes_max: 128 << 20 });
     assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
+    assert_eq!(spec.guard, Guard { ddl: false });
 }
 
 #[test]
@@ -172,6 +175,7 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["apply"]), of(raw::RawApply::keys()));
     assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
+    assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
 }
 
 #[test]
@@ -205,4 +209,5 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("verify", "live"), prod.live);
     assert_eq!(default("verify", "live_keys_per_second_max"), prod.live_keys_per_second_max);
     assert_eq!(default("verify", "range_rows"), prod.range_rows);
+    assert_eq!(default("guard", "ddl"), prod.guard_ddl);
 }

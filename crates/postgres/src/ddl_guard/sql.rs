@@ -75,12 +75,12 @@ const DIFFERENCE: &str = "nullif(concat_ws(', ',
        FROM jsonb_array_elements(s.was -> 'needs') k(key)
       WHERE NOT EXISTS (SELECT FROM jsonb_array_elements(s.now -> 'keys') h(key) WHERE h.key = k.key))), '')";
 
-/// The names of one migration's objects. The first event trigger is the switch of all three.
+/// The names of one migration's objects. The first event trigger is the switch of them all.
 pub(super) struct Names {
     /// Of the function, without its schema.
     pub(super) function: String,
     /// Of the event triggers, and the event of each, with its condition.
-    pub(super) triggers: [(String, &'static str); 3],
+    pub(super) triggers: [(String, &'static str); 4],
 }
 
 impl Names {
@@ -99,11 +99,12 @@ impl Names {
                 ),
                 trigger("_drop", "sql_drop"),
                 trigger("_rewrite", "table_rewrite"),
+                trigger("_start", "ddl_command_start WHEN TAG IN ('DROP INDEX')"),
             ],
         }
     }
 
-    /// The switch of all three.
+    /// The switch of them all.
     pub(super) fn switch(&self) -> &str {
         &self.triggers[0].0
     }
@@ -125,7 +126,7 @@ fn way_out(migration: &str, switch: &str) -> String {
     )
 }
 
-/// Makes the function of all three events.
+/// Makes the function of all events.
 ///
 /// Which tables a command touched is asked first, and almost always the answer is none. Only then are the tables of the
 /// migration looked at that lie above or below what was touched: what their fingerprint is now, and what it was.
@@ -133,6 +134,10 @@ pub(super) fn function(migration: &str, publications: &[String; 2]) -> String {
     let names = Names::of(migration);
     let (name, switch) = (quote_ident(&names.function), quote_literal(names.switch()));
     let [forward, reverse] = publications.each_ref().map(|name| quote_literal(name));
+    let published = format!(
+        "EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                  WHERE r.prrelid = c.oid AND p.pubname IN ({forward}, {reverse}))"
+    );
     let why = way_out(migration, names.switch());
     let migration = quote_literal(migration);
     format!(
@@ -140,7 +145,12 @@ pub(super) fn function(migration: &str, publications: &[String; 2]) -> String {
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $guard$
 DECLARE touched oid[]; gone oid[]; roots oid[]; tree oid[]; s record; why text;
 BEGIN
-    IF TG_EVENT = 'table_rewrite' THEN
+    IF current_setting('segue.migration', true) = {migration} THEN
+        -- Segue's own transaction
+        RETURN;
+    ELSIF TG_EVENT = 'ddl_command_start' THEN
+        touched := CASE WHEN current_query() ~* '\mconcurrently\M' THEN ARRAY[]::oid[] END;
+    ELSIF TG_EVENT = 'table_rewrite' THEN
         touched := ARRAY[pg_event_trigger_table_rewrite_oid()];
     ELSIF TG_EVENT = 'sql_drop' THEN
         SELECT array_agg(d.objid) FILTER (WHERE d.objsubid = 0), array_agg(d.objid) FILTER (WHERE d.objsubid > 0)
@@ -155,6 +165,23 @@ BEGIN
        OR NOT EXISTS (SELECT FROM pg_event_trigger t WHERE t.evtname = {switch} AND t.evtenabled <> 'D')
        OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass('segue.guarded') AND c.relkind = 'r'
                          AND c.relowner = (SELECT u.oid FROM pg_roles u WHERE u.rolname = current_user)) THEN
+        RETURN;
+    END IF;
+    IF TG_EVENT = 'ddl_command_start' THEN
+        -- it cannot be undone any more when it ends, and runs alone: all that can be asked is whether it names such an index
+        SELECT g.name, i.relname AS index INTO s
+          FROM segue.guarded g JOIN pg_class c ON c.oid = g.relation
+          JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
+         WHERE g.migration = {migration} AND g.place = {PLACE}
+           AND CASE c.relreplident WHEN 'i' THEN x.indisreplident WHEN 'f' THEN EXISTS (
+                   SELECT FROM jsonb_array_elements(g.fingerprint -> 'needs') k(key)
+                    WHERE k.key = (SELECT jsonb_agg(u.no ORDER BY u.no) FROM unnest(x.indkey::int2[]) u(no))) END
+           AND (i.relname = ANY (regexp_split_to_array(lower(current_query()), '[^[:alnum:]_$]+'))
+                OR i.relname ~ '[^a-z0-9_$]' AND position(i.relname IN current_query()) > 0) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'segue does not let % be changed while migration % moves it: its index % identifies its rows',
+                s.name, {migration}, quote_ident(s.index) USING {why};
+        END IF;
         RETURN;
     END IF;
     IF gone IS NOT NULL THEN
@@ -186,17 +213,13 @@ BEGIN
        AND (c.oid IN (SELECT u.relation FROM up u) OR c.relnamespace = ANY (touched)
             OR c.oid IN (SELECT a.root FROM above a WHERE a.relation = ANY (touched))
             OR EXISTS (SELECT FROM pg_type t WHERE t.oid = c.reloftype AND t.typrelid = ANY (touched)));
-    IF roots IS NULL OR EXISTS (
-        -- Segue's own transactions are under the migration's token, and pass
-        SELECT FROM pg_locks l, LATERAL (SELECT hashtextextended('segue:' || {migration}, 0) AS key) k
-         WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-           AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295) THEN
+    IF roots IS NULL THEN
         RETURN;
     END IF;
     IF TG_EVENT = 'table_rewrite' THEN
         SELECT format('%I.%I', n.nspname, c.relname) AS name INTO s
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.oid = touched[1]
+         WHERE c.oid = touched[1] AND (c.oid = ANY (roots) OR {published})
            AND EXISTS (SELECT FROM segue.guarded g WHERE g.root = ANY (roots) AND g.place = {PLACE});
         IF FOUND THEN
             RAISE EXCEPTION 'segue does not let the rows of % be rewritten while migration % moves it', s.name, {migration}
@@ -219,8 +242,7 @@ BEGIN
                     JOIN pg_inherits h ON h.inhparent = b.relation)
         SELECT b.root, b.relation, c.relkind, g.place, g.fingerprint AS was, {FINGERPRINT} AS now,
                (SELECT o.name FROM segue.guarded o WHERE o.migration = {migration} AND o.relation = b.root) AS whole,
-               EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                        WHERE r.prrelid = c.oid AND p.pubname IN ({forward}, {reverse})) AS published
+               {published} AS published
           FROM below b JOIN pg_class c ON c.oid = b.relation JOIN pg_namespace n ON n.oid = c.relnamespace
           LEFT JOIN segue.guarded g ON g.migration = {migration} AND g.relation = b.relation
          WHERE b.relation = b.root OR c.relkind <> 'p' AND (g.relation IS NULL OR b.relation = ANY (touched))
