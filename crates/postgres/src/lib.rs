@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod connect;
 pub mod control;
 pub mod copy;
+pub mod ddl_guard;
 pub mod error;
 pub mod fence;
 pub mod health;

@@ -102,6 +102,8 @@ BEGIN
         RAISE EXCEPTION 'segue: token % of migration % has been superseded by %', _token, _migration, current
             USING ERRCODE = '55006';
     END IF;
+    -- until the end of the transaction: the guard against DDL lets Segue's own pass
+    PERFORM set_config('segue.migration', _migration, true);
 END $$;
 
 -- shuts out every earlier process. Waits for writing transactions that hold the lock shared.
@@ -169,6 +171,7 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
     transaction.batch_execute(DDL).await.map_err(during)?;
     // Nothing of an earlier build reads or changes these, so the format stays what it is.
     transaction.batch_execute(crate::fence::DDL).await.map_err(during)?;
+    transaction.batch_execute(crate::ddl_guard::DDL).await.map_err(during)?;
     transaction
         .execute(
             "INSERT INTO segue.format SELECT $1 WHERE NOT EXISTS (SELECT FROM segue.format)",

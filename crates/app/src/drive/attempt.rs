@@ -7,7 +7,7 @@ use super::gates::Gates;
 use super::journal::{Journal, Scribe};
 use super::service::Service;
 use super::switch::{Switch, rows};
-use super::{Driver, plan};
+use super::{Driver, guard, plan};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
@@ -204,9 +204,11 @@ impl<'d> Attempt<'d> {
         match resumed {
             Some((identity, opening)) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
-                let tables = targets(&catalog);
+                let (tables, sources) = (targets(&catalog), guard::sources(&catalog.tables));
                 let opened = self.open(catalog, identity, Some(opening));
-                let ((), opened) = tokio::try_join!(self.fence_follower(&tables, &target), opened)?;
+                let guarded = guard::prepare(self.driver, self.lease, Side::Source, &sources);
+                let fenced = self.fence_follower(&tables, &target);
+                let ((), (), opened) = tokio::try_join!(fenced, guarded, opened)?;
                 Ok(opened)
             }
             None => {
@@ -255,6 +257,7 @@ impl<'d> Attempt<'d> {
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
         self.fence_follower(&targets(catalog), target).await?;
+        guard::prepare(self.driver, self.lease, Side::Source, &guard::sources(&catalog.tables)).await?;
         killpoint::pass("birth.fenced");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();

@@ -8,7 +8,7 @@
 
 use super::flow::{self, Flow, Flows, PgRun};
 use super::switch::rows;
-use super::{Driver, plan};
+use super::{Driver, guard, plan};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
@@ -143,6 +143,8 @@ impl<'d> WayBack<'d> {
         server::never_a_standby(&target).await.map_err(|f| f.during("the way back"))?;
         let catalog = plan::plan_back(spec, sides).await?;
         self.fence_owner(&source, &catalog).await?;
+        // Its tables come from the target: whoever changes them there would stop this stream.
+        guard::prepare(self.driver, self.lease, Side::Target, &guard::sources(&catalog.tables)).await?;
         let was_known = birth::known(&source, authority.0, Direction::Reverse).await?.is_some();
         let report = |wait: WaitReport| self.note(&wait.to_string());
         let (from, _) = flow::ends(self.driver, Direction::Reverse);

@@ -7,6 +7,7 @@ mod attempt;
 mod back;
 mod flow;
 mod gates;
+mod guard;
 mod journal;
 pub(crate) mod plan;
 mod screen;

@@ -22,6 +22,7 @@ pub(super) struct Defaults {
     pub(super) live_keys_per_second_max: u64,
     pub(super) range_rows: u64,
     pub(super) max_write_hold: Duration,
+    pub(super) guard_ddl: bool,
 }
 
 const PROD: Defaults = Defaults {
@@ -34,6 +35,7 @@ const PROD: Defaults = Defaults {
     live_keys_per_second_max: 200,
     range_rows: 20_000,
     max_write_hold: Duration::from_millis(2000),
+    guard_ddl: true,
 };
 
 /// The defaults of a profile: those of prod, with fewer workers where the servers are small.
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn safety_is_on_in_every_profile() {
         for profile in [Profile::Dev, Profile::Staging, Profile::Prod] {
-            assert!(defaults(profile).live);
+            assert!(defaults(profile).live && defaults(profile).guard_ddl);
         }
     }
 }

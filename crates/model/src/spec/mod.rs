@@ -54,6 +54,8 @@ pub struct Spec {
     pub verify: Verify,
     /// How writes are handed over.
     pub switch: Switch,
+    /// What the tables are kept safe from meanwhile.
+    pub guard: Guard,
 }
 
 impl Spec {
@@ -117,6 +119,14 @@ pub struct Switch {
     pub max_write_hold: Duration,
     /// Whether sessions may lose what they hold and cannot take along.
     pub accept_session_state: bool,
+}
+
+/// What the tables are kept safe from while they move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Guard {
+    /// Whether DDL that the stream cannot follow is refused where the tables are, if Segue's role may do that.
+    pub ddl: bool,
 }
 
 /// The name of a migration: `^[a-z][a-z0-9-]{0,39}$`.

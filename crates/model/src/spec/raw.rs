@@ -74,6 +74,8 @@ section! {
         verify: RawVerify,
         /// How writes are handed over.
         switch: RawSwitch,
+        /// What the tables are kept safe from while they move.
+        guard: RawGuard,
     }
 }
 
@@ -174,6 +176,16 @@ section! {
         /// Whether sessions may lose what they hold and cannot take along: advisory locks, temporary tables.
         #[schemars(extend("default" = false))]
         accept_session_state: bool,
+    }
+}
+
+section! {
+    /// What the tables are kept safe from while they move.
+    RawGuard ("`guard`", required: []) {
+        /// Whether DDL on the tables that the stream cannot follow is refused, by event triggers, if Segue's role may
+        /// make them. Without them the migration stops at such a change.
+        #[schemars(extend("default" = true))]
+        ddl: bool,
     }
 }
 

@@ -39,6 +39,7 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 10 << 30, memory_bytes_max: 256 << 20 });
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
+    assert_eq!(spec.guard, Guard { ddl: true });
 }
 
 #[test]
@@ -73,6 +74,7 @@ apply:
 limits: {retained_wal_bytes_max: 1GiB, memory_bytes_max: 134217728}
 verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
 switch: {max_write_hold_ms: 5s, accept_session_state: true}
+guard: {ddl: false}
 "#,
     );
     assert_eq!(spec.profile, Profile::Staging);
@@ -88,6 +90,7 @@ switch: {max_write_hold_ms: 5s, accept_session_state: true}
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 1 << 30, memory_bytes_max: 128 << 20 });
     assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(5), accept_session_state: true });
+    assert_eq!(spec.guard, Guard { ddl: false });
 }
 
 #[test]
@@ -175,6 +178,7 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["apply"]), of(raw::RawApply::keys()));
     assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
+    assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
 }
 
 #[test]
@@ -209,4 +213,5 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("verify", "live_keys_per_second_max"), prod.live_keys_per_second_max);
     assert_eq!(default("verify", "range_rows"), prod.range_rows);
     assert_eq!(default("switch", "max_write_hold_ms"), prod.max_write_hold.as_millis() as u64);
+    assert_eq!(default("guard", "ddl"), prod.guard_ddl);
 }

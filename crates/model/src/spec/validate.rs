@@ -10,7 +10,7 @@ use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, R
 use super::read::At;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
-use super::{Apply, Copy, Limits, MigrationName, Profile, Spec, Switch, Verify};
+use super::{Apply, Copy, Guard, Limits, MigrationName, Profile, Spec, Switch, Verify};
 use crate::name::{NameError, Pattern, QualifiedName};
 
 /// Checks all that can be checked without a server. Where it adds problems, the spec is refused, whatever it returns.
@@ -47,6 +47,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let (apply, limits) = sizes(apply, limits, &standard, problems);
     let verify = verify(raw.verify.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
+    let guard = raw.guard.map(|section| section.value).unwrap_or_default();
+    let guard = Guard { ddl: guard.ddl.map_or(standard.guard_ddl, |ddl| ddl.value) };
     let selection =
         Selection { tables: tables?, exclude: exclude.into_iter().map(|pattern| pattern.value).collect() };
     Some(Spec {
@@ -61,6 +63,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         limits,
         verify,
         switch,
+        guard,
     })
 }
 

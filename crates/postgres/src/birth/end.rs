@@ -1,6 +1,7 @@
 //! Removing everything that a migration made.
 
 use super::{Authority, Direction, origin_name, stream_name, under_token};
+use crate::ddl_guard;
 use crate::error::fault_of;
 use crate::fence::{self, Removed};
 use crate::origin;
@@ -28,6 +29,7 @@ const TABLES: &[&str] = &[
     "sample",
     "owner",
     "autovacuum",
+    "guarded",
     "token",
 ];
 
@@ -99,6 +101,11 @@ async fn remove(
     side: &str,
     report: &mut impl FnMut(&Fault),
 ) -> Outcome<Vec<String>> {
+    let mut done = Vec::new();
+    // First: nothing of what follows is to be refused by it.
+    if ddl_guard::remove(client, migration).await? {
+        done.push(format!("{side}: guard against DDL"));
+    }
     // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers
     // with everybody else behind.
     let mut fences = Removed::default();
@@ -108,7 +115,6 @@ async fn remove(
         }
         report(&fault);
     }
-    let mut done = Vec::new();
     for (count, what) in [(fences.fences, "fence"), (fences.autovacuum, "autovacuum's settings")] {
         let tables = if count == 1 { "table" } else { "tables" };
         done.extend((count > 0).then(|| format!("{side}: {what} of {count} {tables}")));
