@@ -7,7 +7,7 @@ use super::pair::{DATABASE, Pair, must};
 use super::report::{Contest, verdict};
 
 /// The cheapest hash that the server has and that is exact to how values are represented (PostgreSQL 14 and later).
-const HASHED: &str =
+pub(super) const HASHED: &str =
     "SELECT concat(count(*), ' ', sum(hash_record_extended(ROW(record_send(t)), 0))) FROM {table} t";
 /// What people write by hand.
 const MD5: &str =

@@ -11,6 +11,7 @@ mod latency;
 mod measure;
 mod pair;
 mod report;
+mod switch;
 
 use crate::tidy::this_workspace;
 use report::Section;
@@ -36,10 +37,11 @@ enum Part {
     Drain,
     Latency,
     Digest,
+    Switch,
 }
 
 impl Part {
-    const ALL: [Part; 4] = [Part::Copy, Part::Drain, Part::Latency, Part::Digest];
+    const ALL: [Part; 5] = [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch];
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +49,7 @@ impl Part {
             Part::Drain => "drain",
             Part::Latency => "latency",
             Part::Digest => "digest",
+            Part::Switch => "switch",
         }
     }
 }
@@ -138,6 +141,7 @@ async fn measure(part: Part, options: &Options) -> Section {
         Part::Drain => drain::measure(options).await,
         Part::Latency => latency::measure(options).await,
         Part::Digest => digest::measure(options).await,
+        Part::Switch => switch::measure(options).await,
     };
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }

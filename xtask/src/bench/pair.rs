@@ -58,10 +58,15 @@ impl Pair {
 
     /// Writes the spec that moves `tables` from the source to a database of the target, all else by default.
     pub(super) fn write_spec(&self, target_database: &str, tables: &[&str]) {
+        self.write_spec_for("prod", target_database, tables);
+    }
+
+    /// The same with another profile.
+    pub(super) fn write_spec_for(&self, profile: &str, target_database: &str, tables: &[&str]) {
         let tables: String = tables.iter().map(|t| format!("  - public.{t}\n")).collect();
         let (source, target) = (self.source.url(DATABASE), self.target.url(target_database));
         let text = format!(
-            "migration: bench\nsource: {{ postgres: \"{source}\" }}\ntarget: {{ postgres: \"{target}\" }}\ntables:\n{tables}"
+            "migration: bench\nprofile: {profile}\nsource: {{ postgres: \"{source}\" }}\ntarget: {{ postgres: \"{target}\" }}\ntables:\n{tables}"
         );
         must(std::fs::write(self.dir.join("segue.yaml"), text), "write the spec");
     }
