@@ -104,7 +104,9 @@ impl Session {
             client.prepare("UPDATE teller SET balance = balance + $1 WHERE id = $2").await?,
             client.prepare("UPDATE branch SET balance = balance + $1 WHERE id = $2").await?,
             client
-                .prepare("INSERT INTO history (write, teller, branch, account, delta) VALUES ($1, $2, $3, $4, $5)")
+                .prepare(
+                    "INSERT INTO history (write, teller, branch, account, delta) VALUES ($1, $2, $3, $4, $5)",
+                )
                 .await?,
         ];
         let mut lone = Vec::new();
@@ -189,8 +191,13 @@ impl One {
                 sleep(PAUSE).await;
             }
             let (write, at) = (order.write, Instant::now());
-            let ack =
-                Ack { write, is_lone: order.lone.is_some(), keeps_sessions: self.keeps_sessions(), began, at };
+            let ack = Ack {
+                write,
+                is_lone: order.lone.is_some(),
+                keeps_sessions: self.keeps_sessions(),
+                began,
+                at,
+            };
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).acks.push(ack);
         }
     }

@@ -237,6 +237,10 @@ mod tests {
         assert!(matches!(Outcome::of(&fault), Outcome::Fault(_)));
         let undone = json!({ "outcome": "undone", "why": "a lock", "stall_ms": 400.0 });
         found.hands[0].outcome = Outcome::of(&undone);
-        assert!(found.text().contains("1 were not done; 1 × undone after 400 ms: a lock"), "{}", found.text());
+        assert!(
+            found.text().contains("1 were not done; 1 × undone after 400 ms: a lock"),
+            "{}",
+            found.text()
+        );
     }
 }

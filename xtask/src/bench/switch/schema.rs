@@ -46,11 +46,13 @@ impl Schema {
     /// Makes the tables on both sides, and fills the source's.
     pub(super) async fn make(&self, pair: &Pair) {
         let events = self.events.iter().map(|table| {
-            format!("CREATE TABLE {table} (id bigserial PRIMARY KEY, write bigint NOT NULL UNIQUE, note text)")
+            format!(
+                "CREATE TABLE {table} (id bigserial PRIMARY KEY, write bigint NOT NULL UNIQUE, note text)"
+            )
         });
-        let floor = "CREATE TABLE floor (id int PRIMARY KEY, n bigint NOT NULL); INSERT INTO floor VALUES (1, 0)";
-        let tables: Vec<String> =
-            [TABLES.to_owned(), floor.to_owned()].into_iter().chain(events).collect();
+        let floor =
+            "CREATE TABLE floor (id int PRIMARY KEY, n bigint NOT NULL); INSERT INTO floor VALUES (1, 0)";
+        let tables: Vec<String> = [TABLES.to_owned(), floor.to_owned()].into_iter().chain(events).collect();
         for server in [&pair.source, &pair.target] {
             let client = Pair::connect(server, DATABASE).await;
             must(client.batch_execute(&tables.join("; ")).await, "make the tables");
@@ -63,7 +65,8 @@ impl Schema {
             );
             must(source.batch_execute(&fill).await, "fill a table");
         }
-        let fill = format!("INSERT INTO branch SELECT i, 0, '' FROM generate_series(1, {}) AS i", self.branches);
+        let fill =
+            format!("INSERT INTO branch SELECT i, 0, '' FROM generate_series(1, {}) AS i", self.branches);
         must(source.batch_execute(&fill).await, "fill a table");
         must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
     }
