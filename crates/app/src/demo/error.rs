@@ -49,9 +49,6 @@ pub(super) enum DemoError {
     /// The stream stands still.
     #[error("the last write was not on the target after {} s: see above what `segue run` waits for", .limit.as_secs())]
     NotArrived { limit: Duration },
-    /// What must not be blamed on the migration.
-    #[error("the source itself is not as its clients left it, which is a mistake of the demo: {0}")]
-    Unsound(String),
 }
 
 impl DemoError {

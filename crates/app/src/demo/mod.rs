@@ -26,7 +26,7 @@ use crate::exit::Exit;
 use error::DemoError;
 use load::{Load, Loaded, Pace, Verdict};
 use narrator::{Narrator, count, of, time};
-use report::Report;
+use report::{Move, Report};
 use segue::{Running, Segue, Status, Verified};
 use servers::Servers;
 use shop::Size;
@@ -36,6 +36,8 @@ const FOLLOWING_LIMIT: Duration = Duration::from_secs(120);
 /// For the last write to reach the target. The lag is milliseconds; this is for machines that do much else.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 const ARRIVAL_POLL: Duration = Duration::from_millis(2);
+/// Clients that were told to go elsewhere have arrived there after this time.
+const NOTICED: Duration = Duration::from_millis(1000);
 /// How often the changing line changes.
 const TICK: Duration = Duration::from_millis(500);
 /// The last write: a row of the ledger that moves nothing.
@@ -157,6 +159,7 @@ struct Moved {
     verdict: Verdict,
     last_write_after: Duration,
     status: Status,
+    moves: Vec<Move>,
 }
 
 impl Story {
@@ -164,7 +167,8 @@ impl Story {
         self.open_the_shop().await?;
         self.narrator.step(3, "Let customers in");
         let pace = Pace::default();
-        let load = Load::start(&self.servers.source.url(), self.size, pace);
+        let urls = [self.servers.source.url(), self.servers.target.url()];
+        let load = Load::start(urls, self.size, pace);
         self.narrator.detail(&format!(
             "{} clients order, pay, edit and delete, {} transactions a second, and remember every answer",
             pace.clients, pace.per_second
@@ -187,6 +191,7 @@ impl Story {
             acknowledged: moved.loaded.oracle.acknowledged(),
             unknown: moved.loaded.oracle.unknown(),
             verdict: moved.verdict,
+            moves: moved.moves,
             tally: moved.loaded.tally,
             load_lasted: moved.loaded.lasted,
             last_write_after: moved.last_write_after,
@@ -237,17 +242,51 @@ impl Story {
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
 
-        narrator.step(6, "Close the shop, and ask the target for everything that was acknowledged");
+        let moves = self.hand_over(segue, &load).await?;
+
+        narrator.step(7, "Close the shop, and ask the target for everything that was acknowledged");
         let loaded = load.stop().await;
         let last_write_after = self.last_write().await?;
-        narrator.detail(&format!("The last write was on the target after {}.", time(last_write_after)));
+        narrator.detail(&format!(
+            "The last write was on the source, which follows now, after {}.",
+            time(last_write_after)
+        ));
         let status = segue.status().await?;
         let verdict = self.judge(&loaded).await?;
         let begun = Instant::now();
         narrator.detail("$ segue verify");
         let at_rest = segue.verify().await?;
         self.tell_verified(at_rest, begun.elapsed());
-        Ok(Moved { copied_in, verified: [under_load, at_rest], loaded, verdict, last_write_after, status })
+        let verified = [under_load, at_rest];
+        Ok(Moved { copied_in, verified, loaded, verdict, last_write_after, status, moves })
+    }
+
+    /// The writes change hands under load: a rehearsal, there, back, and there again.
+    async fn hand_over(&self, segue: &Segue, load: &Load) -> Result<Vec<Move>, DemoError> {
+        let narrator = &self.narrator;
+        narrator.step(6, "Hand the writes over, and back, and over again, while the shop is open");
+        let orders: [(&'static [&'static str], &str); 4] = [
+            (&["switch", "writes", "--dry-run"], "rehearsed"),
+            (&["switch", "writes"], "to the target"),
+            (&["reverse"], "back to the source"),
+            (&["switch", "writes"], "to the target again"),
+        ];
+        let mut moves = Vec::new();
+        for (order, what) in orders {
+            narrator.detail(&format!("$ segue {}", order.join(" ")));
+            load.moving(true);
+            let done = self.watched(load, segue.hand_over(order)).await?;
+            // What clients notice of it comes a moment later.
+            self.watched(load, tokio::time::sleep(NOTICED)).await;
+            let gap = load.moving(false);
+            narrator.detail(&format!(
+                "{what}: the {} takes the writes; {} without an acknowledged write",
+                done.owner,
+                time(gap)
+            ));
+            moves.push(Move { what: what.to_owned(), stall_ms: done.stall_ms, gap });
+        }
+        Ok(moves)
     }
 
     /// Shows how the load goes on while something else is waited for.
@@ -278,15 +317,15 @@ impl Story {
         ));
     }
 
-    /// Writes one more row and waits for it on the target. Transactions arrive in the order of their commits, so all
+    /// Writes one more row to the owner and waits for it on the other side. Transactions arrive in the order of their commits, so all
     /// others are there as well.
     async fn last_write(&self) -> Result<Duration, DemoError> {
-        let (source, target) = (self.servers.source.connect().await?, self.servers.target.connect().await?);
+        let (owner, other) = (self.servers.target.connect().await?, self.servers.source.connect().await?);
         let fault = |error| DemoError::sql("waiting for the last write", &error);
-        source.batch_execute(LAST_WRITE).await.map_err(fault)?;
+        owner.batch_execute(LAST_WRITE).await.map_err(fault)?;
         let begun = Instant::now();
         while begun.elapsed() < ARRIVAL_LIMIT {
-            let arrived: i64 = target
+            let arrived: i64 = other
                 .query_one(LAST_WRITE_ARRIVED, &[])
                 .await
                 .and_then(|row| row.try_get(0))
@@ -299,14 +338,13 @@ impl Story {
         Err(DemoError::NotArrived { limit: ARRIVAL_LIMIT })
     }
 
-    /// The source is asked first: what it lacks was not lost by the migration.
+    /// Both sides are asked: the owner, and the one that the writes can go back to.
     async fn judge(&self, loaded: &Loaded) -> Result<Verdict, DemoError> {
         let oracle = &loaded.oracle;
-        let control = oracle.check(&self.servers.source.connect().await?).await?;
-        if let Some(lost) = control.shown.first() {
-            return Err(DemoError::Unsound(lost.to_string()));
-        }
-        let verdict = oracle.check(&self.servers.target.connect().await?).await?;
+        let mut verdict = oracle.check(&self.servers.target.connect().await?).await?;
+        let back = oracle.check(&self.servers.source.connect().await?).await?;
+        verdict.lost += back.lost;
+        verdict.shown.extend(back.shown);
         let lost = match verdict.lost {
             0 => "each is as it was acknowledged".to_owned(),
             lost => format!("{} not as acknowledged", of(lost, "is", "are")),
@@ -325,7 +363,9 @@ impl Story {
             running.kill().await;
             return Ok(None);
         }
-        self.narrator.step(7, "Give it up again, and leave nothing behind");
+        self.narrator.step(8, "Go back once more, give it up, and leave nothing behind");
+        self.narrator.detail("$ segue reverse");
+        segue.hand_over(&["reverse"]).await?;
         self.narrator.detail("$ segue cancel");
         segue.cancel().await?;
         let mut left = Vec::new();

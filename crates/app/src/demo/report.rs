@@ -9,6 +9,17 @@ use super::load::{Tally, Verdict};
 use super::narrator::{Narrator, Tone, count, millis, of, time};
 use super::segue::{Status, Verified};
 
+/// A time that the writes changed hands.
+#[derive(Debug, Clone)]
+pub(super) struct Move {
+    /// In which direction, in words.
+    pub(super) what: String,
+    /// How long no side took writes, by Segue's account.
+    pub(super) stall_ms: f64,
+    /// The longest time around it in which no client's write was acknowledged.
+    pub(super) gap: Duration,
+}
+
 /// All that the demo has measured.
 #[derive(Debug)]
 pub(super) struct Report {
@@ -20,6 +31,7 @@ pub(super) struct Report {
     pub(super) acknowledged: u64,
     pub(super) unknown: u64,
     pub(super) verdict: Verdict,
+    pub(super) moves: Vec<Move>,
     pub(super) tally: Tally,
     pub(super) load_lasted: Duration,
     /// From the load's last commit until it was on the target.
@@ -63,6 +75,11 @@ impl Report {
             acknowledged: 14_974,
             unknown: 0,
             verdict: Verdict { checked: 12_798, ..Verdict::default() },
+            moves: vec![Move {
+                what: "to the target".into(),
+                stall_ms: 22.1,
+                gap: Duration::from_millis(38),
+            }],
             tally: Tally::default(),
             load_lasted: Duration::from_secs(25),
             last_write_after: Duration::from_micros(5100),
@@ -100,6 +117,12 @@ impl Report {
                 "lost_examples": self.verdict.shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "errors": self.tally.errors,
             },
+            "hand_overs": self.moves.iter().map(|m| json!({
+                "what": m.what, "stall_ms": m.stall_ms, "gap_ms": m.gap.as_secs_f64() * 1_000.0,
+            })).collect::<Vec<_>>(),
+            "hand_over_latency_ms": ([0.5, 0.99, 1.0].map(|share| {
+                self.tally.moving.percentile(share).map(|latency| latency.as_secs_f64() * 1_000.0)
+            })),
             "left_behind": self.left_behind,
             "seconds": self.took.as_secs_f64(),
         })
@@ -193,11 +216,26 @@ impl Report {
                     format!("{} of {} rows", count(self.divergences()), count(self.compared())),
                 ),
             ),
+            ("hand-overs", self.hand_overs()),
             ("acknowledged", self.writes()),
             ("lost", verdict(self.verdict.lost, of(self.verdict.lost, "write", "writes"))),
             ("errors", errors(&self.tally.errors)),
             ("took", time(self.took)),
         ]
+    }
+
+    /// What clients noticed of the writes' changing hands.
+    fn hand_overs(&self) -> String {
+        let longest = self.moves.iter().map(|m| m.gap).max().unwrap_or_default();
+        let latency = |share| self.tally.moving.percentile(share).map_or_else(|| "?".to_owned(), time);
+        format!(
+            "{}: at most {} without a write; latency p50 {} p99 {} max {}",
+            self.moves.len(),
+            time(longest),
+            latency(0.5),
+            latency(0.99),
+            latency(1.0)
+        )
     }
 
     fn writes(&self) -> String {
@@ -246,6 +284,11 @@ mod tests {
             acknowledged: 20_000,
             unknown: 0,
             verdict: Verdict { checked: 31_000, ..Verdict::default() },
+            moves: vec![Move {
+                what: "to the target".into(),
+                stall_ms: 22.1,
+                gap: Duration::from_millis(38),
+            }],
             tally: Tally::default(),
             load_lasted: Duration::from_secs(40),
             last_write_after: Duration::from_millis(4),

@@ -80,6 +80,16 @@ impl Segue {
             .ok_or_else(|| failed("verify", "its answer has no `rows_compared`"))
     }
 
+    /// `segue switch writes`, `segue reverse` or a rehearsal.
+    pub(super) async fn hand_over(
+        &self,
+        arguments: &'static [&'static str],
+    ) -> Result<HandedOver, DemoError> {
+        let with_json: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        HandedOver::read(&self.ask(arguments[0], &with_json, 0).await?)
+            .ok_or_else(|| failed(arguments[0], "its answer has no `outcome` and `stall_ms`"))
+    }
+
     /// `segue status`.
     pub(super) async fn status(&self) -> Result<Status, DemoError> {
         Ok(Status::read(&self.ask("status", &["status", "--json"], 0).await?))
@@ -186,6 +196,22 @@ impl Verified {
     }
 }
 
+/// What `switch writes --json` or `reverse --json` said.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct HandedOver {
+    /// The side that takes the writes now.
+    pub(super) owner: String,
+    /// How long no side took writes, by Segue's own account.
+    pub(super) stall_ms: f64,
+}
+
+impl HandedOver {
+    fn read(answer: &Value) -> Option<Self> {
+        answer["outcome"].as_str()?;
+        Some(Self { owner: answer["owner"].as_str()?.to_owned(), stall_ms: answer["stall_ms"].as_f64()? })
+    }
+}
+
 /// What `status --json` said; what it did not say is `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Status {
@@ -245,6 +271,13 @@ mod tests {
         assert_eq!((status.transactions, status.changes), (Some(7), Some(21)));
         assert_eq!(status.latency_ms, Some([1.0, 2.5, 30.0]));
         assert_eq!(Status::read(&json!({"stage": "preparing", "progress": null})), Status::default());
+    }
+
+    #[test]
+    fn the_answers_of_a_hand_over_are_understood() {
+        let answer = json!({"outcome": "switched", "owner": "target", "stall_ms": 21.5, "steps": []});
+        assert_eq!(HandedOver::read(&answer), Some(HandedOver { owner: "target".into(), stall_ms: 21.5 }));
+        assert_eq!(HandedOver::read(&json!({"blockers": []})), None);
     }
 
     #[test]

@@ -45,7 +45,8 @@ async fn the_oracle_knows_a_true_copy_from_one_that_lacks_a_write() {
     shop::create_full(&servers.source, size, &|_| ()).await.unwrap();
     shop::create_empty(&servers.target).await.unwrap();
 
-    let load = Load::start(&servers.source.url(), size, Pace { clients: 4, per_second: 600 });
+    let load =
+        Load::start([servers.source.url(), servers.target.url()], size, Pace { clients: 4, per_second: 600 });
     tokio::time::sleep(Duration::from_secs(5)).await;
     let loaded = load.stop().await;
     assert_eq!(loaded.tally.errors.len(), 0, "{:?}", loaded.tally.errors);

@@ -7,7 +7,7 @@ use super::gates::Gates;
 use super::journal::{Journal, Scribe};
 use super::service::Service;
 use super::switch::{Switch, rows};
-use super::{Driver, guard, plan};
+use super::{Driver, contain, guard, plan};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
@@ -194,6 +194,7 @@ impl<'d> Attempt<'d> {
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
+        contain::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod back;
+mod contain;
 mod flow;
 mod gates;
 mod guard;

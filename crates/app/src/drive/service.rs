@@ -1,12 +1,12 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
-use super::Driver;
 use super::back::{BackState, WayBack};
 use super::flow::Flows;
 use super::gates::{Comparisons, Gates};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
 use super::verifying::VerifyOrder;
+use super::{Driver, contain};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -265,6 +265,16 @@ impl Service<'_> {
                 ));
                 continue;
             }
+            if command.verb == "contain" {
+                let (driver, lease) = (self.driver, self.lease);
+                let contained = contain::contain((driver, lease), &self.flows, &self.switch, &command).await;
+                let answer = contained.map_or_else(
+                    |f| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
+                    |contained| json!(contained),
+                );
+                self.driver.control.answer(self.lease, command.id, &answer).await?;
+                continue;
+            }
             let (answer, end) = match self.obey(&command) {
                 Ok(Obeyed::GoOn(answer)) => (answer, None),
                 Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
@@ -352,6 +362,11 @@ impl Service<'_> {
             }
             "resume" => {
                 limits.paused = None;
+                for side in Side::ALL {
+                    if let Some(flow) = self.flows.landing_on(side) {
+                        flow.verifying.hold(None);
+                    }
+                }
                 "resumed"
             }
             "throttle" => {
@@ -369,6 +384,13 @@ impl Service<'_> {
             "stop" => {
                 let why = format!("stopped by {}", command.asked_by);
                 return Ok(Obeyed::End(json!({ "done": "stopped" }), why));
+            }
+            "complete" => {
+                return Err(Fault::operator(
+                    "SEGUE-NOT-YET",
+                    "this build cannot complete a migration yet: nothing was changed",
+                    "keep `segue run` running, the way back stays open; or `segue reverse`, then `segue cancel`",
+                ));
             }
             other => {
                 return Err(Fault::operator(

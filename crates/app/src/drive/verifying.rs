@@ -109,6 +109,12 @@ impl Verifying {
         self.parts.passage.make_room().await
     }
 
+    /// Lets it compare nothing any more, for this reason, or go on.
+    pub(super) fn hold(&self, why: Option<String>) {
+        let limits = self.parts.throttle.limits();
+        self.parts.throttle.set(Limits { paused: why, ..limits });
+    }
+
     /// Returns when everything that the owner shows now has been applied on the other side.
     pub(super) async fn passed(&self) -> Outcome<()> {
         self.parts.passage.passed().await

@@ -425,6 +425,14 @@ pub(super) fn demo() -> Vec<Object> {
             "transactions `acknowledged` and `per_second`, those of `unknown` outcome, `rows_checked`, how many are \
              `lost`, with examples, and `errors` by kind",
         ),
+        ("hand_overs", "each time that the writes changed hands, the rehearsal first"),
+        ("hand_overs[].what", "in which direction"),
+        ("hand_overs[].stall_ms", "how long no side took writes, by Segue's account"),
+        ("hand_overs[].gap_ms", "the longest time around it in which no client's write was acknowledged"),
+        (
+            "hand_over_latency_ms",
+            "what clients waited meanwhile, retries included: median, 99th percentile, longest",
+        ),
         ("left_behind", "what of Segue's was left after `cancel`; null with --keep"),
         ("seconds", "how long the demo took"),
     ];

@@ -1,7 +1,7 @@
-//! The shop's customers: clients that write to the source all the time, and remember what was acknowledged.
+//! The shop's customers: clients that write all the time, and remember what was acknowledged.
 //!
 //! The pace is fixed and far below what a server can take, because the load stands for an application, not for a
-//! benchmark. Nothing here knows that a migration is going on.
+//! benchmark. All that it knows of a migration is a second address, for when a server says that writes go elsewhere.
 
 mod memory;
 mod oracle;
@@ -27,6 +27,8 @@ use transactions::{End, Work};
 
 /// A stand-still of the source shows in the report as errors; hammering it would not mend it.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+/// Between the two servers while neither takes writes.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
 /// More kinds of errors than this fill no report.
 const ERROR_KINDS_MAX: usize = 50;
 
@@ -55,6 +57,36 @@ pub(super) struct Load {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
+    gap: Gap,
+    /// Whether the writes are changing hands: what clients notice of it is counted by itself.
+    is_moving: AtomicBool,
+}
+
+/// The longest time without an acknowledged write.
+#[derive(Debug)]
+struct Gap {
+    began: Instant,
+    last_us: AtomicU64,
+    longest_us: AtomicU64,
+}
+
+impl Default for Gap {
+    fn default() -> Self {
+        Gap { began: Instant::now(), last_us: AtomicU64::new(0), longest_us: AtomicU64::new(0) }
+    }
+}
+
+impl Gap {
+    fn acknowledged(&self) {
+        let now_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let last_us = self.last_us.fetch_max(now_us, Ordering::Relaxed);
+        self.longest_us.fetch_max(now_us.saturating_sub(last_us), Ordering::Relaxed);
+    }
+
+    /// The longest since it was last asked for.
+    fn take(&self) -> Duration {
+        Duration::from_micros(self.longest_us.swap(0, Ordering::Relaxed))
+    }
 }
 
 /// What the load went through, as its clients saw it.
@@ -62,6 +94,8 @@ struct Shared {
 pub(super) struct Tally {
     /// How long acknowledged transactions took.
     pub(super) durations: Durations,
+    /// The same while the writes changed hands, from the first try on.
+    pub(super) moving: Durations,
     /// Errors by kind; each is a transaction that did not happen, or a connection that could not be made.
     pub(super) errors: BTreeMap<String, u64>,
 }
@@ -75,12 +109,15 @@ pub(super) struct Loaded {
 }
 
 impl Load {
-    pub(super) fn start(url: &str, size: Size, pace: Pace) -> Self {
+    /// Clients that write to the first of `urls` until it tells them to go to the other one.
+    pub(super) fn start(urls: [String; 2], size: Size, pace: Pace) -> Self {
         let shared = Arc::<Shared>::default();
         let clients = (1..=pace.clients)
             .map(|number| {
                 let client = Client {
-                    url: url.to_owned(),
+                    urls: urls.clone(),
+                    at: 0,
+                    refused_since: None,
                     size,
                     memory: Memory::new(number.into(), pace.clients.into()),
                     tally: Tally::default(),
@@ -92,6 +129,13 @@ impl Load {
             })
             .collect();
         Self { shared, clients, started: Instant::now() }
+    }
+
+    /// The writes begin to change hands, or have done so. Returns the longest time without an acknowledged write since
+    /// the last call.
+    pub(super) fn moving(&self, is_moving: bool) -> Duration {
+        self.shared.is_moving.store(is_moving, Ordering::Relaxed);
+        self.shared.gap.take()
     }
 
     /// Transactions acknowledged so far.
@@ -132,7 +176,11 @@ impl Drop for Load {
 }
 
 struct Client {
-    url: String,
+    urls: [String; 2],
+    /// Which of them takes the writes, as far as the client knows.
+    at: usize,
+    /// Since when it has been told to go elsewhere.
+    refused_since: Option<Instant>,
     size: Size,
     memory: Memory,
     tally: Tally,
@@ -146,16 +194,22 @@ impl Client {
         // A slow server is not paid back with a burst.
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.is_stopped() {
-            match Session::open(&self.url).await {
+            let mut goes_elsewhere = false;
+            match Session::open(&self.urls[self.at]).await {
                 Ok(mut session) => {
-                    while !self.is_stopped() && !session.is_closed() {
-                        tick.tick().await;
-                        self.transaction(&mut session).await;
+                    while !self.is_stopped() && !session.is_closed() && !goes_elsewhere {
+                        if self.refused_since.is_none() {
+                            tick.tick().await;
+                        }
+                        goes_elsewhere = self.transaction(&mut session).await;
                     }
                 }
                 Err(error) => self.tally.count(error.to_string()),
             }
-            if !self.is_stopped() {
+            if goes_elsewhere {
+                self.at = 1 - self.at;
+                tokio::time::sleep(ELSEWHERE_PAUSE).await;
+            } else if !self.is_stopped() {
                 tokio::time::sleep(RECONNECT_PAUSE).await;
             }
         }
@@ -166,8 +220,9 @@ impl Client {
         self.shared.stop.load(Ordering::Relaxed)
     }
 
-    async fn transaction(&mut self, session: &mut Session) {
-        let begun = Instant::now();
+    /// Returns whether the server said that writes go elsewhere.
+    async fn transaction(&mut self, session: &mut Session) -> bool {
+        let begun = self.refused_since.unwrap_or_else(Instant::now);
         let (memory, rng) = (&mut self.memory, &mut self.rng);
         let end = match session.control("BEGIN").await {
             Ok(()) => {
@@ -182,6 +237,11 @@ impl Client {
                 Ok(()) => {
                     self.memory.acknowledge(draft);
                     self.tally.durations.add(begun.elapsed());
+                    if self.shared.is_moving.load(Ordering::Relaxed) {
+                        self.tally.moving.add(begun.elapsed());
+                    }
+                    self.refused_since = None;
+                    self.shared.gap.acknowledged();
                     self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
                 }
                 // Even a server that answers with an error may have committed before it.
@@ -191,11 +251,18 @@ impl Client {
                 }
             },
             Ok(End::Rollback) => self.roll_back(session).await,
+            Err(error) if error.is_elsewhere() => {
+                self.tally.count("told to write to the other server (SQLSTATE 25006)".to_owned());
+                self.refused_since = Some(begun);
+                self.roll_back(session).await;
+                return true;
+            }
             Err(error) => {
                 self.tally.count(error.to_string());
                 self.roll_back(session).await;
             }
         }
+        false
     }
 
     async fn roll_back(&mut self, session: &Session) {
@@ -216,6 +283,7 @@ impl Tally {
 
     fn add(&mut self, other: Self) {
         self.durations.merge(&other.durations);
+        self.moving.merge(&other.moving);
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
         }

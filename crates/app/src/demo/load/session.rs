@@ -1,7 +1,8 @@
-//! A client's session on the source: statements prepared once, and errors by what they mean to the client.
+//! A client's session on one of the servers: statements prepared once, and errors by what they mean to the client.
 
 use std::collections::HashMap;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
@@ -16,6 +17,16 @@ pub(super) enum LoadError {
     /// A row that this client alone writes was not as it left it.
     #[error("a row was not there: {0}")]
     Missing(&'static str),
+}
+
+impl LoadError {
+    /// The server does not take the application's writes: they are to go to the other one (SQLSTATE 25006).
+    pub(super) fn is_elsewhere(&self) -> bool {
+        match self {
+            LoadError::Failed(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            LoadError::Missing(_) => false,
+        }
+    }
 }
 
 /// Error kinds have to be few, so that they can be counted: no values.

@@ -5,7 +5,7 @@
 
 use super::rows::Rows;
 use super::walk::{Hands, Walk};
-use super::{Switch, named};
+use super::{PASSED_PATIENCE, Switch, named};
 use segue_engine::admission::Admission;
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
@@ -220,7 +220,11 @@ impl Switch<'_> {
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
         down.admissions.set(Admission::Nothing);
-        down.verifying.passed().await?;
+        match timeout(PASSED_PATIENCE, down.verifying.passed()).await {
+            Ok(passed) => passed?,
+            // Somebody may have paused the stream: the rows are read again, and it goes on.
+            Err(_) => return Ok(Did::Done),
+        }
         admit(Admission::Undecided);
         let applied = *down.progress.watch_applied().borrow();
         let applied = Applied { signal: applied.signal, position: applied.position };

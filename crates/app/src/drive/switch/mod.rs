@@ -19,6 +19,7 @@ use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
+use segue_engine::throttle;
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -34,7 +35,7 @@ use segue_postgres::fence::{self, Limits};
 use segue_postgres::sequences::Sequences;
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -49,6 +50,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 const CONTRADICTIONS_MAX: u32 = 5;
 /// What is done for the old owner when an attempt ends has to be done in this time; the fence's deadline does the rest.
 const RETREAT_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one signal may take before the rows are looked at again.
+const PASSED_PATIENCE: Duration = Duration::from_secs(1);
 /// Sequences are paired anew for the gates so often; for a hand-over they always are.
 const PAIRED_FOR: Duration = Duration::from_secs(30);
 /// How long before the fence's deadline a hand-over is too late, as a part of the hold.
@@ -81,6 +84,10 @@ pub(super) struct Switch<'d> {
     orders: Mutex<mpsc::Receiver<Order>>,
     /// Sequences that could not be set when they were last paired, from which owner, and when.
     paired: Mutex<Option<(Side, Instant, Vec<String>)>>,
+    /// Why the hand-over that is under way is to be given up.
+    given_up: watch::Sender<Option<String>>,
+    /// A hand-over is under way.
+    under_way: AtomicBool,
     /// The side on which a fence of this attempt may stand.
     fenced: watch::Sender<Option<Side>>,
 }
@@ -106,8 +113,23 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
         let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
-        let paired = Mutex::default();
-        Ok(Switch { driver, lease, flows, back, gates, journal, source, target, orders, paired, fenced })
+        let (paired, given_up, under_way) =
+            (Mutex::default(), watch::Sender::new(None), AtomicBool::new(false));
+        Ok(Switch {
+            driver,
+            lease,
+            flows,
+            back,
+            gates,
+            journal,
+            source,
+            target,
+            orders,
+            paired,
+            given_up,
+            under_way,
+            fenced,
+        })
     }
 
     fn migration(&self) -> &str {
@@ -179,9 +201,21 @@ impl<'d> Switch<'d> {
         }
     }
 
+    /// Has the hand-over that is under way undone, if that is still possible. Returns whether there was one.
+    pub(super) async fn give_up(&self, why: &str) -> bool {
+        let was = self.under_way.load(Ordering::Relaxed);
+        if was {
+            self.given_up.send_replace(Some(why.to_owned()));
+        }
+        was
+    }
+
     async fn carry_out(&self, order: Order) -> Outcome<()> {
         let Order { asked, overrides, by, progress, answer } = order;
+        self.given_up.send_replace(None);
+        self.under_way.store(true, Ordering::Relaxed);
         let done = self.obey(asked, overrides, &by, progress).await;
+        self.under_way.store(false, Ordering::Relaxed);
         let (told, ended) = match done {
             Ok(done) => (Ok(done), Ok(())),
             // What only the one who asked can mend does not end the attempt, as long as no fence stands.
@@ -277,7 +311,15 @@ impl<'d> Switch<'d> {
                     });
                 }
             }
-            state.changed().await.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
+            let mut given_up = self.given_up.subscribe();
+            let changed = tokio::select! {
+                changed = state.changed() => changed,
+                _ = given_up.wait_for(Option::is_some) => {
+                    let what = "the order was given up while the way back was made; making it goes on";
+                    return Err(Fault::operator("SEGUE-GIVEN-UP", what, "`segue resume`, then ask again"));
+                }
+            };
+            changed.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
         }
     }
 
@@ -369,6 +411,10 @@ impl<'d> Switch<'d> {
             let rows = Rows::read(&self.source, &self.target).await?;
             self.driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
             self.flows.note(&rows);
+            self.unless_paused(&rows, walk);
+            if let Some(why) = self.given_up.borrow().clone().filter(|_| walk.asked != Asked::Nothing) {
+                walk.give_up(why, Vec::new());
+            }
             let facts = walk.facts(&rows, self.applied(&rows), hold);
             let decision = decide(&facts);
             if !matches!(decision, Decision::Contradiction { .. }) {
@@ -395,6 +441,10 @@ impl<'d> Switch<'d> {
                 Decision::Wait(WaitFor::NewSide(_)) => sleep(LOOK_AGAIN).await,
                 Decision::Done => {
                     walk.ends();
+                    if let Some(paused) = walk.paused.take() {
+                        let limits = self.driver.throttle.limits();
+                        self.driver.throttle.set(throttle::Limits { paused: Some(paused), ..limits });
+                    }
                     return Ok(());
                 }
                 Decision::AskOldOwner(_) => {
@@ -413,6 +463,15 @@ impl<'d> Switch<'d> {
                     sleep(LOOK_AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// Past the point of no return the stream has to arrive, whoever paused it: nobody takes the writes before.
+    fn unless_paused(&self, rows: &Rows, walk: &mut Walk) {
+        let limits = self.driver.throttle.limits();
+        if let (Some(_), Some(why)) = (rows.giving(), limits.paused.clone()) {
+            walk.paused = Some(why);
+            self.driver.throttle.set(throttle::Limits { paused: None, ..limits });
         }
     }
 
@@ -455,12 +514,19 @@ impl<'d> Switch<'d> {
         };
         if is_past {
             // The marker itself may lie before the place where this process began to read: a new signal lies behind it.
-            flow.verifying.passed().await?;
+            // Not for long at a time: somebody may pause the stream meanwhile.
+            if let Ok(passed) = timeout(PASSED_PATIENCE, flow.verifying.passed()).await {
+                passed?;
+            }
         } else {
             let marker = rows.of(from).and_then(|row| row.marker).unwrap_or(u64::MAX);
             let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
             // Too late is for the decision to see.
-            let _ = timeout(left, flow.progress.passed(marker)).await;
+            let mut given_up = self.given_up.subscribe();
+            tokio::select! {
+                _ = timeout(left, flow.progress.passed(marker)) => {}
+                _ = given_up.wait_for(Option::is_some) => {}
+            }
         }
         killpoint::pass("switch.drain.after");
         Ok(())

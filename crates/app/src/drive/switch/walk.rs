@@ -40,6 +40,8 @@ pub(super) struct Walk {
     pub(super) blocked: u32,
     /// All that was committed on the old owner, the hand-over too, is where it must be.
     pub(super) durable: bool,
+    /// Why the streams were paused before they had to go on for this.
+    pub(super) paused: Option<String>,
     /// Why it was given up.
     pub(super) why: Option<String>,
     /// Who was in the way.
@@ -73,6 +75,7 @@ impl Walk {
             stall: None,
             blocked: 0,
             durable: false,
+            paused: None,
             why: None,
             holders: Vec::new(),
             steps: Vec::new(),
