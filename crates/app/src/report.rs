@@ -6,6 +6,7 @@ use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::gates::Gate;
+use segue_model::switch::rollback::Then;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -140,6 +141,29 @@ pub(crate) struct GateState {
     pub(crate) protects_data: bool,
 }
 
+/// A rollback trigger that is armed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RollbackState {
+    /// Its name.
+    pub(crate) name: String,
+    /// What it does when it trips.
+    pub(crate) then: Then,
+    /// Beyond which value it trips, in words.
+    pub(crate) limit: String,
+    /// The last sample.
+    pub(crate) value: Option<f64>,
+    /// Why the last look had no sample; empty if it had one.
+    pub(crate) missing: String,
+    /// How many samples in a row were beyond the limit.
+    pub(crate) beyond: u64,
+    /// How many trip it.
+    pub(crate) samples: u64,
+    /// It has told people, and has not recovered since.
+    pub(crate) alerting: bool,
+    /// For how long it is armed from now on.
+    pub(crate) armed_ms: u64,
+}
+
 /// The status object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -177,6 +201,9 @@ pub(crate) struct Status {
     /// What is wrong with the servers, whatever Segue does.
     #[serde(default)]
     pub(crate) trouble: Vec<String>,
+    /// The rollback triggers, while they are armed.
+    #[serde(default)]
+    pub(crate) rollback: Vec<RollbackState>,
 }
 
 /// Rates between two looks at a migration.
@@ -257,6 +284,7 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
         lines.push(format!("  way back  {}", way_back_text(&status.way_back)));
         gate_lines(&status.gates, &mut lines);
     }
+    lines.extend(status.rollback.iter().map(rollback_line));
     lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
     lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
     if let RunState::Failed { fault, next_step } = &status.run {
@@ -312,6 +340,26 @@ fn gate_lines(gates: &[GateState], lines: &mut Vec<String>) {
     for gate in gates.iter().filter(|gate| !gate.green) {
         lines.push(format!("  gate {:<17} red: {}; {}", gate.gate.line().name, gate.why, gate.next));
     }
+}
+
+fn rollback_line(trigger: &RollbackState) -> String {
+    let value = match (trigger.missing.as_str(), trigger.value) {
+        ("", Some(value)) => value.to_string(),
+        ("", None) => "no sample yet".to_owned(),
+        (missing, _) => format!("no sample: {missing}"),
+    };
+    let does = match trigger.then {
+        Then::Alert => "alerts",
+        Then::Reverse => "reverses",
+    };
+    format!(
+        "  rollback  {}: {value}; {does} {}, {} of {} in a row; armed for {} s",
+        trigger.name,
+        trigger.limit,
+        trigger.beyond,
+        trigger.samples,
+        trigger.armed_ms / 1000
+    )
 }
 
 fn run_text(run: &RunState) -> String {
@@ -409,6 +457,7 @@ mod tests {
             way_back: WayBackState::default(),
             gates: Vec::new(),
             trouble: vec!["source: the slot x is read by nobody".into()],
+            rollback: Vec::new(),
         }
     }
 
@@ -485,6 +534,29 @@ mod tests {
     }
 
     #[test]
+    fn an_armed_rollback_trigger_has_a_line() {
+        let trigger = RollbackState {
+            name: "errors".into(),
+            then: Then::Reverse,
+            limit: "above 50".into(),
+            value: Some(12.5),
+            missing: String::new(),
+            beyond: 0,
+            samples: 3,
+            alerting: false,
+            armed_ms: 60_000,
+        };
+        let missing =
+            RollbackState { missing: "it returns NULL".into(), then: Then::Alert, ..trigger.clone() };
+        let rollback = vec![trigger, missing];
+        let lines = render(&Status { stage: Stage::Switched, rollback, ..status() }, Rates::default());
+        let shown: Vec<&str> = lines.iter().map(String::as_str).filter(|l| l.contains("rollback")).collect();
+        let first = "  rollback  errors: 12.5; reverses above 50, 0 of 3 in a row; armed for 60 s";
+        let second = "  rollback  errors: no sample: it returns NULL; alerts above 50, 0 of 3 in a row; armed for 60 s";
+        assert_eq!(shown, [first, second]);
+    }
+
+    #[test]
     fn a_switched_migration_looks_like_a_following_one_that_the_target_owns() {
         let switched = Status { stage: Stage::Switched, owner: Owner::Target, ..status() };
         let text = render(&switched, Rates::default()).join("\n");
@@ -511,6 +583,7 @@ mod tests {
         let object = object.as_object_mut().unwrap();
         object.remove("gates");
         object.remove("trouble");
+        object.remove("rollback");
         let earlier: Status = serde_json::from_value(object.clone().into()).unwrap();
         assert_eq!((earlier.gates, earlier.trouble), (vec![], vec![]), "a driver of before knew no gates");
     }

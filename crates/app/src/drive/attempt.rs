@@ -5,6 +5,7 @@ use super::back::WayBack;
 use super::flow::{self, Flows, PgRun};
 use super::gates::Gates;
 use super::journal::{Journal, Scribe};
+use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::{Driver, plan};
@@ -43,6 +44,7 @@ struct Ready<'d> {
     back: Arc<WayBack<'d>>,
     switch: Arc<Switch<'d>>,
     service: Service<'d>,
+    rollback: Arc<Rollback<'d>>,
     scribe: Scribe,
 }
 
@@ -95,11 +97,12 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { run, flows, back, switch, service, scribe } = ready;
+        let Ready { run, flows, back, switch, service, rollback, scribe } = ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows) => Err(fault),
             fault = back.run(&flows) => Err(fault),
             fault = switch.run() => Err(fault),
+            fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
             ended = service.serve() => ended,
         };
@@ -164,6 +167,7 @@ impl<'d> Attempt<'d> {
             way_back: WayBackState::default(),
             gates: Vec::new(),
             trouble: Vec::new(),
+            rollback: Vec::new(),
         };
         control.publish_status(self.lease, &json!(status)).await
     }
@@ -331,6 +335,7 @@ impl<'d> Attempt<'d> {
             Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered)
                 .await?,
         );
+        let rollback = Arc::new(Rollback::new((driver, lease), flows.clone(), orders.clone()));
         let service = Service {
             driver,
             lease,
@@ -338,12 +343,13 @@ impl<'d> Attempt<'d> {
             back: back.clone(),
             switch: switch.clone(),
             gates,
+            rollback: rollback.clone(),
             orders,
             warnings: catalog_warnings,
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { run, flows, back, switch, service, scribe })
+        Ok(Ready { run, flows, back, switch, service, rollback, scribe })
     }
 }
 

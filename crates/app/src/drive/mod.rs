@@ -9,6 +9,7 @@ mod flow;
 mod gates;
 mod journal;
 pub(crate) mod plan;
+mod rollback;
 mod screen;
 mod service;
 pub(crate) mod switch;

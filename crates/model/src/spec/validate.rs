@@ -8,6 +8,7 @@ use super::problem::{Place, Problems};
 use super::quantity::ShownBytes;
 use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, RawTable, RawVerify};
 use super::read::At;
+use super::rollback;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
 use super::{Apply, Copy, Limits, MigrationName, Profile, Spec, Switch, Verify};
@@ -47,6 +48,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let (apply, limits) = sizes(apply, limits, &standard, problems);
     let verify = verify(raw.verify.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
+    let rollback =
+        raw.rollback.map(|section| rollback::validate(section.value, problems)).unwrap_or_default();
     let selection =
         Selection { tables: tables?, exclude: exclude.into_iter().map(|pattern| pattern.value).collect() };
     Some(Spec {
@@ -61,6 +64,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         limits,
         verify,
         switch,
+        rollback,
     })
 }
 
