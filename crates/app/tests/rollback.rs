@@ -3,8 +3,8 @@
 
 mod support;
 
-use segue_testkit::kill::Process;
 use serde_json::Value;
+use support::moving::Driving;
 use support::orders::{ask, for_real};
 use support::slow::until;
 use support::{PATIENCE, Pair};
@@ -12,7 +12,7 @@ use support::{PATIENCE, Pair};
 const TABLES: [&str; 1] = ["public.t"];
 
 /// A pair in which the target owns the writes, and one trigger looks at the target's own table of errors.
-async fn switched(then: &str) -> (Pair, Process) {
+async fn switched(then: &str) -> (Pair, Driving) {
     let pair = Pair::start(&TABLES).await;
     pair.both("CREATE TABLE t (id int PRIMARY KEY)").await;
     pair.source.execute("INSERT INTO t SELECT generate_series(1, 100)").await;
@@ -22,8 +22,8 @@ async fn switched(then: &str) -> (Pair, Process) {
          name: checkout errors\n      above: 50\n      for: 3\n      every_ms: 500\n      then: {then}\n"
     );
     pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &TABLES, &more);
-    let run = pair.run();
-    pair.reaches(&run, "following").await;
+    let run = Driving::start(&pair);
+    pair.reaches(&run.process, "following").await;
     pair.segue(&["verify"], 0);
     hands_over(&pair).await;
     (pair, run)
@@ -100,14 +100,15 @@ async fn a_query_beyond_its_limit_takes_the_switch_back_once_and_leaves_its_evid
     pair.target.execute("INSERT INTO errors VALUES (60)").await;
     until("it fires again", async || records(&pair, "rollback-triggered").await.len() == 2).await;
     goes_back(&pair).await;
-    pair.stop(&run).await;
+    pair.stop(&run.process).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_only_tells_people_once_until_it_has_recovered() {
     let (pair, run) = switched("alert").await;
     pair.target.execute("INSERT INTO errors VALUES (60)").await;
-    run.wait_for("rollback trigger checkout errors: alert: 3 in a row above 50: 60, 60, 60", PATIENCE)
+    run.process
+        .wait_for("rollback trigger checkout errors: alert: 3 in a row above 50: 60, 60, 60", PATIENCE)
         .await
         .unwrap();
     until("status warns of it", async || {
@@ -117,16 +118,16 @@ async fn an_alert_only_tells_people_once_until_it_has_recovered() {
     })
     .await;
     // A later process knows that people were told, and what it sees is still so.
-    pair.stop(&run).await;
-    let run = pair.run();
+    pair.stop(&run.process).await;
+    let run = Driving::start(&pair);
     shows(&pair, "still beyond the limit", |one| one["beyond"] == 3 && one["alerting"] == true).await;
     pair.target.execute("UPDATE errors SET n = 0").await;
-    run.wait_for("rollback trigger checkout errors: it has recovered", PATIENCE).await.unwrap();
+    run.process.wait_for("rollback trigger checkout errors: it has recovered", PATIENCE).await.unwrap();
     assert_eq!(records(&pair, "rollback-alert").await.len(), 1);
     pair.target.execute("UPDATE errors SET n = 70").await;
     until("it is told again", async || records(&pair, "rollback-alert").await.len() == 2).await;
     assert_eq!((owner(&pair).await, records(&pair, "rollback-triggered").await.len()), ("target", 0));
-    pair.stop(&run).await;
+    pair.stop(&run.process).await;
 }
 
 /// The target's rows differ from what comes back to the source: drift since the switch, found by verification.
@@ -152,18 +153,18 @@ async fn drift_that_has_grown_since_the_switch_takes_it_back() {
     let fired = records(&pair, "rollback-triggered").await;
     assert_eq!(fired[0]["trigger"], "drift above 10 ppm");
     assert_eq!(fired[0]["values"].as_array().unwrap().len(), 3);
-    pair.stop(&run).await;
+    pair.stop(&run.process).await;
 }
 
 #[cfg(feature = "killpoints")]
 mod killed {
     use super::*;
-    use segue_testkit::kill;
+    use segue_testkit::kill::{self, Process};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_process_killed_before_its_order_is_followed_by_one_that_goes_on_and_fires_once() {
         let (pair, run) = switched("reverse").await;
-        pair.stop(&run).await;
+        pair.stop(&run.process).await;
         let mut command = pair.command(&["run"]);
         kill::kill_at(&mut command, "rollback.triggered", 1);
         let run = Process::start(command);
@@ -174,20 +175,20 @@ mod killed {
 
         // Nothing is beyond the limit any more: what was triggered is carried out all the same.
         pair.target.execute("DELETE FROM errors").await;
-        let run = pair.run();
+        let run = Driving::start(&pair);
         goes_back(&pair).await;
         hands_over(&pair).await;
         shows(&pair, "the new switch is watched", |one| one["missing"] == "it returns NULL").await;
         // Another start reads the whole journal.
-        pair.stop(&run).await;
-        let run = pair.run();
-        let at = run.mark();
+        pair.stop(&run.process).await;
+        let run = Driving::start(&pair);
+        let at = run.process.mark();
         shows(&pair, "watched still", |one| one["missing"] == "it returns NULL").await;
         pair.target.execute("INSERT INTO errors VALUES (1)").await;
         shows(&pair, "a sample of the new process", |one| one["value"] == 1.0).await;
-        assert!(!run.lines()[at..].iter().any(|line| line.contains("go back to the source")));
+        assert!(!run.process.lines()[at..].iter().any(|line| line.contains("go back to the source")));
         assert_eq!((owner(&pair).await, records(&pair, "rollback-triggered").await.len()), ("target", 1));
-        pair.stop(&run).await;
+        pair.stop(&run.process).await;
     }
 }
 
@@ -202,5 +203,5 @@ async fn a_reversal_that_is_undone_is_tried_again() {
     drop(lock);
     goes_back(&pair).await;
     assert_eq!(records(&pair, "rollback-triggered").await.len(), 1);
-    pair.stop(&run).await;
+    pair.stop(&run.process).await;
 }

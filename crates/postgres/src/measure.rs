@@ -45,8 +45,9 @@ impl Gauge {
 
     async fn session(&self) -> Result<Client, String> {
         let client = self.endpoint.connect("rollback").await.map_err(|fault| fault.what)?;
+        // Names mean what they mean to a session that has set nothing.
         let bounds = format!(
-            "SET default_transaction_read_only = on; SET statement_timeout = {STATEMENT_MS_MAX};
+            "SET search_path = \"$user\", public; SET default_transaction_read_only = on; SET statement_timeout = {STATEMENT_MS_MAX};
              SET lock_timeout = {STATEMENT_MS_MAX}; SET idle_in_transaction_session_timeout = {}",
             PATIENCE.as_millis()
         );

@@ -24,6 +24,7 @@ use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
+use segue_postgres::health;
 use segue_postgres::leaves;
 use segue_postgres::schema;
 use segue_postgres::stream::{Opening, StreamSource};
@@ -36,6 +37,9 @@ use tokio::sync::{mpsc, watch};
 
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A side that does not say within this time what is wrong with it is not waited for.
+const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Everything that runs side by side until one of them ends the attempt.
 struct Ready<'d> {
@@ -258,6 +262,7 @@ impl<'d> Attempt<'d> {
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
+        self.tell_trouble().await;
         self.fence_follower(&targets(catalog), target).await?;
         killpoint::pass("birth.fenced");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
@@ -284,6 +289,25 @@ impl<'d> Attempt<'d> {
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
         Ok(identity)
+    }
+
+    /// Says, once, what is wrong with the servers already: what is left open there is what the stream's birth waits for.
+    async fn tell_trouble(&self) {
+        let Driver { sides, screen, told_trouble, .. } = self.driver;
+        if told_trouble.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for (side, endpoint) in [(Side::Source, &sides.source), (Side::Target, &sides.target)] {
+            let look = async {
+                let client = health::session(endpoint, TROUBLE_PATIENCE).await?;
+                health::old_trouble(&client).await
+            };
+            // What cannot be looked at now is met by what comes next, which says so.
+            let found = tokio::time::timeout(TROUBLE_PATIENCE, look).await;
+            for what in found.unwrap_or(Ok(Vec::new())).unwrap_or_default() {
+                screen.say(&format!("warning: {side}: {what}"));
+            }
+        }
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.

@@ -81,6 +81,8 @@ pub(crate) struct Driver {
     pub(crate) begun: AtomicBool,
     /// When it was last looked, no side took the writes.
     pub(crate) nobody_owns: AtomicBool,
+    /// What was wrong with the servers before anything began has been said.
+    pub(crate) told_trouble: AtomicBool,
     /// What was warned of, by any attempt.
     pub(crate) warnings: Arc<Warnings>,
     /// Set when the process is told to end: in which words.
@@ -156,6 +158,7 @@ impl Driver {
             started,
             begun: AtomicBool::new(false),
             nobody_owns: AtomicBool::new(false),
+            told_trouble: AtomicBool::new(false),
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
             stop: watch::Sender::new(None),
