@@ -2,11 +2,13 @@
 //!
 //! The object is stable: `status --json` prints it, the driver stores it every second. Rendering is pure.
 
+mod rollback;
+
+pub(crate) use rollback::RollbackState;
 use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::gates::Gate;
-use segue_model::switch::rollback::Then;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -141,29 +143,6 @@ pub(crate) struct GateState {
     pub(crate) protects_data: bool,
 }
 
-/// A rollback trigger that is armed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct RollbackState {
-    /// Its name.
-    pub(crate) name: String,
-    /// What it does when it trips.
-    pub(crate) then: Then,
-    /// Beyond which value it trips, in words.
-    pub(crate) limit: String,
-    /// The last sample.
-    pub(crate) value: Option<f64>,
-    /// Why the last look had no sample; empty if it had one.
-    pub(crate) missing: String,
-    /// How many samples in a row were beyond the limit.
-    pub(crate) beyond: u64,
-    /// How many trip it.
-    pub(crate) samples: u64,
-    /// It has told people, and has not recovered since.
-    pub(crate) alerting: bool,
-    /// For how long it is armed from now on.
-    pub(crate) armed_ms: u64,
-}
-
 /// The status object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -284,7 +263,7 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
         lines.push(format!("  way back  {}", way_back_text(&status.way_back)));
         gate_lines(&status.gates, &mut lines);
     }
-    lines.extend(status.rollback.iter().map(rollback_line));
+    lines.extend(status.rollback.iter().map(RollbackState::line));
     lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
     lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
     if let RunState::Failed { fault, next_step } = &status.run {
@@ -340,26 +319,6 @@ fn gate_lines(gates: &[GateState], lines: &mut Vec<String>) {
     for gate in gates.iter().filter(|gate| !gate.green) {
         lines.push(format!("  gate {:<17} red: {}; {}", gate.gate.line().name, gate.why, gate.next));
     }
-}
-
-fn rollback_line(trigger: &RollbackState) -> String {
-    let value = match (trigger.missing.as_str(), trigger.value) {
-        ("", Some(value)) => value.to_string(),
-        ("", None) => "no sample yet".to_owned(),
-        (missing, _) => format!("no sample: {missing}"),
-    };
-    let does = match trigger.then {
-        Then::Alert => "alerts",
-        Then::Reverse => "reverses",
-    };
-    format!(
-        "  rollback  {}: {value}; {does} {}, {} of {} in a row; armed for {} s",
-        trigger.name,
-        trigger.limit,
-        trigger.beyond,
-        trigger.samples,
-        trigger.armed_ms / 1000
-    )
 }
 
 fn run_text(run: &RunState) -> String {
@@ -422,174 +381,4 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use segue_engine::progress::{TableProgress, Wait};
-
-    fn status() -> Status {
-        let table = |name: &str, rows, complete| TableProgress {
-            table: name.into(),
-            rows,
-            bytes: rows * 100,
-            regions: 1,
-            rows_estimated: 1000,
-            complete,
-        };
-        let progress = Snapshot {
-            running_ms: 1000,
-            tables: vec![table("public.a", 250, false), table("public.b", 1000, true)],
-            waits: vec![Wait { who: "copy".into(), reason: "because".into(), since_ms: 1500 }],
-            ..Snapshot::default()
-        };
-        Status {
-            migration: "m".into(),
-            stage: Stage::Backfilling,
-            owner: Owner::Source,
-            run: RunState::Running,
-            source: "a@h:1/x".into(),
-            target: "b@h:2/y".into(),
-            driver: "host 1".into(),
-            token: 3,
-            progress,
-            slot: SlotState::default(),
-            live: LiveVerification::default(),
-            warnings: vec!["look out".into()],
-            way_back: WayBackState::default(),
-            gates: Vec::new(),
-            trouble: vec!["source: the slot x is read by nobody".into()],
-            rollback: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn the_screen_says_what_is_copied_what_is_left_and_what_is_waited_for() {
-        let before = Snapshot::default();
-        let status = status();
-        let text = render(&status, Rates::between(&before, &status.progress)).join("\n");
-        for part in [
-            "m  backfilling  running  owner source",
-            "1 of 2 tables  1250 of about 2000 rows  1250 rows/s",
-            "about 1 s left",
-            "public.a                         #####...............  25 %  250 rows  24.4 KiB",
-            "copy waits 1.5 s: because",
-            "trouble: source: the slot x is read by nobody",
-            "warning: look out",
-        ] {
-            assert!(text.contains(part), "{part:?} in\n{text}");
-        }
-        assert!(!text.contains("public.b "), "complete tables are summed up");
-    }
-
-    fn gates() -> Vec<GateState> {
-        let gate = |gate: Gate, why: &str| GateState {
-            gate,
-            green: why.is_empty(),
-            since_us: 7,
-            why: why.into(),
-            next: if why.is_empty() { String::new() } else { "do that".into() },
-            protects_data: gate.line().protects_data,
-        };
-        vec![
-            gate(Gate::Verified, ""),
-            gate(Gate::Lag, "it is high"),
-            gate(Gate::LongTransactions, "one is old"),
-        ]
-    }
-
-    #[test]
-    fn a_migration_that_follows_says_how_many_gates_are_open_and_why_the_others_are_not() {
-        let following = Status { stage: Stage::Following, gates: gates(), ..status() };
-        let lines = render(&following, Rates::default());
-        let shown: Vec<&str> =
-            lines.iter().map(String::as_str).filter(|line| line.contains("gate")).collect();
-        assert_eq!(
-            shown,
-            [
-                "  gates  1 of 3 green",
-                "  gate lag               red: it is high; do that",
-                "  gate long-transactions red: one is old; do that",
-            ]
-        );
-        let early = render(&Status { gates: gates(), ..status() }, Rates::default());
-        assert!(
-            !early.iter().any(|line| line.contains("gate")),
-            "a copy under way has other worries: {early:?}"
-        );
-        let unmeasured = render(&Status { stage: Stage::Following, ..status() }, Rates::default());
-        assert!(!unmeasured.iter().any(|line| line.contains("gate")));
-    }
-
-    #[test]
-    fn the_way_back_is_shown_as_far_as_it_is() {
-        for (is, why, shown) in [
-            (WayBackIs::NotArmed, "", "way back  not armed"),
-            (WayBackIs::Arming, "waits for pid 7", "way back  being armed waits for pid 7"),
-            (WayBackIs::Armed, "", "way back  armed  lag 9 B / 3 ms"),
-            (WayBackIs::Lost, "no slot", "way back  LOST: no slot"),
-        ] {
-            let way_back = WayBackState { is, why: why.into(), lag_bytes: 9, lag_ms: 3 };
-            let lines = render(&Status { stage: Stage::Following, way_back, ..status() }, Rates::default());
-            assert!(lines.iter().any(|line| line.contains(shown)), "{shown} in {lines:?}");
-        }
-    }
-
-    #[test]
-    fn an_armed_rollback_trigger_has_a_line() {
-        let trigger = RollbackState {
-            name: "errors".into(),
-            then: Then::Reverse,
-            limit: "above 50".into(),
-            value: Some(12.5),
-            missing: String::new(),
-            beyond: 0,
-            samples: 3,
-            alerting: false,
-            armed_ms: 60_000,
-        };
-        let missing =
-            RollbackState { missing: "it returns NULL".into(), then: Then::Alert, ..trigger.clone() };
-        let rollback = vec![trigger, missing];
-        let lines = render(&Status { stage: Stage::Switched, rollback, ..status() }, Rates::default());
-        let shown: Vec<&str> = lines.iter().map(String::as_str).filter(|l| l.contains("rollback")).collect();
-        let first = "  rollback  errors: 12.5; reverses above 50, 0 of 3 in a row; armed for 60 s";
-        let second = "  rollback  errors: no sample: it returns NULL; alerts above 50, 0 of 3 in a row; armed for 60 s";
-        assert_eq!(shown, [first, second]);
-    }
-
-    #[test]
-    fn a_switched_migration_looks_like_a_following_one_that_the_target_owns() {
-        let switched = Status { stage: Stage::Switched, owner: Owner::Target, ..status() };
-        let text = render(&switched, Rates::default()).join("\n");
-        for part in
-            ["m  switched  running  owner target", "  stream  lag 0 B / 0 ms", "  target keeps 0 B of log"]
-        {
-            assert!(text.contains(part), "{part:?} in\n{text}");
-        }
-    }
-
-    #[test]
-    fn a_report_from_before_there_was_an_owner_is_the_sources() {
-        let mut object = serde_json::json!(status());
-        object.as_object_mut().unwrap().remove("owner");
-        assert_eq!(serde_json::from_value::<Status>(object).unwrap().owner, Owner::Source);
-    }
-
-    #[test]
-    fn the_object_round_trips() {
-        let status = Status { gates: gates(), ..status() };
-        let mut object = serde_json::to_value(&status).unwrap();
-        assert_eq!(object["gates"][1]["gate"], "lag");
-        assert_eq!(serde_json::from_value::<Status>(object.clone()).unwrap(), status);
-        let object = object.as_object_mut().unwrap();
-        object.remove("gates");
-        object.remove("trouble");
-        object.remove("rollback");
-        let earlier: Status = serde_json::from_value(object.clone().into()).unwrap();
-        assert_eq!((earlier.gates, earlier.trouble), (vec![], vec![]), "a driver of before knew no gates");
-    }
-
-    #[test]
-    fn bytes_read_well() {
-        assert_eq!([bytes_text(0), bytes_text(1536), bytes_text(3 << 30)], ["0 B", "1.5 KiB", "3.0 GiB"]);
-    }
-}
+mod tests;
