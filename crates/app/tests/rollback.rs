@@ -205,3 +205,35 @@ async fn a_reversal_that_is_undone_is_tried_again() {
     assert_eq!(records(&pair, "rollback-triggered").await.len(), 1);
     pair.stop(&run.process).await;
 }
+
+/// What cannot be taken back after many tries is left to people, for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reversal_that_never_comes_about_is_given_up_and_told() {
+    let (pair, run) = switched("reverse").await;
+    let lock = support::slow::locked(&pair.target, "t", "ROW EXCLUSIVE").await;
+    pair.target.execute("INSERT INTO errors VALUES (60)").await;
+    until("it was held up", async || !records(&pair, "rollback-refused").await.is_empty()).await;
+    pair.stop(&run.process).await;
+    // As if ten more tries had gone by.
+    pair.target
+        .execute(
+            "INSERT INTO segue.journal (migration, seq, version, at, actor, kind, body)
+             SELECT j.migration, m.last + n, 1, clock_timestamp(), j.actor, j.kind, j.body
+               FROM (SELECT * FROM segue.journal WHERE kind = 'rollback-refused' LIMIT 1) j,
+                    (SELECT max(seq) AS last FROM segue.journal) m, generate_series(1, 10) n",
+        )
+        .await;
+    let run = Driving::start(&pair);
+    until("it is given up", async || !records(&pair, "rollback-given-up").await.is_empty()).await;
+    until("status says what is to be done", async || {
+        status(&pair)["warnings"].to_string().contains("still owns the writes, after 12 tries")
+    })
+    .await;
+    // What is beyond the limit still is told, and nothing more.
+    drop(lock);
+    until("it alerts", async || records(&pair, "rollback-alert").await.len() == 1).await;
+    assert_eq!((owner(&pair).await, records(&pair, "rollback-triggered").await.len()), ("target", 1));
+    pair.segue(&["reverse"], 0);
+    goes_back(&pair).await;
+    pair.stop(&run.process).await;
+}
