@@ -2,6 +2,9 @@
 //!
 //! The object is stable: `status --json` prints it, the driver stores it every second. Rendering is pure.
 
+mod rollback;
+
+pub(crate) use rollback::RollbackState;
 use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -177,6 +180,9 @@ pub(crate) struct Status {
     /// What is wrong with the servers, whatever Segue does.
     #[serde(default)]
     pub(crate) trouble: Vec<String>,
+    /// The rollback triggers, while they are armed.
+    #[serde(default)]
+    pub(crate) rollback: Vec<RollbackState>,
 }
 
 /// Rates between two looks at a migration.
@@ -257,6 +263,7 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
         lines.push(format!("  way back  {}", way_back_text(&status.way_back)));
         gate_lines(&status.gates, &mut lines);
     }
+    lines.extend(status.rollback.iter().map(RollbackState::line));
     lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
     lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
     if let RunState::Failed { fault, next_step } = &status.run {

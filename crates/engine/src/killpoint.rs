@@ -95,4 +95,5 @@ pub const ALL: &[&str] = &[
     "switch.open.after",
     "switch.opened",
     "switch.undo",
+    "rollback.triggered",
 ];

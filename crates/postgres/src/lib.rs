@@ -14,6 +14,7 @@ pub mod error;
 pub mod fence;
 pub mod health;
 pub mod leaves;
+pub mod measure;
 mod origin;
 pub mod pgoutput;
 pub mod replication;

@@ -5,6 +5,7 @@ use super::back::WayBack;
 use super::flow::{self, Flows, PgRun};
 use super::gates::Gates;
 use super::journal::{Journal, Scribe};
+use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::{Driver, contain, guard, plan};
@@ -23,6 +24,7 @@ use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
+use segue_postgres::health;
 use segue_postgres::leaves;
 use segue_postgres::schema;
 use segue_postgres::stream::{Opening, StreamSource};
@@ -36,6 +38,9 @@ use tokio::sync::{mpsc, watch};
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
 
+/// A side that does not say within this time what is wrong with it is not waited for.
+const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Everything that runs side by side until one of them ends the attempt.
 struct Ready<'d> {
     run: PgRun,
@@ -43,6 +48,7 @@ struct Ready<'d> {
     back: Arc<WayBack<'d>>,
     switch: Arc<Switch<'d>>,
     service: Service<'d>,
+    rollback: Arc<Rollback<'d>>,
     scribe: Scribe,
 }
 
@@ -95,11 +101,12 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { run, flows, back, switch, service, scribe } = ready;
+        let Ready { run, flows, back, switch, service, rollback, scribe } = ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows) => Err(fault),
             fault = back.run(&flows) => Err(fault),
             fault = switch.run() => Err(fault),
+            fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
             ended = service.serve() => ended,
         };
@@ -164,6 +171,7 @@ impl<'d> Attempt<'d> {
             way_back: WayBackState::default(),
             gates: Vec::new(),
             trouble: Vec::new(),
+            rollback: Vec::new(),
         };
         control.publish_status(self.lease, &json!(status)).await
     }
@@ -257,6 +265,7 @@ impl<'d> Attempt<'d> {
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
+        self.tell_trouble().await;
         self.fence_follower(&targets(catalog), target).await?;
         guard::prepare(self.driver, self.lease, Side::Source, &guard::sources(&catalog.tables)).await?;
         killpoint::pass("birth.fenced");
@@ -284,6 +293,25 @@ impl<'d> Attempt<'d> {
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
         Ok(identity)
+    }
+
+    /// Says, once, what is wrong with the servers already: what is left open there is what the stream's birth waits for.
+    async fn tell_trouble(&self) {
+        let Driver { sides, screen, told_trouble, .. } = self.driver;
+        if told_trouble.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for (side, endpoint) in [(Side::Source, &sides.source), (Side::Target, &sides.target)] {
+            let look = async {
+                let client = health::session(endpoint, TROUBLE_PATIENCE).await?;
+                health::old_trouble(&client).await
+            };
+            // What cannot be looked at now is met by what comes next, which says so.
+            let found = tokio::time::timeout(TROUBLE_PATIENCE, look).await;
+            for what in found.unwrap_or(Ok(Vec::new())).unwrap_or_default() {
+                screen.say(&format!("warning: {side}: {what}"));
+            }
+        }
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
@@ -335,6 +363,7 @@ impl<'d> Attempt<'d> {
             Switch::open((driver, lease), flows.clone(), back.clone(), gates.clone(), journal, ordered)
                 .await?,
         );
+        let rollback = Arc::new(Rollback::new((driver, lease), flows.clone(), orders.clone()));
         let service = Service {
             driver,
             lease,
@@ -342,12 +371,13 @@ impl<'d> Attempt<'d> {
             back: back.clone(),
             switch: switch.clone(),
             gates,
+            rollback: rollback.clone(),
             orders,
             warnings: catalog_warnings,
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { run, flows, back, switch, service, scribe })
+        Ok(Ready { run, flows, back, switch, service, rollback, scribe })
     }
 }
 

@@ -11,6 +11,7 @@ mod gates;
 mod guard;
 mod journal;
 pub(crate) mod plan;
+mod rollback;
 mod screen;
 mod service;
 pub(crate) mod switch;
@@ -82,6 +83,8 @@ pub(crate) struct Driver {
     pub(crate) begun: AtomicBool,
     /// When it was last looked, no side took the writes.
     pub(crate) nobody_owns: AtomicBool,
+    /// What was wrong with the servers before anything began has been said.
+    pub(crate) told_trouble: AtomicBool,
     /// What was warned of, by any attempt.
     pub(crate) warnings: Arc<Warnings>,
     /// Set when the process is told to end: in which words.
@@ -157,6 +160,7 @@ impl Driver {
             started,
             begun: AtomicBool::new(false),
             nobody_owns: AtomicBool::new(false),
+            told_trouble: AtomicBool::new(false),
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
             stop: watch::Sender::new(None),

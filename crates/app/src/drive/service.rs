@@ -3,6 +3,7 @@
 use super::back::{BackState, WayBack};
 use super::flow::Flows;
 use super::gates::{Comparisons, Gates};
+use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
 use super::verifying::VerifyOrder;
@@ -38,6 +39,7 @@ pub(super) struct Service<'d> {
     pub(super) back: Arc<WayBack<'d>>,
     pub(super) switch: Arc<Switch<'d>>,
     pub(super) gates: Arc<Mutex<Gates<'d>>>,
+    pub(super) rollback: Arc<Rollback<'d>>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) warnings: Vec<String>,
     /// Hears what verifications have compared.
@@ -199,6 +201,8 @@ impl Service<'_> {
         let (gates, trouble) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut warnings = self.warnings.clone();
         warnings.extend(self.driver.warnings.said());
+        let rollback = self.rollback.state();
+        warnings.extend(rollback::warnings(&rollback));
         let active = self.flows.active();
         warnings.extend(active.verifying.ended());
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
@@ -223,6 +227,7 @@ impl Service<'_> {
             way_back: self.way_back(),
             gates,
             trouble,
+            rollback,
         }
     }
 

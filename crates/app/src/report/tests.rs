@@ -34,6 +34,7 @@ fn status() -> Status {
         way_back: WayBackState::default(),
         gates: Vec::new(),
         trouble: vec!["source: the slot x is read by nobody".into()],
+        rollback: Vec::new(),
     }
 }
 
@@ -128,6 +129,7 @@ fn the_object_round_trips() {
     let object = object.as_object_mut().unwrap();
     object.remove("gates");
     object.remove("trouble");
+    object.remove("rollback");
     let earlier: Status = serde_json::from_value(object.clone().into()).unwrap();
     assert_eq!((earlier.gates, earlier.trouble), (vec![], vec![]), "a driver of before knew no gates");
 }

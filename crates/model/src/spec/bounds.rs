@@ -119,6 +119,15 @@ pub(super) const RANGE_ROWS: Bounds =
 /// Below, a lock that a short transaction holds undoes every hand-over; above, applications time out.
 pub(super) const MAX_WRITE_HOLD: Bounds =
     Bounds { key: "switch.max_write_hold_ms", unit: Unit::Milliseconds, min: 500, max: 60_000 };
+/// Below, a trigger is disarmed before it has its samples; above, what happened is not the switch's doing any more.
+pub(super) const ROLLBACK_WATCH: Bounds =
+    Bounds { key: "rollback.watch_ms", unit: Unit::Milliseconds, min: 10_000, max: 7 * 24 * 3_600_000 };
+/// More in a row is a longer pause in other words.
+pub(super) const ROLLBACK_SAMPLES: Bounds =
+    Bounds { key: "rollback.triggers.for", unit: Unit::Count, min: 1, max: 100 };
+/// Below, the queries are a load of their own.
+pub(super) const ROLLBACK_EVERY: Bounds =
+    Bounds { key: "rollback.triggers.every_ms", unit: Unit::Milliseconds, min: 500, max: 600_000 };
 
 #[cfg(test)]
 mod tests {

@@ -27,8 +27,8 @@ pub(super) enum Content {
     Flag(bool),
     /// A whole number.
     Whole(i128),
-    /// A number with a fraction, kept only to be refused.
-    Fraction,
+    /// A number with a fraction.
+    Fraction(f64),
     /// Text, also of block scalars.
     Text(String),
     /// A sequence.
@@ -45,7 +45,7 @@ impl Content {
         match self {
             Content::Nothing => "nothing",
             Content::Flag(_) => "true or false",
-            Content::Whole(_) | Content::Fraction => "a number",
+            Content::Whole(_) | Content::Fraction(_) => "a number",
             Content::Text(_) => "text",
             Content::List(_) => "a list",
             Content::Map(_) => "a map",
@@ -196,8 +196,8 @@ impl<'de> Visitor<'de> for ContentVisitor {
         Ok(Content::Whole(i128::try_from(value).unwrap_or(i128::MAX)))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Content, E> {
-        Ok(Content::Fraction)
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Content, E> {
+        Ok(Content::Fraction(value))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Content, E> {

@@ -32,7 +32,7 @@ pub(super) fn expand_all(node: &mut Node, lookup: Lookup<'_>, problems: &mut Pro
         Content::Map(entries) => {
             entries.iter_mut().for_each(|(_, value)| expand_all(value, lookup, problems))
         }
-        Content::Nothing | Content::Flag(_) | Content::Whole(_) | Content::Fraction => {}
+        Content::Nothing | Content::Flag(_) | Content::Whole(_) | Content::Fraction(_) => {}
         Content::Text(_) | Content::Faulty => {}
     }
 }

@@ -11,6 +11,7 @@ mod problem;
 mod quantity;
 mod raw;
 mod read;
+mod rollback;
 mod schema;
 mod secret;
 mod selection;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::Lookup;
 pub use problem::{Place, Problem, SpecError};
 pub use quantity::{QuantityError, ShownBytes, ShownDuration, parse_bytes, parse_duration};
+pub use rollback::{Database, Measure, Rollback, RollbackTrigger};
 pub use schema::json_schema;
 pub use secret::{ConnectionUrl, ConnectionUrlError, redact};
 pub use selection::{Mapping, Selection, SelectionError, TableChoice, TableEntry};
@@ -56,6 +58,8 @@ pub struct Spec {
     pub switch: Switch,
     /// What the tables are kept safe from meanwhile.
     pub guard: Guard,
+    /// What takes a switch back.
+    pub rollback: Rollback,
 }
 
 impl Spec {

@@ -8,7 +8,9 @@ use super::Profile;
 use super::bounds;
 use super::document::{Content, Node};
 use super::problem::Problems;
-use super::read::{At, Bytes, Count, Expression, Expressions, Fields, Read, Span};
+use super::read::{At, Bytes, Count, Expression, Expressions, Fields, Number, Read, Span};
+use super::rollback::Database;
+use crate::switch::rollback::Then;
 
 /// Declares a section: a struct of optional values with their places, read from a map with exactly these keys.
 macro_rules! section {
@@ -76,6 +78,8 @@ section! {
         switch: RawSwitch,
         /// What the tables are kept safe from while they move.
         guard: RawGuard,
+        /// What takes a switch back, or alerts, when it is measured after the switch. By default nothing does.
+        rollback: RawRollback,
     }
 }
 
@@ -186,6 +190,54 @@ section! {
         /// make them. Without them the migration stops at such a change.
         #[schemars(extend("default" = true))]
         ddl: bool,
+    }
+}
+
+section! {
+    /// What takes a switch back, or alerts.
+    RawRollback ("`rollback`", required: ["triggers"]) {
+        /// How long after a switch the triggers are armed.
+        #[schemars(extend(
+            "minimum" = bounds::ROLLBACK_WATCH.min, "maximum" = bounds::ROLLBACK_WATCH.max, "default" = "1h"
+        ))]
+        watch_ms: Span,
+        /// What is measured.
+        #[schemars(extend("minItems" = 1))]
+        triggers: Vec<At<RawTrigger>>,
+    }
+}
+
+section! {
+    /// One trigger: either `drift_ppm_above`, or `query` with `name` and `above` or `below`.
+    RawTrigger ("a trigger", required: ["then"]) {
+        /// What it is called in `segue status` and in the journal.
+        #[schemars(extend("minLength" = 1))]
+        name: String,
+        /// Divergent rows among those compared since the switch, in parts per million, if that has grown.
+        #[schemars(extend("minimum" = 0))]
+        drift_ppm_above: Number,
+        /// One statement that returns one number; it runs read-only.
+        #[schemars(extend("minLength" = 1))]
+        query: String,
+        /// The database that is asked. By default the target, which owns the writes then.
+        #[schemars(extend("default" = "target"))]
+        on: Database,
+        /// It trips above this number.
+        above: Number,
+        /// It trips below this number.
+        below: Number,
+        /// After so many samples in a row.
+        #[schemars(extend(
+            "minimum" = bounds::ROLLBACK_SAMPLES.min, "maximum" = bounds::ROLLBACK_SAMPLES.max, "default" = 3
+        ))]
+        r#for: Count,
+        /// How often it is measured.
+        #[schemars(extend(
+            "minimum" = bounds::ROLLBACK_EVERY.min, "maximum" = bounds::ROLLBACK_EVERY.max, "default" = "5s"
+        ))]
+        every_ms: Span,
+        /// `alert` tells people, `reverse` also hands the writes back to the source.
+        then: Then,
     }
 }
 

@@ -4,6 +4,8 @@ use super::Profile;
 use super::document::{Content, Node};
 use super::problem::{Place, Problems, did_you_mean, nearest};
 use super::quantity::{parse_bytes, parse_duration};
+use super::rollback::Database;
+use crate::switch::rollback::Then;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,7 @@ fn expected<T>(what: &str, node: &Node, problems: &mut Problems<'_>) -> Option<T
     let found = node.content.kind();
     match node.content {
         Content::Faulty => {}
-        Content::Whole(_) | Content::Fraction | Content::Flag(_) if what.contains("text") => {
+        Content::Whole(_) | Content::Fraction(_) | Content::Flag(_) if what.contains("text") => {
             problems.add_with_help(node.place, format!("expected {what}, found {found}"), "put it in quotes");
         }
         _ => problems.add(node.place, format!("expected {what}, found {found}")),
@@ -78,6 +80,23 @@ impl Read for Count {
     }
 }
 
+/// A number, also with a fraction or below zero; `None` in it if it was reported as none. So it is known to be there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Number(pub(super) Option<f64>);
+
+impl Read for Number {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        let number = match &node.content {
+            Content::Whole(number) => Some(*number as f64),
+            Content::Fraction(number) => Some(*number),
+            Content::Text(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        let number = number.filter(|number: &f64| number.is_finite());
+        Some(Number(number.or_else(|| expected("a number", &node, problems))))
+    }
+}
+
 /// A size.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bytes(pub(super) u64);
@@ -120,17 +139,48 @@ impl Read for Span {
 
 impl Read for Profile {
     fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
-        let place = node.place;
-        let text = String::read(node, problems)?;
-        let found = Profile::ALL.into_iter().find(|profile| profile.name() == text);
-        if found.is_none() {
-            let help = nearest(&text, Profile::ALL.map(Profile::name))
-                .map(did_you_mean)
-                .unwrap_or_else(|| "use dev, staging or prod".to_owned());
-            problems.add_with_help(place, format!("there is no profile `{text}`"), help);
-        }
-        found
+        one_of(
+            node,
+            &Profile::ALL,
+            Profile::name,
+            "there is no profile",
+            "use dev, staging or prod",
+            problems,
+        )
     }
+}
+
+impl Read for Then {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        one_of(node, &Then::ALL, Then::name, "a trigger cannot", "use alert or reverse", problems)
+    }
+}
+
+impl Read for Database {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        let help = "use source, target or control";
+        one_of(node, &Database::ALL, Database::name, "there is no database", help, problems)
+    }
+}
+
+/// One of some words.
+fn one_of<T: Copy>(
+    node: Node,
+    all: &[T],
+    name: fn(T) -> &'static str,
+    wrong: &str,
+    help: &str,
+    problems: &mut Problems<'_>,
+) -> Option<T> {
+    let place = node.place;
+    let text = String::read(node, problems)?;
+    let found = all.iter().copied().find(|one| name(*one) == text);
+    if found.is_none() {
+        let names = all.iter().map(|one| name(*one));
+        let help = nearest(&text, names).map_or_else(|| help.to_owned(), did_you_mean);
+        problems.add_with_help(place, format!("{wrong} `{text}`"), help);
+    }
+    found
 }
 
 impl<T: Read> Read for Vec<T> {
@@ -170,7 +220,9 @@ pub(super) struct Expression;
 impl Read for Expression {
     fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
         match node.content {
-            Content::Text(_) | Content::Whole(_) | Content::Fraction | Content::Flag(_) => Some(Expression),
+            Content::Text(_) | Content::Whole(_) | Content::Fraction(_) | Content::Flag(_) => {
+                Some(Expression)
+            }
             _ => expected("an SQL expression", &node, problems),
         }
     }

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::Profile;
 use super::raw::{RawMapping, RawSpec, RawTable};
-use super::read::{At, Bytes, Count, Expression, Expressions, Span};
+use super::read::{At, Bytes, Count, Expression, Expressions, Number, Span};
+use super::rollback::Database;
+use crate::switch::rollback::Then;
 
 /// The JSON Schema (draft 2020-12) of a spec. It accepts `${NAME}` wherever a value may come from the environment.
 pub fn json_schema() -> Value {
@@ -79,6 +81,13 @@ schema_of!(Span, |_generator| json_schema!({
 }));
 schema_of!(Profile, |_generator| json_schema!({
     "anyOf": [{ "type": "string", "enum": Profile::ALL.map(Profile::name) }, from_environment()]
+}));
+schema_of!(Number, |_generator| json_schema!({ "anyOf": [{ "type": "number" }, from_environment()] }));
+schema_of!(Then, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": Then::ALL.map(Then::name) }, from_environment()]
+}));
+schema_of!(Database, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": Database::ALL.map(Database::name) }, from_environment()]
 }));
 schema_of!(Expression, |_generator| json_schema!({ "type": ["string", "number", "boolean"] }));
 schema_of!(Expressions, |generator| json_schema!({

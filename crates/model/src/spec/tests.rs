@@ -40,6 +40,46 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
     assert_eq!(spec.guard, Guard { ddl: true });
+    assert_eq!(spec.rollback, Rollback::default(), "nothing takes a switch back by itself");
+}
+
+#[test]
+fn rollback_triggers_are_read_with_their_defaults() {
+    use crate::switch::rollback::{Limit, Rule, Then};
+    let spec = parse(&format!(
+        "{SMALL}
+rollback:
+  watch_ms: 30min
+  triggers:
+    - drift_ppm_above: 10
+      then: alert
+    - query: SELECT count(*) FROM errors
+      name: checkout errors
+      on: control
+      below: -0.5
+      for: 1
+      every_ms: 1s
+      then: reverse
+"
+    ));
+    assert_eq!(spec.rollback.watch, Duration::from_secs(1800));
+    let drift = RollbackTrigger {
+        name: "drift above 10 ppm".into(),
+        measure: Measure::Drift,
+        every: Duration::from_secs(5),
+        rule: Rule { limit: Limit::Above(10.0), samples: 3, then: Then::Alert },
+    };
+    let query = RollbackTrigger {
+        name: "checkout errors".into(),
+        measure: Measure::Query { sql: "SELECT count(*) FROM errors".into(), on: Database::Control },
+        every: Duration::from_secs(1),
+        rule: Rule { limit: Limit::Below(-0.5), samples: 1, then: Then::Reverse },
+    };
+    assert_eq!(spec.rollback.triggers, [drift, query]);
+    let least =
+        parse(&format!("{SMALL}rollback: {{ triggers: [{{ drift_ppm_above: 0.5, then: reverse }}] }}"));
+    assert_eq!(least.rollback.watch, Duration::from_secs(3600));
+    assert_eq!(least.rollback.triggers[0].rule.limit, Limit::Above(0.5));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::problem::{Place, Problems};
 use super::quantity::ShownBytes;
 use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, RawTable, RawVerify};
 use super::read::At;
+use super::rollback;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
 use super::{Apply, Copy, Guard, Limits, MigrationName, Profile, Spec, Switch, Verify};
@@ -49,6 +50,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let guard = raw.guard.map(|section| section.value).unwrap_or_default();
     let guard = Guard { ddl: guard.ddl.map_or(standard.guard_ddl, |ddl| ddl.value) };
+    let rollback =
+        raw.rollback.map(|section| rollback::validate(section.value, problems)).unwrap_or_default();
     let selection =
         Selection { tables: tables?, exclude: exclude.into_iter().map(|pattern| pattern.value).collect() };
     Some(Spec {
@@ -64,6 +67,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         verify,
         switch,
         guard,
+        rollback,
     })
 }
 

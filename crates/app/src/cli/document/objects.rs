@@ -4,7 +4,7 @@ use crate::commands;
 use crate::commands::status::Seen;
 use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended, Moved, Proof, StepTook};
 use crate::report::{
-    GateState, LiveVerification, Owner, RunState, SlotState, Status, WayBackIs, WayBackState,
+    GateState, LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
 };
 use segue_engine::fault::Fault;
 use segue_engine::progress::{Snapshot, TableProgress, Wait};
@@ -15,6 +15,7 @@ use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::gates::{Blocker, Gate, Red};
 use segue_model::switch::ownership::Epoch;
+use segue_model::switch::rollback::Then;
 use segue_model::switch::steps::Step;
 use segue_postgres::control::{Entry, NewEntry};
 use serde_json::{Value, json};
@@ -105,6 +106,17 @@ fn the_status() -> Status {
             protects_data: false,
         }],
         trouble: vec!["source: pid 4712 (app, 'report') is idle in transaction for 3 min".into()],
+        rollback: vec![RollbackState {
+            name: "checkout errors".into(),
+            then: Then::Reverse,
+            limit: "above 50".into(),
+            value: Some(3.0),
+            missing: String::new(),
+            beyond: 0,
+            samples: 3,
+            alerting: false,
+            armed_ms: 3_540_000,
+        }],
     }
 }
 
@@ -121,6 +133,16 @@ const STATUS: &[Field] = &[
     ("gates[].why", "why it does not hold"),
     ("gates[].next", "what to do about that"),
     ("gates[].protects_data", "it cannot be overridden"),
+    ("rollback", "the rollback triggers of the spec, while they are armed: for a while after a switch"),
+    ("rollback[].name", "its name"),
+    ("rollback[].then", "what it does when it trips: `alert` or `reverse`"),
+    ("rollback[].limit", "beyond which value it trips"),
+    ("rollback[].value", "the last sample; null before the first"),
+    ("rollback[].missing", "why the last look had no sample; empty if it had one"),
+    ("rollback[].beyond", "how many samples in a row were beyond the limit"),
+    ("rollback[].samples", "how many in a row trip it"),
+    ("rollback[].alerting", "it has alerted, and has not recovered since"),
+    ("rollback[].armed_ms", "for how long it is armed from now on"),
     ("trouble", "what is wrong with the servers, whatever Segue does"),
     ("migration", "the migration"),
     ("stage", "`planned`, `preparing`, `backfilling`, `following`, `switched`, `completed` or `cancelled`"),

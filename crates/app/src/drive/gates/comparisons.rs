@@ -6,7 +6,7 @@ use segue_postgres::control::{Control, Lease, NewSample};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The series in which they are stored.
-pub(super) const SERIES: &str = "verification";
+pub(in crate::drive) const SERIES: &str = "verification";
 
 /// Takes down what verifications came to, from any task of the attempt.
 #[derive(Clone)]

@@ -20,6 +20,7 @@ use crate::report::{GateState, LiveVerification};
 use crate::sides::Sides;
 use born::Born;
 pub(crate) use comparisons::Comparisons;
+pub(super) use comparisons::SERIES as VERIFICATIONS;
 use ddl::Forms;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -43,7 +44,8 @@ const PLAN: Duration = Duration::from_secs(60);
 const PRUNE: Duration = Duration::from_secs(3600);
 
 const LAG: &str = "lag";
-const DRIFT: &str = "drift";
+/// The series of what live comparison has come to.
+pub(super) const DRIFT: &str = "drift";
 
 /// What the driver itself knows; everything else is looked up.
 #[derive(Clone, Debug)]

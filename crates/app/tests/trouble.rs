@@ -1,0 +1,35 @@
+//! What is wrong with the servers before anything begins is said before it is waited for.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use support::{PATIENCE, Pair};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_open_is_said_before_the_stream_is_born_and_shown_by_status() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE elsewhere (id int)").await;
+    // A slot cannot be made before it ends, and nobody sees it in a list of sessions.
+    pair.source.execute("BEGIN; INSERT INTO elsewhere VALUES (1); PREPARE TRANSACTION 'forgotten'").await;
+    pair.target.execute("SELECT pg_create_physical_replication_slot('left_behind', true)").await;
+    let run = pair.run();
+    let said = run.wait_for("warning: source: ", PATIENCE).await.unwrap();
+    assert!(said.contains("prepared") && said.contains("forgotten"), "{said}");
+    let said = run.wait_for("warning: target: ", PATIENCE).await.unwrap();
+    assert!(said.contains("the slot left_behind is read by nobody and keeps"), "{said}");
+    let none =
+        pair.source.scalar("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn IS NOT NULL");
+    assert_eq!(none.await.as_deref(), Some("0"), "the stream is not born yet");
+
+    pair.source.execute("COMMIT PREPARED 'forgotten'").await;
+    pair.reaches(&run, "following").await;
+    support::slow::until("status shows what is left", async || {
+        let status: serde_json::Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+        let trouble = status["trouble"].to_string();
+        trouble.contains("target: the slot left_behind is read by nobody") && !trouble.contains("forgotten")
+    })
+    .await;
+    let warned = run.lines().iter().filter(|line| line.contains("segue: warning: ")).count();
+    assert_eq!(warned, 2, "{:#?}", run.lines());
+    pair.stop(&run).await;
+}
