@@ -126,26 +126,12 @@ fn way_out(migration: &str, switch: &str) -> String {
     )
 }
 
-/// Makes the function of all events.
-///
-/// Which tables a command touched is asked first, and almost always the answer is none. Only then are the tables of the
-/// migration looked at that lie above or below what was touched: what their fingerprint is now, and what it was.
-pub(super) fn function(migration: &str, publications: &[String; 2]) -> String {
-    let names = Names::of(migration);
-    let (name, switch) = (quote_ident(&names.function), quote_literal(names.switch()));
-    let [forward, reverse] = publications.each_ref().map(|name| quote_literal(name));
-    let published = format!(
-        "EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                  WHERE r.prrelid = c.oid AND p.pubname IN ({forward}, {reverse}))"
-    );
-    let why = way_out(migration, names.switch());
-    let migration = quote_literal(migration);
-    format!(
-        r#"CREATE OR REPLACE FUNCTION segue.{name}() RETURNS event_trigger
+/// The function of all events; what stands between `@` is filled in.
+const FUNCTION: &str = r#"CREATE OR REPLACE FUNCTION segue.@name@() RETURNS event_trigger
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $guard$
 DECLARE touched oid[]; gone oid[]; roots oid[]; tree oid[]; s record; why text;
 BEGIN
-    IF current_setting('segue.migration', true) = {migration} THEN
+    IF current_setting('segue.migration', true) = @migration@ THEN
         -- Segue's own transaction
         RETURN;
     ELSIF TG_EVENT = 'ddl_command_start' THEN
@@ -162,7 +148,7 @@ BEGIN
            AND d.schema_name IS DISTINCT FROM 'pg_temp';
     END IF;
     IF touched IS NULL AND gone IS NULL
-       OR NOT EXISTS (SELECT FROM pg_event_trigger t WHERE t.evtname = {switch} AND t.evtenabled <> 'D')
+       OR NOT EXISTS (SELECT FROM pg_event_trigger t WHERE t.evtname = @switch@ AND t.evtenabled <> 'D')
        OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass('segue.guarded') AND c.relkind = 'r'
                          AND c.relowner = (SELECT u.oid FROM pg_roles u WHERE u.rolname = current_user)) THEN
         RETURN;
@@ -172,7 +158,7 @@ BEGIN
         SELECT g.name, i.relname AS index INTO s
           FROM segue.guarded g JOIN pg_class c ON c.oid = g.relation
           JOIN pg_index x ON x.indrelid = c.oid JOIN pg_class i ON i.oid = x.indexrelid
-         WHERE g.migration = {migration} AND g.place = {PLACE}
+         WHERE g.migration = @migration@ AND g.place = @PLACE@
            AND CASE c.relreplident WHEN 'i' THEN x.indisreplident WHEN 'f' THEN EXISTS (
                    SELECT FROM jsonb_array_elements(g.fingerprint -> 'needs') k(key)
                     WHERE k.key = (SELECT jsonb_agg(u.no ORDER BY u.no) FROM unnest(x.indkey::int2[]) u(no))) END
@@ -180,22 +166,22 @@ BEGIN
                 OR i.relname ~ '[^a-z0-9_$]' AND position(i.relname IN current_query()) > 0) LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'segue does not let % be changed while migration % moves it: its index % identifies its rows',
-                s.name, {migration}, quote_ident(s.index) USING {why};
+                s.name, @migration@, quote_ident(s.index) USING @why@;
         END IF;
         RETURN;
     END IF;
     IF gone IS NOT NULL THEN
         SELECT g.name INTO s FROM segue.guarded g
-         WHERE g.migration = {migration} AND g.relation = g.root AND g.relation = ANY (gone) AND g.place = {PLACE} LIMIT 1;
+         WHERE g.migration = @migration@ AND g.relation = g.root AND g.relation = ANY (gone) AND g.place = @PLACE@ LIMIT 1;
         IF FOUND THEN
-            RAISE EXCEPTION 'segue does not let % be dropped while migration % moves it', s.name, {migration}
-                USING {why};
+            RAISE EXCEPTION 'segue does not let % be dropped while migration % moves it', s.name, @migration@
+                USING @why@;
         END IF;
-        DELETE FROM segue.guarded g WHERE g.migration = {migration} AND g.relation = ANY (gone);
+        DELETE FROM segue.guarded g WHERE g.migration = @migration@ AND g.relation = ANY (gone);
         -- what an ALTER TABLE drops of a table is looked at when it ends; an index that goes with its table is no matter
         IF TG_TAG NOT IN ('ALTER TABLE', 'DROP TABLE')
            AND EXISTS (SELECT FROM pg_event_trigger_dropped_objects() d WHERE d.object_type = 'index') THEN
-            SELECT array_agg(g.relation) INTO touched FROM segue.guarded g WHERE g.migration = {migration};
+            SELECT array_agg(g.relation) INTO touched FROM segue.guarded g WHERE g.migration = @migration@;
         END IF;
     END IF;
     IF touched IS NULL OR TG_EVENT = 'sql_drop' AND TG_TAG = 'ALTER TABLE' THEN
@@ -206,10 +192,10 @@ BEGIN
     WITH RECURSIVE up(relation) AS (
         SELECT unnest(touched) UNION SELECT h.inhparent FROM up u JOIN pg_inherits h ON h.inhrelid = u.relation
     ), above(root, relation) AS (
-        SELECT g.root, g.relation FROM segue.guarded g WHERE g.migration = {migration} AND g.relation = g.root
+        SELECT g.root, g.relation FROM segue.guarded g WHERE g.migration = @migration@ AND g.relation = g.root
         UNION SELECT a.root, h.inhparent FROM above a JOIN pg_inherits h ON h.inhrelid = a.relation)
     SELECT array_agg(c.oid) INTO roots FROM segue.guarded g JOIN pg_class c ON c.oid = g.relation
-     WHERE g.migration = {migration} AND g.relation = g.root
+     WHERE g.migration = @migration@ AND g.relation = g.root
        AND (c.oid IN (SELECT u.relation FROM up u) OR c.relnamespace = ANY (touched)
             OR c.oid IN (SELECT a.root FROM above a WHERE a.relation = ANY (touched))
             OR EXISTS (SELECT FROM pg_type t WHERE t.oid = c.reloftype AND t.typrelid = ANY (touched)));
@@ -219,11 +205,11 @@ BEGIN
     IF TG_EVENT = 'table_rewrite' THEN
         SELECT format('%I.%I', n.nspname, c.relname) AS name INTO s
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.oid = touched[1] AND (c.oid = ANY (roots) OR {published})
-           AND EXISTS (SELECT FROM segue.guarded g WHERE g.root = ANY (roots) AND g.place = {PLACE});
+         WHERE c.oid = touched[1] AND (c.oid = ANY (roots) OR @published@)
+           AND EXISTS (SELECT FROM segue.guarded g WHERE g.root = ANY (roots) AND g.place = @PLACE@);
         IF FOUND THEN
-            RAISE EXCEPTION 'segue does not let the rows of % be rewritten while migration % moves it', s.name, {migration}
-                USING {why};
+            RAISE EXCEPTION 'segue does not let the rows of % be rewritten while migration % moves it', s.name, @migration@
+                USING @why@;
         END IF;
         RETURN;
     END IF;
@@ -234,38 +220,64 @@ BEGIN
                 JOIN pg_inherits h ON h.inhparent = b.relation)
     SELECT array_agg(b.relation) INTO tree FROM below b;
     -- what was detached is anybody's
-    DELETE FROM segue.guarded g WHERE g.migration = {migration} AND g.root = ANY (roots) AND g.relation <> ALL (tree);
+    DELETE FROM segue.guarded g WHERE g.migration = @migration@ AND g.root = ANY (roots) AND g.relation <> ALL (tree);
     FOR s IN
         WITH RECURSIVE below(root, relation) AS (
             SELECT r, r FROM unnest(roots) r
             UNION SELECT b.root, h.inhrelid FROM below b JOIN pg_class p ON p.oid = b.relation AND p.relkind = 'p'
                     JOIN pg_inherits h ON h.inhparent = b.relation)
-        SELECT b.root, b.relation, c.relkind, g.place, g.fingerprint AS was, {FINGERPRINT} AS now,
-               (SELECT o.name FROM segue.guarded o WHERE o.migration = {migration} AND o.relation = b.root) AS whole,
-               {published} AS published
+        SELECT b.root, b.relation, c.relkind, g.place, g.fingerprint AS was, @FINGERPRINT@ AS now,
+               (SELECT o.name FROM segue.guarded o WHERE o.migration = @migration@ AND o.relation = b.root) AS whole,
+               @published@ AS published
           FROM below b JOIN pg_class c ON c.oid = b.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-          LEFT JOIN segue.guarded g ON g.migration = {migration} AND g.relation = b.relation
+          LEFT JOIN segue.guarded g ON g.migration = @migration@ AND g.relation = b.relation
          WHERE b.relation = b.root OR c.relkind <> 'p' AND (g.relation IS NULL OR b.relation = ANY (touched))
          ORDER BY b.relation <> b.root, b.relation
     LOOP
         IF s.relation <> s.root AND (NOT s.published OR s.was IS NULL) THEN
             -- not followed yet: what it is when that begins is what counts, and whether it can be followed is judged then
             INSERT INTO segue.guarded AS g (migration, relation, root, name, place, fingerprint)
-                VALUES ({migration}, s.relation, s.root, s.now ->> 'name', {PLACE}, s.now)
+                VALUES (@migration@, s.relation, s.root, s.now ->> 'name', @PLACE@, s.now)
                 ON CONFLICT (migration, relation) DO UPDATE
                 SET root = excluded.root, name = excluded.name, place = excluded.place, fingerprint = excluded.fingerprint
                 WHERE (g.root, g.place, g.fingerprint) IS DISTINCT FROM (excluded.root, excluded.place, excluded.fingerprint);
             CONTINUE;
         END IF;
-        SELECT {DIFFERENCE} INTO why;
-        IF why IS NOT NULL AND s.place = {PLACE} THEN
+        SELECT @DIFFERENCE@ INTO why;
+        IF why IS NOT NULL AND s.place = @PLACE@ THEN
             RAISE EXCEPTION 'segue does not let % be changed while migration % moves it: %',
                 CASE WHEN s.relation = s.root THEN s.was ->> 'name' ELSE format('%s of %s', s.now ->> 'name', s.whole) END,
-                {migration}, why USING {why};
+                @migration@, why USING @why@;
         END IF;
     END LOOP;
-END $guard$"#
-    )
+END $guard$"#;
+
+/// Makes the function of all events.
+///
+/// Which tables a command touched is asked first, and almost always the answer is none. Only then are the tables of the
+/// migration looked at that lie above or below what was touched: what their fingerprint is now, and what it was.
+pub(super) fn function(migration: &str, publications: &[String; 2]) -> String {
+    let names = Names::of(migration);
+    let (name, switch) = (quote_ident(&names.function), quote_literal(names.switch()));
+    let [forward, reverse] = publications.each_ref().map(|name| quote_literal(name));
+    let published = format!(
+        "EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                  WHERE r.prrelid = c.oid AND p.pubname IN ({forward}, {reverse}))"
+    );
+    let why = way_out(migration, names.switch());
+    let migration = quote_literal(migration);
+    [
+        ("@DIFFERENCE@", DIFFERENCE),
+        ("@FINGERPRINT@", FINGERPRINT),
+        ("@PLACE@", PLACE),
+        ("@migration@", &migration),
+        ("@name@", &name),
+        ("@published@", &published),
+        ("@switch@", &switch),
+        ("@why@", &why),
+    ]
+    .iter()
+    .fold(FUNCTION.to_owned(), |text, (place, filling)| text.replace(place, filling))
 }
 
 /// Writes the fingerprints as they are now of the tables in `$1::text[]`, and forgets those of all others.

@@ -51,6 +51,8 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 /// How often it is looked who holds the locks that a call waits for.
 const LOOK: Duration = Duration::from_millis(50);
+/// Lifting a fence and opening wait for locks no longer than this: writers wait meanwhile, and it goes without, too.
+const OPEN_LOCK_MS: u32 = 100;
 /// Tables whose fences could not be put to rest at once are tried one by one, each this often …
 const REST_TRIES: u32 = 20;
 /// … for so long, in which its writers wait behind us, …
@@ -142,6 +144,14 @@ impl Side {
     /// Shuts out writers: the owner, or a fence of its, with `last` as its epoch and its last fence becomes fenced by
     /// `attempt`, with a marker in the stream. One try; [`Answer::Blocked`] changed nothing.
     pub async fn fence(&self, last: FenceId, attempt: Attempt) -> Outcome<Answer> {
+        self.fence_within(last, attempt, self.limits.lock).await
+    }
+
+    /// As [`Side::fence`], with another time for all locks together. A writer that holds one table's lock and waits for
+    /// another's that is ours keeps us waiting until that time is up, with everybody behind: several short tries get
+    /// past it, one long try does not.
+    pub async fn fence_within(&self, last: FenceId, attempt: Attempt, lock: Duration) -> Outcome<Answer> {
+        let lock_ms = u32::try_from(millis(lock)).unwrap_or(u32::MAX).min(self.lock_ms()).max(1);
         let call = format!(
             "segue.fence({}, {}, {}, {}, {attempt}, {}, {})",
             self.name(),
@@ -149,7 +159,7 @@ impl Side {
             last.epoch,
             last.attempt,
             millis(self.limits.hold),
-            self.lock_ms(),
+            lock_ms,
         );
         self.call("fencing", &call).await
     }
@@ -271,7 +281,7 @@ impl Side {
     /// First with the tables' locks, so that the triggers are at rest when writers come; then without, since writers
     /// must not wait for whoever holds one.
     async fn with_or_without_locks(&self, step: &str, call: impl Fn(u32) -> String) -> Outcome<Answer> {
-        match self.call(step, &call(self.lock_ms())).await? {
+        match self.call(step, &call(self.lock_ms().min(OPEN_LOCK_MS))).await? {
             Answer::Blocked { .. } => self.call(step, &call(0)).await,
             answer @ (Answer::Done(_) | Answer::AlreadyDone(_) | Answer::Refused { .. }) => Ok(answer),
         }

@@ -24,10 +24,12 @@ use tokio::time::{sleep, timeout};
 
 /// How long arming waits for the opposite stream, and for vacuums that run.
 const ARM_PATIENCE: Duration = Duration::from_secs(20);
-/// Fences that may fail for a lock before it is given up.
-const FENCE_TRIES: u32 = 3;
+/// Times for the tables' locks, one try after the other, before it is given up. A writer that holds one of them while it
+/// waits for another ends at once when we let go: most are over with the first short try, and only somebody who holds one
+/// for long comes to the last.
+const FENCE_TRIES_MS: [u64; 8] = [30, 40, 60, 80, 120, 160, 240, 400];
 /// Between them, for those who waited behind.
-const FENCE_PAUSE: Duration = Duration::from_millis(100);
+const FENCE_PAUSE: Duration = Duration::from_millis(40);
 /// Between two tries of what nothing depends on any more.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
@@ -128,7 +130,9 @@ impl Switch<'_> {
         let began = Instant::now();
         self.fenced.send_replace(Some(turn.from));
         walk.leftover = true;
-        let answer = match self.side(turn.from).fence(turn.fence, attempt).await {
+        let tries = FENCE_TRIES_MS.len();
+        let lock = Duration::from_millis(FENCE_TRIES_MS[(walk.blocked as usize).min(tries - 1)]);
+        let answer = match self.side(turn.from).fence_within(turn.fence, attempt, lock).await {
             // A table came since it was armed. Nothing was changed.
             Err(fault) if fault.code == "SEGUE-NOT-FENCED" => return Ok(not_now(fault.what)),
             answered => answered?,
@@ -142,8 +146,8 @@ impl Switch<'_> {
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
                 walk.stalled_for(began.elapsed());
-                if walk.blocked >= FENCE_TRIES {
-                    let why = format!("the tables could not be locked in {FENCE_TRIES} tries: {what}");
+                if walk.blocked as usize >= tries {
+                    let why = format!("the tables could not be locked in {tries} tries: {what}");
                     return Ok(Did::NotNow { why, holders: named(&by) });
                 }
                 sleep(FENCE_PAUSE).await;
@@ -187,20 +191,42 @@ impl Switch<'_> {
         Ok(Did::Done)
     }
 
+    /// Hands the writes over. Beside it a signal is sent through the stream, for which whatever was written past the fence
+    /// since the marker waits: once it has passed, nothing of that is on its way.
     async fn flip(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let old = self.side(turn.from);
+        let Some(down) = self.flows.landing_on(turn.from.other()) else {
+            return Ok(not_now("the stream to the new side has ended"));
+        };
         let warned = old.was_warned();
+        let own = down.admissions.get();
+        down.admissions.set(Admission::Undecided);
+        let mut passed = std::pin::pin!(down.verifying.passed());
+        let mut has_passed = None;
         // Until the rows are read again, whatever the answer is.
         self.driver.nobody_owns.store(true, Ordering::Relaxed);
-        match old.flip(turn.fence).await? {
-            Answer::Done(_) => {
-                walk.durable = !warned && !old.was_warned();
-                Ok(Did::Done)
+        let flip = old.flip(turn.fence);
+        let mut flip = std::pin::pin!(flip);
+        let answer = loop {
+            tokio::select! {
+                answer = &mut flip => break answer,
+                passed = &mut passed, if has_passed.is_none() => has_passed = Some(passed),
             }
-            Answer::AlreadyDone(_) => Ok(Did::Done),
-            Answer::Refused { why, .. } => Ok(not_now(why)),
-            Answer::Blocked { by, what } => Ok(Did::NotNow { why: what, holders: named(&by) }),
+        };
+        // Until it is known that the writes were handed over they may be the old owner's again.
+        let handed_over = matches!(answer, Ok(Answer::Done(_) | Answer::AlreadyDone(_)));
+        down.admissions.set(if handed_over { Admission::Nothing } else { own });
+        match answer? {
+            Answer::Done(_) => walk.durable = !warned && !old.was_warned(),
+            Answer::AlreadyDone(_) => {}
+            Answer::Refused { why, .. } => return Ok(not_now(why)),
+            Answer::Blocked { by, what } => return Ok(Did::NotNow { why: what, holders: named(&by) }),
         }
+        if has_passed.is_none() {
+            has_passed = timeout(PASSED_PATIENCE, passed).await.ok();
+        }
+        walk.passed = matches!(has_passed, Some(Ok(())));
+        Ok(Did::Done)
     }
 
     /// Past the point of no return: repeated until it succeeds.
@@ -220,10 +246,13 @@ impl Switch<'_> {
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
         down.admissions.set(Admission::Nothing);
-        match timeout(PASSED_PATIENCE, down.verifying.passed()).await {
-            Ok(passed) => passed?,
-            // Somebody may have paused the stream: the rows are read again, and it goes on.
-            Err(_) => return Ok(Did::Done),
+        if !walk.passed {
+            match timeout(PASSED_PATIENCE, down.verifying.passed()).await {
+                Ok(passed) => passed?,
+                // Somebody may have paused the stream: the rows are read again, and it goes on.
+                Err(_) => return Ok(Did::Done),
+            }
+            walk.passed = true;
         }
         admit(Admission::Undecided);
         let applied = *down.progress.watch_applied().borrow();

@@ -40,6 +40,8 @@ pub(super) struct Walk {
     pub(super) blocked: u32,
     /// All that was committed on the old owner, the hand-over too, is where it must be.
     pub(super) durable: bool,
+    /// Nothing that was written on the old owner past its fence is on its way to the new one.
+    pub(super) passed: bool,
     /// Why the streams were paused before they had to go on for this.
     pub(super) paused: Option<String>,
     /// Why it was given up.
@@ -75,6 +77,7 @@ impl Walk {
             stall: None,
             blocked: 0,
             durable: false,
+            passed: false,
             paused: None,
             why: None,
             holders: Vec::new(),

@@ -1,0 +1,127 @@
+//! What has to be so before writes are handed over: the way back stands, and the gates are open.
+
+use super::answer::Progress;
+use super::{PAIRED_FOR, Switch, move_from};
+use crate::drive::back::BackState;
+use crate::drive::gates::Measured;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::stage::Stage;
+use segue_model::switch::Side;
+use segue_model::switch::decide::Asked;
+use segue_model::switch::gates::{self, Gate, Override};
+use segue_model::table::Table;
+use segue_postgres::sequences::Sequences;
+use std::time::Instant;
+use tokio::sync::watch;
+
+impl Switch<'_> {
+    /// Refuses what could only wait for ever.
+    pub(super) fn can_begin(&self) -> Outcome<()> {
+        if let Some(why) = self.driver.throttle.limits().paused {
+            let what = format!("the migration is paused ({why}): nothing would arrive on the other side");
+            return Err(Fault::operator("SEGUE-PAUSED", what, "`segue resume`, then ask again"));
+        }
+        let stage = self.flows.stage();
+        if !stage.has_reached(Stage::Following) {
+            let what = format!("the migration is {stage}: not everything is copied yet");
+            return Err(Fault::operator(
+                "SEGUE-NOT-FOLLOWING",
+                what,
+                "`segue wait following`, then ask again",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Has the way back made, if it is not there, and waits for it.
+    pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
+        let mut state = self.back.want();
+        loop {
+            let now = state.borrow_and_update().clone();
+            match now {
+                BackState::Armed => return Ok(()),
+                BackState::Lost(fault) => return Err(fault.during("the way back cannot be armed")),
+                BackState::NotArmed => {}
+                BackState::Arming { waits_for } => {
+                    progress.send_modify(|progress| {
+                        progress.waits_for =
+                            format!("the way back is being made {waits_for}").trim_end().to_owned();
+                    });
+                }
+            }
+            let mut given_up = self.given_up.subscribe();
+            let changed = tokio::select! {
+                changed = state.changed() => changed,
+                _ = given_up.wait_for(Option::is_some) => {
+                    let what = "the order was given up while the way back was made; making it goes on";
+                    return Err(Fault::operator("SEGUE-GIVEN-UP", what, "`segue resume`, then ask again"));
+                }
+            };
+            changed.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
+        }
+    }
+
+    /// The gates that are closed.
+    pub(super) async fn blockers(
+        &self,
+        asked: Asked,
+        owner: Side,
+        overrides: &[Override],
+    ) -> Outcome<Vec<gates::Blocker>> {
+        let measured = self.measured(owner).await?;
+        let evidence = {
+            let mut gates = self.gates.lock().await;
+            gates.expire();
+            gates.look(measured).await?
+        };
+        let mut blockers = gates::blockers(move_from(owner), self.driver.spec.profile, &evidence, overrides);
+        if asked == Asked::Rehearse {
+            blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
+        }
+        Ok(blockers)
+    }
+
+    /// What the gates are judged by, as far as it is known here.
+    pub(in crate::drive) async fn measured(&self, owner: Side) -> Outcome<Measured> {
+        let active = self.flows.active();
+        let opposite = self.flows.landing_on(owner);
+        let opposite = gates::Opposite {
+            is_armed: opposite.is_some(),
+            behind_bytes: opposite.map_or(0, |flow| flow.progress.snapshot().lag_bytes),
+        };
+        Ok(Measured {
+            lag_ms: active.progress.snapshot().lag_ms,
+            live: active.verifying.live(),
+            opposite: Some(opposite),
+            sequences_unready: self.unready_sequences(owner).await?,
+            rehearsed_us: self.journal.rehearsed_us(),
+            owner,
+        })
+    }
+
+    /// Sequences that could not be set on the new side, as they were last paired.
+    async fn unready_sequences(&self, owner: Side) -> Outcome<Option<Vec<String>>> {
+        let mut paired = self.paired.lock().await;
+        if paired.as_ref().is_none_or(|(of, at, _)| *of != owner || at.elapsed() > PAIRED_FOR) {
+            let Some(flow) = self.flows.landing_on(owner.other()) else { return Ok(None) };
+            let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
+            let pair = async {
+                let (old, new) = tokio::try_join!(
+                    self.endpoint(owner).connect("sequences"),
+                    self.endpoint(owner.other()).connect("sequences")
+                )?;
+                Sequences::pair(&old, &new, &tables, flow.direction).await
+            };
+            // What could not be looked at is not measured, and keeps the gate closed; it is no fault of the stream.
+            match pair.await {
+                Ok(sequences) => *paired = Some((owner, Instant::now(), sequences.unready().to_vec())),
+                Err(fault) => {
+                    tracing::debug!("the sequences could not be looked at: {fault}");
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(paired.as_ref().map(|(_, _, unready)| unready.clone()))
+    }
+}
