@@ -242,6 +242,7 @@ impl Story {
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
 
+        let status = segue.status().await?;
         let moves = self.hand_over(segue, &load).await?;
 
         narrator.step(7, "Close the shop, and ask the target for everything that was acknowledged");
@@ -251,7 +252,6 @@ impl Story {
             "The last write was on the source, which follows now, after {}.",
             time(last_write_after)
         ));
-        let status = segue.status().await?;
         let verdict = self.judge(&loaded).await?;
         let begun = Instant::now();
         narrator.detail("$ segue verify");

@@ -151,10 +151,7 @@ impl<'d> Switch<'d> {
     /// Completes or undoes what it finds, then carries out one order after the other. Ends with a fault.
     pub(super) async fn run(&self) -> Fault {
         let run = async {
-            // Before the first hand-over was ever wanted there is nothing to find.
-            if self.source.row().await?.is_some() {
-                self.tidy().await?;
-            }
+            self.tidy().await?;
             let mut orders = self.orders.lock().await;
             loop {
                 let Some(order) = orders.recv().await else {
@@ -171,6 +168,10 @@ impl<'d> Switch<'d> {
 
     /// Completes or undoes whatever is there of a hand-over.
     async fn tidy(&self) -> Outcome<()> {
+        // Before the first hand-over was ever wanted there is nothing to find.
+        if self.source.row().await?.is_none() {
+            return Ok(());
+        }
         let rows = Rows::read(&self.source, &self.target).await?;
         let is_awake = match rows.owner() {
             Some(owner) => self.side(owner).is_awake().await?,
