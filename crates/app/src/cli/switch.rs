@@ -80,8 +80,9 @@ pub(crate) struct Overriding {
 
 /// Emergency: stop everything that writes to the side that does not own the writes
 ///
-/// Stops mirrored and canary reads, the copying of rows, and every stream that writes to the side that does not own the
-/// writes, within a second, and lists what it has stopped. The owner, and the applications on it, are left alone. Nothing
+/// Stops the copying of rows, the comparison of rows, and every stream that writes to the side that does not own the
+/// writes, within a second, and lists what it has stopped; a hand-over that can still be undone is undone. It stays so over
+/// restarts, until `segue resume`. The owner, and the applications on it, are left alone. Nothing
 /// is lost: the owner keeps its log for Segue meanwhile, so watch its disk.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -92,8 +93,9 @@ pub(crate) struct Contain {}
 
 /// Give the way back up, for good, and prove that the source can be done without
 ///
-/// Refuses unless the target owns the writes and nothing has used the source's tables for a while. Then it removes what
-/// Segue has made for the way back. The source's tables and their rows stay, unless --drop-source is given.
+/// NOT BUILT YET: the driver of this build refuses it (SEGUE-NOT-YET) and changes nothing. What it will do: refuse unless
+/// the target owns the writes and nothing has used the source's tables for a while; then remove what Segue has made for
+/// the way back. The source's tables and their rows stay, unless --drop-source is given.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

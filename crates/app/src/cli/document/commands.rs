@@ -119,7 +119,7 @@ pub(super) const FACTS: &[Facts] = &[
                 "the source cannot be done without yet; nothing was changed, and each reason is printed",
             ),
         ],
-        faults: FOLLOWED,
+        faults: &["SEGUE-NOT-YET"],
         objects: objects::complete,
     },
     Facts {

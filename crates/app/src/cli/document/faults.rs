@@ -99,6 +99,7 @@ pub(super) const FAULTS: &[Known] = &[
         "empty it, if nobody needs them",
     ),
     known("SEGUE-NOT-FOLLOWING", "not everything is copied yet", "`segue wait following`, then ask again"),
+    known("SEGUE-NOT-YET", "this build cannot do that yet; nothing was changed", "what the message says"),
     known(
         "SEGUE-NOTHING-FILLED",
         "the migration has never filled a table, so there is none to drop",
