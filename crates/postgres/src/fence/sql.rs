@@ -55,6 +55,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
      ORDER BY EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid), c.relkind <> 'p', c.oid
 $$;
 
+-- (pg_temp last: unnamed, it would come first, and a writer could put a type of its own, with a CHECK that runs as the
+-- function's owner, in the place of one of ours)
 -- the text of the fence. Epoch, attempt and deadline are literals in it, and not read from the row, because a transaction
 -- with an older snapshot would not see the row as it is; a function it does see as it is, since it is looked up after the
 -- table's lock was had. Past the deadline the row decides, as it is now: where the snapshot may be older than the
@@ -66,7 +68,7 @@ DECLARE elsewhere text;
 BEGIN
     SELECT o.elsewhere INTO elsewhere FROM segue.owner o WHERE o.migration = _migration;
     EXECUTE format('CREATE OR REPLACE FUNCTION segue.%I() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-        SET search_path = pg_catalog AS %L', 'fence_' || _migration, format($body$
+        SET search_path = pg_catalog, pg_temp AS %L', 'fence_' || _migration, format($body$
 DECLARE found_state text; why text;
 BEGIN
     IF clock_timestamp() >= timestamptz %2$L THEN

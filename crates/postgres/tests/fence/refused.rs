@@ -194,3 +194,18 @@ async fn an_older_snapshot_never_writes_to_a_side_that_has_handed_over() {
     assert_eq!(now.ownership, Ownership::Follower { epoch: Epoch(1) });
     assert!(told(&app, "DELETE FROM plain").await.message().contains("follows the owner"));
 }
+
+/// The fence's function runs with its owner's rights: whoever writes may not put types of their own in the place of the
+/// server's, whose checks would run so, too.
+#[tokio::test]
+async fn a_writer_cannot_slip_anything_into_the_fence() {
+    let world = World::start(Options::default(), limits(2000), Role::Follower).await;
+    let app = world.app().await;
+    let traps = "
+        CREATE FUNCTION pg_temp.trap() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped as %', current_user; END $$;
+        CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (pg_temp.trap());
+        CREATE DOMAIN pg_temp.timestamptz AS pg_catalog.timestamptz CHECK (pg_temp.trap())";
+    app.batch_execute(traps).await.unwrap();
+    let said = told(&app, "INSERT INTO plain VALUES (2, 'b')").await;
+    assert!(said.message().starts_with("segue: migration m does not let public."), "{said:?}");
+}
