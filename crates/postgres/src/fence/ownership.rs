@@ -7,7 +7,7 @@ use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::switch::ownership::Ownership;
 use serde::Deserialize;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// The ownership row of one database, as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,15 @@ pub async fn row(client: &Client, migration: &str) -> Outcome<Option<Row>> {
     let row = client.query_one("SELECT segue.ownership($1)::text", &[&migration]).await;
     let text: Option<String> = row.map_err(|e| fault_of(&e))?.get(0);
     text.map(|text| Row::parse(&text)).transpose()
+}
+
+/// The row in the answer to a message that asked for one.
+pub(super) fn read(messages: &[SimpleQueryMessage]) -> Outcome<Option<Row>> {
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    row.map(Row::parse).transpose()
 }
 
 impl Row {

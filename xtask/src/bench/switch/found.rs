@@ -134,9 +134,9 @@ impl Found {
     /// All of one step in one hand-over.
     fn step_ms(&self, name: &str) -> Vec<f64> {
         let steps = self.hands.iter().filter_map(|hand| match &hand.outcome {
-            Outcome::Switched { steps, .. } => {
-                Some(steps.iter().filter(|(step, _)| step == name).map(|(_, ms)| ms).sum())
-            }
+            Outcome::Switched { steps, .. } => Some(
+                steps.iter().filter(|(step, _)| step == name).map(|(_, ms)| ms).fold(0.0, |all, ms| all + ms),
+            ),
             Outcome::Undone { .. } | Outcome::Refused(_) | Outcome::Fault(_) => None,
         });
         steps.collect()
