@@ -2,6 +2,7 @@
 
 use super::*;
 use segue_model::spec::Spec;
+use tokio_postgres::Client;
 
 #[test]
 fn the_spec_is_one_that_segue_takes() {
