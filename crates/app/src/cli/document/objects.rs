@@ -464,7 +464,7 @@ pub(super) fn demo() -> Vec<Object> {
             "what clients waited in that time, from the first try to the acknowledgement: `p50`, `p99` and `max`; null \
              if nothing was acknowledged",
         ),
-        ("hand_overs[].errors", "what clients were told in that time, by kind"),
+        ("hand_overs[].errors.*", "how often clients met which kind of error in that time"),
         ("hand_over_latency_ms.*", "`latency_ms` of all hand-overs together"),
         ("left_behind", "what of Segue's was left after `cancel`; null with --keep"),
         ("seconds", "how long the demo took"),
