@@ -1,16 +1,9 @@
 //! How the demo's migration ends, and the proof that nothing of it is left.
 
-use std::time::Duration;
-
 use tokio_postgres::Client;
 
 use super::segue::{Running, Segue};
 use super::{DemoError, Story};
-
-/// `complete` wants to see that nobody has used the source for this time, …
-const UNUSED: &str = "1s";
-/// … which has passed for certain after this one.
-const UNUSED_FOR_CERTAIN: Duration = Duration::from_secs(2);
 
 impl Story {
     /// Ends the migration, and says what is left of it; with `--keep` it stays as it is.
@@ -23,9 +16,9 @@ impl Story {
             running.kill().await;
             return Ok(None);
         }
-        self.go_back_and_cancel(segue).await?;
+        let ended_well = self.go_back_and_cancel(segue, running).await?;
         let mut left = Vec::new();
-        if !running.end().await {
+        if !ended_well {
             left.push("a `segue run` that did not end by itself".to_owned());
         }
         for (server, side) in [(&self.servers.source, "source"), (&self.servers.target, "target")] {
@@ -40,25 +33,30 @@ impl Story {
         Ok(Some(left))
     }
 
-    /// Gives the migration up, which only the source's owning the writes allows.
-    async fn go_back_and_cancel(&self, segue: &Segue) -> Result<(), DemoError> {
+    /// Gives the migration up, which it takes the source's owning the writes for. Returns whether `run` ended well.
+    async fn go_back_and_cancel(&self, segue: &Segue, running: Running) -> Result<bool, DemoError> {
         self.narrator.step(10, "Go back once more, give it up, and leave nothing behind");
         self.narrator.detail("$ segue reverse");
         segue.hand_over(&["reverse"]).await?;
         self.narrator.detail("$ segue cancel");
-        segue.quoted("cancel", &["cancel"]).await
+        segue.quoted("cancel", &["cancel"]).await?;
+        Ok(running.end().await)
     }
 
     /// Ends the migration on the target for good: what would be done, then doing it. The load has ended before, and
-    /// nobody uses the source any longer.
+    /// nobody uses the source any longer. Returns whether `run` ended well.
     #[expect(dead_code, reason = "takes the place of `go_back_and_cancel` once the driver can complete")]
-    async fn complete(&self, segue: &Segue) -> Result<(), DemoError> {
+    async fn complete(&self, segue: &Segue, running: Running) -> Result<bool, DemoError> {
         self.narrator.step(10, "Stay: give the way back up, and leave nothing behind");
-        tokio::time::sleep(UNUSED_FOR_CERTAIN).await;
-        self.narrator.detail(&format!("$ segue complete --window {UNUSED} --dry-run"));
-        segue.quoted("complete", &["complete", "--window", UNUSED, "--dry-run"]).await?;
-        self.narrator.detail(&format!("$ segue complete --window {UNUSED}"));
-        segue.quoted("complete", &["complete", "--window", UNUSED]).await
+        self.narrator.detail("$ segue complete --dry-run");
+        segue.quoted("complete", &["complete", "--dry-run"]).await?;
+        self.narrator.detail("$ segue complete");
+        segue.quoted("complete", &["complete"]).await?;
+        let ended_well = running.end().await;
+        self.narrator.detail("The source stays closed to writers, until nobody has to be told any longer:");
+        self.narrator.detail("$ segue cancel");
+        segue.quoted("cancel", &["cancel"]).await?;
+        Ok(ended_well)
     }
 }
 
