@@ -20,6 +20,26 @@ fn the_demo_tells_its_story_and_proves_it() {
     assert!(report["writes"]["acknowledged"].as_u64().unwrap() > 0, "{report:#}");
     let none = (&report["writes"]["lost"], &report["verified"]["divergences"], &report["left_behind"]);
     assert_eq!(none, (&Value::from(0), &Value::from(0), &Value::Array(Vec::new())), "{report:#}");
+    assert_eq!(report["writes"]["differ_on_the_other_side"], 0, "{report:#}");
+    assert_eq!(report["verified"]["rows_compared"].as_array().unwrap().len(), 3, "{report:#}");
+
+    let hand_overs = report["hand_overs"].as_array().unwrap();
+    let what: Vec<&str> = hand_overs.iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert_eq!(what, ["rehearsed", "to the target", "back to the source", "to the target again"]);
+    for one in hand_overs {
+        let ms = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{one:#}"));
+        let latency = ["p50", "p99", "max"].map(|share| ms(&one["latency_ms"][share]));
+        assert!(ms(&one["stall_ms"]) > 0.0 && latency.is_sorted(), "{one:#}");
+        assert!(ms(&one["gap_ms"]) > 0.0, "{one:#}");
+    }
+    for one in &hand_overs[1..] {
+        let told = one["errors"]["told to write to the other server (SQLSTATE 25006)"].as_u64();
+        assert!(told.is_some_and(|times| times > 0), "clients follow the writes by being refused: {one:#}");
+    }
+    for step in ["switch writes --dry-run", "switch writes", "reverse", "cancel"] {
+        assert!(heard.contains(&format!("$ segue {step}\n")), "{heard}");
+    }
+
     let left: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().collect();
     assert!(left.is_empty(), "the servers are gone, and what they wrote: {left:?}");
 }

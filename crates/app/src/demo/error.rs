@@ -47,7 +47,7 @@ pub(super) enum DemoError {
     #[error("`segue {command}` {what}")]
     Segue { command: &'static str, what: String },
     /// The stream stands still.
-    #[error("the last write was not on the target after {} s: see above what `segue run` waits for", .limit.as_secs())]
+    #[error("the last write was not on the other side after {} s: see above what `segue run` waits for", .limit.as_secs())]
     NotArrived { limit: Duration },
 }
 

@@ -3,8 +3,10 @@
 //! The demo uses Segue as anybody would: it writes a spec and starts this very program's commands. What it knows of
 //! the shop and of acknowledged writes, the migration does not know, and the other way round.
 
+mod ending;
 mod error;
 mod load;
+mod moves;
 mod narrator;
 mod report;
 mod segue;
@@ -19,15 +21,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_postgres::Client;
 
 use crate::cli;
 use crate::exit::Exit;
 use error::DemoError;
 use load::{Load, Loaded, Pace, Verdict};
+use moves::Move;
 use narrator::{Narrator, count, of, time};
-use report::{Move, Report};
-use segue::{Running, Segue, Status, Verified};
+use report::Report;
+use segue::{Segue, Status, Verified};
 use servers::Servers;
 use shop::Size;
 
@@ -36,8 +38,6 @@ const FOLLOWING_LIMIT: Duration = Duration::from_secs(120);
 /// For the last write to reach the target. The lag is milliseconds; this is for machines that do much else.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 const ARRIVAL_POLL: Duration = Duration::from_millis(2);
-/// Clients that were told to go elsewhere have arrived there after this time.
-const NOTICED: Duration = Duration::from_millis(1000);
 /// How often the changing line changes.
 const TICK: Duration = Duration::from_millis(500);
 /// The last write: a row of the ledger that moves nothing.
@@ -154,9 +154,10 @@ struct Story {
 /// What is known when the load has ended and all of it has arrived.
 struct Moved {
     copied_in: Duration,
-    verified: [Verified; 2],
+    verified: [Verified; 3],
     loaded: Loaded,
     verdict: Verdict,
+    elsewhere: Verdict,
     last_write_after: Duration,
     status: Status,
     moves: Vec<Move>,
@@ -173,6 +174,8 @@ impl Story {
             "{} clients order, pay, edit and delete, {} transactions a second, and remember every answer",
             pace.clients, pace.per_second
         ));
+        self.narrator
+            .detail("They know both servers' addresses, and write to the source until it says otherwise.");
 
         self.narrator.step(4, "Move the shop");
         write_spec(&self.spec, &self.servers)?;
@@ -191,6 +194,7 @@ impl Story {
             acknowledged: moved.loaded.oracle.acknowledged(),
             unknown: moved.loaded.oracle.unknown(),
             verdict: moved.verdict,
+            elsewhere: moved.elsewhere,
             moves: moved.moves,
             tally: moved.loaded.tally,
             load_lasted: moved.loaded.lasted,
@@ -235,58 +239,45 @@ impl Story {
         ));
 
         narrator.step(5, "Compare both sides while the shop is open");
-        narrator.detail("$ segue verify");
         let following = Instant::now();
-        let under_load = self.watched(&load, segue.verify()).await?;
-        self.tell_verified(under_load, following.elapsed());
+        let under_load = self.verify(segue, Some(&load)).await?;
+        // Of the stream that filled the target; later it is the other one's turn.
+        let status = segue.status().await?;
+        let (moves, handed_over) = self.hand_over(segue, &load).await?;
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
 
-        let status = segue.status().await?;
-        let moves = self.hand_over(segue, &load).await?;
-
-        narrator.step(7, "Close the shop, and ask the target for everything that was acknowledged");
+        narrator.step(9, "Close the shop, and ask both sides for everything that was acknowledged");
         let loaded = load.stop().await;
         let last_write_after = self.last_write().await?;
         narrator.detail(&format!(
             "The last write was on the source, which follows now, after {}.",
             time(last_write_after)
         ));
-        let verdict = self.judge(&loaded).await?;
-        let begun = Instant::now();
-        narrator.detail("$ segue verify");
-        let at_rest = segue.verify().await?;
-        self.tell_verified(at_rest, begun.elapsed());
-        let verified = [under_load, at_rest];
-        Ok(Moved { copied_in, verified, loaded, verdict, last_write_after, status, moves })
+        let (verdict, elsewhere) = self.judge(&loaded).await?;
+        let at_rest = self.verify(segue, None).await?;
+        let verified = [under_load, handed_over, at_rest];
+        Ok(Moved { copied_in, verified, loaded, verdict, elsewhere, last_write_after, status, moves })
     }
 
-    /// The writes change hands under load: a rehearsal, there, back, and there again.
-    async fn hand_over(&self, segue: &Segue, load: &Load) -> Result<Vec<Move>, DemoError> {
-        let narrator = &self.narrator;
-        narrator.step(6, "Hand the writes over, and back, and over again, while the shop is open");
-        let orders: [(&'static [&'static str], &str); 4] = [
-            (&["switch", "writes", "--dry-run"], "rehearsed"),
-            (&["switch", "writes"], "to the target"),
-            (&["reverse"], "back to the source"),
-            (&["switch", "writes"], "to the target again"),
-        ];
-        let mut moves = Vec::new();
-        for (order, what) in orders {
-            narrator.detail(&format!("$ segue {}", order.join(" ")));
-            load.moving(true);
-            let done = self.watched(load, segue.hand_over(order)).await?;
-            // What clients notice of it comes a moment later.
-            self.watched(load, tokio::time::sleep(NOTICED)).await;
-            let gap = load.moving(false);
-            narrator.detail(&format!(
-                "{what}: the {} takes the writes; {} without an acknowledged write",
-                done.owner,
-                time(gap)
-            ));
-            moves.push(Move { what: what.to_owned(), stall_ms: done.stall_ms, gap });
-        }
-        Ok(moves)
+    /// Compares both sides and tells what was found; with a load, while that goes on.
+    async fn verify(&self, segue: &Segue, load: Option<&Load>) -> Result<Verified, DemoError> {
+        self.narrator.detail("$ segue verify");
+        let begun = Instant::now();
+        let verified = match load {
+            Some(load) => self.watched(load, segue.verify()).await,
+            None => segue.verify().await,
+        }?;
+        let verdict = match verified.divergences {
+            0 => "none differs".to_owned(),
+            divergences => of(divergences, "row differs", "rows differ"),
+        };
+        self.narrator.detail(&format!(
+            "{} compared on both sides, {verdict} ({})",
+            of(verified.rows_compared, "row", "rows"),
+            time(begun.elapsed())
+        ));
+        Ok(verified)
     }
 
     /// Shows how the load goes on while something else is waited for.
@@ -305,20 +296,8 @@ impl Story {
         }
     }
 
-    fn tell_verified(&self, verified: Verified, lasted: Duration) {
-        let verdict = match verified.divergences {
-            0 => "none differs".to_owned(),
-            divergences => of(divergences, "row differs", "rows differ"),
-        };
-        self.narrator.detail(&format!(
-            "{} compared on both sides, {verdict} ({})",
-            of(verified.rows_compared, "row", "rows"),
-            time(lasted)
-        ));
-    }
-
-    /// Writes one more row to the owner and waits for it on the other side. Transactions arrive in the order of their commits, so all
-    /// others are there as well.
+    /// Writes one more row to the owner and waits for it on the other side. Transactions arrive in the order of their
+    /// commits, so all others are there as well.
     async fn last_write(&self) -> Result<Duration, DemoError> {
         let (owner, other) = (self.servers.target.connect().await?, self.servers.source.connect().await?);
         let fault = |error| DemoError::sql("waiting for the last write", &error);
@@ -338,50 +317,23 @@ impl Story {
         Err(DemoError::NotArrived { limit: ARRIVAL_LIMIT })
     }
 
-    /// Both sides are asked: the owner, and the one that the writes can go back to.
-    async fn judge(&self, loaded: &Loaded) -> Result<Verdict, DemoError> {
+    /// Asks the owner, whose answer is what counts for the clients, and the side that the writes could go back to.
+    async fn judge(&self, loaded: &Loaded) -> Result<(Verdict, Verdict), DemoError> {
         let oracle = &loaded.oracle;
-        let mut verdict = oracle.check(&self.servers.target.connect().await?).await?;
-        let back = oracle.check(&self.servers.source.connect().await?).await?;
-        verdict.lost += back.lost;
-        verdict.shown.extend(back.shown);
-        let lost = match verdict.lost {
-            0 => "each is as it was acknowledged".to_owned(),
-            lost => format!("{} not as acknowledged", of(lost, "is", "are")),
+        let owner = oracle.check(&self.servers.target.connect().await?).await?;
+        let elsewhere = oracle.check(&self.servers.source.connect().await?).await?;
+        let lost = match (owner.lost, elsewhere.lost) {
+            (0, 0) => "each is as it was acknowledged, on both sides".to_owned(),
+            (lost, also) => {
+                format!("{} on the target and {} on the source are not", count(lost), count(also))
+            }
         };
         self.narrator.detail(&format!(
             "{} wrote {}: {lost}.",
             of(oracle.acknowledged(), "acknowledged transaction", "acknowledged transactions"),
-            of(verdict.checked, "row", "rows")
+            of(owner.checked, "row", "rows")
         ));
-        Ok(verdict)
-    }
-
-    /// Gives the migration up, and says what is left of it; with `--keep` it stays as it is.
-    async fn clean_up(&self, segue: &Segue, mut running: Running) -> Result<Option<Vec<String>>, DemoError> {
-        if self.keeps {
-            running.kill().await;
-            return Ok(None);
-        }
-        self.narrator.step(8, "Go back once more, give it up, and leave nothing behind");
-        self.narrator.detail("$ segue reverse");
-        segue.hand_over(&["reverse"]).await?;
-        self.narrator.detail("$ segue cancel");
-        segue.cancel().await?;
-        let mut left = Vec::new();
-        if !running.end().await {
-            left.push("a `segue run` that did not end by itself".to_owned());
-        }
-        for (server, side) in [(&self.servers.source, "source"), (&self.servers.target, "target")] {
-            let found = left_on(&server.connect().await?).await?;
-            left.extend(found.into_iter().map(|what| format!("{what} on the {side}")));
-        }
-        self.narrator.detail(&if left.is_empty() {
-            "Neither side has anything of Segue's left.".to_owned()
-        } else {
-            format!("Left behind: {}", left.join(", "))
-        });
-        Ok(Some(left))
+        Ok((owner, elsewhere))
     }
 
     /// Says how to go on with the servers, which stay.
@@ -394,27 +346,15 @@ impl Story {
         format!(
             "\nThe servers stay. Look around:\n   \
              psql {source}\n   psql {target}\n\
-             The migration stays too. Go on with it, look at it, give it up:\n   \
-             {}\n   {}\n   {}\n\
+             The migration stays too. Go on with it, look at it, hand the writes back, give it up:\n   \
+             {}\n   {}\n   {}\n   {}\n\
              Stop both servers and remove their data:\n   {stop}",
             segue("run"),
             segue("status"),
+            segue("reverse"),
             segue("cancel"),
         )
     }
-}
-
-/// Everything that Segue may make in a database, or beside it: all of it, because the servers are the demo's own.
-async fn left_on(client: &Client) -> Result<Vec<String>, DemoError> {
-    let sql = "SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname = 'segue' \
-               UNION ALL SELECT 'publication ' || pubname FROM pg_publication \
-               UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots \
-               UNION ALL SELECT 'replication origin ' || roname FROM pg_replication_origin \
-               UNION ALL SELECT 'event trigger ' || evtname FROM pg_event_trigger \
-               UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal";
-    let rows = client.query(sql, &[]).await;
-    let names = rows.and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect());
-    names.map_err(|error| DemoError::sql("looking for what Segue left behind", &error))
 }
 
 /// The spec that a user would write, but for the passwords.

@@ -1,24 +1,16 @@
 //! The demo's end: one screen for people, or one object for programs.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::load::{Tally, Verdict};
+use super::load::{Errors, Noticed, Tally, Verdict};
+use super::moves::Move;
 use super::narrator::{Narrator, Tone, count, millis, of, time};
 use super::segue::{Status, Verified};
 
-/// A time that the writes changed hands.
-#[derive(Debug, Clone)]
-pub(super) struct Move {
-    /// In which direction, in words.
-    pub(super) what: String,
-    /// How long no side took writes, by Segue's account.
-    pub(super) stall_ms: f64,
-    /// The longest time around it in which no client's write was acknowledged.
-    pub(super) gap: Duration,
-}
+/// More kinds of errors than this do not fit on the screen.
+const ERROR_KINDS_SHOWN: usize = 4;
 
 /// All that the demo has measured.
 #[derive(Debug)]
@@ -26,11 +18,14 @@ pub(super) struct Report {
     /// From the start of `run` until the target followed.
     pub(super) copied_in: Duration,
     pub(super) status: Status,
-    /// While the load went on, and after it.
-    pub(super) verified: [Verified; 2],
+    /// Under load, before the writes changed hands and after that; and when the load had ended.
+    pub(super) verified: [Verified; 3],
     pub(super) acknowledged: u64,
     pub(super) unknown: u64,
+    /// The owner's answer for everything that was acknowledged; only this one says what is lost.
     pub(super) verdict: Verdict,
+    /// The other side's.
+    pub(super) elsewhere: Verdict,
     pub(super) moves: Vec<Move>,
     pub(super) tally: Tally,
     pub(super) load_lasted: Duration,
@@ -55,6 +50,7 @@ impl Report {
     pub(super) fn is_clean(&self) -> bool {
         self.divergences() == 0
             && self.verdict.lost == 0
+            && self.elsewhere.lost == 0
             && self.left_behind.as_ref().is_none_or(Vec::is_empty)
     }
 
@@ -71,15 +67,12 @@ impl Report {
                 changes: Some(26_868),
                 latency_ms,
             },
-            verified: [verified; 2],
+            verified: [verified; 3],
             acknowledged: 14_974,
             unknown: 0,
             verdict: Verdict { checked: 12_798, ..Verdict::default() },
-            moves: vec![Move {
-                what: "to the target".into(),
-                stall_ms: 22.1,
-                gap: Duration::from_millis(38),
-            }],
+            elsewhere: Verdict { checked: 12_798, ..Verdict::default() },
+            moves: ["rehearsed", "to the target"].map(Move::example).to_vec(),
             tally: Tally::default(),
             load_lasted: Duration::from_secs(25),
             last_write_after: Duration::from_micros(5100),
@@ -116,16 +109,24 @@ impl Report {
                 "lost": self.verdict.lost,
                 "lost_examples": self.verdict.shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "errors": self.tally.errors,
+                "differ_on_the_other_side": self.elsewhere.lost,
             },
-            "hand_overs": self.moves.iter().map(|m| json!({
-                "what": m.what, "stall_ms": m.stall_ms, "gap_ms": m.gap.as_secs_f64() * 1_000.0,
+            "hand_overs": self.moves.iter().map(|one| json!({
+                "what": one.what,
+                "stall_ms": one.stall_ms,
+                "gap_ms": in_ms(one.noticed.gap),
+                "latency_ms": latency_ms(&one.noticed),
+                "errors": one.noticed.errors,
             })).collect::<Vec<_>>(),
-            "hand_over_latency_ms": ([0.5, 0.99, 1.0].map(|share| {
-                self.tally.moving.percentile(share).map(|latency| latency.as_secs_f64() * 1_000.0)
-            })),
+            "hand_over_latency_ms": latency_ms(&self.noticed()),
             "left_behind": self.left_behind,
             "seconds": self.took.as_secs_f64(),
         })
+    }
+
+    /// By clients, during all hand-overs.
+    fn noticed(&self) -> Noticed {
+        Noticed::together(self.moves.iter().map(|one| &one.noticed))
     }
 
     fn bytes_per_second(&self) -> f64 {
@@ -161,6 +162,12 @@ impl Report {
                     of(self.verdict.lost, "acknowledged write is", "acknowledged writes are") + " not there",
                 );
             }
+            if self.elsewhere.lost > 0 {
+                wrong.push(
+                    of(self.elsewhere.lost, "acknowledged write has", "acknowledged writes have")
+                        + " not come to the source",
+                );
+            }
             wrong.extend(self.left_behind.iter().flatten().map(|what| format!("{what} was left behind")));
             narrator.paint(Tone::Bad, &format!("This went wrong: {}.", wrong.join(", ")))
         }
@@ -175,13 +182,7 @@ impl Report {
             || "not measured".to_owned(),
             |[p50, p99, max]| format!("p50 {}   p99 {}   max {}", millis(p50), millis(p99), millis(max)),
         );
-        let [under_load, at_rest] = self.verified;
-        let hot = if under_load.hot > 0 {
-            format!(", {} too busy to compare", count(under_load.hot))
-        } else {
-            String::new()
-        };
-        vec![
+        let mut facts = vec![
             (
                 "copied",
                 format!(
@@ -195,20 +196,13 @@ impl Report {
             (
                 "streamed",
                 format!(
-                    "{} transactions, {} changes",
+                    "{} transactions, {} changes, until the writes changed hands",
                     number(self.status.transactions),
                     number(self.status.changes)
                 ),
             ),
             ("lag", format!("{lag}   (the last write: {})", time(self.last_write_after))),
-            (
-                "compared",
-                format!(
-                    "{} under load{hot}, {} after it",
-                    of(under_load.rows_compared, "row", "rows"),
-                    count(at_rest.rows_compared)
-                ),
-            ),
+            ("compared", self.comparisons()),
             (
                 "drift",
                 verdict(
@@ -216,22 +210,51 @@ impl Report {
                     format!("{} of {} rows", count(self.divergences()), count(self.compared())),
                 ),
             ),
-            ("hand-overs", self.hand_overs()),
             ("acknowledged", self.writes()),
             ("lost", verdict(self.verdict.lost, of(self.verdict.lost, "write", "writes"))),
-            ("errors", errors(&self.tally.errors)),
-            ("took", time(self.took)),
-        ]
+        ];
+        facts.extend(listed("hand-overs", self.hand_overs()));
+        facts.push(("latency", self.latency()));
+        facts.extend(listed("errors", errors(&self.tally.errors)));
+        facts.push(("took", time(self.took)));
+        facts
     }
 
-    /// What clients noticed of the writes' changing hands.
-    fn hand_overs(&self) -> String {
-        let longest = self.moves.iter().map(|m| m.gap).max().unwrap_or_default();
-        let latency = |share| self.tally.moving.percentile(share).map_or_else(|| "?".to_owned(), time);
+    fn comparisons(&self) -> String {
+        let [under_load, handed_over, at_rest] = self.verified;
+        let hot = match under_load.hot + handed_over.hot {
+            0 => String::new(),
+            hot => format!(", {} too busy to compare", count(hot)),
+        };
         format!(
-            "{}: at most {} without a write; latency p50 {} p99 {} max {}",
-            self.moves.len(),
-            time(longest),
+            "{} and {} rows under load{hot}, {} after it",
+            count(under_load.rows_compared),
+            count(handed_over.rows_compared),
+            count(at_rest.rows_compared)
+        )
+    }
+
+    /// What each hand-over cost.
+    fn hand_overs(&self) -> Vec<String> {
+        let slowest = |one: &Move| one.noticed.latency(1.0).map_or_else(|| "?".to_owned(), time);
+        let costs = self.moves.iter().map(|one| {
+            format!(
+                "{:<19}  stall {:>6}   no write acknowledged {:>6}   slowest {:>6}",
+                one.what,
+                millis(one.stall_ms),
+                time(one.noticed.gap),
+                slowest(one)
+            )
+        });
+        costs.collect()
+    }
+
+    /// Of clients, during the hand-overs.
+    fn latency(&self) -> String {
+        let noticed = self.noticed();
+        let latency = |share| noticed.latency(share).map_or_else(|| "?".to_owned(), time);
+        format!(
+            "p50 {}   p99 {}   max {}   (clients, within 1 s of a hand-over)",
             latency(0.5),
             latency(0.99),
             latency(1.0)
@@ -256,13 +279,38 @@ impl Report {
     }
 }
 
-/// What the shop's clients noticed of the migration.
-fn errors(kinds: &BTreeMap<String, u64>) -> String {
-    if kinds.is_empty() {
-        return "none: the shop's clients noticed nothing".to_owned();
+fn in_ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
+}
+
+/// `null` if no transaction was acknowledged.
+fn latency_ms(noticed: &Noticed) -> Value {
+    let latency = |share| noticed.latency(share).map(in_ms);
+    match (latency(0.5), latency(0.99), latency(1.0)) {
+        (Some(p50), Some(p99), Some(max)) => json!({"p50": p50, "p99": p99, "max": max}),
+        _ => Value::Null,
     }
-    let all: Vec<String> = kinds.iter().map(|(kind, times)| format!("{} × {kind}", count(*times))).collect();
-    all.join("; ")
+}
+
+/// Several values under one label.
+fn listed(label: &'static str, values: Vec<String>) -> impl Iterator<Item = (&'static str, String)> {
+    values.into_iter().enumerate().map(move |(at, value)| (if at == 0 { label } else { "" }, value))
+}
+
+/// What went wrong for the shop's clients, the most frequent first.
+fn errors(kinds: &Errors) -> Vec<String> {
+    if kinds.is_empty() {
+        return vec!["none: the shop's clients noticed nothing".to_owned()];
+    }
+    let mut kinds: Vec<_> = kinds.iter().collect();
+    kinds.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
+    let more = kinds.len().saturating_sub(ERROR_KINDS_SHOWN);
+    let shown = kinds.iter().take(ERROR_KINDS_SHOWN);
+    let mut lines: Vec<String> = shown.map(|(kind, times)| format!("{} × {kind}", count(**times))).collect();
+    if more > 0 {
+        lines.push(format!("and {more} more kinds: see --json"));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -280,16 +328,21 @@ mod tests {
                 changes: Some(60_000),
                 latency_ms: Some([2.0, 17.0, 90.0]),
             },
-            verified: [verified; 2],
+            verified: [verified; 3],
             acknowledged: 20_000,
             unknown: 0,
             verdict: Verdict { checked: 31_000, ..Verdict::default() },
-            moves: vec![Move {
-                what: "to the target".into(),
-                stall_ms: 22.1,
-                gap: Duration::from_millis(38),
-            }],
-            tally: Tally::default(),
+            elsewhere: Verdict { checked: 31_000, ..Verdict::default() },
+            moves: ["rehearsed", "to the target", "back to the source", "to the target again"]
+                .map(Move::example)
+                .to_vec(),
+            tally: Tally {
+                errors: Errors::from([
+                    ("told to write to the other server (SQLSTATE 25006)".to_owned(), 64),
+                    ("the connection was lost".to_owned(), 2),
+                ]),
+                ..Tally::default()
+            },
             load_lasted: Duration::from_secs(40),
             last_write_after: Duration::from_millis(4),
             left_behind: Some(Vec::new()),
@@ -303,6 +356,20 @@ mod tests {
         assert!(text.lines().count() <= 24, "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
         assert!(text.contains("40 MB/s") && text.contains("500/s"), "{text}");
+        assert!(text.contains("back to the source   stall  22 ms   no write acknowledged  38 ms"), "{text}");
+        let (often, seldom) = (text.find("64 × told").unwrap(), text.find("2 × the connection").unwrap());
+        assert!(often < seldom, "{text}");
+    }
+
+    #[test]
+    fn a_report_says_of_each_hand_over_what_clients_noticed() {
+        let report = report().json();
+        let there = &report["hand_overs"][1];
+        assert_eq!((&there["what"], &there["gap_ms"]), (&json!("to the target"), &json!(38.0)));
+        assert_eq!(there["latency_ms"], json!({"p50": 1.8, "p99": 1.8, "max": 61.0}));
+        assert_eq!(there["errors"]["told to write to the other server (SQLSTATE 25006)"], 16);
+        assert_eq!(report["hand_over_latency_ms"]["max"], 61.0);
+        assert_eq!(latency_ms(&Noticed::default()), Value::Null, "no answer is not a fast one");
     }
 
     #[test]
@@ -312,9 +379,16 @@ mod tests {
         drift.verified[0].divergences = 1;
         let mut lost = report();
         lost.verdict.lost = 2;
+        let mut behind = report();
+        behind.elsewhere.lost = 3;
         let mut dirty = report();
         dirty.left_behind = Some(vec!["schema segue on the source".to_owned()]);
-        for (report, word) in [(drift, "1 row differs"), (lost, "2 acknowledged"), (dirty, "left behind")] {
+        for (report, word) in [
+            (drift, "1 row differs"),
+            (lost, "2 acknowledged writes are not there"),
+            (behind, "3 acknowledged writes have not come to the source"),
+            (dirty, "left behind"),
+        ] {
             assert!(!report.is_clean());
             assert_eq!(report.json()["clean"], false);
             let text = report.text(&Narrator::new(false));

@@ -87,7 +87,7 @@ impl Segue {
     ) -> Result<HandedOver, DemoError> {
         let with_json: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
         HandedOver::read(&self.ask(arguments[0], &with_json, 0).await?)
-            .ok_or_else(|| failed(arguments[0], "its answer has no `outcome` and `stall_ms`"))
+            .ok_or_else(|| failed(arguments[0], "its answer has no `outcome`, `owner` and `stall_ms`"))
     }
 
     /// `segue status`.
@@ -95,9 +95,9 @@ impl Segue {
         Ok(Status::read(&self.ask("status", &["status", "--json"], 0).await?))
     }
 
-    /// `segue cancel`, quoted.
-    pub(super) async fn cancel(&self) -> Result<(), DemoError> {
-        let said = self.outcome("cancel", &["cancel"], 0).await?;
+    /// A command whose answer is for people, quoted.
+    pub(super) async fn quoted(&self, name: &'static str, arguments: &[&str]) -> Result<(), DemoError> {
+        let said = self.outcome(name, arguments, 0).await?;
         self.narrator.quote_all(said.as_bytes()).await;
         Ok(())
     }
@@ -199,6 +199,8 @@ impl Verified {
 /// What `switch writes --json` or `reverse --json` said.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct HandedOver {
+    /// `switched`, `rehearsed`, or why neither.
+    pub(super) outcome: String,
     /// The side that takes the writes now.
     pub(super) owner: String,
     /// How long no side took writes, by Segue's own account.
@@ -207,8 +209,9 @@ pub(super) struct HandedOver {
 
 impl HandedOver {
     fn read(answer: &Value) -> Option<Self> {
-        answer["outcome"].as_str()?;
-        Some(Self { owner: answer["owner"].as_str()?.to_owned(), stall_ms: answer["stall_ms"].as_f64()? })
+        let text = |key: &str| Some(answer[key].as_str()?.to_owned());
+        let (outcome, owner) = (text("outcome")?, text("owner")?);
+        Some(Self { outcome, owner, stall_ms: answer["stall_ms"].as_f64()? })
     }
 }
 
@@ -276,7 +279,8 @@ mod tests {
     #[test]
     fn the_answers_of_a_hand_over_are_understood() {
         let answer = json!({"outcome": "switched", "owner": "target", "stall_ms": 21.5, "steps": []});
-        assert_eq!(HandedOver::read(&answer), Some(HandedOver { owner: "target".into(), stall_ms: 21.5 }));
+        let expected = HandedOver { outcome: "switched".into(), owner: "target".into(), stall_ms: 21.5 };
+        assert_eq!(HandedOver::read(&answer), Some(expected));
         assert_eq!(HandedOver::read(&json!({"blockers": []})), None);
     }
 

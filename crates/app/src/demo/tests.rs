@@ -2,6 +2,7 @@
 
 use super::*;
 use segue_model::spec::Spec;
+use tokio_postgres::Client;
 
 #[test]
 fn the_spec_is_one_that_segue_takes() {
@@ -92,4 +93,75 @@ async fn the_oracle_knows_a_true_copy_from_one_that_lacks_a_write() {
     }
     drop(servers);
     assert!(!dir.exists(), "the data are removed");
+}
+
+/// What clients have written to the ledger of a server.
+async fn ledger_rows(client: &Client) -> i64 {
+    client.query_one("SELECT count(*) FROM shop.ledger WHERE writer > 0", &[]).await.unwrap().get(0)
+}
+
+/// Waits until clients have written to the ledger of `server`.
+async fn written_to(server: &Client) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while ledger_rows(server).await == 0 {
+        assert!(Instant::now() < until, "no client has come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_follow_a_fence_and_a_lost_connection_and_no_other_refusal() {
+    let servers = Servers::start(false).await.unwrap();
+    let size = Size::TINY;
+    shop::create_full(&servers.source, size, &|_| ()).await.unwrap();
+    shop::create_full(&servers.target, size, &|_| ()).await.unwrap();
+    let (source, target) = (servers.source.connect().await.unwrap(), servers.target.connect().await.unwrap());
+    let open = || {
+        let urls = [servers.source.url(), servers.target.url()];
+        Load::start(urls, size, Pace { clients: 4, per_second: 400 })
+    };
+    let refuse = |with: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION shop.refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '25006'{with}; END $$;
+             CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON shop.ledger EXECUTE FUNCTION shop.refuse()"
+        )
+    };
+    let told =
+        |loaded: &Loaded, kind: &str| loaded.tally.errors.iter().any(|(error, _)| error.contains(kind));
+
+    source.batch_execute(&refuse("")).await.unwrap();
+    let load = open();
+    // Those that do not write to the ledger.
+    while load.acknowledged() < 50 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let loaded = load.stop().await;
+    assert!(told(&loaded, "no (SQLSTATE 25006)"), "{:?}", loaded.tally.errors);
+    assert!(!told(&loaded, "the other server"), "{:?}", loaded.tally.errors);
+    let there = ledger_rows(&target).await;
+    assert_eq!(there, 0, "a server that is read-only for another reason sends nobody away");
+
+    source.batch_execute(&refuse(", CONSTRAINT = 'segue:demo'")).await.unwrap();
+    let load = open();
+    written_to(&target).await;
+    let loaded = load.stop().await;
+    assert!(told(&loaded, "the other server"), "{:?}", loaded.tally.errors);
+    assert_eq!(ledger_rows(&source).await, 0, "what was refused has not happened");
+
+    target.batch_execute("DELETE FROM shop.ledger WHERE writer > 0").await.unwrap();
+    source.batch_execute("DROP TRIGGER refuse ON shop.ledger").await.unwrap();
+    let load = open();
+    written_to(&source).await;
+    assert_eq!(ledger_rows(&target).await, 0, "nobody leaves a server that takes writes");
+    source
+        .batch_execute("UPDATE pg_database SET datallowconn = false WHERE datname = current_database()")
+        .await
+        .unwrap();
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    source.execute(cut, &[]).await.unwrap();
+    written_to(&target).await;
+    let loaded = load.stop().await;
+    assert!(!told(&loaded, "the other server"), "{:?}", loaded.tally.errors);
 }

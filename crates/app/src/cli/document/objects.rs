@@ -438,23 +438,34 @@ pub(super) fn demo() -> Vec<Object> {
     let fields: &[Field] = &[
         ("clean", "the sides are equal, no acknowledged write is lost, nothing was left behind"),
         ("copied.*", "`rows` and `bytes` that were copied, in how many `seconds`, and the rate"),
-        ("streamed.*", "`transactions` and `changes` that were streamed"),
+        ("streamed.*", "`transactions` and `changes` that were streamed until the writes changed hands"),
         ("lag_ms.*", "commit to durable on the target: `p50`, `p99` and `max`"),
         ("last_write_after_ms", "until the last write was on the target"),
-        ("verified.*", "`rows_compared` and `hot` rows under load and after it, and `divergences`"),
+        (
+            "verified.*",
+            "`rows_compared` and `hot` rows under load, before the writes changed hands and after that, and when the load \
+             had ended; and `divergences`",
+        ),
         (
             "writes.*",
             "transactions `acknowledged` and `per_second`, those of `unknown` outcome, `rows_checked`, how many are \
-             `lost`, with examples, and `errors` by kind",
+             `lost` by the owner's account, with examples, how many `differ_on_the_other_side`, and `errors` by kind",
         ),
         ("hand_overs", "each time that the writes changed hands, the rehearsal first"),
         ("hand_overs[].what", "in which direction"),
         ("hand_overs[].stall_ms", "how long no side took writes, by Segue's account"),
-        ("hand_overs[].gap_ms", "the longest time around it in which no client's write was acknowledged"),
         (
-            "hand_over_latency_ms",
-            "what clients waited meanwhile, retries included: median, 99th percentile, longest",
+            "hand_overs[].gap_ms",
+            "the longest time in which no client's write was acknowledged, from a second before the order to a second \
+             after its answer",
         ),
+        (
+            "hand_overs[].latency_ms.*",
+            "what clients waited in that time, from the first try to the acknowledgement: `p50`, `p99` and `max`; null \
+             if nothing was acknowledged",
+        ),
+        ("hand_overs[].errors.*", "how often clients met which kind of error in that time"),
+        ("hand_over_latency_ms.*", "`latency_ms` of all hand-overs together"),
         ("left_behind", "what of Segue's was left after `cancel`; null with --keep"),
         ("seconds", "how long the demo took"),
     ];

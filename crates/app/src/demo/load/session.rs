@@ -8,6 +8,9 @@ use tokio_postgres::{Client, Row, Statement};
 
 use crate::demo::servers;
 
+/// How the constraint begins that a refusal names; the migration follows.
+const FENCE: &str = "segue:";
+
 /// Why a transaction did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
@@ -20,10 +23,14 @@ pub(super) enum LoadError {
 }
 
 impl LoadError {
-    /// The server does not take the application's writes: they are to go to the other one (SQLSTATE 25006).
+    /// The server does not take the application's writes: they are to go to the other one. SQLSTATE 25006 alone is no
+    /// proof of that, since a server that is read-only for another reason says the same: the constraint names Segue.
     pub(super) fn is_elsewhere(&self) -> bool {
         match self {
-            LoadError::Failed(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            LoadError::Failed(error) => error.as_db_error().is_some_and(|db| {
+                *db.code() == SqlState::READ_ONLY_SQL_TRANSACTION
+                    && db.constraint().is_some_and(|name| name.starts_with(FENCE))
+            }),
             LoadError::Missing(_) => false,
         }
     }

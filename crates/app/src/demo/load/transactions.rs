@@ -32,6 +32,23 @@ pub(super) enum Kind {
     ChangeOfMind,
 }
 
+impl Kind {
+    /// Draws one by the mix.
+    pub(super) fn draw(rng: &mut StdRng, memory: &Memory) -> Kind {
+        let mut at = rng.random_range(0..MIX.iter().map(|(_, share)| share).sum());
+        if memory.is_full() {
+            return Kind::Transfer;
+        }
+        for (kind, share) in MIX {
+            match at.checked_sub(share) {
+                Some(rest) => at = rest,
+                None => return kind,
+            }
+        }
+        Kind::Transfer
+    }
+}
+
 /// How often each occurs, in a hundred. What a table without a key costs on any target keeps its share low.
 const MIX: [(Kind, u32); 20] = [
     (Kind::Transfer, 25),
@@ -77,21 +94,6 @@ pub(super) enum End {
 type Done = Result<Draft, LoadError>;
 
 impl Work<'_> {
-    /// Draws a kind of transaction by the mix.
-    pub(super) fn draw(&mut self) -> Kind {
-        let mut at = self.rng.random_range(0..MIX.iter().map(|(_, share)| share).sum());
-        if self.memory.is_full() {
-            return Kind::Transfer;
-        }
-        for (kind, share) in MIX {
-            match at.checked_sub(share) {
-                Some(rest) => at = rest,
-                None => return kind,
-            }
-        }
-        Kind::Transfer
-    }
-
     /// Does what is between BEGIN and the end. A kind that finds no row to write does a transfer instead.
     pub(super) async fn body(&mut self, kind: Kind) -> Result<End, LoadError> {
         let draft = match kind {
