@@ -109,6 +109,25 @@ async fn a_lock_in_the_guards_way_keeps_nothing_from_starting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nor_does_the_hand_over_wait_for_the_targets_guard() {
+    let pair = Pair::start(&["public.*"]).await;
+    pair.both(TABLES).await;
+    pair.source.execute("INSERT INTO public.t VALUES (1, 'on the source')").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["verify"], 0);
+    let held = pair.target.connect("postgres").await;
+    held.batch_execute("BEGIN; LOCK TABLE segue.guarded IN SHARE MODE").await.unwrap();
+    pair.segue(&["switch", "writes"], 0);
+    pair.target.execute("INSERT INTO public.t VALUES (2, 'on the target')").await;
+    warned(&pair, "the guard of the target against changes of the tables (DDL) is not up to date yet", true)
+        .await;
+    held.batch_execute("COMMIT").await.unwrap();
+    warned(&pair, "is not up to date yet", false).await;
+    refused(&pair.target).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_privilege_it_is_a_warning() {
     let pair = Pair::start(&["public.t"]).await;
     pair.both(TABLES).await;
