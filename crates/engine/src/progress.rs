@@ -48,6 +48,11 @@ impl Warnings {
         }
     }
 
+    /// Takes back what does not hold any more.
+    pub fn take_back(&self, what: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|said| said != what);
+    }
+
     /// All that was said.
     pub fn said(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -15,16 +15,18 @@ mod sql;
 
 pub(crate) use sql::DDL;
 
-use crate::birth::{Authority, Direction, bounded_lock, enter, stream_name};
+use crate::birth::{Authority, Direction, enter, stream_name};
 use crate::error::fault_of;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use sql::Names;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-/// How long a lock is waited for each time: somebody's DDL on a partitioned table may hold its rows.
+/// How long a lock is waited for, once. No table of the application's is locked here, only what the guard has noted of it;
+/// but that is held by DDL that somebody has run and not committed, a leaf detached for instance.
 const LOCK_MS: u32 = 1_000;
 
 /// Whether DDL is refused.
@@ -38,7 +40,8 @@ pub enum Guarded {
 
 /// Makes the guard of `tables` (roots, by their names in this database), and takes their form as it is now for what must
 /// not be changed. Can be repeated, and must be whenever that form has changed by agreement. A guard that somebody has
-/// disabled stays so.
+/// disabled stays so. A lock that is not had at once is `SEGUE-LOCKED`: what was there before stays, and when to try again
+/// is the caller's matter.
 pub async fn install(
     client: &Client,
     authority: Authority<'_>,
@@ -48,7 +51,7 @@ pub async fn install(
     let names = Names::of(authority.0);
     let tables: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
     let found = look(client, &names, &tables).await.map_err(during)?;
-    match bounded_lock(client, &statements(authority, &names, &found, &tables)?).await {
+    match at_once(client, &statements(authority, &names, &found, &tables)?).await {
         Ok(()) => {}
         Err(fault) if fault.code == "SEGUE-PRIVILEGE" => {
             let why = "event triggers are made by superusers only (on a managed service, by its admin role)";
@@ -129,7 +132,8 @@ fn statements(authority: Authority<'_>, names: &Names, found: &Found, tables: &[
     ))
 }
 
-/// Takes the guard away. Can be repeated; returns whether there was any. The caller holds the migration's token.
+/// Takes the guard away. Can be repeated; returns whether there was any. The caller holds the migration's token, and tries
+/// again when a lock was not had at once (`SEGUE-LOCKED`).
 pub async fn remove(client: &Client, migration: &str) -> Outcome<bool> {
     let during = |fault: Fault| fault.during("removing the guard against DDL");
     let names = Names::of(migration);
@@ -154,6 +158,19 @@ pub async fn remove(client: &Client, migration: &str) -> Outcome<bool> {
     if remembered {
         sql.push_str(&format!("DELETE FROM segue.guarded WHERE migration = {};", quote_literal(migration)));
     }
-    bounded_lock(client, &format!("{sql} COMMIT")).await.map_err(during)?;
+    at_once(client, &format!("{sql} COMMIT")).await.map_err(during)?;
     Ok(true)
+}
+
+/// Runs a transaction once.
+async fn at_once(client: &Client, sql: &str) -> Outcome<()> {
+    let Err(error) = client.batch_execute(sql).await else { return Ok(()) };
+    // Nothing to roll back if the connection is gone; the next request says so.
+    client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
+    let fault = fault_of(&error);
+    let passing = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+    if error.code().is_some_and(|code| passing.contains(code)) {
+        return Err(Fault { code: "SEGUE-LOCKED", recovery: Recovery::Retry, ..fault });
+    }
+    Err(fault)
 }

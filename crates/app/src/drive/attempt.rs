@@ -43,6 +43,8 @@ const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Everything that runs side by side until one of them ends the attempt.
 struct Ready<'d> {
+    /// The source's guard against DDL, if a lock has kept it.
+    unguarded: Option<guard::Held>,
     run: PgRun,
     flows: Arc<Flows>,
     back: Arc<WayBack<'d>>,
@@ -101,10 +103,11 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { run, flows, back, switch, service, rollback, scribe } = ready;
+        let Ready { unguarded, run, flows, back, switch, service, rollback, scribe } = ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows) => Err(fault),
             fault = back.run(&flows) => Err(fault),
+            fault = guard::insist(self.driver, self.lease, unguarded) => Err(fault),
             fault = switch.run() => Err(fault),
             fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
@@ -217,12 +220,12 @@ impl<'d> Attempt<'d> {
                 let opened = self.open(catalog, identity, Some(opening));
                 let guarded = guard::prepare(self.driver, self.lease, Side::Source, &sources);
                 let fenced = self.fence_follower(&tables, &target);
-                let ((), (), opened) = tokio::try_join!(fenced, guarded, opened)?;
-                Ok(opened)
+                let ((), unguarded, opened) = tokio::try_join!(fenced, guarded, opened)?;
+                Ok(Ready { unguarded, ..opened })
             }
             None => {
-                let identity = self.give_birth(&catalog, &target).await?;
-                self.open(catalog, identity, None).await
+                let (identity, unguarded) = self.give_birth(&catalog, &target).await?;
+                Ok(Ready { unguarded, ..self.open(catalog, identity, None).await? })
             }
         }
     }
@@ -248,12 +251,13 @@ impl<'d> Attempt<'d> {
         Ok(Some((identity, Opening::begin(source, checkpoint))))
     }
 
-    /// Makes the stream: publication, slot, barrier, and the target's row that binds them.
+    /// Makes the stream: publication, slot, barrier, and the target's row that binds them. Also returns the guard against
+    /// DDL, if a lock has kept it.
     async fn give_birth(
         &self,
         catalog: &Catalog,
         target: &tokio_postgres::Client,
-    ) -> Outcome<StreamIdentity> {
+    ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
         let Driver { spec, sides, screen, .. } = self.driver;
         let filled = catalog::nonempty_targets(target, &catalog.tables).await?;
         match filled.len() {
@@ -267,7 +271,8 @@ impl<'d> Attempt<'d> {
         self.note("");
         self.tell_trouble().await;
         self.fence_follower(&targets(catalog), target).await?;
-        guard::prepare(self.driver, self.lease, Side::Source, &guard::sources(&catalog.tables)).await?;
+        let sources = guard::sources(&catalog.tables);
+        let unguarded = guard::prepare(self.driver, self.lease, Side::Source, &sources).await?;
         killpoint::pass("birth.fenced");
         let (migration, token) = (spec.name.as_str(), self.lease.token);
         let mut said = String::new();
@@ -292,7 +297,7 @@ impl<'d> Attempt<'d> {
         leaves::remember_born(target, &identity, token, &catalog.relations).await?;
         birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
-        Ok(identity)
+        Ok((identity, unguarded))
     }
 
     /// Says, once, what is wrong with the servers already: what is left open there is what the stream's birth waits for.
@@ -377,7 +382,7 @@ impl<'d> Attempt<'d> {
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { run, flows, back, switch, service, rollback, scribe })
+        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, scribe })
     }
 }
 

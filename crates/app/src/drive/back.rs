@@ -125,18 +125,19 @@ impl<'d> WayBack<'d> {
             stage.wait_for(|stage| *stage == Stage::Following).await.map_err(|_| gone())?;
         }
         self.note("");
-        let (run, flow) = self.arm(source).await?;
+        let (run, flow, unguarded) = self.arm(source).await?;
         flows.reverse.send_replace(Some(flow.clone()));
         self.state.send_replace(BackState::Armed);
         Ok(tokio::select! {
             fault = run.run() => fault,
             fault = self.guard_commits(&flow) => fault,
+            fault = guard::insist(self.driver, self.lease, unguarded) => fault,
             () = flow.verifying.run_live() => Fault::bug("SEGUE-TASK", "live verification has ended"),
         })
     }
 
-    /// Makes the stream, or finds it, and opens it.
-    async fn arm(&self, source: tokio_postgres::Client) -> Outcome<(PgRun, Arc<Flow>)> {
+    /// Makes the stream, or finds it, and opens it. Also returns the target's guard against DDL, if a lock has kept it.
+    async fn arm(&self, source: tokio_postgres::Client) -> Outcome<(PgRun, Arc<Flow>, Option<guard::Held>)> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
         let target = sides.target.connect("way back").await?;
@@ -144,7 +145,8 @@ impl<'d> WayBack<'d> {
         let catalog = plan::plan_back(spec, sides).await?;
         self.fence_owner(&source, &catalog).await?;
         // Its tables come from the target: whoever changes them there would stop this stream.
-        guard::prepare(self.driver, self.lease, Side::Target, &guard::sources(&catalog.tables)).await?;
+        let sources = guard::sources(&catalog.tables);
+        let unguarded = guard::prepare(self.driver, self.lease, Side::Target, &sources).await?;
         let was_known = birth::known(&source, authority.0, Direction::Reverse).await?.is_some();
         let report = |wait: WaitReport| self.note(&wait.to_string());
         let (from, _) = flow::ends(self.driver, Direction::Reverse);
@@ -154,7 +156,9 @@ impl<'d> WayBack<'d> {
         }
         let admission = rows::admission(&source, &target, authority.0, Direction::Reverse).await?;
         let admissions = Arc::new(Admissions::new(admission));
-        flow::open(self.driver, self.lease.token, catalog, (identity, None), admissions).await
+        let (run, flow) =
+            flow::open(self.driver, self.lease.token, catalog, (identity, None), admissions).await?;
+        Ok((run, flow, unguarded))
     }
 
     /// Makes the fence of the side that takes the writes, at rest. A lock that somebody holds is waited for.

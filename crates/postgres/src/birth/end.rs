@@ -41,7 +41,7 @@ const RELEASE_TRIES: u32 = 50;
 ///
 /// The caller holds the migration's token, so that no other process makes anything meanwhile. A control database of
 /// its own is passed like a target without tables. `report` is called again and again while somebody reads a fenced table
-/// and keeps its fence from being removed.
+/// and keeps its fence from being removed, or has not committed DDL that the guard against DDL has noted.
 pub async fn drop_objects(
     source: &Client,
     target: &Client,
@@ -103,7 +103,14 @@ async fn remove(
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
     // First: nothing of what follows is to be refused by it.
-    if ddl_guard::remove(client, migration).await? {
+    let guarded = loop {
+        match ddl_guard::remove(client, migration).await {
+            Ok(guarded) => break guarded,
+            Err(fault) if fault.code == "SEGUE-LOCKED" => report(&fault),
+            Err(fault) => return Err(fault),
+        }
+    };
+    if guarded {
         done.push(format!("{side}: guard against DDL"));
     }
     // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers

@@ -1,9 +1,11 @@
 //! The guard is made where that is allowed, under the newest token, as often as one likes.
 
 use crate::world::{MOVED, World, names};
-use segue_postgres::ddl_guard::{Guarded, install};
+use segue_engine::fault::Recovery;
+use segue_postgres::ddl_guard::{Guarded, install, remove};
 use segue_postgres::schema;
 use segue_testkit::{Cluster, Options};
+use std::time::Duration;
 
 fn why(guarded: Guarded) -> String {
     match guarded {
@@ -95,6 +97,25 @@ async fn an_earlier_process_is_shut_out() {
     assert_eq!(world.count("SELECT count(*) FROM pg_event_trigger").await, 0);
     let fault = install(&world.client, ("m", 3), &names(&["public.nothing"])).await.unwrap_err();
     assert!(fault.code == "SEGUE-SCHEMA-CHANGED" && fault.what.contains("nothing"), "{fault}");
+}
+
+#[tokio::test]
+async fn ddl_that_is_not_committed_is_not_waited_for_and_leaves_the_guard_as_it_was() {
+    let world = World::guarded(15).await;
+    let app = world.cluster.connect("postgres").await;
+    app.batch_execute("BEGIN; ALTER TABLE ev DETACH PARTITION ev_1").await.unwrap();
+    let tries = std::time::Instant::now();
+    for fault in [
+        install(&world.client, ("m", 3), &names(&MOVED)).await.unwrap_err(),
+        remove(&world.client, "m").await.unwrap_err(),
+    ] {
+        assert_eq!((fault.code, fault.recovery), ("SEGUE-LOCKED", Recovery::Retry), "{fault}");
+    }
+    assert!(tries.elapsed() < Duration::from_secs(10), "each tries once: {:?}", tries.elapsed());
+    world.refused("ALTER TABLE plain ADD COLUMN more int").await;
+    app.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(install(&world.client, ("m", 3), &names(&MOVED)).await.unwrap(), Guarded::Installed);
+    world.passes("ALTER TABLE ev_1 ADD COLUMN more int").await;
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The guard goes without a trace, and never outlives what it guards.
 
 use crate::world::{MOVED, World, names};
+use segue_engine::fault::Fault;
 use segue_postgres::birth::{drop_objects, forget};
 use segue_postgres::ddl_guard::{Guarded, install, remove};
 
@@ -34,6 +35,27 @@ async fn cancelling_takes_the_guard_along() {
     forget(&world.client, "n").await.unwrap();
     assert_eq!(forget(&world.client, "m").await.unwrap().as_deref(), Some("the schema segue"));
     world.passes(CHANGE).await;
+}
+
+#[tokio::test]
+async fn cancelling_waits_for_ddl_that_is_not_committed_and_says_so() {
+    let world = World::guarded(15).await;
+    world.cluster.execute("CREATE DATABASE target").await;
+    let target = world.cluster.connect("target").await;
+    let app = world.cluster.connect("postgres").await;
+    app.batch_execute("BEGIN; ALTER TABLE ev DETACH PARTITION ev_1").await.unwrap();
+    let told = tokio::sync::Notify::new();
+    let report = |fault: &Fault| {
+        assert_eq!(fault.code, "SEGUE-LOCKED", "{fault}");
+        told.notify_one();
+    };
+    let (removed, ()) = tokio::join!(drop_objects(&world.client, &target, "m", &[], report), async {
+        told.notified().await;
+        app.batch_execute("COMMIT").await.unwrap();
+    });
+    let removed = removed.unwrap();
+    assert!(removed.contains(&"source: guard against DDL".to_owned()), "{removed:?}");
+    assert_eq!(world.count(LEFT).await, 0);
 }
 
 #[tokio::test]
