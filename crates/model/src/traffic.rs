@@ -77,7 +77,7 @@ pub struct Look {
     pub sessions: Vec<Session>,
 }
 
-/// What this process has done on that side, and what its streams have met there; it only grows.
+/// What this process has done on that side, and what its streams have met there, since the attempt of this token began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {
     /// Which process counts, and which attempt of it.
@@ -199,9 +199,9 @@ impl Record {
         let (from, until) = (self.last.at_us, look.at_us);
         // A process that has just begun does not know what the one before it did last.
         let is_restarted = own.token != self.own.token && until - from < GAP_US;
-        let streamed = own.applied > before.applied || is_restarted;
-        let compared = own.compared > before.compared
-            || own.verifications > before.verifications
+        let streamed = own.applied != before.applied || is_restarted;
+        let compared = own.compared != before.compared
+            || own.verifications != before.verifications
             || own.verifying
             || before.verifying;
         // Asked before this interval counts: what we did in it can arrive late in the next ones.

@@ -65,6 +65,18 @@ pub async fn look(client: &Client, migration: &str, tables: &[QualifiedName]) ->
     Ok(look)
 }
 
+/// The roots and all that is below them, as they are now.
+pub async fn relations(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {
+    let roots: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let sql = format!(
+        "{TREE} SELECT n.nspname, c.relname FROM tree t JOIN pg_class c ON c.oid = t.relation
+           JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2"
+    );
+    let rows = client.query(&sql, &[&roots]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("looking for the parts of the tables"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
 fn session(row: &Row, by_oid: &BTreeMap<u32, String>, names: &BTreeSet<String>) -> Session {
     let application: &str = row.get("application");
     let who = format!(

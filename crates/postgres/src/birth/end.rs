@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Tables of the schema `segue` whose rows belong to one migration.
-const TABLES: &[&str] = &[
+pub(super) const TABLES: &[&str] = &[
     "lease",
     "heartbeat",
     "signal",
@@ -30,6 +30,7 @@ const TABLES: &[&str] = &[
     "owner",
     "autovacuum",
     "guarded",
+    "traffic",
     "token",
 ];
 
@@ -95,7 +96,8 @@ pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority
     Ok(())
 }
 
-async fn remove(
+/// Everything of `migration` that is no row of the schema `segue`, on one side.
+pub(super) async fn remove(
     client: &Client,
     migration: &str,
     side: &str,
@@ -119,6 +121,13 @@ async fn remove(
         let tables = if count == 1 { "table" } else { "tables" };
         done.extend((count > 0).then(|| format!("{side}: {what} of {count} {tables}")));
     }
+    done.extend(remove_streams(client, migration, side).await?);
+    Ok(done)
+}
+
+/// Slots, publications and origins.
+pub(super) async fn remove_streams(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
+    let mut done = Vec::new();
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;
         if drop_slot(client, &name).await? {
