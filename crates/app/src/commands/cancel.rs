@@ -1,6 +1,7 @@
 //! `segue cancel`: stops the driver, if there is one, and removes everything that Segue made on both sides.
 
 use super::{fault, order, print, print_json};
+use crate::drive::complete::{self, Life};
 use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
 use crate::exit::Exit;
@@ -54,7 +55,13 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
-    source_has_the_newest(&source, &target, migration).await?;
+    match complete::life(&control).await? {
+        Life::Open => source_has_the_newest(&source, &target, migration).await?,
+        life @ Life::Completing(_) => life.is_open()?,
+        // What is left is what was kept, and the records of it.
+        Life::Completed(_) if drop_target_tables => return Err(in_production()),
+        Life::Completed(_) => {}
+    }
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
@@ -78,6 +85,15 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         removed.extend(birth::forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }
     Ok(removed)
+}
+
+/// After the end of a migration that has succeeded, the target's tables are the only ones.
+fn in_production() -> Fault {
+    Fault::operator(
+        "SEGUE-COMPLETED",
+        "the migration is completed: the target's tables are the application's, and are not dropped",
+        "cancel without --drop-target-tables: that removes what completing has kept on the source",
+    )
 }
 
 /// Refuses once writes were handed over: without its fence the source would take writes, beside the target and without the
