@@ -4,10 +4,19 @@
 
 mod support;
 
+use segue_engine::verify::ports::{Comparable, Digest};
+use segue_model::name::QualifiedName;
+use segue_model::region::Extent;
+use segue_postgres::catalog;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::verify::PgSides;
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options, compare};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{PATIENCE, Pair, orders};
 
@@ -133,11 +142,13 @@ async fn it_ends_with_nothing_left_on_the_target_and_a_closed_copy_on_the_source
 async fn it_is_refused_before_the_writes_have_moved_and_while_nothing_arrives() {
     let pair = Pair::start(&["public.t", "public.p"]).await;
     pair.both(TABLES).await;
+    pair.source.execute("INSERT INTO public.t (v) VALUES ('seed')").await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
     assert!(reasons(&complete(&pair, order()).await).contains("owner: "));
     pair.segue(&["verify"], 0);
-    assert_eq!(orders::ask(&pair.target, "switch", orders::for_real()).await["outcome"], "switched");
+    let answer = orders::ask(&pair.target, "switch", orders::for_real()).await;
+    assert_eq!(answer["outcome"], "switched", "{answer:#}");
     pair.segue(&["pause"], 0);
     assert!(reasons(&complete(&pair, order()).await).contains("way-back: "));
     pair.segue(&["resume"], 0);
@@ -193,8 +204,8 @@ async fn a_window_is_waited_for_and_outlives_the_driver() {
     let (pair, run) = switched().await;
     let why = reasons(&complete(&pair, json!({ "window_ms": 3_600_000 })).await);
     assert!(why.contains("window: the source is watched only since"), "{why}");
-    refused_write(&pair.source).await;
     run.kill9();
+    refused_write(&pair.source).await;
     let run = pair.run();
     let why = reasons(&complete(&pair, json!({ "window_ms": 3_600_000 })).await);
     assert!(why.contains("refused-writes: "), "seen although no driver watched: {why}");
@@ -211,8 +222,8 @@ async fn source_tables_are_dropped_when_wanted_and_nothing_that_depends_on_them(
         .await;
     let drop_source = json!({ "drop_source": true });
     let why = reasons(&complete(&pair, json!({ "drop_source": true, "rehearse": true })).await);
-    assert!(why.contains("the foreign key") && why.contains("of other refers to t"), "{why}");
-    assert!(why.contains("the view seen reads p"), "{why}");
+    assert!(why.contains("the foreign key") && why.contains("of public.other refers to public.t"), "{why}");
+    assert!(why.contains("the view public.seen reads public.p"), "{why}");
     assert_eq!(reasons(&complete(&pair, drop_source.clone()).await), why);
     pair.source.execute("DROP TABLE public.other; DROP VIEW public.seen").await;
     let until = Instant::now() + PATIENCE;
@@ -233,13 +244,20 @@ async fn source_tables_are_dropped_when_wanted_and_nothing_that_depends_on_them(
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_holds_what_the_source_had_and_shows_no_password() {
     let (pair, run) = switched().await;
+    run.terminate();
+    run.wait(PATIENCE).await.unwrap();
+    let (mut command, seen) = overheard(&pair).await;
+    let run = Process::start({
+        command.args(["run", "-f"]).arg(pair.spec());
+        command
+    });
+    pair.reaches(&run, "switched").await;
     let archive = pair.dir.path().join("archive");
     let asked = json!({ "archive": archive, "drop_source": true });
     let why = reasons(&complete(&pair, asked.clone()).await);
     assert!(why.contains("archive: ") && why.contains("is no directory"), "{why}");
     std::fs::create_dir(&archive).unwrap();
     pair.source.execute("CREATE DATABASE restored").await;
-    // The tables are dropped afterwards: what they had is kept in the target.
     let answer = complete(&pair, asked).await;
     assert_eq!(answer["outcome"], "completed", "{answer:#}\n{}", run.lines().join("\n"));
     ended_well(&run).await;
@@ -248,12 +266,9 @@ async fn an_archive_holds_what_the_source_had_and_shows_no_password() {
     let rows: Vec<_> =
         manifest["tables"].as_array().unwrap().iter().map(|t| t["rows"].as_u64().unwrap()).collect();
     assert_eq!(rows.iter().sum::<u64>(), 1501, "{manifest:#}");
-    let restore = std::env::split_paths(&std::env::var_os("PATH").unwrap())
-        .chain(std::fs::read_dir("/usr/lib/postgresql").unwrap().map(|e| e.unwrap().path().join("bin")))
-        .map(|dir| dir.join("pg_restore"))
-        .rfind(|path| path.is_file())
-        .unwrap();
-    let output = Command::new(restore)
+    let said = std::fs::read_to_string(seen).unwrap();
+    assert!(said.contains("--format=custom") && !said.contains(pair.source.password()), "{said}");
+    let output = Command::new(programs(&pair).await.join("pg_restore"))
         .args(["--exit-on-error", "--use-list", &list, "--dbname", &pair.source.url("restored"), &dump])
         .output()
         .unwrap();
@@ -261,9 +276,57 @@ async fn an_archive_holds_what_the_source_had_and_shows_no_password() {
     let (restored, target) = (pair.source.connect("restored").await, pair.target.connect("postgres").await);
     let report = compare::schemas(&restored, &target, &["public"]).await.unwrap();
     assert!(report.is_equal(), "{report}");
-    // The digests of the manifest are those of the restored rows, by the statement that it names itself.
-    let hash = manifest["hash"].as_str().unwrap();
-    assert!(!hash.is_empty() && manifest["tables"][0]["digest"].as_str().unwrap().parse::<i128>().is_ok());
+    for (table, digest) in digests(&pair).await {
+        let of_manifest =
+            manifest["tables"].as_array().unwrap().iter().find(|t| t["table"] == table).unwrap();
+        assert_eq!(
+            (of_manifest["rows"].as_u64(), &of_manifest["digest"]),
+            (Some(digest.rows), &json!(digest.sum.to_string()))
+        );
+    }
+}
+
+/// The source's own programs.
+async fn programs(pair: &Pair) -> PathBuf {
+    PathBuf::from(pair.source.scalar("SELECT setting FROM pg_config WHERE name = 'BINDIR'").await.unwrap())
+}
+
+/// The binary, with a `pg_dump` in its path that notes what it was called with; and where it notes that.
+async fn overheard(pair: &Pair) -> (Command, PathBuf) {
+    let (bin, seen) = (pair.dir.path().join("bin"), pair.dir.path().join("seen"));
+    std::fs::create_dir(&bin).unwrap();
+    let real = programs(pair).await;
+    let script = format!(
+        "#!/bin/sh\nprintf '%s\\n' \"$*\" >> {}\nexec {}/pg_dump \"$@\"\n",
+        seen.display(),
+        real.display()
+    );
+    std::fs::write(bin.join("pg_dump"), script).unwrap();
+    std::fs::set_permissions(bin.join("pg_dump"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink(real.join("pg_restore"), bin.join("pg_restore")).unwrap();
+    let path = std::env::join_paths(
+        [bin].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_segue"));
+    command.env("PATH", path.unwrap());
+    (command, seen)
+}
+
+/// The digests of the restored tables, as a verification against the target would have them.
+async fn digests(pair: &Pair) -> Vec<(String, Digest)> {
+    let ends =
+        [pair.source.url("restored"), pair.target.url("postgres")].map(|url| Endpoint::parse(&url).unwrap());
+    let names = ["public.t", "public.p"].map(|name| QualifiedName::parse(name).unwrap());
+    let pairs: Vec<_> = names.iter().map(|name| (name.clone(), name.clone())).collect();
+    let (mut from, mut to) = (ends[0].connect("test").await.unwrap(), ends[1].connect("test").await.unwrap());
+    let catalog = catalog::read(&mut from, &mut to, &pairs).await.unwrap();
+    let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
+    let sides = PgSides::open(&ends[0], &ends[1], &tables).await.unwrap();
+    let mut digests = Vec::new();
+    for table in &tables {
+        digests.push((table.source.to_string(), sides.source.digest(table, &Extent::ALL).await.unwrap()));
+    }
+    digests
 }
 
 #[cfg(feature = "killpoints")]

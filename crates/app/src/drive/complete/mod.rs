@@ -26,12 +26,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 
 /// The kinds of its records.
 const COMPLETING: &str = "completing";
 const ARCHIVED: &str = "archived";
 const COMPLETED: &str = "completed";
+
+/// A hand-over that takes longer is asked about again. A start looks for what is left of one, which is quick.
+const AT_REST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `segue run` says of a migration that is over.
 pub(super) const OVER: &str = "the migration is completed: the target owns the writes for good";
@@ -200,7 +205,7 @@ impl<'d> Completer<'d> {
             Fault::operator("SEGUE-VERB", what, "use the same version of segue")
         })?;
         self.tell(command, "looking who still uses the source").await;
-        let Some(_at_rest) = self.switch.at_rest() else {
+        let Ok(_at_rest) = timeout(AT_REST_PATIENCE, self.switch.at_rest()).await else {
             let blocked = judge::blocked(
                 "owner",
                 "a hand-over of the writes is under way",

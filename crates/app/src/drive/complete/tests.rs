@@ -4,7 +4,6 @@ use super::judge::{Judged, judge_record};
 use super::*;
 use segue_model::traffic::{Look, Own, Record};
 use segue_postgres::control::NewEntry;
-use std::time::Duration;
 
 const S: i64 = 1_000_000;
 

@@ -212,9 +212,9 @@ impl<'d> Switch<'d> {
         was
     }
 
-    /// Nothing is handed over as long as the guard lives; `None`: something is just being.
-    pub(super) fn at_rest(&self) -> Option<MutexGuard<'_, ()>> {
-        self.turn.try_lock().ok()
+    /// Nothing is handed over as long as the guard lives. Waits until what is under way is over.
+    pub(super) async fn at_rest(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Both ownership rows, read now.
