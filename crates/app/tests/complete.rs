@@ -355,6 +355,7 @@ mod killed {
             // Whatever was left undone, nobody goes back.
             pair.segue(&["reverse"], 1);
             ended_well(&pair.run()).await;
+            pair.segue(&["wait", "completed", "--timeout", "5s"], 0);
             for side in [&pair.source, &pair.target] {
                 assert_eq!(side.scalar(LEFT).await.as_deref(), Some(""), "{point}");
             }

@@ -2,7 +2,7 @@
 //! there is none, run until something ends it.
 
 use super::back::WayBack;
-use super::complete::finish::finish;
+use super::complete::finish::{finish, publish};
 use super::complete::{Begun, Completer, Life, OVER};
 use super::flow::{self, Flows, PgRun};
 use super::gates::Gates;
@@ -62,7 +62,7 @@ enum Ended {
     /// It was told to.
     Told(String),
     /// The migration is to be completed, which is in the journal; whoever asked waits for the answer.
-    Completing((Begun, Command)),
+    Completing(Box<(Begun, Command)>),
 }
 
 /// One attempt.
@@ -130,7 +130,7 @@ impl<'d> Attempt<'d> {
             fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
             never = traffic.run() => match never {},
-            begun = completer.run() => begun.map(Ended::Completing),
+            begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
         switch.retreat(ended.as_ref().err()).await;
@@ -138,7 +138,7 @@ impl<'d> Attempt<'d> {
         let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
         let (begun, command) = match ended? {
             Ended::Told(why) => return Ok(why),
-            Ended::Completing(begun) => begun,
+            Ended::Completing(begun) => *begun,
         };
         tokio::select! {
             over = finish((self.driver, self.lease), &begun, Some(command)) => over,
@@ -153,7 +153,11 @@ impl<'d> Attempt<'d> {
         let Driver { sides, control, .. } = self.driver;
         let begun = match Life::of(&control.journal(0).await?)? {
             Life::Open => return Ok(None),
-            Life::Completed(_) => return Ok(Some(OVER.to_owned())),
+            Life::Completed(_) => {
+                // The process that wrote the record may not have lived to report it.
+                publish(self.driver, self.lease).await?;
+                return Ok(Some(OVER.to_owned()));
+            }
             Life::Completing(begun) => begun,
         };
         self.driver.begun.store(true, Ordering::Relaxed);

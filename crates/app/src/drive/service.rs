@@ -384,7 +384,7 @@ impl Service<'_> {
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
             "resume" => {
-                limits.paused = None;
+                (limits.paused, limits.contained) = (None, false);
                 for side in Side::ALL {
                     if let Some(flow) = self.flows.landing_on(side) {
                         flow.verifying.hold(None);
@@ -396,6 +396,7 @@ impl Service<'_> {
                 let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
                 limits = Limits {
                     paused: limits.paused,
+                    contained: limits.contained,
                     held: limits.held,
                     workers_max: number("workers")
                         .and_then(|n| usize::try_from(n).ok())

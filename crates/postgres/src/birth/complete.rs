@@ -123,7 +123,8 @@ pub async fn drop_source_tables(
     Ok(())
 }
 
-/// What keeps the source's tables from being dropped, a line each: foreign keys of other tables, and views.
+/// What keeps the source's tables from being dropped, a line each: foreign keys of other tables, views, and tables that
+/// inherit without being partitions.
 pub async fn dependents(source: &Client, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
     let sql = format!(
@@ -138,6 +139,11 @@ pub async fn dependents(source: &Client, tables: &[QualifiedName]) -> Outcome<Ve
            FROM pg_depend d JOIN pg_rewrite w ON w.oid = d.objid JOIN pg_class v ON v.oid = w.ev_class
           WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'n'
             AND d.refobjid IN (SELECT relation FROM tree) AND v.oid NOT IN (SELECT relation FROM tree)
+         UNION
+         SELECT format('the table %s inherits from %s, and its rows were not moved', i.inhrelid::regclass, i.inhparent::regclass)
+           FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent AND c.relkind = 'r'
+          WHERE i.inhparent IN (SELECT relation FROM tree)
+            AND i.inhrelid NOT IN (SELECT to_regclass(t)::oid FROM unnest($1::text[]) t WHERE to_regclass(t) IS NOT NULL)
           ORDER BY 1"
     );
     let rows = source.query(&sql, &[&names]).await;

@@ -88,7 +88,7 @@ async fn write_archive(
 }
 
 /// The last report, which stays.
-async fn publish(driver: &Driver, lease: &Lease) -> Outcome<()> {
+pub(in crate::drive) async fn publish(driver: &Driver, lease: &Lease) -> Outcome<()> {
     let Some((body, _)) = driver.control.read_status().await? else { return Ok(()) };
     // One that this build cannot read is left as it is: the journal says the same.
     let Ok(status) = serde_json::from_value::<Status>(body) else { return Ok(()) };

@@ -134,10 +134,7 @@ impl Completer<'_> {
                 self.flows.forward.tables.iter().map(|t| t.source.clone()).collect();
             let dependents = birth::dependents(&source, &tables).await?;
             if dependents.is_empty() {
-                judged.proved(
-                    "what depends on the source's tables",
-                    "no foreign key and no view of anything else",
-                );
+                judged.proved("what depends on the source's tables", "no foreign key, view or other table");
             }
             for line in dependents {
                 judged.against("drop-source", line, "drop or change it, or complete without --drop-source");

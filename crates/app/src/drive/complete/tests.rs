@@ -63,7 +63,7 @@ fn judged(look: Look, own: Own, window_s: u64) -> Judged {
 fn what_was_not_watched_for_long_enough_says_how_long_that_takes() {
     let judged = judged(Look { at_us: 200 * S, ..Look::default() }, Own::default(), 250);
     assert_eq!(judged.blockers[0].gate, "window");
-    assert_eq!(judged.blockers[0].next, "wait another 60s, or ask with a shorter --window");
+    assert_eq!(judged.blockers[0].next, "wait another 1min, or ask with a shorter --window");
 }
 
 #[test]
