@@ -136,8 +136,13 @@ async fn once_the_target_owns_the_writes_it_is_the_way_back_that_stops() {
     let on_source = "SELECT count(*) FROM public.t";
     assert_eq!(pair.source.scalar(on_source).await.as_deref(), Some("1000"));
     let answer = orders::ask(&pair.target, "complete", serde_json::json!({})).await;
-    assert_eq!((answer["outcome"].as_str(), answer["blockers"][0]["gate"].as_str()), (Some("refused"), Some("way-back")));
+    assert_eq!(
+        (answer["outcome"].as_str(), answer["blockers"][0]["gate"].as_str()),
+        (Some("refused"), Some("way-back"))
+    );
     pair.segue(&["resume"], 0);
-    slow::until("the way back goes on", async || pair.source.scalar(on_source).await.as_deref() == Some("1001"))
-        .await;
+    slow::until("the way back goes on", async || {
+        pair.source.scalar(on_source).await.as_deref() == Some("1001")
+    })
+    .await;
 }

@@ -182,7 +182,11 @@ mod tests {
         let cut = throttle.unless_contained(long()).await;
         assert_eq!(cut.map_err(|fault| fault.code), Err("SEGUE-CONTAINED"));
         throttle.set(Limits { contained: true, ..Limits::default() });
-        assert_eq!(throttle.unless_contained(long()).await, Ok(()), "a hand-over past its flip has to arrive");
+        assert_eq!(
+            throttle.unless_contained(long()).await,
+            Ok(()),
+            "a hand-over past its flip has to arrive"
+        );
     }
 
     #[tokio::test]
