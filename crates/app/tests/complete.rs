@@ -10,6 +10,7 @@ use segue_model::region::Extent;
 use segue_postgres::catalog;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::verify::PgSides;
+use segue_testkit::cluster::StandbyOptions;
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options, compare};
 use serde_json::{Value, json};
@@ -197,6 +198,18 @@ async fn it_is_refused_while_clients_use_the_source_and_names_them() {
     let proofs = answer["proofs"].to_string();
     assert!(proofs.contains("exporter") && proofs.contains("; before that, "), "{answer:#}");
     ended_well(&run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_names_the_replicas_on_which_nobody_has_looked() {
+    let (pair, _run) = switched().await;
+    let _replica = Cluster::standby_of(&pair.source, StandbyOptions::named("reports")).await;
+    let answer = complete(&pair, json!({ "rehearse": true })).await;
+    assert_eq!(answer["outcome"], "rehearsed", "{answer:#}");
+    assert!(
+        answer["proofs"].to_string().contains("on the source's replica reports: ask there"),
+        "{answer:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

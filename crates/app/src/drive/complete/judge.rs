@@ -10,9 +10,10 @@ use segue_model::spec::ShownDuration;
 use segue_model::switch::Side;
 use segue_model::switch::decide::Situation;
 use segue_model::traffic::{self, Against, Blind, Kind, Record};
-use segue_postgres::birth;
+use segue_postgres::{birth, health};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 
 /// The source is watched for at least this long, whatever the window: long enough for a server to count what a busy
 /// session reads.
@@ -123,6 +124,9 @@ impl Completer<'_> {
     async fn judge_order(&self, order: &CompleteOrder, judged: &mut Judged) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let source = sides.source.connect("complete").await?;
+        for found in unseen(&source).await? {
+            judged.proved("what cannot be seen from here", found);
+        }
         if let Some(directory) = &order.archive {
             match archive::check(&source, directory, spec.name.as_str()).await {
                 Ok(tool) => judged.proved("the archive", format!("can be written by {tool}")),
@@ -142,6 +146,16 @@ impl Completer<'_> {
         }
         Ok(())
     }
+}
+
+/// Where the source's tables may be read without anybody noticing here.
+async fn unseen(source: &Client) -> Outcome<Vec<String>> {
+    let replicas = health::replicas(source).await?.into_iter();
+    let mut found: Vec<String> = replicas
+        .map(|replica| format!("who reads the tables on the source's replica {}: ask there", replica.name))
+        .collect();
+    found.extend(health::blindness(source).await?);
+    Ok(found)
 }
 
 fn of_fault(gate: &str, fault: &Fault) -> Blocked {
