@@ -36,7 +36,9 @@ fn the_demo_tells_its_story_and_proves_it() {
         let told = one["errors"]["told to write to the other server (SQLSTATE 25006)"].as_u64();
         assert!(told.is_some_and(|times| times > 0), "clients follow the writes by being refused: {one:#}");
     }
-    for step in ["switch writes --dry-run", "switch writes", "reverse", "cancel"] {
+    for step in
+        ["switch writes --dry-run", "switch writes", "reverse", "complete --dry-run", "complete", "cancel"]
+    {
         assert!(heard.contains(&format!("$ segue {step}\n")), "{heard}");
     }
 

@@ -95,5 +95,12 @@ pub const ALL: &[&str] = &[
     "switch.open.after",
     "switch.opened",
     "switch.undo",
+    "complete.begun",
+    "complete.archived",
+    "complete.source",
+    "complete.target",
+    "complete.dropped",
+    "complete.forgotten",
+    "complete.recorded",
     "rollback.triggered",
 ];

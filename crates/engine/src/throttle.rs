@@ -3,16 +3,23 @@
 //! A region is paid for after it was copied, before the next one begins: who slowed it down while it is copied would make
 //! its snapshot older.
 
+use crate::fault::Fault;
+use crate::ports::Outcome;
 use crate::progress::Progress;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// What is under way may end by itself for as long, before it is broken off.
+const BROKEN_OFF_AFTER: Duration = Duration::from_millis(500);
 
 /// Limits that the operator can change while the backfill runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Why and by whom the migration is paused: copy and stream.
     pub paused: Option<String>,
+    /// While it is paused, what is under way is broken off, too.
+    pub contained: bool,
     /// Why the copy is held back by Segue itself.
     pub held: Option<String>,
     /// At most so many workers copy.
@@ -56,6 +63,33 @@ impl Throttle {
             let why = watch.borrow_and_update().paused.clone();
             progress.waiting("stream", why.as_ref().map(|why| format!("paused: {why}")));
             if why.is_none() || watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Does `work`, which writes, to its end; breaks it off if the migration is contained meanwhile and stays so. Nobody
+    /// knows then what it has come to, so the fault has to end the attempt.
+    pub async fn unless_contained<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = self.contained() => Err(Fault::retry(
+                "SEGUE-CONTAINED",
+                "the migration was contained: what was under way is broken off",
+            )),
+        }
+    }
+
+    async fn contained(&self) {
+        let mut watch = self.limits.subscribe();
+        loop {
+            let is = |limits: &Limits| limits.contained && limits.paused.is_some();
+            if watch.wait_for(is).await.is_err() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(BROKEN_OFF_AFTER).await;
+            if is(&watch.borrow_and_update()) {
                 return;
             }
         }
@@ -135,6 +169,24 @@ mod tests {
         assert!(start.elapsed() < Duration::from_millis(40), "what is under way is not slowed down");
         throttle.admit(0, &progress).await;
         assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_is_broken_off_only_while_it_is_contained() {
+        let throttle = Throttle::new(Limits { paused: Some("by ann".into()), ..Limits::default() });
+        let long = || tokio::time::sleep(Duration::from_secs(60));
+        assert_eq!(throttle.unless_contained(long()).await, Ok(()), "a pause lets it end");
+        throttle.set(Limits { paused: Some("by ann".into()), contained: true, ..Limits::default() });
+        let short = tokio::time::sleep(BROKEN_OFF_AFTER / 2);
+        assert_eq!(throttle.unless_contained(short).await, Ok(()), "it had nearly ended");
+        let cut = throttle.unless_contained(long()).await;
+        assert_eq!(cut.map_err(|fault| fault.code), Err("SEGUE-CONTAINED"));
+        throttle.set(Limits { contained: true, ..Limits::default() });
+        assert_eq!(
+            throttle.unless_contained(long()).await,
+            Ok(()),
+            "a hand-over past its flip has to arrive"
+        );
     }
 
     #[tokio::test]

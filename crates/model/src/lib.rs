@@ -16,3 +16,4 @@ pub mod sqltext;
 pub mod stage;
 pub mod switch;
 pub mod table;
+pub mod traffic;

@@ -11,11 +11,15 @@
 //! Whoever starts again asks [`known`] first: with a row there is a stream to resume ([`resume_check`]), without one
 //! [`birth`] starts from step 1.
 
+mod complete;
 mod end;
 mod resume;
 mod reverse;
 mod wait;
 
+pub use complete::{
+    close_source, close_target, dependents, drop_source_tables, forget_all_but_records, has_records, listed,
+};
 pub use end::{drop_objects, drop_reverse, forget};
 pub use resume::{known, resume_check};
 pub use reverse::reverse;

@@ -9,7 +9,9 @@ use crate::error::{describe, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::sqltext::quote_literal;
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -165,6 +167,39 @@ impl Endpoint {
     /// The parsed configuration, for the replication transport. Its `ssl_mode` is the first attempt of [`Tls::mode`].
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What a program that uses libpq needs in its environment to reach the same place. The password is among it: an
+    /// environment, unlike arguments, is shown to nobody else.
+    pub fn libpq(&self) -> Vec<(&'static str, OsString)> {
+        use tokio_postgres::config::Host;
+        let config = &self.config;
+        let hosts: Vec<String> = config
+            .get_hosts()
+            .iter()
+            .map(|host| match host {
+                Host::Tcp(host) => host.clone(),
+                Host::Unix(path) => path.display().to_string(),
+            })
+            .collect();
+        let ports: Vec<String> = config.get_ports().iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = config.get_hostaddrs().iter().map(ToString::to_string).collect();
+        let user = config.get_user().unwrap_or_default();
+        let mut set =
+            vec![("PGUSER", user.into()), ("PGDATABASE", config.get_dbname().unwrap_or(user).into())];
+        for (name, values) in [("PGHOST", hosts), ("PGHOSTADDR", addresses), ("PGPORT", ports)] {
+            if !values.is_empty() {
+                set.push((name, values.join(",").into()));
+            }
+        }
+        if let Some(password) = config.get_password() {
+            set.push(("PGPASSWORD", OsString::from_vec(password.to_vec())));
+        }
+        if let Some(options) = config.get_options() {
+            set.push(("PGOPTIONS", options.into()));
+        }
+        set.extend(self.tls.libpq());
+        set
     }
 
     /// How sessions to this server are encrypted.

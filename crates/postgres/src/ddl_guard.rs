@@ -132,6 +132,15 @@ fn statements(authority: Authority<'_>, names: &Names, found: &Found, tables: &[
     ))
 }
 
+/// Whether there is any of it.
+pub async fn is_there(client: &Client, migration: &str) -> Outcome<bool> {
+    let names = Names::of(migration);
+    let triggers: Vec<&str> = names.triggers.iter().map(|(name, _)| name.as_str()).collect();
+    let looked = "SELECT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = ANY ($1))";
+    let row = client.query_one(looked, &[&triggers]).await;
+    Ok(row.map_err(|e| fault_of(&e).during("looking for the guard against DDL"))?.get(0))
+}
+
 /// Takes the guard away. Can be repeated; returns whether there was any. The caller holds the migration's token, and tries
 /// again when a lock was not had at once (`SEGUE-LOCKED`).
 pub async fn remove(client: &Client, migration: &str) -> Outcome<bool> {

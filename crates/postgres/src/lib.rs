@@ -23,4 +23,5 @@ pub mod sequences;
 pub mod source;
 pub mod stream;
 pub mod target;
+pub mod traffic;
 pub mod verify;

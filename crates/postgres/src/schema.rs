@@ -64,6 +64,10 @@ CREATE TABLE IF NOT EXISTS segue.command (
 CREATE TABLE IF NOT EXISTS segue.status (
     migration text PRIMARY KEY, token bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
 
+-- who was seen to use the side that does not own the writes (control database)
+CREATE TABLE IF NOT EXISTS segue.traffic (
+    migration text PRIMARY KEY, token bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
+
 -- the journal: append-only, compare-and-swap on the sequence number (control database)
 CREATE TABLE IF NOT EXISTS segue.journal (
     migration text, seq bigint, version int NOT NULL, at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL,

@@ -93,9 +93,10 @@ pub(crate) struct Contain {}
 
 /// Give the way back up, for good, and prove that the source can be done without
 ///
-/// NOT BUILT YET: the driver of this build refuses it (SEGUE-NOT-YET) and changes nothing. What it will do: refuse unless
-/// the target owns the writes and nothing has used the source's tables for a while; then remove what Segue has made for
-/// the way back. The source's tables and their rows stay, unless --drop-source is given.
+/// Refuses unless the target owns the writes and nothing has used the source's tables for a while: no write that its fence
+/// refused or that came past it, no read, no session. From then on it only goes forward: what Segue has made is removed
+/// from both sides, and `segue run` ends. The source's tables stay, closed to writes, unless --drop-source is given.
+/// The order goes on if this command is interrupted.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -112,7 +113,8 @@ pub(crate) struct Complete {
     /// Drop the source's tables at the end, with the rows in them
     #[arg(long)]
     pub(crate) drop_source: bool,
-    /// For how long nothing may have used the source's tables: 30s, 10min, 2h; the profile has a default
+    /// For how long nothing may have used the source's tables: 30s, 10min, 72h; by default 7 days in profile prod, where
+    /// it is an hour at least, an hour in staging, and in dev only what is there now
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) window: Option<Duration>,
 }

@@ -1,6 +1,7 @@
 //! `segue cancel`: stops the driver, if there is one, and removes everything that Segue made on both sides.
 
 use super::{fault, order, print, print_json};
+use crate::drive::complete::{self, Life};
 use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
 use crate::exit::Exit;
@@ -54,7 +55,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
-    source_has_the_newest(&source, &target, migration).await?;
+    may_remove(&control, (&source, &target), drop_target_tables).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
@@ -65,7 +66,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     }
     let lease = take_lease(&control).await?;
     let mut removed = tokio::select! {
-        removed = remove(&sides, (&source, &target), migration, &lease, &tables) => removed?,
+        removed = remove(&sides, &control, (&source, &target), &lease, &tables) => removed?,
         fault = keep(&control, &lease) => return Err(fault),
     };
     // Last of all, and with nobody beating any more: the lease is part of it, and so are the names of the tables that
@@ -78,6 +79,26 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         removed.extend(birth::forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }
     Ok(removed)
+}
+
+/// Whether the migration can be given up as it is now.
+async fn may_remove(
+    control: &Control,
+    (source, target): (&Client, &Client),
+    drop_target_tables: bool,
+) -> Outcome<()> {
+    let life = complete::life(control).await?;
+    match life {
+        Life::Open => source_has_the_newest(source, target, control.migration()).await,
+        Life::Completing(_) => life.is_open(),
+        // Its tables are the application's.
+        Life::Completed(_) if drop_target_tables => Err(Fault::operator(
+            "SEGUE-COMPLETED",
+            "the migration is completed: the target's tables are the only ones, and are not dropped",
+            "cancel without --drop-target-tables: that removes what completing has kept on the source",
+        )),
+        Life::Completed(_) => Ok(()),
+    }
 }
 
 /// Refuses once writes were handed over: without its fence the source would take writes, beside the target and without the
@@ -106,17 +127,18 @@ async fn keep(control: &Control, lease: &Lease) -> Fault {
 
 async fn remove(
     sides: &Sides,
+    control: &Control,
     (source, target): (&Client, &Client),
-    migration: &str,
     lease: &Lease,
     tables: &[QualifiedName],
 ) -> Outcome<Vec<String>> {
+    let migration = control.migration();
     for endpoint in sides.written() {
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
     // Nothing of an earlier process is under way any more: what the rows say now stays so.
-    source_has_the_newest(source, target, migration).await?;
+    may_remove(control, (source, target), !tables.is_empty()).await?;
     let mut said = false;
     let report = |fault: &Fault| {
         if !said {

@@ -1,8 +1,9 @@
 //! `segue complete`: ask the driver to give the way back up, and show what proves that the source is not needed.
 
 use super::switch::{Steps, refused};
-use super::{fault, order, print, print_json, unreadable};
+use super::{control, fault, order, print, print_json, unreadable};
 use crate::cli::Complete;
+use crate::drive::complete::{self, Life};
 use crate::drive::switch::answer::{CompleteOrder, Completion, Ended};
 use crate::exit::Exit;
 use segue_engine::ports::Outcome;
@@ -38,6 +39,9 @@ fn order(asked: &Complete) -> CompleteOrder {
 }
 
 async fn ask(spec: &Spec, asked: &Complete, json: bool) -> Outcome<Completion> {
+    if let Life::Completed(ended) = complete::life(&control(spec).await?).await? {
+        return Ok(Completion::Already(ended));
+    }
     let mut steps = Steps::new(json);
     let body = json!(order(asked));
     let answer = order::follow(spec, "complete", &body, AFTER, |progress| steps.show(progress)).await;
@@ -67,10 +71,11 @@ fn details(ended: &Ended, removed: &str) -> String {
     };
     let tables: Vec<String> = ended.dropped.iter().map(|table| format!("source: table {table}")).collect();
     format!(
-        "{proofs}{}{}{}",
+        "{proofs}{}{}{}{}",
         list("archived to", &ended.archived),
         list(removed, &ended.removed),
-        list(removed, &tables)
+        list(removed, &tables),
+        list("kept", &ended.kept)
     )
 }
 
@@ -86,6 +91,7 @@ mod tests {
             removed: vec!["source: replication slot segue_m_fwd".into()],
             archived: vec!["/backup/public.t.copy".into()],
             dropped: vec!["public.t".into()],
+            kept: vec!["source: the fence".into()],
         }
     }
 
@@ -95,7 +101,7 @@ mod tests {
             render(&Completion::Completed(ended())),
             "completed: the target owns the writes for good, and there is no way back\n  \
                reads of the source: none for 72 h\n  archived to /backup/public.t.copy\n  \
-               removed source: replication slot segue_m_fwd\n  removed source: table public.t\n"
+               removed source: replication slot segue_m_fwd\n  removed source: table public.t\n  kept source: the fence\n"
         );
     }
 

@@ -1,6 +1,7 @@
 //! Orders to the driver: short ones (pause, resume, throttle), and such as take their time and are followed.
 
 use super::{asker, control, fault, fault_in, print, print_json, unreadable};
+use crate::drive::complete::{self, Life};
 use crate::exit::Exit;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
@@ -62,6 +63,11 @@ pub(crate) async fn follow(
     on_progress: impl FnMut(&Value) + Send,
 ) -> Outcome<Value> {
     let control = control(spec).await?;
+    let life = complete::life(&control).await?;
+    if let Life::Completed(_) = &life {
+        // No driver is left to say so.
+        life.is_open()?;
+    }
     let id = control.ask(verb, arguments, &asker()).await?;
     let heard = tokio::select! {
         heard = hear(&control, id, on_progress) => heard,

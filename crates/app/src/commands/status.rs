@@ -6,6 +6,7 @@ use crate::report::{Rates, RunState, Status, render};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
+use segue_model::stage::Stage;
 use segue_postgres::control::Control;
 use serde_json::Value;
 use std::io::IsTerminal;
@@ -68,7 +69,7 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
         } else {
             let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
             let mut lines = render(&seen.status, rates.unwrap_or_default());
-            if !seen.alive {
+            if !seen.alive && seen.status.stage != Stage::Completed {
                 let age_s = seen.age_ms / 1000;
                 lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));
             }

@@ -16,7 +16,7 @@ impl Story {
             running.kill().await;
             return Ok(None);
         }
-        let ended_well = self.go_back_and_cancel(segue, running).await?;
+        let ended_well = self.complete(segue, running).await?;
         let mut left = Vec::new();
         if !ended_well {
             left.push("a `segue run` that did not end by itself".to_owned());
@@ -33,19 +33,8 @@ impl Story {
         Ok(Some(left))
     }
 
-    /// Gives the migration up, which it takes the source's owning the writes for. Returns whether `run` ended well.
-    async fn go_back_and_cancel(&self, segue: &Segue, running: Running) -> Result<bool, DemoError> {
-        self.narrator.step(10, "Go back once more, give it up, and leave nothing behind");
-        self.narrator.detail("$ segue reverse");
-        segue.hand_over(&["reverse"]).await?;
-        self.narrator.detail("$ segue cancel");
-        segue.quoted("cancel", &["cancel"]).await?;
-        Ok(running.end().await)
-    }
-
     /// Ends the migration on the target for good: what would be done, then doing it. The load has ended before, and
     /// nobody uses the source any longer. Returns whether `run` ended well.
-    #[expect(dead_code, reason = "takes the place of `go_back_and_cancel` once the driver can complete")]
     async fn complete(&self, segue: &Segue, running: Running) -> Result<bool, DemoError> {
         self.narrator.step(10, "Stay: give the way back up, and leave nothing behind");
         self.narrator.detail("$ segue complete --dry-run");

@@ -2,12 +2,15 @@
 //! there is none, run until something ends it.
 
 use super::back::WayBack;
+use super::complete::finish::{finish, publish};
+use super::complete::{Begun, Completer, Life, OVER};
 use super::flow::{self, Flows, PgRun};
 use super::gates::Gates;
 use super::journal::{Journal, Scribe};
 use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
+use super::traffic::Traffic;
 use super::{Driver, contain, guard, plan};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
@@ -22,7 +25,7 @@ use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog, server};
 use segue_postgres::connect::Endpoint;
-use segue_postgres::control::{HEARTBEAT, Lease, shut_out};
+use segue_postgres::control::{Command, HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
 use segue_postgres::health;
 use segue_postgres::leaves;
@@ -51,7 +54,17 @@ struct Ready<'d> {
     switch: Arc<Switch<'d>>,
     service: Service<'d>,
     rollback: Arc<Rollback<'d>>,
+    traffic: Arc<Traffic<'d>>,
+    completer: Completer<'d>,
     scribe: Scribe,
+}
+
+/// Why an attempt was meant to end.
+enum Ended {
+    /// It was told to.
+    Told(String),
+    /// The migration is to be completed, which is in the journal; whoever asked waits for the answer.
+    Completing(Box<(Begun, Command)>),
 }
 
 /// One attempt.
@@ -97,13 +110,22 @@ impl<'d> Attempt<'d> {
     }
 
     async fn run_to_end(&self) -> Outcome<String> {
+        let over = tokio::select! {
+            over = self.past_the_end() => over?,
+            fault = self.keep_lease() => return Err(fault),
+            why = self.driver.told_to_stop() => return Ok(why),
+        };
+        if let Some(over) = over {
+            return Ok(over);
+        }
         let ready = tokio::select! {
             prepared = self.prepare() => prepared?,
             fault = self.keep_lease() => return Err(fault),
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { unguarded, run, flows, back, switch, service, rollback, scribe } = ready;
+        let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
+            ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows) => Err(fault),
             fault = back.run(&flows) => Err(fault),
@@ -111,12 +133,49 @@ impl<'d> Attempt<'d> {
             fault = switch.run() => Err(fault),
             fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
-            ended = service.serve() => ended,
+            never = traffic.run() => match never {},
+            begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
+            ended = service.serve() => ended.map(Ended::Told),
         };
         switch.retreat(ended.as_ref().err()).await;
         // What could not be written now is told by the rows.
         let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
-        ended
+        let (begun, command) = match ended? {
+            Ended::Told(why) => return Ok(why),
+            Ended::Completing(begun) => *begun,
+        };
+        tokio::select! {
+            over = finish((self.driver, self.lease), &begun, Some(command)) => over,
+            fault = self.keep_lease() => Err(fault),
+            why = self.driver.told_to_stop() => Ok(why),
+        }
+    }
+
+    /// A migration that is completed has nothing left to run, and one that is being completed is finished: it has no
+    /// streams any more. `None`: it is neither.
+    async fn past_the_end(&self) -> Outcome<Option<String>> {
+        let Driver { sides, control, .. } = self.driver;
+        let begun = match Life::of(&control.journal(0).await?)? {
+            Life::Open => return Ok(None),
+            Life::Completed(_) => {
+                // The process that wrote the record may not have lived to report it.
+                publish(self.driver, self.lease).await?;
+                return Ok(Some(OVER.to_owned()));
+            }
+            Life::Completing(begun) => begun,
+        };
+        self.driver.begun.store(true, Ordering::Relaxed);
+        try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
+        self.answer_orphans().await?;
+        finish((self.driver, self.lease), &begun, None).await.map(Some)
+    }
+
+    /// What an earlier process took and did not answer, nobody else will.
+    async fn answer_orphans(&self) -> Outcome<()> {
+        let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",
+            "next_step": "see in `segue status` how things are, then ask again" });
+        self.driver.control.answer_orphans(self.lease, &orphaned).await?;
+        Ok(())
     }
 
     /// Runs the stream from the source to the target. As long as the target owns the writes, what ends it for a person is
@@ -208,9 +267,7 @@ impl<'d> Attempt<'d> {
         contain::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
-        let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",
-            "next_step": "see in `segue status` how things are, then ask again" });
-        control.answer_orphans(self.lease, &orphaned).await?;
+        self.answer_orphans().await?;
         let target = sides.target.connect("stream").await?;
         let (catalog, resumed) = tokio::try_join!(plan::plan(spec, sides), self.resume(&target))?;
         match resumed {
@@ -369,6 +426,16 @@ impl<'d> Attempt<'d> {
                 .await?,
         );
         let rollback = Arc::new(Rollback::new((driver, lease), flows.clone(), orders.clone()));
+        let traffic = Arc::new(Traffic::new((driver, lease), flows.clone()));
+        let (completions, to_complete) = mpsc::channel(1);
+        let completer = Completer::new(
+            (driver, lease),
+            flows.clone(),
+            switch.clone(),
+            gates.clone(),
+            traffic.clone(),
+            to_complete,
+        );
         let service = Service {
             driver,
             lease,
@@ -378,11 +445,12 @@ impl<'d> Attempt<'d> {
             gates,
             rollback: rollback.clone(),
             orders,
+            completions,
             warnings: catalog_warnings,
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, scribe })
+        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, completer, scribe })
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) fn restore(driver: &Driver, journal: &[Entry]) {
 
 fn hold(driver: &Driver, why: &str) {
     let mut limits = driver.throttle.limits();
-    limits.paused = Some(format!("{why}; `segue resume` goes on"));
+    (limits.paused, limits.contained) = (Some(format!("{why}; `segue resume` goes on")), true);
     driver.throttle.set(limits);
 }
 

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod back;
+pub(crate) mod complete;
 mod contain;
 mod flow;
 mod gates;
@@ -15,6 +16,7 @@ mod rollback;
 mod screen;
 mod service;
 pub(crate) mod switch;
+mod traffic;
 mod verifying;
 
 pub(crate) use screen::message;

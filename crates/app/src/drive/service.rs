@@ -1,6 +1,7 @@
 //! What the driver does beside copying and following: heartbeat, status, commands, and watching the source's health.
 
 use super::back::{BackState, WayBack};
+use super::complete::fault_json;
 use super::flow::Flows;
 use super::gates::{Comparisons, Gates};
 use super::rollback::{self, Rollback};
@@ -22,6 +23,7 @@ use segue_postgres::control::{Command, Control, Lease};
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 /// How often the heart beats and the status is stored.
@@ -41,6 +43,7 @@ pub(super) struct Service<'d> {
     pub(super) gates: Arc<Mutex<Gates<'d>>>,
     pub(super) rollback: Arc<Rollback<'d>>,
     pub(super) orders: mpsc::Sender<Order>,
+    pub(super) completions: mpsc::Sender<Command>,
     pub(super) warnings: Vec<String>,
     /// Hears what verifications have compared.
     pub(super) comparisons: Comparisons,
@@ -270,6 +273,21 @@ impl Service<'_> {
                 ));
                 continue;
             }
+            if command.verb == "complete" {
+                let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
+                self.driver.record(self.lease, "command", body).await?;
+                // One at a time; its receiver lives as long as the attempt.
+                if let Err(refused) = self.completions.try_send(command) {
+                    let (TrySendError::Full(command) | TrySendError::Closed(command)) = refused;
+                    let busy = Fault::operator(
+                        "SEGUE-BUSY",
+                        "another order to complete is being judged",
+                        "ask again",
+                    );
+                    self.driver.control.answer(self.lease, command.id, &fault_json(&busy)).await?;
+                }
+                continue;
+            }
             if command.verb == "contain" {
                 let (driver, lease) = (self.driver, self.lease);
                 let contained = contain::contain((driver, lease), &self.flows, &self.switch, &command).await;
@@ -366,7 +384,7 @@ impl Service<'_> {
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
             "resume" => {
-                limits.paused = None;
+                (limits.paused, limits.contained) = (None, false);
                 for side in Side::ALL {
                     if let Some(flow) = self.flows.landing_on(side) {
                         flow.verifying.hold(None);
@@ -378,6 +396,7 @@ impl Service<'_> {
                 let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
                 limits = Limits {
                     paused: limits.paused,
+                    contained: limits.contained,
                     held: limits.held,
                     workers_max: number("workers")
                         .and_then(|n| usize::try_from(n).ok())
@@ -389,13 +408,6 @@ impl Service<'_> {
             "stop" => {
                 let why = format!("stopped by {}", command.asked_by);
                 return Ok(Obeyed::End(json!({ "done": "stopped" }), why));
-            }
-            "complete" => {
-                return Err(Fault::operator(
-                    "SEGUE-NOT-YET",
-                    "this build cannot complete a migration yet: nothing was changed",
-                    "keep `segue run` running, the way back stays open; or `segue reverse`, then `segue cancel`",
-                ));
             }
             other => {
                 return Err(Fault::operator(

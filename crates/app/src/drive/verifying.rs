@@ -20,6 +20,7 @@ use segue_postgres::source::PgSource;
 use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{OwnedRwLockReadGuard, watch};
 
@@ -47,6 +48,31 @@ pub(super) struct Verifying {
     tables: Vec<Arc<Table>>,
     /// Why live verification has ended, if it has.
     ended: Arc<OnceLock<String>>,
+    runs: Arc<Runs>,
+}
+
+/// Comparisons that were asked for, since the attempt began: whoever counts reads of the tables leaves them out.
+#[derive(Default)]
+struct Runs {
+    begun: AtomicU64,
+    running: AtomicU64,
+}
+
+/// One of them, for as long as it runs.
+struct Running(Arc<Runs>);
+
+impl Running {
+    fn begin(runs: &Arc<Runs>) -> Running {
+        runs.running.fetch_add(1, Ordering::SeqCst);
+        runs.begun.fetch_add(1, Ordering::SeqCst);
+        Running(runs.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Verifying {
@@ -76,7 +102,7 @@ impl Verifying {
         let rate = if driver.spec.verify.live { driver.spec.verify.live_keys_per_second_max } else { 0 };
         let (recent, by_id) = (handles.live.clone(), handles.tables.clone());
         let live = Arc::new(Live::new(parts.clone(), handles.live, handles.tables, rate));
-        Ok(Verifying { parts, live, recent, by_id, tables, ended: Arc::default() })
+        Ok(Verifying { parts, live, recent, by_id, tables, ended: Arc::default(), runs: Arc::default() })
     }
 
     /// Compares rows that were just applied, for ever. A fault of the comparison is no fault of the migration.
@@ -125,8 +151,14 @@ impl Verifying {
         self.parts.passage.in_one_piece(&self.tables).await
     }
 
+    /// How many comparisons were begun on order, and whether one runs.
+    pub(super) fn runs(&self) -> (u64, bool) {
+        (self.runs.begun.load(Ordering::SeqCst), self.runs.running.load(Ordering::SeqCst) > 0)
+    }
+
     /// Compares, while nobody writes, what has never been at rest.
     pub(super) async fn compare_at_rest(&self) -> Outcome<AtRest> {
+        let _running = Running::begin(&self.runs);
         self.parts.compare_at_rest(&self.by_id, &self.recent).await
     }
 
@@ -136,6 +168,7 @@ impl Verifying {
         order: &VerifyOrder,
         report: &watch::Sender<Report>,
     ) -> Outcome<Report> {
+        let _running = Running::begin(&self.runs);
         // A table keeps its names whichever side owns the writes.
         let is = |t: &Table, name: &String| t.source.to_string() == *name || t.target.to_string() == *name;
         let wanted = |t: &&Arc<Table>| order.tables.is_empty() || order.tables.iter().any(|name| is(t, name));

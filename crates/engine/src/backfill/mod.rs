@@ -128,8 +128,12 @@ async fn worker<S: Source, T: Target>(
             continue;
         };
         crate::killpoint::pass("region.marked");
-        let copied = copy_region(&shared, &mut reader, &mut writer, task, id, &extent)
+        let copy = copy_region(&shared, &mut reader, &mut writer, task, id, &extent);
+        let copied = shared
+            .throttle
+            .unless_contained(copy)
             .await
+            .flatten()
             .map_err(|f| f.during(format_args!("copying {}", task.table.source)))?;
         let Some(copied) = copied else { continue };
         task.steer(&copied, shared.region_target);

@@ -103,7 +103,9 @@ impl<A: Applier> Writer<A> {
             self.throttle.running(&self.progress).await;
             self.unseen.applying(ready.batch.xids.iter().copied());
             let began = Instant::now();
-            let (changes, durability) = self.write(&mut ready, &mut queue).await?;
+            let throttle = self.throttle.clone();
+            let (changes, durability) =
+                throttle.unless_contained(self.write(&mut ready, &mut queue)).await.flatten()?;
             let batch = ready.batch;
             self.position = batch.checkpoint.position;
             let (transactions, took_ms) = (batch.committed_at_us.len(), began.elapsed().as_millis());

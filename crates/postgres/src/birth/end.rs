@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 /// Tables of the schema `segue` whose rows belong to one migration.
-const TABLES: &[&str] = &[
+pub(super) const TABLES: &[&str] = &[
     "lease",
     "heartbeat",
     "signal",
@@ -30,6 +30,7 @@ const TABLES: &[&str] = &[
     "owner",
     "autovacuum",
     "guarded",
+    "traffic",
     "token",
 ];
 
@@ -95,7 +96,23 @@ pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority
     Ok(())
 }
 
-async fn remove(
+/// Takes the guard against DDL away, and tells `report` as long as somebody's lock is in the way. Returns whether there
+/// was any.
+pub(super) async fn unguard(
+    client: &Client,
+    migration: &str,
+    report: &mut impl FnMut(&Fault),
+) -> Outcome<bool> {
+    loop {
+        match ddl_guard::remove(client, migration).await {
+            Err(fault) if fault.code == "SEGUE-LOCKED" => report(&fault),
+            removed => return removed,
+        }
+    }
+}
+
+/// Everything of `migration` that is no row of the schema `segue`, on one side.
+pub(super) async fn remove(
     client: &Client,
     migration: &str,
     side: &str,
@@ -103,14 +120,7 @@ async fn remove(
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
     // First: nothing of what follows is to be refused by it.
-    let guarded = loop {
-        match ddl_guard::remove(client, migration).await {
-            Ok(guarded) => break guarded,
-            Err(fault) if fault.code == "SEGUE-LOCKED" => report(&fault),
-            Err(fault) => return Err(fault),
-        }
-    };
-    if guarded {
+    if unguard(client, migration, report).await? {
         done.push(format!("{side}: guard against DDL"));
     }
     // With bounded locks, table by table: dropping the schema would take the triggers along, and wait for all readers
@@ -126,6 +136,13 @@ async fn remove(
         let tables = if count == 1 { "table" } else { "tables" };
         done.extend((count > 0).then(|| format!("{side}: {what} of {count} {tables}")));
     }
+    done.extend(remove_streams(client, migration, side).await?);
+    Ok(done)
+}
+
+/// Slots, publications and origins.
+pub(super) async fn remove_streams(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
+    let mut done = Vec::new();
     for direction in [Direction::Forward, Direction::Reverse] {
         let name = stream_name(migration, direction)?;
         if drop_slot(client, &name).await? {

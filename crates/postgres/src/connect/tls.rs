@@ -12,6 +12,7 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_postgres::config::SslMode;
@@ -34,6 +35,18 @@ pub enum TlsMode {
 }
 
 impl TlsMode {
+    /// As libpq calls it.
+    fn name(self) -> &'static str {
+        match self {
+            TlsMode::Disable => "disable",
+            TlsMode::Allow => "allow",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        }
+    }
+
     pub(super) fn parse(text: &str) -> Outcome<TlsMode> {
         Ok(match text {
             "disable" => TlsMode::Disable,
@@ -102,6 +115,21 @@ impl Tls {
             None => TlsMode::Prefer,
         };
         Ok(Tls { mode, root, identity })
+    }
+
+    /// The same for a program that uses libpq: the parameters of its environment.
+    pub(super) fn libpq(&self) -> Vec<(&'static str, OsString)> {
+        let mut set = vec![("PGSSLMODE", self.mode.name().into())];
+        match &self.root {
+            Some(RootCertificates::System) => set.push(("PGSSLROOTCERT", "system".into())),
+            Some(RootCertificates::File(path)) => set.push(("PGSSLROOTCERT", path.clone().into())),
+            None => {}
+        }
+        if let Some((certificate, key)) = &self.identity {
+            set.push(("PGSSLCERT", certificate.clone().into()));
+            set.push(("PGSSLKEY", key.clone().into()));
+        }
+        set
     }
 
     /// The mode in effect.

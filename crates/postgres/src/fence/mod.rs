@@ -33,7 +33,7 @@ mod sql;
 
 pub use blockers::blockers;
 pub use ownership::{Answer, Row, row};
-pub use prepare::{Removed, Role, bypasses, prepare, remove};
+pub use prepare::{Removed, Role, bypasses, prepare, remove, retire};
 pub(crate) use sql::DDL;
 
 use crate::birth::{Blocker, Direction, enter};

@@ -192,11 +192,29 @@ pub async fn remove(client: &Client, migration: &str, done: &mut Removed) -> Out
         done.fences += 1;
     }
     let function = quote_ident(&format!("fence_{migration}"));
+    let [refused, refused_at] =
+        ["refused", "refused_at"].map(|what| quote_ident(&format!("{what}_{migration}")));
     let sql = format!(
-        "DROP FUNCTION IF EXISTS segue.{function}(); DELETE FROM segue.owner WHERE migration = {}",
+        "DROP FUNCTION IF EXISTS segue.{function}(); DROP SEQUENCE IF EXISTS segue.{refused}, segue.{refused_at}; \
+         DELETE FROM segue.owner WHERE migration = {}",
         quote_literal(migration)
     );
     without_token(client, &sql, &[]).await
+}
+
+/// Closes the fence of a side for good: its tables go on refusing writes, and say that the migration is completed. Can be
+/// repeated; where no fence is, nothing is done. Autovacuum's settings are put back. Returns how many tables carry it.
+pub async fn retire(client: &Client, migration: &str) -> Outcome<usize> {
+    let failed = |e| fault_of(&e).during("closing the fence for good");
+    let there = "SELECT to_regprocedure(format('segue.%I()', 'fence_' || $1)) IS NOT NULL";
+    if !client.query_one(there, &[&migration]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    autovacuum::put_back(client, migration).await?;
+    client.execute("SELECT segue.retire_fence($1)", &[&migration]).await.map_err(failed)?;
+    let carriers = "SELECT count(*) FROM segue.fence_carriers($1)";
+    let count: i64 = client.query_one(carriers, &[&migration]).await.map_err(failed)?.get(0);
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// As [`bounded`], for an end at which the token may be gone already.

@@ -91,6 +91,8 @@ BEGIN
     ELSE
         found_state := 'follower';
     END IF;
+    -- sequences are not rolled back with the statement: so many were refused, and the last one now
+    PERFORM nextval(to_regclass(%7$L)), setval(to_regclass(%8$L), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     why := CASE found_state
         WHEN 'fenced' THEN 'writes are just being moved'
         WHEN 'handed_over' THEN 'writes have been moved away from this database'
@@ -101,7 +103,7 @@ BEGIN
               SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, CONSTRAINT = %6$L;
 END $body$, _migration, _deadline, _epoch, _attempt,
         'The owner of migration ' || _migration || ' is elsewhere, or will be in a moment: write to ' || elsewhere || '.',
-        'segue:' || _migration));
+        'segue:' || _migration, format('segue.%I', 'refused_' || _migration), format('segue.%I', 'refused_at_' || _migration)));
 END $write$;
 
 -- locks every table that carries the fence against writers, and checks that all of _tables, and all that is below them, do.
@@ -297,11 +299,29 @@ DECLARE o segue.owner;
 BEGIN
     INSERT INTO segue.owner AS w (migration, state, epoch, elsewhere) VALUES (_migration, _state, _epoch, _elsewhere)
         ON CONFLICT (migration) DO UPDATE SET elsewhere = excluded.elsewhere RETURNING * INTO o;
+    EXECUTE format('CREATE SEQUENCE IF NOT EXISTS segue.%I', 'refused_' || _migration);
+    EXECUTE format('CREATE SEQUENCE IF NOT EXISTS segue.%I', 'refused_at_' || _migration);
     IF to_regprocedure(format('segue.%I()', 'fence_' || _migration)) IS NULL THEN
         PERFORM segue.write_fence(_migration, o.epoch, o.attempt,
             CASE WHEN o.state = 'follower' THEN 'infinity'::timestamptz ELSE '-infinity' END);
     END IF;
 END $$;
+
+-- closes a side for good: whatever its row says, or is gone, its tables take no writes, and tell why
+CREATE OR REPLACE FUNCTION segue.retire_fence(_migration text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $retire$
+DECLARE elsewhere text;
+BEGIN
+    SELECT o.elsewhere INTO elsewhere FROM segue.owner o WHERE o.migration = _migration;
+    EXECUTE format('CREATE OR REPLACE FUNCTION segue.%I() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+        SET search_path = pg_catalog AS %L', 'fence_' || _migration, format($body$
+BEGIN
+    RAISE EXCEPTION 'segue: migration %% is completed, and %%.%% here is a copy that nobody follows',
+            %1$L, TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = '25006', HINT = %2$L, SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, CONSTRAINT = %3$L;
+END $body$, _migration, 'The owner of migration ' || _migration || ' is elsewhere for good: write to ' ||
+        coalesce(elsewhere, 'the migration''s target') || '.', 'segue:' || _migration));
+END $retire$;
 
 -- gives one table its trigger: at rest where this side owns the writes, closed where it does not
 CREATE OR REPLACE FUNCTION segue.add_fence(_migration text, _relation oid)

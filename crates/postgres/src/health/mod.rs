@@ -55,7 +55,7 @@ pub async fn old_trouble(client: &Client) -> Outcome<Vec<String>> {
 }
 
 /// What to grant, if this role cannot see what other roles' sessions do.
-async fn blindness(client: &Client) -> Outcome<Option<String>> {
+pub async fn blindness(client: &Client) -> Outcome<Option<String>> {
     let sql = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), quote_ident(current_user)";
     let row = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
     let (sees, role): (bool, &str) = (row.get(0), row.get(1));

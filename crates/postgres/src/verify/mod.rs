@@ -203,6 +203,11 @@ fn full_row(row: &SimpleQueryRow, columns: std::ops::Range<usize>) -> Outcome<Ro
 }
 
 impl PgComparable {
+    /// The hash that digests are sums of, as SQL over the bytes of a row, `i`.
+    pub fn hash(&self) -> String {
+        self.forms.values().next().map_or_else(String::new, |form| form.hash.of("i"))
+    }
+
     fn form(&self, table: &Table) -> Outcome<&TableForm> {
         let unknown = || {
             Fault::bug(

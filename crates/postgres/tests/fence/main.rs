@@ -12,4 +12,5 @@ mod opened;
 mod ownership;
 mod refused;
 mod removed;
+mod traffic;
 mod world;

@@ -36,8 +36,25 @@ const MOVED: &[(Exit, &str)] = &[
     (Exit::GateRefused, "gates are red; nothing was changed, and each is printed with the next step"),
 ];
 const DRIVEN: &[&str] = &["SEGUE-NO-DRIVER", "SEGUE-NEVER-RUN", "SEGUE-VERB"];
-const FOLLOWED: &[&str] =
-    &["SEGUE-NO-DRIVER", "SEGUE-DRIVER-DIED", "SEGUE-NO-ANSWER", "SEGUE-NOT-AWAITED", "SEGUE-VERB"];
+const FOLLOWED: &[&str] = &[
+    "SEGUE-NO-DRIVER",
+    "SEGUE-DRIVER-DIED",
+    "SEGUE-NO-ANSWER",
+    "SEGUE-NOT-AWAITED",
+    "SEGUE-COMPLETED",
+    "SEGUE-COMPLETING",
+    "SEGUE-VERB",
+];
+
+/// Of the order that ends a migration: it is followed, and may meet what keeps the source's tables.
+const ENDING: &[&str] = &[
+    "SEGUE-NO-DRIVER",
+    "SEGUE-DRIVER-DIED",
+    "SEGUE-NO-ANSWER",
+    "SEGUE-NOT-AWAITED",
+    "SEGUE-COMPLETING",
+    "SEGUE-VERB",
+];
 
 /// One line for each command.
 pub(super) const FACTS: &[Facts] = &[
@@ -119,7 +136,7 @@ pub(super) const FACTS: &[Facts] = &[
                 "the source cannot be done without yet; nothing was changed, and each reason is printed",
             ),
         ],
-        faults: &["SEGUE-NOT-YET"],
+        faults: ENDING,
         objects: objects::complete,
     },
     Facts {

@@ -22,9 +22,24 @@ pub(super) const FAULTS: &[Known] = &[
         "use one version of segue for the command and for `segue run`; what was asked was carried out all the same",
     ),
     known(
+        "SEGUE-ARCHIVE",
+        "the archive of the source's tables cannot be written",
+        "do what the message says, then `segue run`: nothing of the source is removed before the archive is complete",
+    ),
+    known(
         "SEGUE-CHECKPOINT-BEHIND",
         "the side that is written to was restored to an older state: changes in between are gone",
         "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
+    ),
+    known(
+        "SEGUE-COMPLETED",
+        "the migration is completed, so that writes cannot be moved any more",
+        "nothing is left to be done; to move the tables again, begin another migration",
+    ),
+    known(
+        "SEGUE-COMPLETING",
+        "the migration is being completed, and only goes forward",
+        "`segue run` finishes it",
     ),
     known(
         "SEGUE-CONNECTION",
@@ -45,6 +60,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-DRIVER-DIED",
         "the driver that took the order died before it answered",
         "`segue status` says what became of it; then ask again",
+    ),
+    known(
+        "SEGUE-DROP-SOURCE",
+        "the source's tables cannot be dropped",
+        "see what depends on them, or who owns them; then `segue run` goes on",
     ),
     known(
         "SEGUE-FAILED",
@@ -99,11 +119,15 @@ pub(super) const FAULTS: &[Known] = &[
         "empty it, if nobody needs them",
     ),
     known("SEGUE-NOT-FOLLOWING", "not everything is copied yet", "`segue wait following`, then ask again"),
-    known("SEGUE-NOT-YET", "this build cannot do that yet; nothing was changed", "what the message says"),
     known(
         "SEGUE-NOTHING-FILLED",
         "the migration has never filled a table, so there is none to drop",
         "`segue cancel` without --drop-target-tables",
+    ),
+    known(
+        "SEGUE-PG-DUMP",
+        "no pg_dump of the source's version, or later, is on the machine of `segue run`",
+        "install the client programs of that version there, or complete without --archive",
     ),
     known(
         "SEGUE-PLAN",

@@ -358,17 +358,22 @@ pub(super) fn reverse() -> Vec<Object> {
 }
 
 pub(super) fn complete() -> Vec<Object> {
-    let proof = Proof { question: "statements on the source's tables".into(), found: "none for 72 h".into() };
+    let proof = Proof {
+        question: "reads of the source's tables".into(),
+        found: "none since 72h ago at least".into(),
+    };
     let ended = Ended {
         proofs: vec![proof],
         removed: vec!["source: publication segue_orders_move_fwd".into()],
-        archived: vec!["/backup/orders/public.orders.copy".into()],
-        dropped: vec!["public.orders".into()],
+        archived: vec!["/backup/orders/orders-move-source.dump".into()],
+        dropped: Vec::new(),
+        kept: vec!["source: the tables with their rows, as they were at the end".into()],
     };
     let blocked = Blocked {
-        gate: "unused".into(),
-        why: "public.orders was read on the source 12 min ago, by report".into(),
-        next: "move that reader to the target".into(),
+        gate: "sessions".into(),
+        why: "12min ago: the last statement of report (psql) at 10.0.0.7, process 4242 names public.orders"
+            .into(),
+        next: "point that client at the target, or end its session".into(),
         may_be_overridden: false,
     };
     let refused = json!(Completion::Refused { blockers: vec![blocked] });
@@ -380,6 +385,7 @@ pub(super) fn complete() -> Vec<Object> {
         ("removed", "Segue's own objects that are gone; with --dry-run, that would go"),
         ("archived", "files that the source's rows were written to"),
         ("dropped", "the source's tables that are gone; with --dry-run, that would go"),
+        ("kept", "what stays, and how it goes"),
     ];
     vec![
         shown("With exit code 0:", json!(Completion::Completed(ended)), fields),

@@ -250,6 +250,8 @@ pub(crate) struct Ended {
     pub(crate) archived: Vec<String>,
     /// The source's tables that are gone.
     pub(crate) dropped: Vec<String>,
+    /// What stays, and how it goes.
+    pub(crate) kept: Vec<String>,
 }
 
 /// Something that was looked at before the way back was given up.

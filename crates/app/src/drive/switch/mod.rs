@@ -35,7 +35,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use walk::Walk;
 
@@ -86,6 +86,8 @@ pub(super) struct Switch<'d> {
     given_up: watch::Sender<Option<String>>,
     /// A hand-over is under way.
     under_way: AtomicBool,
+    /// Held while anything is done about who owns the writes.
+    turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
     fenced: watch::Sender<Option<Side>>,
 }
@@ -126,6 +128,7 @@ impl<'d> Switch<'d> {
             paired,
             given_up,
             under_way,
+            turn: Mutex::default(),
             fenced,
         })
     }
@@ -151,7 +154,10 @@ impl<'d> Switch<'d> {
     /// Completes or undoes what it finds, then carries out one order after the other. Ends with a fault.
     pub(super) async fn run(&self) -> Fault {
         let run = async {
-            self.tidy().await?;
+            {
+                let _turn = self.turn.lock().await;
+                self.tidy().await?;
+            }
             let mut orders = self.orders.lock().await;
             loop {
                 let Some(order) = orders.recv().await else {
@@ -209,8 +215,19 @@ impl<'d> Switch<'d> {
         was
     }
 
+    /// Nothing is handed over as long as the guard lives. Waits until what is under way is over.
+    pub(super) async fn at_rest(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Both ownership rows, read now.
+    pub(super) async fn rows(&self) -> Outcome<Rows> {
+        Rows::read(&self.source, &self.target).await
+    }
+
     async fn carry_out(&self, order: Order) -> Outcome<()> {
         let Order { asked, overrides, by, progress, answer } = order;
+        let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
         let done = self.obey(asked, overrides, &by, progress).await;

@@ -53,7 +53,7 @@ impl Rows {
     }
 
     /// What they say together.
-    pub(super) fn situation(&self) -> Situation {
+    pub(crate) fn situation(&self) -> Situation {
         situation(self.seen(Side::Source), self.seen(Side::Target))
     }
 

@@ -1,0 +1,259 @@
+//! The archive of the source's tables: a dump by `pg_dump`, and a manifest that says what has to be in it.
+//!
+//! Both are written beside their names and renamed when they are durable, the manifest last: with it the archive is
+//! complete. The password travels in the environment, never in arguments. The dump holds the fence's triggers, as it
+//! holds everything of the tables; the list beside it is for a restore without them (`pg_restore -L`).
+
+use super::Begun;
+use crate::drive::{Driver, plan};
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_engine::progress::now_us;
+use segue_engine::verify::ports::{Comparable, Digest};
+use segue_model::name::QualifiedName;
+use segue_model::region::Extent;
+use segue_model::sqltext::quote_ident;
+use segue_model::table::Table;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::traffic;
+use segue_postgres::verify::{PgComparable, PgSides};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use tokio::process::Command;
+use tokio_postgres::Client;
+
+/// `pg_dump` waits for a lock no longer than this.
+const LOCK_WAIT_MS: u32 = 30_000;
+/// Of what a program says when it fails, as much is shown.
+const SAID_CHARS_MAX: usize = 600;
+
+/// The files of an archive, in the order in which they are finished.
+pub(super) fn files(directory: &Path, migration: &str) -> Vec<String> {
+    let name = |end: &str| directory.join(format!("{migration}-{end}")).display().to_string();
+    vec![name("source.dump"), name("source.list"), name("manifest.json")]
+}
+
+/// Whether an archive can be written to `directory`: the program that would do it.
+pub(super) async fn check(source: &Client, directory: &Path, migration: &str) -> Outcome<String> {
+    let tool = pg_dump(source).await?;
+    let next = "name another directory, on the machine of `segue run`";
+    let refused = |what: String| Fault::operator("SEGUE-ARCHIVE", what, next);
+    let shown = directory.display();
+    if !directory.is_absolute() {
+        return Err(refused(format!("{shown} is not an absolute path")));
+    }
+    if !directory.is_dir() {
+        return Err(refused(format!("{shown} is no directory here")));
+    }
+    if let Some(there) = files(directory, migration).iter().find(|file| Path::new(file).exists()) {
+        return Err(refused(format!("{there} is there already, and is not written over")));
+    }
+    // The only way to know.
+    let probe = tempfile::Builder::new().prefix(".segue").tempfile_in(directory);
+    probe.map_err(|e| refused(format!("nothing can be written to {shown}: {e}")))?;
+    Ok(format!("{} (PostgreSQL {})", tool.path.display(), tool.major))
+}
+
+struct Tool {
+    path: PathBuf,
+    major: u32,
+}
+
+/// A `pg_dump` that is no older than the server: in the path, beside the server if it is here, or where packages put it.
+async fn pg_dump(source: &Client) -> Outcome<Tool> {
+    let row = source.query_one("SELECT current_setting('server_version_num')::int / 10000", &[]).await;
+    let wanted: i32 = row.map_err(|e| segue_postgres::error::fault_of(&e))?.get(0);
+    let wanted = u32::try_from(wanted).unwrap_or(0);
+    let mut found = Vec::new();
+    for directory in directories(source).await {
+        let path = directory.join("pg_dump");
+        let beside = path.is_file() && directory.join("pg_restore").is_file();
+        if let Some(major) = if beside { version(&path).await } else { None } {
+            if major >= wanted {
+                return Ok(Tool { path, major });
+            }
+            found.push(format!("{} is of PostgreSQL {major}", path.display()));
+        }
+    }
+    let found = if found.is_empty() { "there is none here".to_owned() } else { found.join(", ") };
+    Err(Fault::operator(
+        "SEGUE-PG-DUMP",
+        format!("the archive needs pg_dump and pg_restore of PostgreSQL {wanted} or later: {found}"),
+        "install the client programs of that version on the machine of `segue run`, or complete without --archive",
+    ))
+}
+
+async fn directories(source: &Client) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    // Of another machine it says nothing useful; whoever may not ask has no server here.
+    let sql = "SELECT setting FROM pg_config WHERE name = 'BINDIR'";
+    if let Ok(Some(row)) = source.query_opt(sql, &[]).await {
+        all.push(PathBuf::from(row.get::<_, String>(0)));
+    }
+    let packaged = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut packaged: Vec<PathBuf> = packaged.map(|entry| entry.path().join("bin")).collect();
+    packaged.sort();
+    all.extend(packaged);
+    all
+}
+
+/// The major version of a program; `None` if it cannot be run.
+async fn version(program: &Path) -> Option<u32> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // `pg_dump (PostgreSQL) 15.8 (Debian …)`, `pg_dump (PostgreSQL) 18beta1`
+    let number = text.split_once("(PostgreSQL) ")?.1;
+    number.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// Writes the archive, from nothing or from whatever an earlier process has left of it. Returns its files.
+pub(super) async fn write(driver: &Driver, begun: &Begun, directory: &Path) -> Outcome<Vec<String>> {
+    let migration = driver.spec.name.as_str();
+    let names = files(directory, migration);
+    let source = driver.sides.source.connect("archive").await?;
+    let tool = pg_dump(&source).await?;
+    let all = traffic::relations(&source, &begun.names()?).await?;
+    let [dump, list, manifest] = [0, 1, 2].map(|at| Path::new(&names[at]));
+    for name in &names {
+        // Not complete, or not recorded: made anew.
+        match fs::remove_file(partial(Path::new(name))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(unwritten(Path::new(name), &error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    dump_tables(&tool, &driver.sides.source, &all, &partial(dump)).await?;
+    let listed = without_fences(&tool, &partial(dump), migration).await?;
+    written(&partial(list), listed.as_bytes())?;
+    let described = describe(driver, &source, &tool).await?;
+    let text = serde_json::to_string_pretty(&described)
+        .map_err(|e| Fault::bug("SEGUE-ARCHIVE", format!("the manifest cannot be written: {e}")))?;
+    written(&partial(manifest), text.as_bytes())?;
+    for name in [dump, list, manifest] {
+        durable(&partial(name)).map_err(|e| unwritten(name, &e))?;
+        fs::rename(partial(name), name).map_err(|e| unwritten(name, &e))?;
+    }
+    durable(directory).map_err(|e| unwritten(directory, &e))?;
+    Ok(names)
+}
+
+fn partial(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+fn durable(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+fn written(path: &Path, content: &[u8]) -> Outcome<()> {
+    fs::write(path, content).map_err(|e| unwritten(path, &e))
+}
+
+fn unwritten(path: &Path, error: &io::Error) -> Fault {
+    let what = format!("the archive cannot be written to {}: {error}", path.display());
+    Fault::operator(
+        "SEGUE-ARCHIVE",
+        what,
+        "make room, or mend the directory; then `segue run` goes on completing",
+    )
+}
+
+/// A program of PostgreSQL's, with nothing of our own environment that would lead it elsewhere.
+fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn dump_tables(tool: &Tool, source: &Endpoint, tables: &[QualifiedName], file: &Path) -> Outcome<()> {
+    let mut command = program(&tool.path);
+    command.envs(source.libpq()).env("PGAPPNAME", "segue archive");
+    command.args(["--format=custom", "--no-password", &format!("--lock-wait-timeout={LOCK_WAIT_MS}")]);
+    command.arg("--file").arg(file);
+    for table in tables {
+        // Both parts quoted: no part of a name is a pattern.
+        command.arg(format!("--table={}.{}", quote_ident(&table.schema), quote_ident(&table.name)));
+    }
+    run(command, "pg_dump").await.map(drop)
+}
+
+/// The dump's table of contents, but for the triggers of fences, whose function is not in it.
+async fn without_fences(tool: &Tool, dump: &Path, migration: &str) -> Outcome<String> {
+    let mut command = program(&tool.path.with_file_name("pg_restore"));
+    command.arg("--list").arg(dump);
+    let listed = run(command, "pg_restore --list").await?;
+    let trigger = format!(" segue_fence_{migration} ");
+    let kept = listed.lines().filter(|line| !(line.contains(" TRIGGER ") && line.contains(&trigger)));
+    Ok(kept.map(|line| format!("{line}\n")).collect())
+}
+
+async fn run(mut command: Command, name: &str) -> Outcome<String> {
+    let failed = |what: String| {
+        let next = "see what it says; `segue run` goes on completing, with the archive first";
+        Fault::operator("SEGUE-ARCHIVE", format!("{name} has failed: {what}"), next)
+    };
+    let output = command.output().await.map_err(|e| failed(e.to_string()))?;
+    if !output.status.success() {
+        let said: String = String::from_utf8_lossy(&output.stderr).chars().take(SAID_CHARS_MAX).collect();
+        return Err(failed(said.trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What is in the tables, by the same digests that have compared them with the target's.
+async fn describe(driver: &Driver, source: &Client, tool: &Tool) -> Outcome<Value> {
+    let Driver { spec, sides, .. } = driver;
+    let catalog = plan::plan(spec, sides).await?;
+    let tables: Vec<Arc<Table>> = catalog.tables.into_iter().map(Arc::new).collect();
+    let both = PgSides::open(&sides.source, &sides.target, &tables).await?;
+    let mut described = Vec::new();
+    for table in &tables {
+        let digest = digest(&both.source, table, spec.verify.range_rows).await?;
+        let columns: Vec<&str> = table.columns.iter().map(|c| c.source.as_str()).collect();
+        described.push(json!({ "table": table.source.to_string(), "rows": digest.rows,
+            "digest": digest.sum.to_string(), "bytes": digest.bytes, "columns": columns }));
+    }
+    let sql = "SELECT current_setting('server_version'), pg_current_wal_lsn()::text,
+            (SELECT s.position::text FROM segue.stream s WHERE s.migration = $1 AND s.direction = 'reverse')";
+    let row = source.query_one(sql, &[&spec.name.as_str()]).await;
+    let row = row.map_err(|e| segue_postgres::error::fault_of(&e))?;
+    Ok(json!({ "version": 1, "migration": spec.name.as_str(), "at_us": now_us(),
+        "server": row.get::<_, String>(0), "source_position": row.get::<_, String>(1),
+        "target_position": row.get::<_, Option<String>>(2), "pg_dump": tool.major,
+        "hash": both.source.hash(), "tables": described }))
+}
+
+/// The digest of all rows, read in bounded ranges.
+async fn digest(side: &PgComparable, table: &Table, rows: u64) -> Outcome<Digest> {
+    let mut all = Digest::default();
+    let mut lower = None;
+    loop {
+        let rest = Extent::Range { lower: lower.clone(), upper: None };
+        let upper = match table.key() {
+            Some(_) => side.bound_after(table, &rest, rows).await?,
+            None => None,
+        };
+        let found = side.digest(table, &Extent::Range { lower, upper: upper.clone() }).await?;
+        all.rows += found.rows;
+        all.sum += found.sum;
+        all.bytes += found.bytes;
+        if upper.is_none() {
+            return Ok(all);
+        }
+        lower = upper;
+    }
+}
