@@ -125,6 +125,11 @@ impl Verifying {
         self.parts.passage.in_one_piece(&self.tables).await
     }
 
+    /// Has ready what [`Verifying::compare_at_rest`] needs, before anybody waits for it.
+    pub(super) async fn be_ready(&self) -> Outcome<()> {
+        tokio::try_join!(self.parts.owner.be_ready(), self.parts.other.be_ready()).map(drop)
+    }
+
     /// Compares, while nobody writes, what has never been at rest.
     pub(super) async fn compare_at_rest(&self) -> Outcome<AtRest> {
         self.parts.compare_at_rest(&self.by_id, &self.recent).await

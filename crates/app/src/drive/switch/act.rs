@@ -126,6 +126,7 @@ impl Switch<'_> {
         }
         let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
         let sequences = Sequences::pair(&on_old, &on_new, &tables, direction_to(new)).await?;
+        flow.verifying.be_ready().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -137,7 +138,8 @@ impl Switch<'_> {
         walk.leftover = true;
         let tries = FENCE_TRIES_MS.len();
         let for_writers = Duration::from_millis(FENCE_TRIES_MS[(walk.blocked as usize).min(tries - 1)]);
-        let lock = for_writers + Duration::from_millis((self.flows.forward.tables.len() / LOCKS_PER_MS) as u64);
+        let lock =
+            for_writers + Duration::from_millis((self.flows.forward.tables.len() / LOCKS_PER_MS) as u64);
         let answer = match self.side(turn.from).fence_within(turn.fence, attempt, lock).await {
             // A table came since it was armed. Nothing was changed.
             Err(fault) if fault.code == "SEGUE-NOT-FENCED" => return Ok(not_now(fault.what)),
