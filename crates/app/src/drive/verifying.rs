@@ -156,6 +156,11 @@ impl Verifying {
         (self.runs.begun.load(Ordering::SeqCst), self.runs.running.load(Ordering::SeqCst) > 0)
     }
 
+    /// Has ready what [`Verifying::compare_at_rest`] needs, before anybody waits for it.
+    pub(super) async fn be_ready(&self) -> Outcome<()> {
+        tokio::try_join!(self.parts.owner.be_ready(), self.parts.other.be_ready()).map(drop)
+    }
+
     /// Compares, while nobody writes, what has never been at rest.
     pub(super) async fn compare_at_rest(&self) -> Outcome<AtRest> {
         let _running = Running::begin(&self.runs);

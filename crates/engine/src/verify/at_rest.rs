@@ -7,6 +7,7 @@ use super::Parts;
 use super::live::LiveQueue;
 use super::ports::{Comparable, Item, Passage, RangeCounts, Repairer, Store};
 use crate::ports::Outcome;
+use futures_util::future::try_join_all;
 use segue_model::divergence::Divergence;
 use segue_model::table::{Table, TableId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,19 +74,25 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         for (table, keys) in recent.take(RECENT_MAX) {
             rows.entry(table).or_default().extend(keys.into_iter().map(Item::Key));
         }
-        let mut found = AtRest::default();
-        for (id, items) in rows {
-            let Some(table) = tables.get(&id).filter(|_| !items.is_empty()) else { continue };
+        // Of all tables at once, as far as each side has sessions for it: writers wait meanwhile.
+        let read = rows.into_iter().filter_map(|(id, items)| {
+            let table = tables.get(&id).filter(|_| !items.is_empty())?;
             let items: Vec<Item> = items.into_iter().collect();
-            let (owner, other) =
-                tokio::try_join!(self.owner.read(table, &items), self.other.read(table, &items))?;
+            Some(async move {
+                let (owner, other) =
+                    tokio::try_join!(self.owner.read(table, &items), self.other.read(table, &items))?;
+                Ok((table, items, owner, other))
+            })
+        });
+        let mut found = AtRest::default();
+        for (table, items, owner, other) in try_join_all(read).await? {
             let (mut unequal, mut equal) = (Vec::new(), Vec::new());
             for (item, (owner, other)) in items.into_iter().zip(owner.iter().zip(&other)) {
                 let which = if owner.same(other) { &mut equal } else { &mut unequal };
                 which.push(item);
             }
             found.compared += (equal.len() + unequal.len()) as u64;
-            self.unsettled.settled(id, &equal, &[]);
+            self.unsettled.settled(table.id, &equal, &[]);
             let settled = self.settle(table, unequal, false, &mut RangeCounts::default()).await?;
             let divergences: Vec<Divergence> = settled.divergent.into_iter().map(|(_, d)| d).collect();
             if !divergences.is_empty() {

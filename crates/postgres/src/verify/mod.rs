@@ -11,6 +11,7 @@ use crate::connect::Endpoint;
 use crate::copy::Side;
 use crate::error::fault_of;
 use form::{HashForm, TableForm, name_on};
+use futures_util::future::try_join_all;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_engine::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Reading};
@@ -233,6 +234,13 @@ impl PgComparable {
         let messages = client.simple_query(statement).await.map_err(|e| fault_of(&e))?;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
         Ok(messages)
+    }
+
+    /// Opens sessions beforehand, so that none of the tables waits for one when all are read at once.
+    pub async fn be_ready(&self) -> Outcome<()> {
+        let sessions = SESSIONS_MAX.min(self.forms.len());
+        // All of them begin before the first one ends, so each has a session of its own.
+        try_join_all((0..sessions).map(|_| self.ask("SELECT"))).await.map(drop)
     }
 
     async fn read_images(&self, table: &Table, items: &[Item]) -> Outcome<Vec<Reading>> {

@@ -24,11 +24,16 @@ use tokio::time::{sleep, timeout};
 
 /// How long arming waits for the opposite stream, and for vacuums that run.
 const ARM_PATIENCE: Duration = Duration::from_secs(20);
-/// Times for the tables' locks, one try after the other, before it is given up. A writer that holds one of them while it
-/// waits for another ends at once when we let go: most are over with the first short try, and only somebody who holds one
-/// for long comes to the last.
-const FENCE_TRIES_MS: [u64; 8] = [30, 40, 60, 80, 120, 160, 240, 400];
-/// Between them, for those who waited behind.
+/// Times for the tables' locks, one try after the other, before it is given up. As long as a try waits for a writer everybody
+/// who comes waits behind it, and a writer that holds one of the locks while it waits for another does not even end before
+/// we let go. So the first ones wait no longer than a short transaction takes, and find a moment between two of them; only
+/// somebody who holds one for long comes to the last.
+const FENCE_TRIES_MS: [u64; 12] = [5, 5, 5, 5, 10, 10, 20, 40, 80, 120, 240, 400];
+/// So many locks that nobody holds take a millisecond on a busy server.
+const LOCKS_PER_MS: usize = 10;
+/// Between two tries, for those who waited behind: as long as they did, but no less …
+const FENCE_PAUSE_MIN: Duration = Duration::from_millis(10);
+/// … and no more.
 const FENCE_PAUSE: Duration = Duration::from_millis(40);
 /// Between two tries of what nothing depends on any more.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -121,6 +126,7 @@ impl Switch<'_> {
         }
         let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
         let sequences = Sequences::pair(&on_old, &on_new, &tables, direction_to(new)).await?;
+        flow.verifying.be_ready().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -131,7 +137,9 @@ impl Switch<'_> {
         self.fenced.send_replace(Some(turn.from));
         walk.leftover = true;
         let tries = FENCE_TRIES_MS.len();
-        let lock = Duration::from_millis(FENCE_TRIES_MS[(walk.blocked as usize).min(tries - 1)]);
+        let for_writers = Duration::from_millis(FENCE_TRIES_MS[(walk.blocked as usize).min(tries - 1)]);
+        let lock =
+            for_writers + Duration::from_millis((self.flows.forward.tables.len() / LOCKS_PER_MS) as u64);
         let answer = match self.side(turn.from).fence_within(turn.fence, attempt, lock).await {
             // A table came since it was armed. Nothing was changed.
             Err(fault) if fault.code == "SEGUE-NOT-FENCED" => return Ok(not_now(fault.what)),
@@ -150,7 +158,7 @@ impl Switch<'_> {
                     let why = format!("the tables could not be locked in {tries} tries: {what}");
                     return Ok(Did::NotNow { why, holders: named(&by) });
                 }
-                sleep(FENCE_PAUSE).await;
+                sleep(for_writers.clamp(FENCE_PAUSE_MIN, FENCE_PAUSE)).await;
                 Ok(Did::Done)
             }
             Answer::Refused { why, .. } => Ok(not_now(why)),

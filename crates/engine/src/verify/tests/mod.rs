@@ -12,6 +12,7 @@ use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::table::{ArrayForm, Column, Estimate, Key, KeyOrder, Transport, UnitId};
 use std::collections::BTreeSet;
+use tokio::sync::Barrier;
 use world::{Broken, Kept, Order, Side, Stream, World, sides};
 
 type TestParts = Parts<Side, Side, Stream, Kept, Stream>;
@@ -272,6 +273,25 @@ async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     assert_eq!(parts.store.live.lock().expect("ok").len(), 2);
     let again = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
     assert_eq!(again.compared, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_rest_no_table_waits_for_the_reading_of_another() {
+    let mut parts = parts(World::new(1, 50, []).quiet(), Order::Number);
+    let own = Arc::get_mut(&mut parts).expect("not shared");
+    let [owner, other] = [&mut own.owner, &mut own.other].map(|side| Arc::get_mut(side).expect("not shared"));
+    (owner.together, other.together) = (Some(Barrier::new(3)), Some(Barrier::new(3)));
+    let of_id = |id: u32| (TableId(id), Arc::new(Table { id: TableId(id), ..Table::clone(&table(true)) }));
+    let tables = BTreeMap::from([7, 8, 9].map(of_id));
+    for (id, key) in [(7, 1), (8, 2), (9, 3)] {
+        let item = Item::Key(KeyText::from_texts([key.to_string()]));
+        parts.unsettled.settled(TableId(id), &[], &[item]);
+    }
+    let queue = LiveQueue::default();
+    let compared = parts.compare_at_rest(&tables, &queue);
+    let found = tokio::time::timeout(Duration::from_secs(1), compared).await.expect("they are read at once");
+    assert_eq!(found.expect("no fault").compared, 3);
+    assert!(parts.unsettled.is_empty(), "each was taken off its own table's");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Barrier;
 
 /// Which rules of the world are broken on purpose, to show that the tests would notice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -196,12 +197,14 @@ pub(super) struct Side {
     world: Arc<Mutex<World>>,
     is_owner: bool,
     order: Order,
+    /// Rows are read when so many readings are under way.
+    pub(super) together: Option<Barrier>,
 }
 
 pub(super) fn sides(world: World, order: Order) -> (Arc<Mutex<World>>, Side, Side) {
     let world = Arc::new(Mutex::new(world));
-    let owner = Side { world: world.clone(), is_owner: true, order: Order::Number };
-    let other = Side { world: world.clone(), is_owner: false, order };
+    let owner = Side { world: world.clone(), is_owner: true, order: Order::Number, together: None };
+    let other = Side { world: world.clone(), is_owner: false, order, together: None };
     (world, owner, other)
 }
 
@@ -333,6 +336,9 @@ impl Comparable for Side {
     }
 
     async fn read(&self, _: &Table, items: &[Item]) -> Outcome<Vec<Reading>> {
+        if let Some(together) = &self.together {
+            together.wait().await;
+        }
         Ok(self.look(|all, broken| items.iter().map(|item| read_item(item, all, broken)).collect()))
     }
 
