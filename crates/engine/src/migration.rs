@@ -206,16 +206,16 @@ impl<S: Source, T: Target> Copying<S, T> {
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {
-                let still_moving = self.moving.moving().await;
-                // Asked with the lock held: whoever holds it while the writes are handed over is not met by a part on its way.
-                if self.is_owner() {
+                let moving = self.moving.moving().await;
+                // Asked with the lock held: whoever freezes it while the writes are handed over is not met by a part on its way.
+                if moving.is_some() && self.is_owner() {
                     while let Some(part) = self.leaves.look(true).await? {
                         hand_over(&self.shared).await?;
                         self.leaves.followed(&part).await?;
                     }
                     self.moving.pending(!self.leaves.pending.is_empty());
                 }
-                drop(still_moving);
+                drop(moving);
                 looked = Some(Instant::now());
             }
             // Repaired rows have seams, too; they are forgotten once the stream has passed them.
@@ -250,8 +250,8 @@ impl<S: Source, T: Target> Copying<S, T> {
         let looking = async {
             // Told to end, not dropped: a part that has left on the source must be remembered on the target, too.
             while timeout(LOOK_PAUSE, is_over.wait_for(|over| *over)).await.is_err() {
-                let _moving = moving.moving().await;
-                if admissions.get().is_owner() {
+                let moving = moving.moving().await;
+                if moving.is_some() && admissions.get().is_owner() {
                     leaves.look(false).await?;
                 }
             }

@@ -5,6 +5,7 @@ use crate::report::LiveVerification;
 use segue_engine::fault::Fault;
 use segue_engine::follow::repair::StreamRepairer;
 use segue_engine::migration::Handles;
+use segue_engine::moving::Frozen;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::{Limits, Throttle};
 use segue_engine::verify::at_rest::{AtRest, Unsettled};
@@ -22,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use std::time::Duration;
+use tokio::sync::watch;
 
 type PgParts = Parts<PgComparable, PgComparable, StreamPassage<PgSource>, PgStore, StreamRepairer>;
 type PgLive = Live<PgComparable, PgComparable, StreamPassage<PgSource>, PgStore, StreamRepairer>;
@@ -146,9 +148,14 @@ impl Verifying {
         self.parts.passage.passed().await
     }
 
-    /// That no part of a table is on its way, and none is moved while the guard lives; else the table that has one.
-    pub(super) async fn in_one_piece(&self) -> Outcome<Result<OwnedRwLockReadGuard<()>, QualifiedName>> {
-        self.parts.passage.in_one_piece(&self.tables).await
+    /// Has no part of a table moved as long as the answer lives; `None`: one is on its way.
+    pub(super) async fn freeze(&self, patience: Duration) -> Option<Frozen> {
+        self.parts.passage.freeze(patience).await
+    }
+
+    /// A table that is not made of the same parts on both sides.
+    pub(super) async fn in_pieces(&self) -> Outcome<Option<QualifiedName>> {
+        self.parts.passage.in_pieces(&self.tables).await
     }
 
     /// How many comparisons were begun on order, and whether one runs.

@@ -3,7 +3,7 @@
 use super::ports::Passage;
 use crate::admission::Admissions;
 use crate::fault::Fault;
-use crate::moving::Moving;
+use crate::moving::{Frozen, Moving};
 use crate::ports::{Outcome, Source};
 use crate::progress::Applied;
 use futures_util::future::try_join_all;
@@ -13,7 +13,7 @@ use segue_model::table::Table;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use tokio::sync::watch;
 
 /// Applied transactions that are remembered one by one until the owner is seen to show them. At 10,000 transactions a
 /// second that is six seconds; a snapshot is looked at far more often while anything is compared.
@@ -144,24 +144,19 @@ impl<S: Source> StreamPassage<S> {
         ))
     }
 
-    /// The first of `tables` that has a part on its way in or out; if there is none, also a guard: no part is moved as long
-    /// as it lives. The other side has all rows of the owner's tables then, once everything written has been applied.
-    pub async fn in_one_piece(
-        &self,
-        tables: &[Arc<Table>],
-    ) -> Outcome<Result<OwnedRwLockReadGuard<()>, QualifiedName>> {
-        let Some(still) = self.moving.if_still().await else {
-            let name = tables.iter().find(|table| self.source.has_parts(table)).or(tables.first());
-            return Ok(Err(name.map_or_else(|| QualifiedName::new("", ""), |table| table.source.clone())));
-        };
+    /// Has no part of a table moved as long as the answer lives; `None`: one is being moved, and has not arrived within
+    /// `patience`.
+    pub async fn freeze(&self, patience: Duration) -> Option<Frozen> {
+        self.moving.freeze(patience).await
+    }
+
+    /// The first of `tables` that is not made of the same parts on both sides. If there is none, and none was moved
+    /// meanwhile, the other side has all rows of the owner's tables, once everything written has been applied.
+    pub async fn in_pieces(&self, tables: &[Arc<Table>]) -> Outcome<Option<QualifiedName>> {
         let parted = tables.iter().filter(|table| self.source.has_parts(table));
         let asked = parted.map(|table| async move { Ok((table, self.source.parts(table).await?)) });
-        for (table, parts) in try_join_all(asked).await? {
-            if parts.is_none() {
-                return Ok(Err(table.source.clone()));
-            }
-        }
-        Ok(Ok(still))
+        let found = try_join_all(asked).await?;
+        Ok(found.into_iter().find(|(_, parts)| parts.is_none()).map(|(table, _)| table.source.clone()))
     }
 
     /// Takes one look at the owner's snapshot, so that the memory of applied transactions stays small.

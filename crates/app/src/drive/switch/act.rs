@@ -92,7 +92,12 @@ impl Switch<'_> {
             let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
             return Ok(not_now(why));
         }
-        if let Err(table) = flow.verifying.in_one_piece().await? {
+        // Kept until the new owner is open: what is copied of a part later would be written over its rows.
+        walk.still = flow.verifying.freeze(ARM_PATIENCE).await;
+        if walk.still.is_none() {
+            return Ok(not_now("a partition that was attached or detached is on its way"));
+        }
+        if let Some(table) = flow.verifying.in_pieces().await? {
             return Ok(not_now(on_its_way(&table)));
         }
         if let Err(fault) = self.prepare_fences().await {
@@ -170,11 +175,13 @@ impl Switch<'_> {
         let Some(flow) = self.flows.landing_on(turn.from.other()) else {
             return Ok(not_now("the stream to the new side has ended"));
         };
-        let Some(hands) = &walk.hands else { return Ok(not_now("nothing was armed")) };
+        let (Some(hands), Some(_)) = (&walk.hands, &walk.still) else {
+            return Ok(not_now("nothing was armed"));
+        };
         let authority = (self.migration(), self.lease.token);
         let work = async {
             tokio::try_join!(
-                flow.verifying.in_one_piece(),
+                flow.verifying.in_pieces(),
                 flow.verifying.compare_at_rest(),
                 hands.sequences.carry(&hands.old, &hands.new, authority, MARGIN)
             )
@@ -183,11 +190,9 @@ impl Switch<'_> {
         let Ok(settled) = timeout(left, work).await else {
             return Ok(not_now("sequences and hot rows were not settled in time"));
         };
-        let (whole, compared, carried) = settled?;
-        match whole {
-            // Kept until the new owner is open: what is copied of a part later would be written over its rows.
-            Ok(still) => walk.still = Some(still),
-            Err(table) => return Ok(not_now(on_its_way(&table))),
+        let (in_pieces, compared, carried) = settled?;
+        if let Some(table) = in_pieces {
+            return Ok(not_now(on_its_way(&table)));
         }
         walk.compared += compared.compared;
         if !compared.divergences.is_empty() {

@@ -2,13 +2,14 @@
 
 use super::answer::{Answer, Moved, Progress, StepTook};
 use super::rows::Rows;
+use segue_engine::moving::Frozen;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Facts};
 use segue_model::switch::ownership::{Epoch, FenceId};
 use segue_model::switch::steps::Step;
 use segue_postgres::sequences::Sequences;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use tokio::sync::watch;
 use tokio_postgres::Client;
 
 /// Sessions of one hand-over beside those of the fence, opened when it is armed.
@@ -31,7 +32,7 @@ pub(super) struct Walk {
     pub(super) settled: Option<FenceId>,
     pub(super) hands: Option<Hands>,
     /// As long as it is here no part of a table is moved.
-    pub(super) still: Option<OwnedRwLockReadGuard<()>>,
+    pub(super) still: Option<Frozen>,
     /// When the fence that stands was asked for: from then on writers wait.
     pub(super) stall_since: Option<Instant>,
     /// How long writers waited at most, from the fence to whoever let them in again.
