@@ -147,7 +147,7 @@ async fn completing_and_containing_end_with_the_code_of_their_outcome() {
     let stage = Stage::new().await;
     let line = ["complete", "--archive", "/backup", "--drop-source", "--window", "2s", "--json"];
     let completed = json!({ "outcome": "completed", "proofs": [], "removed": ["source: slot"], "archived": [],
-        "dropped": ["t"] });
+        "dropped": ["t"], "kept": [] });
     let (order, ended) = stage.play(&line, &[], completed.clone()).await;
     assert_eq!((ended.status.code(), order.verb.as_str()), (Some(0), "complete"), "{}", err(&ended));
     let arguments =

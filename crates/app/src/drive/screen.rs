@@ -3,6 +3,7 @@
 use crate::commands::fault_object;
 use crate::report::{Rates, Status, render};
 use segue_engine::fault::Fault;
+use segue_model::stage::Stage;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -110,19 +111,17 @@ fn erase(lines: usize) -> String {
 /// One line that says it all.
 fn line(status: &Status, rates: Rates) -> String {
     let p = &status.progress;
-    let rows: u64 = p.tables.iter().map(|t| t.rows).sum();
-    let done = p.tables.iter().filter(|t| t.complete).count();
-    let mut text = format!(
-        "segue: {} {}  owner {}  tables {done}/{}  rows {rows} ({:.0}/s)  tx {} ({:.0}/s)  lag {} B {} ms",
-        status.migration,
-        status.stage,
-        status.owner.name(),
-        p.tables.len(),
-        rates.rows_per_s,
-        p.transactions,
-        rates.transactions_per_s,
-        p.lag_bytes,
-        p.lag_ms,
+    let mut text = format!("segue: {} {}  owner {}", status.migration, status.stage, status.owner.name());
+    // The stream back copies nothing.
+    if status.stage != Stage::Switched {
+        let rows: u64 = p.tables.iter().map(|t| t.rows).sum();
+        let done = p.tables.iter().filter(|t| t.complete).count();
+        let (all, rate) = (p.tables.len(), rates.rows_per_s);
+        text = format!("{text}  tables {done}/{all}  rows {rows} ({rate:.0}/s)");
+    }
+    text = format!(
+        "{text}  tx {} ({:.0}/s)  lag {} B {} ms",
+        p.transactions, rates.transactions_per_s, p.lag_bytes, p.lag_ms,
     );
     for wait in &p.waits {
         text = format!("{text}  [{} waits: {}]", wait.who, wait.reason);
