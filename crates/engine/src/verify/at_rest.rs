@@ -18,7 +18,7 @@ const UNSETTLED_MAX: usize = 2_000;
 /// Rows just applied, and not compared since, that are taken along: as many as the application notices nothing of.
 const RECENT_MAX: usize = 200;
 
-/// Rows that changed too often to be compared, and have not been since.
+/// Rows that changed too often to be compared, and have not been since; and those that live comparison is just at.
 #[derive(Debug, Default)]
 pub struct Unsettled(Mutex<BTreeMap<TableId, BTreeSet<Item>>>);
 
@@ -60,6 +60,9 @@ pub struct AtRest {
     pub compared: u64,
     /// Those that differ; stored already.
     pub divergences: Vec<Divergence>,
+    /// Those that are unequal and did not stand still: somebody writes to them past the fence, or the owner does not show
+    /// what was applied. They are neither equal nor proven to differ.
+    pub hot: u64,
 }
 
 impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X, P, S, R> {
@@ -94,6 +97,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             found.compared += (equal.len() + unequal.len()) as u64;
             self.unsettled.settled(table.id, &equal, &[]);
             let settled = self.settle(table, unequal, false, &mut RangeCounts::default()).await?;
+            found.hot += settled.hot.len() as u64;
             let divergences: Vec<Divergence> = settled.divergent.into_iter().map(|(_, d)| d).collect();
             if !divergences.is_empty() {
                 self.store.diverged(&divergences).await?;

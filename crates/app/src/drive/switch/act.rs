@@ -194,6 +194,13 @@ impl Switch<'_> {
             let count = compared.divergences.len();
             return Ok(not_now(format!("{count} row(s) differ under the fence: see `segue verify`")));
         }
+        if compared.hot > 0 {
+            let count = compared.hot;
+            return Ok(not_now(format!(
+                "{count} row(s) are unequal under the fence and do not stand still: somebody writes to them past it, or a \
+                 commit waits for a synchronous standby"
+            )));
+        }
         walk.sequences = carried.len() as u64;
         walk.settled = Some(turn.fence);
         Ok(Did::Done)
