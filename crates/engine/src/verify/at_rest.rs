@@ -13,8 +13,9 @@ use segue_model::table::{Table, TableId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Rows that are remembered; a workload that keeps more of them hot keeps them so for other reasons.
-const UNSETTLED_MAX: usize = 2_000;
+/// Rows that are remembered; a workload that keeps more of them hot keeps them so for other reasons. A verification that
+/// has left more is none.
+pub const UNSETTLED_MAX: usize = 2_000;
 /// Rows just applied, and not compared since, that are taken along: as many as the application notices nothing of.
 const RECENT_MAX: usize = 200;
 

@@ -154,7 +154,11 @@ fn verified(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(verified) = evidence.verified else { return unmeasured() };
     if verified.tables_left > 0 {
         let why = format!("{} table(s) have not been compared in full", verified.tables_left);
-        return red(why, "run `segue verify`, or wait for the one that is running");
+        return red(
+            why,
+            "run `segue verify`, or wait for the one that is running; one from before a write past a fence does not count, \
+             nor one that left hot rows to a process that has ended",
+        );
     }
     too_old(
         "the last full verification",
