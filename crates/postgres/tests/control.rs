@@ -366,11 +366,14 @@ async fn a_verification_does_not_count_past_what_it_cannot_know() {
     assert_eq!(ids, [0, 1]);
     assert_eq!(verified(standing.now_us).await.0, [0]);
     // More of them than anybody remembers.
-    setting.cluster.execute("UPDATE segue.verification SET body = jsonb_set(body, '{report,hot}', '2001')").await;
+    setting
+        .cluster
+        .execute("UPDATE segue.verification SET body = jsonb_set(body, '{report,hot}', '2001')")
+        .await;
     assert_eq!(verified(0).await.0, [0]);
     // It was cut off, and ended an hour later.
-    let resumed = verification("clock_timestamp()", true, 0)
-        .replace("\"ranges_resumed\":0", "\"ranges_resumed\":1");
+    let resumed =
+        verification("clock_timestamp()", true, 0).replace("\"ranges_resumed\":0", "\"ranges_resumed\":1");
     let range = "INSERT INTO segue.verified_range (verification, table_id, counts, at)
          SELECT 2, t, '{}', clock_timestamp() - n * interval '1 h' FROM generate_series(0, 1) t, generate_series(0, 1) n;";
     setting.cluster.execute(&format!("{resumed}{range}")).await;

@@ -338,7 +338,10 @@ async fn what_was_cut_off_goes_on_only_where_its_ranges_still_say_something() {
     // Its ranges were cut along the keys of the side that owned the writes then.
     assert_eq!(begun(Direction::Reverse).await, 2);
     for (seq, kind) in ["stray", "born"].into_iter().enumerate() {
-        let record = format!("INSERT INTO segue.journal VALUES ('m', {}, 1, clock_timestamp(), 'a', '{kind}', '{{}}')", seq + 1);
+        let record = format!(
+            "INSERT INTO segue.journal VALUES ('m', {}, 1, clock_timestamp(), 'a', '{kind}', '{{}}')",
+            seq + 1
+        );
         pair.target.execute(&record).await;
         assert_eq!(begun(Direction::Forward).await, 3 + seq as i64, "after {kind}");
     }

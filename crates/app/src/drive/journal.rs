@@ -87,10 +87,15 @@ mod tests {
     fn only_a_rehearsal_of_the_switch_of_this_copy_counts() {
         let entry = |at_us, kind: &str, owner: &str| {
             let body = json!({ "outcome": "rehearsed", "owner": owner });
-            Entry { seq: at_us, at_us, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
+            Entry {
+                seq: at_us,
+                at_us,
+                entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body },
+            }
         };
         let after = |entries: &[Entry]| Journal::after(entries).0.rehearsed_us();
-        let mut entries = vec![entry(1, "born", ""), entry(2, REHEARSED, "source"), entry(3, REHEARSED, "target")];
+        let mut entries =
+            vec![entry(1, "born", ""), entry(2, REHEARSED, "source"), entry(3, REHEARSED, "target")];
         assert_eq!(after(&entries), Some(2), "the way back was rehearsed later");
         entries.push(entry(4, "born", ""));
         assert_eq!(after(&entries), None, "the stream was made anew");

@@ -270,14 +270,16 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
             let other = self.parts.other.read(table, &all).await?;
             let owner = self.parts.owner.read(table, &all).await?;
             let pairs = all.iter().zip(owner.iter().zip(&other));
-            let (suspects, equal): (Vec<_>, Vec<_>) = pairs.partition(|(_, (owner, other))| !owner.same(other));
+            let (suspects, equal): (Vec<_>, Vec<_>) =
+                pairs.partition(|(_, (owner, other))| !owner.same(other));
             let items = |some: Vec<(&Item, _)>| some.into_iter().map(|(item, _)| item.clone()).collect();
             let (suspects, equal): (Vec<Item>, Vec<Item>) = (items(suspects), items(equal));
             self.parts.unsettled.settled(id, &equal, &[]);
             let unequal = suspects.len();
             let mut cost = RangeCounts::default();
             let settled = self.parts.settle(table, suspects, false, &mut cost).await?;
-            let (differing, divergences): (Vec<Item>, Vec<Divergence>) = settled.divergent.into_iter().unzip();
+            let (differing, divergences): (Vec<Item>, Vec<Divergence>) =
+                settled.divergent.into_iter().unzip();
             self.count(all.len(), unequal, settled.equal, settled.hot.len(), divergences.len());
             self.remember(id, &all, &settled.hot, &divergences);
             if !divergences.is_empty() {

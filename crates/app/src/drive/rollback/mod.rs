@@ -153,7 +153,8 @@ impl<'d> Rollback<'d> {
         let gone = Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0));
         let until = Instant::now() + self.driver.spec.rollback.watch.saturating_sub(gone);
         if let Some((name, fired_us)) = past.unfinished() {
-            let is_fresh = now_us.saturating_sub(fired_us) <= i64::try_from(FIRED_MAX.as_micros()).unwrap_or(i64::MAX);
+            let is_fresh =
+                now_us.saturating_sub(fired_us) <= i64::try_from(FIRED_MAX.as_micros()).unwrap_or(i64::MAX);
             let is_asked = |t: &RollbackTrigger| t.name == name && t.rule.then == Then::Reverse;
             let is_asked = self.triggers().iter().any(is_asked);
             if !is_asked || !is_fresh || Instant::now() >= until {

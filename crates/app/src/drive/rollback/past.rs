@@ -97,7 +97,8 @@ mod tests {
         let past = Past::of(&entries, Epoch(2));
         assert_eq!((past.since_us(3), past.armed), (1, Some((3, Share { part: 1, whole: 9 }))));
         assert_eq!((past.unfinished(), past.tries()), (Some(("c", 7)), 1));
-        let ended = (10..13).map(|at_us| entry(at_us, "rollback-ordered", json!({ "epoch": 2, "trigger": "c" })));
+        let ended =
+            (10..13).map(|at_us| entry(at_us, "rollback-ordered", json!({ "epoch": 2, "trigger": "c" })));
         let ended: Vec<_> = entries.iter().cloned().chain(ended).collect();
         assert_eq!(Past::of(&ended, Epoch(2)).tries(), 3, "attempts that ended with their order");
         assert_eq!(past.alerting, BTreeSet::from(["b".to_owned()]));

@@ -258,12 +258,13 @@ impl<'d> Switch<'d> {
         self.ensure_way_back(&progress).await?;
         let (rows, owner) = self.owned().await?;
         let epoch = rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch());
-        let is_there = matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source));
+        let is_there =
+            matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source));
         // The writes have changed hands since it was asked.
         if is_there || of.is_some_and(|of| of != epoch) {
             return Ok(Answer::already(owner, epoch));
         }
-        let blockers = self.blockers(asked, owner, &overrides).await?;
+        let (blockers, unready) = self.blockers(asked, owner, &overrides).await?;
         let begun = json!({ "asked": asked, "by": by, "overrides": overrides });
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
@@ -271,6 +272,7 @@ impl<'d> Switch<'d> {
         }
         self.journal.note("switch-begun", begun);
         let mut walk = Walk::new(asked, Some(progress));
+        walk.unready = unready;
         self.walk(&mut walk).await?;
         let (rows, now) = self.owned().await?;
         let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());

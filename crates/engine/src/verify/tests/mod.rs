@@ -274,7 +274,11 @@ async fn a_difference_that_could_not_be_stored_and_what_nobody_got_to_are_left_t
     assert!(limit.is_err() && parts.store.live.lock().expect("ok").is_empty(), "it waits for the store");
     parts.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
     let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
-    assert_eq!((found.compared, found.divergences.len()), (1, 1), "row 3 was tampered with, 4 was found equal");
+    assert_eq!(
+        (found.compared, found.divergences.len()),
+        (1, 1),
+        "row 3 was tampered with, 4 was found equal"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -199,7 +199,10 @@ fn divergences(evidence: &Evidence) -> Option<Red> {
 fn way_back(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(opposite) = evidence.opposite else { return unmeasured() };
     if !opposite.is_armed {
-        return red("the opposite stream is not armed".to_owned(), "wait until it has passed its barrier");
+        return red(
+            "the opposite stream is not armed".to_owned(),
+            "wait until it has passed its barrier, or see in `segue status` why it has ended",
+        );
     }
     let (behind, max) = (opposite.behind_bytes, bounds.way_back_bytes_max);
     if behind <= max {
