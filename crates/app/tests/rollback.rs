@@ -192,6 +192,25 @@ mod killed {
     }
 }
 
+/// What fired while nobody ran is hours old when somebody does: people decide what it still means.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_fired_long_ago_takes_nothing_back() {
+    let (pair, run) = switched("reverse").await;
+    pair.stop(&run.process).await;
+    pair.target
+        .execute(
+            "INSERT INTO segue.journal (migration, seq, version, at, actor, kind, body)
+             SELECT 'test', max(seq) + 1, 1, clock_timestamp() - interval '11 min', 'a', 'rollback-triggered',
+                    '{\"epoch\": 2, \"trigger\": \"checkout errors\"}' FROM segue.journal",
+        )
+        .await;
+    let run = Driving::start(&pair);
+    until("it is left to people", async || !records(&pair, "rollback-given-up").await.is_empty()).await;
+    shows(&pair, "the triggers are looked at", |one| one["missing"] == "it returns NULL").await;
+    assert_eq!((owner(&pair).await, records(&pair, "rollback-ordered").await.len()), ("target", 0));
+    pair.stop(&run.process).await;
+}
+
 /// A reversal that is refused is tried again, and comes about when what was in its way is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reversal_that_is_undone_is_tried_again() {

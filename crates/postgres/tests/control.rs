@@ -351,6 +351,45 @@ async fn a_table_counts_as_verified_once_a_digest_has_gone_through_all_of_it() {
 }
 
 #[tokio::test]
+async fn a_verification_does_not_count_past_what_it_cannot_know() {
+    let setting = Setting::new().await;
+    let verified = |live_us: i64| {
+        let control = setting.control.clone();
+        async move {
+            let standing = control.standing(0, live_us).await.expect("standing");
+            (standing.verified.keys().map(|id| id.0).collect::<Vec<_>>(), standing)
+        }
+    };
+    // Rows were left unsettled, and the process that knows which has ended.
+    setting.cluster.execute(&verification("clock_timestamp()", true, 7)).await;
+    let (ids, standing) = verified(0).await;
+    assert_eq!(ids, [0, 1]);
+    assert_eq!(verified(standing.now_us).await.0, [0]);
+    // More of them than anybody remembers.
+    setting
+        .cluster
+        .execute("UPDATE segue.verification SET body = jsonb_set(body, '{report,hot}', '2001')")
+        .await;
+    assert_eq!(verified(0).await.0, [0]);
+    // It was cut off, and ended an hour later.
+    let resumed =
+        verification("clock_timestamp()", true, 0).replace("\"ranges_resumed\":0", "\"ranges_resumed\":1");
+    let range = "INSERT INTO segue.verified_range (verification, table_id, counts, at)
+         SELECT 2, t, '{}', clock_timestamp() - n * interval '1 h' FROM generate_series(0, 1) t, generate_series(0, 1) n;";
+    setting.cluster.execute(&format!("{resumed}{range}")).await;
+    let (ids, standing) = verified(0).await;
+    assert_eq!(ids, [0, 1]);
+    let age_us = standing.now_us - standing.verified[&TableId(1)];
+    assert!((age_us - 3_600_000_000).abs() < 60_000_000, "{age_us}");
+    // Somebody has written past a fence since.
+    let lease = setting.acquired("test").await;
+    setting.control.append(&lease, 0, &entry("stray")).await.expect("a record");
+    assert_eq!(verified(0).await.0, [0; 0]);
+    setting.cluster.execute(&verification("clock_timestamp()", true, 0)).await;
+    assert_eq!(verified(0).await.0, [0, 1]);
+}
+
+#[tokio::test]
 async fn a_divergence_is_open_until_it_is_repaired_or_its_table_compared_without_it() {
     let setting = Setting::new().await;
     let open = |live_us: i64| {

@@ -285,6 +285,9 @@ async fn a_standby_is_measured_on(major: u16) {
     let behind =
         until(|| async { replicas().await.first().map(|b| b.lag_ms).filter(|lag_ms| *lag_ms > 1_000) }).await;
     assert!(behind < 60_000, "{behind}");
+    let blind = world.session("other", "segue health").await;
+    let hidden = health::replicas(&blind).await.unwrap();
+    assert_eq!(hidden, [Replica { name: "b".into(), lag_ms: u64::MAX }], "hidden is not absent");
     let trouble = health::old_trouble(&world.health).await.unwrap();
     assert!(trouble.iter().any(|line| line.starts_with("the replica b is ")), "{trouble:?}");
     assert!(

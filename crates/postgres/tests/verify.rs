@@ -6,7 +6,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
 use segue_engine::throttle::{Limits, Throttle};
-use segue_engine::verify::ports::{Comparable, Item, Passage, Repairer};
+use segue_engine::verify::ports::{Comparable, Item, Passage, Repairer, Store};
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_engine::verify::{Parts, Verifier};
 use segue_model::divergence::Class;
@@ -15,6 +15,7 @@ use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::region::Extent;
 use segue_model::table::Table;
+use segue_postgres::birth::Direction;
 use segue_postgres::catalog;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::schema;
@@ -88,7 +89,7 @@ impl Pair {
             owner: sides.source,
             other: sides.target,
             passage: Arc::new(Quiet),
-            store: Arc::new(PgStore::new(endpoint(&target), "m".into())),
+            store: Arc::new(PgStore::new(endpoint(&target), "m".into(), Direction::Forward)),
             repairer: Arc::new(ByHand { target: on_target, remedies: Mutex::default() }),
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: Arc::new(Progress::new([], Position(0))),
@@ -316,5 +317,32 @@ async fn a_version_is_never_the_same_after_a_write() {
         let full = pair.parts.owner.rows(&pair.tables[0], &items).await.unwrap();
         assert_eq!(full[0].as_ref().map(|f| &f.version), Some(&read[0].version));
         pair.source.execute(write).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_cut_off_goes_on_only_where_its_ranges_still_say_something() {
+    let clusters = Pair::start(Options::default(), Options::default()).await;
+    for cluster in [&clusters.0, &clusters.1] {
+        cluster.execute("CREATE TABLE t (id int PRIMARY KEY)").await;
+    }
+    let pair = Pair::of(clusters, &["t"]).await;
+    let endpoint = Endpoint::parse(&pair.target.url("postgres")).unwrap();
+    let begun = async |direction| {
+        let store = PgStore::new(endpoint.clone(), "m".into(), direction);
+        let request = Request { resume: true, ..Request::default() };
+        store.begin(&request, &[pair.tables[0].id]).await.unwrap().id.0
+    };
+    assert_eq!(begun(Direction::Forward).await, 1);
+    assert_eq!(begun(Direction::Forward).await, 1, "the same one goes on");
+    // Its ranges were cut along the keys of the side that owned the writes then.
+    assert_eq!(begun(Direction::Reverse).await, 2);
+    for (seq, kind) in ["stray", "born"].into_iter().enumerate() {
+        let record = format!(
+            "INSERT INTO segue.journal VALUES ('m', {}, 1, clock_timestamp(), 'a', '{kind}', '{{}}')",
+            seq + 1
+        );
+        pair.target.execute(&record).await;
+        assert_eq!(begun(Direction::Forward).await, 3 + seq as i64, "after {kind}");
     }
 }

@@ -33,7 +33,7 @@ use segue_postgres::schema;
 use segue_postgres::stream::{Opening, StreamSource};
 use serde_json::json;
 use std::convert::Infallible;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -185,6 +185,7 @@ impl<'d> Attempt<'d> {
         let is_idle = flows.has_the_newest(Side::Target);
         match fault.recovery {
             Recovery::Operator | Recovery::Bug if is_idle && fault.code != server::SYNC_STANDBY => {
+                flows.forward_ended.store(true, Ordering::Relaxed);
                 self.driver
                     .screen
                     .say(&format!("the stream to the target is lost, nothing else is: {fault}"));
@@ -413,7 +414,8 @@ impl<'d> Attempt<'d> {
         let (run, forward) =
             flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
         let (owner, giving) = (watch::Sender::new(rows.owner()), watch::Sender::new(rows.giving()));
-        let flows = Arc::new(Flows { forward, reverse: watch::Sender::new(None), owner, giving });
+        let (forward_ended, reverse) = (AtomicBool::new(false), watch::Sender::new(None));
+        let flows = Arc::new(Flows { forward, forward_ended, reverse, owner, giving });
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
         let (journal, scribe) = Journal::after(&control.journal(0).await?);
         let back = Arc::new(WayBack::new(driver, lease));

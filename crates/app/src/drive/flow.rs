@@ -25,6 +25,7 @@ use segue_postgres::source::PgSource;
 use segue_postgres::stream::Opening;
 use segue_postgres::target::PgTarget;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 /// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
@@ -116,6 +117,8 @@ pub(super) async fn open(
 pub(super) struct Flows {
     /// From the source to the target.
     pub(super) forward: Arc<Flow>,
+    /// The stream to the target has ended while nothing depended on it, and does not begin again.
+    pub(super) forward_ended: AtomicBool,
     /// The way back, once it is armed.
     pub(super) reverse: watch::Sender<Option<Arc<Flow>>>,
     /// Who owns the writes; `None` while that is not known, or nobody does.
@@ -131,6 +134,11 @@ impl Flows {
             Side::Target => Some(self.forward.clone()),
             Side::Source => self.reverse.borrow().clone(),
         }
+    }
+
+    /// Whether the stream whose rows land on `side` has ended for good. One that comes back to the source is forgotten then.
+    pub(super) fn has_ended(&self, side: Side) -> bool {
+        side == Side::Target && self.forward_ended.load(Ordering::Relaxed)
     }
 
     /// The stream whose rows land on `side`, once there is one: after a start it is made while the switch reads the rows.

@@ -4,9 +4,9 @@
 use super::Driver;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_engine::progress::now_us;
+use segue_model::switch::Side;
 use segue_postgres::control::{Entry, Lease};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::{Mutex, mpsc};
@@ -18,7 +18,7 @@ pub(super) const REHEARSED: &str = "rehearsed";
 #[derive(Clone)]
 pub(super) struct Journal {
     notes: mpsc::UnboundedSender<(&'static str, Value)>,
-    /// When the last rehearsal succeeded; `i64::MIN`: never.
+    /// When the last rehearsal of handing the writes to the target succeeded; `i64::MIN`: never.
     rehearsed_us: Arc<AtomicI64>,
 }
 
@@ -31,21 +31,26 @@ impl Journal {
     /// A journal that goes on after `entries`, and whoever writes it.
     pub(super) fn after(entries: &[Entry]) -> (Journal, Scribe) {
         let (notes, noted) = mpsc::unbounded_channel();
-        let last = entries.iter().rev().find(|entry| entry.entry.kind == REHEARSED);
+        let of_this_copy = entries.iter().rev().take_while(|entry| entry.entry.kind != "born");
+        let last = of_this_copy.into_iter().find(|Entry { entry, .. }| {
+            entry.kind == REHEARSED && entry.body["owner"] == json!(Side::Source)
+        });
         let rehearsed_us = Arc::new(AtomicI64::new(last.map_or(i64::MIN, |entry| entry.at_us)));
         (Journal { notes, rehearsed_us }, Scribe { notes: Mutex::new(noted) })
     }
 
     /// Notes a record; it is written soon.
     pub(super) fn note(&self, kind: &'static str, body: Value) {
-        if kind == REHEARSED {
-            self.rehearsed_us.store(i64::try_from(now_us()).unwrap_or(i64::MAX), Ordering::Relaxed);
-        }
         // Whoever writes lives as long as the attempt.
         let _ = self.notes.send((kind, body));
     }
 
-    /// When the last rehearsal succeeded, in microseconds since 1970.
+    /// A rehearsal of handing the writes to the target has succeeded, by the control database's clock.
+    pub(super) fn rehearsed(&self, at_us: i64) {
+        self.rehearsed_us.store(at_us, Ordering::Relaxed);
+    }
+
+    /// When the last rehearsal of handing the writes to the target succeeded, in microseconds since 1970.
     pub(super) fn rehearsed_us(&self) -> Option<i64> {
         Some(self.rehearsed_us.load(Ordering::Relaxed)).filter(|at| *at != i64::MIN)
     }
@@ -70,5 +75,29 @@ impl Scribe {
             driver.record(lease, kind, body).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_postgres::control::NewEntry;
+
+    #[test]
+    fn only_a_rehearsal_of_the_switch_of_this_copy_counts() {
+        let entry = |at_us, kind: &str, owner: &str| {
+            let body = json!({ "outcome": "rehearsed", "owner": owner });
+            Entry {
+                seq: at_us,
+                at_us,
+                entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body },
+            }
+        };
+        let after = |entries: &[Entry]| Journal::after(entries).0.rehearsed_us();
+        let mut entries =
+            vec![entry(1, "born", ""), entry(2, REHEARSED, "source"), entry(3, REHEARSED, "target")];
+        assert_eq!(after(&entries), Some(2), "the way back was rehearsed later");
+        entries.push(entry(4, "born", ""));
+        assert_eq!(after(&entries), None, "the stream was made anew");
     }
 }

@@ -446,7 +446,8 @@ async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Ord
             .map_err(|e| Fault::operator("SEGUE-OVERRIDE", e.to_string(), "ask again without it"))?;
         let (progress, mut steps) = watch::channel(Progress::default());
         let (answer, answered) = oneshot::channel();
-        let order = Order { asked, overrides, by: command.asked_by.clone(), progress, answer };
+        let by = command.asked_by.clone();
+        let order = Order { asked, overrides, of: None, by, progress, answer };
         let over = || Fault::retry("SEGUE-SWITCH-OVER", "the attempt ended meanwhile; see `segue status`");
         orders.send(order).await.map_err(|_| over())?;
         while steps.changed().await.is_ok() {

@@ -90,7 +90,8 @@ impl Verifying {
             Direction::Reverse => (&driver.sides.target, &driver.sides.source),
         };
         let sides = PgSides::open(from, to, &tables).await?;
-        let store = PgStore::new(driver.sides.control.clone(), driver.spec.name.as_str().to_owned());
+        let store =
+            PgStore::new(driver.sides.control.clone(), driver.spec.name.as_str().to_owned(), direction);
         let parts = Arc::new(Parts {
             owner: sides.source,
             other: sides.target,

@@ -13,12 +13,13 @@ use segue_model::table::{Table, TableId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Rows that are remembered; a workload that keeps more of them hot keeps them so for other reasons.
-const UNSETTLED_MAX: usize = 2_000;
+/// Rows that are remembered; a workload that keeps more of them hot keeps them so for other reasons. A verification that
+/// has left more is none.
+pub const UNSETTLED_MAX: usize = 2_000;
 /// Rows just applied, and not compared since, that are taken along: as many as the application notices nothing of.
 const RECENT_MAX: usize = 200;
 
-/// Rows that changed too often to be compared, and have not been since.
+/// Rows that changed too often to be compared, and have not been since; and those that live comparison is just at.
 #[derive(Debug, Default)]
 pub struct Unsettled(Mutex<BTreeMap<TableId, BTreeSet<Item>>>);
 
@@ -60,6 +61,9 @@ pub struct AtRest {
     pub compared: u64,
     /// Those that differ; stored already.
     pub divergences: Vec<Divergence>,
+    /// Those that are unequal and did not stand still: somebody writes to them past the fence, or the owner does not show
+    /// what was applied. They are neither equal nor proven to differ.
+    pub hot: u64,
 }
 
 impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X, P, S, R> {
@@ -94,6 +98,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             found.compared += (equal.len() + unequal.len()) as u64;
             self.unsettled.settled(table.id, &equal, &[]);
             let settled = self.settle(table, unequal, false, &mut RangeCounts::default()).await?;
+            found.hot += settled.hot.len() as u64;
             let divergences: Vec<Divergence> = settled.divergent.into_iter().map(|(_, d)| d).collect();
             if !divergences.is_empty() {
                 self.store.diverged(&divergences).await?;

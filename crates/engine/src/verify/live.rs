@@ -264,27 +264,33 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
         for (id, keys) in self.queue.take(keys_max) {
             let Some(table) = self.tables.get(&id) else { continue };
             let all: Vec<Item> = keys.into_iter().map(Item::Key).collect();
+            // Nobody else has them any more: whatever ends this, they stay to be compared at rest.
+            self.parts.unsettled.settled(id, &[], &all);
             // The other side first: it has applied these keys, so the owner most likely still shows the same.
             let other = self.parts.other.read(table, &all).await?;
             let owner = self.parts.owner.read(table, &all).await?;
             let pairs = all.iter().zip(owner.iter().zip(&other));
-            let suspects: Vec<Item> = pairs
-                .filter(|(_, (owner, other))| !owner.same(other))
-                .map(|(item, _)| item.clone())
-                .collect();
+            let (suspects, equal): (Vec<_>, Vec<_>) =
+                pairs.partition(|(_, (owner, other))| !owner.same(other));
+            let items = |some: Vec<(&Item, _)>| some.into_iter().map(|(item, _)| item.clone()).collect();
+            let (suspects, equal): (Vec<Item>, Vec<Item>) = (items(suspects), items(equal));
+            self.parts.unsettled.settled(id, &equal, &[]);
             let unequal = suspects.len();
             let mut cost = RangeCounts::default();
             let settled = self.parts.settle(table, suspects, false, &mut cost).await?;
-            let divergences: Vec<Divergence> = settled.divergent.into_iter().map(|(_, d)| d).collect();
+            let (differing, divergences): (Vec<Item>, Vec<Divergence>) =
+                settled.divergent.into_iter().unzip();
             self.count(all.len(), unequal, settled.equal, settled.hot.len(), divergences.len());
-            self.remember(id, &all, &divergences);
+            self.remember(id, &all, &settled.hot, &divergences);
             if !divergences.is_empty() {
                 tracing::warn!(
                     "{}: {} row(s) differ after they were applied",
                     table.source,
                     divergences.len()
                 );
-                self.parts.store.diverged(&divergences).await?;
+                let stored = self.parts.store.diverged(&divergences).await;
+                // No gate knows of what is not stored.
+                stored.inspect_err(|_| self.parts.unsettled.settled(id, &[], &differing))?;
             }
         }
         Ok(())
@@ -298,10 +304,10 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
         counts.divergent += divergent as u64;
     }
 
-    /// What was compared is no longer known to differ, except for what does.
-    fn remember(&self, id: TableId, compared: &[Item], divergences: &[Divergence]) {
+    /// What was found equal is no longer known to differ. What was too hot to tell still is, if it was.
+    pub(super) fn remember(&self, id: TableId, compared: &[Item], hot: &[Item], divergences: &[Divergence]) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for item in compared {
+        for item in compared.iter().filter(|item| !hot.contains(item)) {
             if let Item::Key(key) = item {
                 open.remove(&(id, key.clone()));
             }

@@ -2,6 +2,7 @@
 
 use super::Control;
 use segue_engine::ports::Outcome;
+use segue_engine::verify::at_rest::UNSETTLED_MAX;
 use segue_model::table::TableId;
 use std::collections::BTreeMap;
 
@@ -41,20 +42,33 @@ impl Control {
     /// Looks where the comparison stands. Verifications that began before `born_us` were of another copy of the rows.
     /// Of differences found by live comparison, those since `live_us` are counted apart: whoever compares knows better
     /// which of these have been found equal since.
+    ///
+    /// A verification does not count if something was written past a fence after it began, nor if it left more rows
+    /// unsettled than are remembered, or began before `live_us`, when this process did: it remembers none of them then.
+    /// One that was cut off is as old as what is oldest in it.
     pub async fn standing(&self, born_us: i64, live_us: i64) -> Outcome<Standing> {
         let since_live = "to_timestamp($2::bigint / 1000000.0)";
         let sql = format!(
             "WITH compared AS (
-                 SELECT (t ->> 'table_id')::int AS table_id, v.started_at, v.ended_at,
-                        coalesce(t #>> '{{counts,hot}}' = '0', false) AS settled
+                 SELECT (t ->> 'table_id')::int AS table_id, v.started_at,
+                        CASE WHEN coalesce((t ->> 'ranges_resumed')::bigint, 0) = 0 THEN v.ended_at
+                             ELSE (SELECT min(r.at) FROM segue.verified_range r
+                                    WHERE r.verification = v.id AND r.table_id = (t ->> 'table_id')::int) END AS as_of,
+                        coalesce(t #>> '{{counts,hot}}' = '0', false) AS settled,
+                        coalesce((v.body #>> '{{report,hot}}')::bigint, 0) <= {UNSETTLED_MAX}
+                            AND v.started_at >= {since_live} AS remembered
                    FROM segue.verification v CROSS JOIN LATERAL jsonb_array_elements(v.body #> '{{report,tables}}') t
                   WHERE v.migration = $1 AND v.mode = 'digest' AND v.ended_at IS NOT NULL
                     AND coalesce(t ->> 'complete' = 'true', false)
-                    AND v.started_at >= to_timestamp($3::bigint / 1000000.0))
+                    AND v.started_at >= to_timestamp($3::bigint / 1000000.0)),
+             counting AS (SELECT c.table_id, max(c.as_of) AS as_of FROM compared c
+                  WHERE (c.settled OR c.remembered) AND c.started_at > coalesce((SELECT max(j.at) FROM segue.journal j
+                            WHERE j.migration = $1 AND j.kind = 'stray'), '-infinity')
+                  GROUP BY c.table_id)
              SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
-                    coalesce((SELECT array_agg(x.table_id ORDER BY x.table_id) FROM (SELECT DISTINCT table_id FROM compared) x), '{{}}') AS tables,
-                    coalesce((SELECT array_agg(x.at_us ORDER BY x.table_id) FROM (SELECT table_id,
-                        (extract(epoch FROM max(ended_at)) * 1000000)::bigint AS at_us FROM compared GROUP BY table_id) x), '{{}}') AS ended,
+                    coalesce((SELECT array_agg(x.table_id ORDER BY x.table_id) FROM counting x), '{{}}') AS tables,
+                    coalesce((SELECT array_agg((extract(epoch FROM x.as_of) * 1000000)::bigint ORDER BY x.table_id)
+                                FROM counting x), '{{}}') AS ended,
                     {} AS open, {} AS open_live",
             open(&format!("(d.verification IS NOT NULL OR d.found_at < {since_live})")),
             open(&format!("d.verification IS NULL AND d.found_at >= {since_live}")),

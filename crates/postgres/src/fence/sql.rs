@@ -273,6 +273,18 @@ BEGIN
     RETURN segue.answer(_migration, CASE WHEN was_closed THEN 'already_done' ELSE 'done' END);
 END $$;
 
+-- for what is only done to a side before it opens: a request of a session that was given up may come later. The side does
+-- not open until the end of the transaction.
+CREATE OR REPLACE FUNCTION segue.before_it_opens(_migration text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE found_state text;
+BEGIN
+    SELECT o.state INTO found_state FROM segue.owner o WHERE o.migration = _migration FOR SHARE;
+    IF found_state IN ('owner', 'fenced') THEN
+        RAISE EXCEPTION 'segue: this side of migration % owns the writes by now', _migration USING ERRCODE = '55000';
+    END IF;
+END $$;
+
 -- puts the fence of one table of an owner to rest, where that was not done when it was lifted
 CREATE OR REPLACE FUNCTION segue.rest(_migration text, _relation oid, _epoch bigint, _attempt bigint)
 RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$

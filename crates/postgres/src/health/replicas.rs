@@ -9,24 +9,26 @@ use tokio_postgres::Client;
 pub struct Replica {
     /// Its `application_name`, or its address.
     pub name: String,
-    /// How far it is behind, in milliseconds.
+    /// How far it is behind, in milliseconds; [`u64::MAX`]: this role is not shown.
     pub lag_ms: u64,
 }
 
 /// A standby says after everything it has replayed how far it is, and otherwise every `wal_receiver_status_interval`. So
 /// one that is at the end of what could be sent is not behind, whatever the last measurement was (an idle one has none);
 /// for another it is the last measurement, or, if it has said nothing for more than a second, its silence. A receiver that
-/// replays nothing (`pg_receivewal`), a backup and a logical stream are no standbys.
+/// replays nothing (`pg_receivewal`), a backup and a logical stream are no standbys. To whom the state is not shown nothing else is
+/// either, and all but the last may be one.
 const REPLICAS: &str =
     "SELECT coalesce(nullif(r.application_name, ''), r.client_addr::text, 'pid ' || r.pid) AS name,
-            CASE WHEN r.replay_lsn >= here.flushed THEN 0
+            CASE WHEN r.state IS NULL THEN NULL
+                 WHEN r.replay_lsn >= here.flushed THEN 0
                  ELSE greatest(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0),
                                CASE WHEN silence.ms > 1000 THEN silence.ms ELSE 0 END)
             END::bigint AS lag_ms
        FROM pg_stat_replication r
       CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - coalesce(r.reply_time, r.backend_start)) * 1000 AS ms) silence
       CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END AS flushed) here
-      WHERE r.state <> 'backup' AND (r.replay_lsn IS NOT NULL OR r.flush_lsn IS NULL)
+      WHERE (r.state IS NULL OR r.state <> 'backup' AND (r.replay_lsn IS NOT NULL OR r.flush_lsn IS NULL))
         AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
       ORDER BY 1";
 
@@ -35,7 +37,7 @@ pub async fn replicas(client: &Client) -> Outcome<Vec<Replica>> {
     let rows = client.query(REPLICAS, &[]).await.map_err(|e| fault_of(&e))?;
     let replica = |row: &tokio_postgres::Row| Replica {
         name: row.get(0),
-        lag_ms: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0),
+        lag_ms: row.get::<_, Option<i64>>(1).map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(0)),
     };
     Ok(rows.iter().map(replica).collect())
 }

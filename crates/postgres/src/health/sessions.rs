@@ -24,7 +24,7 @@ pub struct StatefulSession {
     /// server does not tell whose it is.
     pub session: Option<(i32, Option<i64>)>,
     /// It is sure to hold it beyond its transaction. An advisory lock does not tell whether it is the transaction's: of a
-    /// session in a transaction this is not known.
+    /// session in a transaction this is not known. Whether it is in one may be hidden: then it is taken for sure.
     pub is_certain: bool,
     /// Who holds what.
     pub words: String,
@@ -85,9 +85,10 @@ fn names(all: &[String]) -> String {
 }
 
 async fn advisory_locks(client: &Client) -> Outcome<Vec<StatefulSession>> {
-    // Two numbers are stored as such, one as its two halves.
+    // Of a session that is hidden, or that tells nobody what it does, it is not known whether it is in a transaction: its
+    // locks count as its own. Two numbers are stored as such, one as its two halves.
     let sql = format!(
-        "SELECT {SESSION}, coalesce(a.state = 'idle', false) AS certain,
+        "SELECT {SESSION}, coalesce(a.state IN ('idle', 'disabled'), true) AS certain,
                 array_agg(CASE l.objsubid WHEN 1 THEN (l.classid::bigint << 32 | l.objid::bigint)::text
                           ELSE format('(%s, %s)', l.classid::bigint::bit(32)::int, l.objid::bigint::bit(32)::int) END
                           ORDER BY l.classid, l.objid) AS locks

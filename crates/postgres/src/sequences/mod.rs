@@ -6,7 +6,8 @@
 //!
 //! * A sequence is never moved back, in the direction in which it counts. In a circle (CYCLE) there is no back: there the
 //!   new side follows the old one exactly, since the values longest ago are the ones that are free.
-//! * To carry once more is harmless: where nothing was taken on the old side since, nothing moves.
+//! * To carry once more is harmless: where nothing was taken on the old side since, nothing moves. Once the new side has
+//!   opened nothing is set: its sequences are the application's, and a circle would be turned back.
 //! * `setval` is not transactional. What [`Sequences::carry`] leaves behind when the switch is undone is a gap.
 //! * The fence does not stop `nextval`. Values that are taken on the old side after it was read are covered by a margin;
 //!   see [`lift`] for its size, and for the cases in which there is none.
@@ -17,7 +18,8 @@
 //!
 //! # Rights
 //!
-//! SELECT on the old side's sequences, SELECT and UPDATE on the new side's, and SELECT on the old side's tables.
+//! SELECT on the old side's sequences, SELECT and UPDATE on the new side's, and SELECT on the old side's tables. On the
+//! new side the schema `segue`.
 
 mod lift;
 mod pairing;
@@ -33,7 +35,7 @@ use read::Count;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use segue_model::sqltext::quote_ident;
+use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::Table;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -204,11 +206,15 @@ impl Sequences {
         let step = format!("setting the sequences of the {side}");
         let statements: Vec<String> = wanted.chunks(STATEMENT).map(setting).collect();
         // The bound is also for whoever takes the migration over just now.
-        let sql =
-            format!("SET LOCAL lock_timeout = {LOCK_MS}; {}; {}", enter(authority), statements.join("; "));
+        let sql = format!(
+            "SET LOCAL lock_timeout = {LOCK_MS}; {}; SELECT segue.before_it_opens({}); {}",
+            enter(authority),
+            quote_literal(authority.0),
+            statements.join("; ")
+        );
         let rows = transaction(new, &sql).await.map_err(|e| e.write().during(&step))?;
         let mut found = BTreeMap::new();
-        // The first one is the answer of `segue.enter`.
+        // The first ones are the answers of the functions.
         for row in rows.iter().filter(|row| row.len() == 5) {
             let oid: u32 = parsed(row, 0)?;
             let (pair, stand) = wanted.iter().find(|(pair, _)| pair.to_oid == oid).ok_or_else(no_answer)?;

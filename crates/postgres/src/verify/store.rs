@@ -1,5 +1,6 @@
 //! Verifications in the schema `segue` of the control database.
 
+use crate::birth::Direction;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
@@ -19,6 +20,7 @@ use tokio_postgres::{Client, Row, Transaction};
 pub struct PgStore {
     endpoint: Endpoint,
     migration: String,
+    direction: Direction,
     session: Mutex<Option<Client>>,
 }
 
@@ -37,9 +39,10 @@ fn table_number(id: TableId) -> i32 {
 }
 
 impl PgStore {
-    /// In the database at `endpoint`, whose schema `segue` exists.
-    pub fn new(endpoint: Endpoint, migration: String) -> Self {
-        PgStore { endpoint, migration, session: Mutex::new(None) }
+    /// In the database at `endpoint`, whose schema `segue` exists. Rows are compared with those that the stream of
+    /// `direction` comes from.
+    pub fn new(endpoint: Endpoint, migration: String, direction: Direction) -> Self {
+        PgStore { endpoint, migration, direction, session: Mutex::new(None) }
     }
 
     async fn session(&self) -> Outcome<MutexGuard<'_, Option<Client>>> {
@@ -109,10 +112,15 @@ impl Store for PgStore {
         let Some(client) = session.as_ref() else { return Err(lost()) };
         let mode = to_json(&request.mode)?.trim_matches('"').to_owned();
         let numbers: Vec<i32> = tables.iter().map(|t| table_number(*t)).collect();
+        let direction = self.direction.as_str();
         if request.resume {
-            let select = "SELECT id FROM segue.verification WHERE migration = $1 AND mode = $2 AND tables = $3 \
-                 AND ended_at IS NULL ORDER BY id DESC LIMIT 1";
-            let found = client.query_opt(select, &[&self.migration, &mode, &numbers]).await;
+            // Ranges cut along the other side's keys would not fit, and those of an earlier copy, or from before something
+            // was written past a fence, say nothing any more.
+            let select = "SELECT id FROM segue.verification v WHERE v.migration = $1 AND v.mode = $2 AND v.tables = $3 \
+                 AND v.ended_at IS NULL AND v.body ->> 'direction' = $4 AND v.started_at > coalesce((SELECT max(j.at) \
+                 FROM segue.journal j WHERE j.migration = $1 AND j.kind IN ('born', 'stray')), '-infinity') \
+                 ORDER BY v.id DESC LIMIT 1";
+            let found = client.query_opt(select, &[&self.migration, &mode, &numbers, &direction]).await;
             if let Some(row) = found.map_err(|e| fault_of(&e))? {
                 let id = VerificationId(row.get(0));
                 let (ranges, divergences) =
@@ -121,9 +129,10 @@ impl Store for PgStore {
             }
         }
         let insert = "INSERT INTO segue.verification (migration, mode, tables, body) \
-             VALUES ($1, $2, $3, jsonb_build_object('request', $4::text::jsonb)) RETURNING id";
+             VALUES ($1, $2, $3, jsonb_build_object('request', $4::text::jsonb, 'direction', $5::text)) \
+             RETURNING id";
         let row = client
-            .query_one(insert, &[&self.migration, &mode, &numbers, &to_json(request)?])
+            .query_one(insert, &[&self.migration, &mode, &numbers, &to_json(request)?, &direction])
             .await
             .map_err(|e| fault_of(&e))?;
         Ok(Begun { id: VerificationId(row.get(0)), ranges: BTreeMap::new(), divergences: Vec::new() })

@@ -223,6 +223,28 @@ async fn an_earlier_process_sets_nothing() {
     assert_eq!(last(&world.target, "public.t_id_seq").await, 1001);
 }
 
+/// The request of a session that was given up may come when the application has the writes there.
+#[tokio::test]
+async fn nothing_is_set_on_a_side_that_has_opened() {
+    let ddl = "CREATE SEQUENCE round CYCLE MAXVALUE 1000; CREATE TABLE t (id bigint PRIMARY KEY DEFAULT nextval('round'));
+         SELECT setval('round', 10)";
+    let mut world = World::new(ddl, ddl).await;
+    let sequences = world.pair(&["t"]).await;
+    for (state, is_set) in [("owner", false), ("fenced", false), ("follower", true)] {
+        run(
+            &world.target,
+            &format!(
+                "DELETE FROM segue.owner; INSERT INTO segue.owner (migration, state, epoch, deadline, marker, elsewhere)
+                 VALUES ('m', '{state}', 2, clock_timestamp(), 1, ''); SELECT setval('public.round', 700)"
+            ),
+        )
+        .await;
+        let carried = sequences.carry(&world.source, &world.target, ("m", TOKEN), MARGIN).await;
+        assert_eq!(carried.is_ok(), is_set, "{state}: {carried:?}");
+        assert_eq!(last(&world.target, "public.round").await != 700, is_set, "{state}");
+    }
+}
+
 #[tokio::test]
 async fn two_hundred_sequences_are_one_round_trip_to_each_side() {
     let ddl: String = (0..250).map(|n| format!("CREATE TABLE t{n} (id bigserial PRIMARY KEY);")).collect();

@@ -103,7 +103,7 @@ async fn rights_that_are_missing_are_named_with_their_grant() {
     run(
         &world.target,
         "GRANT SELECT, UPDATE ON SEQUENCE public.t_id_seq TO weak; GRANT USAGE ON SCHEMA segue TO weak;
-         GRANT SELECT ON segue.token TO weak",
+         GRANT SELECT ON segue.token TO weak; GRANT SELECT, UPDATE ON segue.owner TO weak",
     )
     .await;
     let sequences = Sequences::pair(&old, &new, &tables, Direction::Forward).await.unwrap();

@@ -43,6 +43,8 @@ const STORED_LATE_US: i64 = 12_000_000;
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// … and so often in all; then people are told.
 const TRIES_MAX: u32 = 12;
+/// What fired longer ago, while nobody ran to act upon it, is not acted upon any more: people are told.
+const FIRED_MAX: Duration = Duration::from_secs(600);
 
 /// The rollback triggers of one attempt.
 pub(super) struct Rollback<'d> {
@@ -147,8 +149,20 @@ impl<'d> Rollback<'d> {
         let epoch = self.epoch().await?;
         let past = Past::of(&self.driver.control.journal(0).await?, epoch);
         let (since_us, mut drift) = self.arm(epoch, &past).await?;
-        if let Some(name) = past.unfinished() {
-            self.reverse(epoch, name, past.refusals).await?;
+        let now_us = self.driver.control.standing(since_us, since_us).await?.now_us;
+        let gone = Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0));
+        let until = Instant::now() + self.driver.spec.rollback.watch.saturating_sub(gone);
+        if let Some((name, fired_us)) = past.unfinished() {
+            let is_fresh =
+                now_us.saturating_sub(fired_us) <= i64::try_from(FIRED_MAX.as_micros()).unwrap_or(i64::MAX);
+            let is_asked = |t: &RollbackTrigger| t.name == name && t.rule.then == Then::Reverse;
+            let is_asked = self.triggers().iter().any(is_asked);
+            if !is_asked || !is_fresh || Instant::now() >= until {
+                let why = "nobody ran to take the switch back while it was fresh, or the spec does not ask for it any more";
+                self.give_up(epoch, name, past.tries(), why).await?;
+            } else if self.reverse(epoch, name, past.tries()).await? {
+                return Ok(Over::Moved);
+            }
         }
         let mut watch = Watch::new(self.triggers().iter().map(|t| t.rule), past.triggered.is_some());
         for (at, trigger) in self.triggers().iter().enumerate() {
@@ -158,9 +172,6 @@ impl<'d> Rollback<'d> {
         }
         let mut measured: Vec<Measured<'_>> =
             self.triggers().iter().map(|trigger| Measured::new(trigger, &self.driver.sides)).collect();
-        let now_us = self.driver.control.standing(since_us, since_us).await?.now_us;
-        let gone = Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0));
-        let until = Instant::now() + self.driver.spec.rollback.watch.saturating_sub(gone);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while Instant::now() < until {
@@ -254,20 +265,25 @@ impl<'d> Rollback<'d> {
                     "rollback trigger {}: {words}; the writes go back to the source",
                     trigger.name
                 ));
-                self.reverse(epoch, &trigger.name, 0).await?;
+                if self.reverse(epoch, &trigger.name, 0).await? {
+                    return Ok(Some(Over::Moved));
+                }
             }
         }
         Ok(None)
     }
 
-    /// Has the writes moved back. That it was triggered is in the journal; `refusals` times it came to nothing already.
-    async fn reverse(&self, epoch: Epoch, name: &str, refusals: u32) -> Outcome<()> {
+    /// Has the writes moved back; `false`: it was given up. That it was triggered is in the journal; it was tried `tries`
+    /// times already, attempts that ended with their order among them: no order is given that is not written down.
+    async fn reverse(&self, epoch: Epoch, name: &str, tries: u32) -> Outcome<bool> {
         killpoint::pass("rollback.triggered");
-        for attempt in refusals + 1..=TRIES_MAX {
+        for attempt in tries + 1..=TRIES_MAX {
             if attempt > 1 {
                 tokio::time::sleep(TRY_AGAIN).await;
             }
-            let Some(why) = self.order(name).await? else { return Ok(()) };
+            let body = json!({ "epoch": epoch, "trigger": name, "attempt": attempt });
+            self.record("rollback-ordered", body).await?;
+            let Some(why) = self.order(epoch, name).await? else { return Ok(true) };
             let body = json!({ "epoch": epoch, "trigger": name, "attempt": attempt, "why": why });
             self.record("rollback-refused", body).await?;
             self.driver.screen.say(&format!(
@@ -275,21 +291,28 @@ impl<'d> Rollback<'d> {
             ));
             self.driver.warnings.say(format!("the rollback trigger {name} was held up: {why}"));
         }
-        self.record("rollback-given-up", json!({ "epoch": epoch, "trigger": name, "attempts": TRIES_MAX }))
-            .await?;
+        self.give_up(epoch, name, TRIES_MAX, "it was tried often enough").await?;
+        Ok(false)
+    }
+
+    /// Leaves it to people.
+    async fn give_up(&self, epoch: Epoch, name: &str, tries: u32, why: &str) -> Outcome<()> {
+        let body = json!({ "epoch": epoch, "trigger": name, "attempts": tries, "why": why });
+        self.record("rollback-given-up", body).await?;
         self.driver.warnings.say(format!(
-            "the rollback trigger {name} has fired and the target still owns the writes, after {TRIES_MAX} tries: \
-             `segue journal` says why; `segue reverse` tries again"
+            "the rollback trigger {name} has fired and the target still owns the writes, after {tries} tries ({why}): \
+             `segue journal` says what came of them; `segue reverse` tries again"
         ));
         Ok(())
     }
 
-    /// Gives the order of `segue reverse`, and returns why it came to nothing, if it did.
-    async fn order(&self, name: &str) -> Outcome<Option<String>> {
+    /// Gives the order of `segue reverse` for this very switch, and returns why it came to nothing, if it did.
+    async fn order(&self, epoch: Epoch, name: &str) -> Outcome<Option<String>> {
         let (progress, _) = watch::channel(Progress::default());
         let (answer, answered) = oneshot::channel();
         let by = format!("rollback trigger {name}");
-        let order = Order { asked: Asked::Reverse, overrides: Vec::new(), by, progress, answer };
+        let (asked, overrides) = (Asked::Reverse, Vec::new());
+        let order = Order { asked, overrides, of: Some(epoch), by, progress, answer };
         if self.orders.send(order).await.is_err() {
             // The attempt ends; the next one finds in the journal what is to be done.
             return std::future::pending().await;

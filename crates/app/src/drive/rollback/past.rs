@@ -13,10 +13,12 @@ pub(super) struct Past {
     pub(super) switched_us: Option<i64>,
     /// When the triggers were armed, and what the drift was then.
     pub(super) armed: Option<(i64, Share)>,
-    /// The trigger that has fired.
-    pub(super) triggered: Option<String>,
-    /// How often the reversal came to nothing.
-    pub(super) refusals: u32,
+    /// The trigger that has fired, and when.
+    pub(super) triggered: Option<(String, i64)>,
+    /// How often the reversal was ordered, whatever came of it: an attempt that ended with it counts, too.
+    orders: u32,
+    /// How often it came to nothing.
+    refusals: u32,
     /// People were told that it cannot be had.
     pub(super) given_up: bool,
     /// Triggers that have alerted, and have not recovered.
@@ -33,7 +35,8 @@ impl Past {
             match entry.kind.as_str() {
                 "switched" => past.switched_us = Some(*at_us),
                 "rollback-armed" => past.armed = Some((*at_us, share(&entry.body["at_switch"]))),
-                "rollback-triggered" => past.triggered = Some(name()),
+                "rollback-triggered" => past.triggered = Some((name(), *at_us)),
+                "rollback-ordered" => past.orders += 1,
                 "rollback-refused" => past.refusals += 1,
                 "rollback-given-up" => past.given_up = true,
                 "rollback-alert" => _ = past.alerting.insert(name()),
@@ -49,9 +52,15 @@ impl Past {
         self.switched_us.map_or(armed_us, |switched_us| switched_us.min(armed_us))
     }
 
-    /// The trigger whose reversal has neither come about nor been given up.
-    pub(super) fn unfinished(&self) -> Option<&str> {
-        self.triggered.as_deref().filter(|_| !self.given_up)
+    /// The trigger whose reversal has neither come about nor been given up, and when it fired.
+    pub(super) fn unfinished(&self) -> Option<(&str, i64)> {
+        self.triggered.as_ref().filter(|_| !self.given_up).map(|(name, at_us)| (name.as_str(), *at_us))
+    }
+
+    /// How often the reversal was tried.
+    pub(super) fn tries(&self) -> u32 {
+        // Earlier builds wrote down what came of an order only.
+        self.orders.max(self.refusals)
     }
 }
 
@@ -87,7 +96,11 @@ mod tests {
         ];
         let past = Past::of(&entries, Epoch(2));
         assert_eq!((past.since_us(3), past.armed), (1, Some((3, Share { part: 1, whole: 9 }))));
-        assert_eq!((past.unfinished(), past.refusals), (Some("c"), 1));
+        assert_eq!((past.unfinished(), past.tries()), (Some(("c", 7)), 1));
+        let ended =
+            (10..13).map(|at_us| entry(at_us, "rollback-ordered", json!({ "epoch": 2, "trigger": "c" })));
+        let ended: Vec<_> = entries.iter().cloned().chain(ended).collect();
+        assert_eq!(Past::of(&ended, Epoch(2)).tries(), 3, "attempts that ended with their order");
         assert_eq!(past.alerting, BTreeSet::from(["b".to_owned()]));
         assert_eq!(Past::of(&entries, Epoch(4)), Past::default(), "the next switch begins anew");
         let given_up = [&entries[..], &[entry(10, "rollback-given-up", json!({ "epoch": 2 }))]].concat();

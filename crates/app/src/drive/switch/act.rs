@@ -7,7 +7,7 @@ use super::rows::Rows;
 use super::walk::{Hands, Walk};
 use super::{PASSED_PATIENCE, Switch, named};
 use segue_engine::admission::Admission;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -88,9 +88,12 @@ impl Switch<'_> {
         let (Some(flow), Some(opposite)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
             return Ok(not_now("the way back is not armed"));
         };
-        if timeout(ARM_PATIENCE, opposite.verifying.passed()).await.is_err() {
-            let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
-            return Ok(not_now(why));
+        match timeout(ARM_PATIENCE, opposite.verifying.passed()).await {
+            Ok(passed) => passed.map_err(|fault| fault.during("waiting for the way back to catch up"))?,
+            Err(_) => {
+                let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
+                return Ok(not_now(why));
+            }
         }
         // Kept until the new owner is open: what is copied of a part later would be written over its rows.
         walk.still = flow.verifying.freeze(ARM_PATIENCE).await;
@@ -131,6 +134,10 @@ impl Switch<'_> {
         }
         let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
         let sequences = Sequences::pair(&on_old, &on_new, &tables, direction_to(new)).await?;
+        // The gate was judged by an earlier look.
+        if let Some(what) = sequences.unready().iter().find(|what| !walk.unready.contains(what)) {
+            return Ok(not_now(format!("since the gates were looked at: {what}")));
+        }
         flow.verifying.be_ready().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
@@ -190,7 +197,11 @@ impl Switch<'_> {
         let Ok(settled) = timeout(left, work).await else {
             return Ok(not_now("sequences and hot rows were not settled in time"));
         };
-        let (in_pieces, compared, carried) = settled?;
+        let (in_pieces, compared, carried) = match settled {
+            // It is in the way of this hand-over, and not of the streams.
+            Err(fault) if fault.recovery == Recovery::Operator => return Ok(not_now(fault.to_string())),
+            settled => settled?,
+        };
         if let Some(table) = in_pieces {
             return Ok(not_now(on_its_way(&table)));
         }
@@ -198,6 +209,13 @@ impl Switch<'_> {
         if !compared.divergences.is_empty() {
             let count = compared.divergences.len();
             return Ok(not_now(format!("{count} row(s) differ under the fence: see `segue verify`")));
+        }
+        if compared.hot > 0 {
+            let count = compared.hot;
+            return Ok(not_now(format!(
+                "{count} row(s) are unequal under the fence and do not stand still: somebody writes to them past it, or a \
+                 commit waits for a synchronous standby"
+            )));
         }
         walk.sequences = carried.len() as u64;
         walk.settled = Some(turn.fence);

@@ -4,6 +4,7 @@ use super::answer::Progress;
 use super::{PAIRED_FOR, Switch, move_from};
 use crate::drive::back::BackState;
 use crate::drive::gates::Measured;
+use crate::report::LiveVerification;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
@@ -62,14 +63,17 @@ impl Switch<'_> {
         }
     }
 
-    /// The gates that are closed.
+    /// The gates that are closed, and the sequences that were found not to be ready.
     pub(super) async fn blockers(
         &self,
         asked: Asked,
         owner: Side,
         overrides: &[Override],
-    ) -> Outcome<Vec<gates::Blocker>> {
+    ) -> Outcome<(Vec<gates::Blocker>, Vec<String>)> {
+        // Nothing that somebody looked at earlier.
+        *self.paired.lock().await = None;
         let measured = self.measured(owner).await?;
+        let unready = measured.sequences_unready.clone().unwrap_or_default();
         let evidence = {
             let mut gates = self.gates.lock().await;
             gates.expire();
@@ -79,20 +83,23 @@ impl Switch<'_> {
         if asked == Asked::Rehearse {
             blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
         }
-        Ok(blockers)
+        Ok((blockers, unready))
     }
 
     /// What the gates are judged by, as far as it is known here.
     pub(in crate::drive) async fn measured(&self, owner: Side) -> Outcome<Measured> {
         let active = self.flows.active();
+        // What either stream has found is open, whichever of them follows the owner now.
+        let flows = Side::ALL.into_iter().filter_map(|side| self.flows.landing_on(side));
+        let open = flows.map(|flow| flow.verifying.live().open).sum();
         let opposite = self.flows.landing_on(owner);
         let opposite = gates::Opposite {
-            is_armed: opposite.is_some(),
+            is_armed: opposite.is_some() && !self.flows.has_ended(owner),
             behind_bytes: opposite.map_or(0, |flow| flow.progress.snapshot().lag_bytes),
         };
         Ok(Measured {
             lag_ms: active.progress.snapshot().lag_ms,
-            live: active.verifying.live(),
+            live: LiveVerification { open, ..active.verifying.live() },
             opposite: Some(opposite),
             sequences_unready: self.unready_sequences(owner).await?,
             rehearsed_us: self.journal.rehearsed_us(),

@@ -61,6 +61,8 @@ pub(super) struct Order {
     pub(super) asked: Asked,
     /// Gates the operator goes through.
     pub(super) overrides: Vec<Override>,
+    /// Only of this epoch the writes are to be moved; `None`: of whichever it is.
+    pub(super) of: Option<Epoch>,
     /// Who asks.
     pub(super) by: String,
     /// Hears how far it is.
@@ -226,11 +228,11 @@ impl<'d> Switch<'d> {
     }
 
     async fn carry_out(&self, order: Order) -> Outcome<()> {
-        let Order { asked, overrides, by, progress, answer } = order;
+        let Order { asked, overrides, of, by, progress, answer } = order;
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
-        let done = self.obey(asked, overrides, &by, progress).await;
+        let done = self.obey((asked, of), overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
         let (told, ended) = match done {
             Ok(done) => (Ok(done), Ok(())),
@@ -247,7 +249,7 @@ impl<'d> Switch<'d> {
 
     async fn obey(
         &self,
-        asked: Asked,
+        (asked, of): (Asked, Option<Epoch>),
         overrides: Vec<Override>,
         by: &str,
         progress: watch::Sender<Progress>,
@@ -255,10 +257,14 @@ impl<'d> Switch<'d> {
         self.can_begin()?;
         self.ensure_way_back(&progress).await?;
         let (rows, owner) = self.owned().await?;
-        if matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source)) {
-            return Ok(Answer::already(owner, rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch())));
+        let epoch = rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch());
+        let is_there =
+            matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source));
+        // The writes have changed hands since it was asked.
+        if is_there || of.is_some_and(|of| of != epoch) {
+            return Ok(Answer::already(owner, epoch));
         }
-        let blockers = self.blockers(asked, owner, &overrides).await?;
+        let (blockers, unready) = self.blockers(asked, owner, &overrides).await?;
         let begun = json!({ "asked": asked, "by": by, "overrides": overrides });
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
@@ -266,6 +272,7 @@ impl<'d> Switch<'d> {
         }
         self.journal.note("switch-begun", begun);
         let mut walk = Walk::new(asked, Some(progress));
+        walk.unready = unready;
         self.walk(&mut walk).await?;
         let (rows, now) = self.owned().await?;
         let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());
@@ -273,7 +280,12 @@ impl<'d> Switch<'d> {
         let kind = match (&answer, now) {
             (Answer::Switched(_), Side::Target) => "switched",
             (Answer::Switched(_), Side::Source) => "reversed",
-            (Answer::Rehearsed(_), _) => REHEARSED,
+            (Answer::Rehearsed(_), _) => {
+                if now == Side::Source {
+                    self.journal.rehearsed(self.driver.control.standing(0, 0).await?.now_us);
+                }
+                REHEARSED
+            }
             (Answer::Already(_) | Answer::Refused { .. } | Answer::Undone(_), _) => "switch-undone",
         };
         self.journal.note(kind, json!(answer));

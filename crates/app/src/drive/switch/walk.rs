@@ -31,6 +31,8 @@ pub(super) struct Walk {
     pub(super) leftover: bool,
     pub(super) settled: Option<FenceId>,
     pub(super) hands: Option<Hands>,
+    /// Sequences that cannot be set, and that the gates were gone through with.
+    pub(super) unready: Vec<String>,
     /// As long as it is here no part of a table is moved.
     pub(super) still: Option<Frozen>,
     /// When the fence that stands was asked for: from then on writers wait.
@@ -73,6 +75,7 @@ impl Walk {
             leftover: false,
             settled: None,
             hands: None,
+            unready: Vec::new(),
             still: None,
             stall_since: None,
             stall: None,

@@ -3,6 +3,7 @@
 mod world;
 
 use super::live::{Live, LiveQueue};
+use super::ports::Comparable as _;
 use super::report::{Mode, Repair, Report, Request};
 use super::*;
 use crate::throttle::Limits;
@@ -257,14 +258,64 @@ async fn rows_touched_by_the_stream_are_compared_again() {
     assert_eq!(parts.store.live.lock().expect("ok").len(), 3);
 }
 
+fn items(keys: &[i64]) -> Vec<Item> {
+    keys.iter().map(|key| Item::Key(KeyText::from_texts([key.to_string()]))).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_that_could_not_be_stored_and_what_nobody_got_to_are_left_to_be_compared_at_rest() {
+    let parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = Arc::new(LiveQueue::default());
+    queue.applied(&tables, &[touch(3), touch(4)]);
+    parts.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+    let live = Live::new(parts.clone(), queue.clone(), tables.clone(), 1000);
+    let limit = tokio::time::timeout(Duration::from_secs(5), live.run()).await;
+    assert!(limit.is_err() && parts.store.live.lock().expect("ok").is_empty(), "it waits for the store");
+    parts.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+    let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!(
+        (found.compared, found.divergences.len()),
+        (1, 1),
+        "row 3 was tampered with, 4 was found equal"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_differed_and_is_too_hot_to_tell_is_not_taken_for_equal() {
+    let parts = parts(planted(5), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = Arc::new(LiveQueue::default());
+    queue.applied(&tables, &[touch(3), touch(113)]);
+    let live = Live::new(parts, queue, tables, 1000);
+    let limit = tokio::time::timeout(Duration::from_secs(5), live.run()).await;
+    assert!(limit.is_err() && live.counts().open == 2);
+    live.remember(TableId(7), &items(&[3, 113]), &items(&[3]), &[]);
+    assert_eq!(live.counts().open, 1, "the other one was found equal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_stand_still_at_rest_is_said() {
+    let tables = BTreeMap::from([(TableId(7), table(false))]);
+    let mut met = 0;
+    for seed in 0..20 {
+        // Somebody goes on writing past the fence.
+        let parts = parts(World::new(seed, 50, 0..50), Order::Number);
+        let images = parts.owner.sample(&table(false), 5).await.expect("no fault");
+        parts.unsettled.settled(TableId(7), &[], &images);
+        let found = parts.compare_at_rest(&tables, &LiveQueue::default()).await.expect("no fault");
+        assert_eq!(found.hot, parts.unsettled.len() as u64, "seed {seed}");
+        assert!(found.divergences.is_empty(), "seed {seed}");
+        met += found.hot;
+    }
+    assert!(met > 0, "rows are hot in one of the schedules");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     let parts = parts(planted(5).quiet(), Order::Number);
     let tables = BTreeMap::from([(TableId(7), table(true))]);
-    let hot = |keys: &[i64]| -> Vec<Item> {
-        keys.iter().map(|key| Item::Key(KeyText::from_texts([key.to_string()]))).collect()
-    };
-    parts.unsettled.settled(TableId(7), &[], &hot(&[1, 2, 3]));
+    parts.unsettled.settled(TableId(7), &[], &items(&[1, 2, 3]));
     let queue = LiveQueue::default();
     queue.applied(&tables, &[touch(113), touch(4)]);
     let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");

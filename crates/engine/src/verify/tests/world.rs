@@ -23,6 +23,7 @@ use segue_model::table::{Identity, Table, TableId};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Barrier;
 
@@ -443,6 +444,8 @@ pub(super) struct Kept {
     pub(super) live: Mutex<Vec<Divergence>>,
     /// Ranges that can be stored before it fails.
     pub(super) room: Mutex<Option<usize>>,
+    /// What is found outside of a verification cannot be stored.
+    pub(super) is_away: AtomicBool,
 }
 
 impl Store for Kept {
@@ -470,6 +473,9 @@ impl Store for Kept {
     }
 
     async fn diverged(&self, divergences: &[Divergence]) -> Outcome<()> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(Fault::retry("SEGUE-TEST", "away"));
+        }
         self.live.lock().expect("ok").extend_from_slice(divergences);
         Ok(())
     }

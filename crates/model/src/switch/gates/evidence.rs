@@ -77,7 +77,7 @@ pub struct Opposite {
 pub struct Replica {
     /// Its name.
     pub name: String,
-    /// How far it is behind, in milliseconds.
+    /// How far it is behind, in milliseconds; [`u64::MAX`] if that cannot be seen.
     pub lag_ms: u64,
 }
 

@@ -154,7 +154,11 @@ fn verified(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(verified) = evidence.verified else { return unmeasured() };
     if verified.tables_left > 0 {
         let why = format!("{} table(s) have not been compared in full", verified.tables_left);
-        return red(why, "run `segue verify`, or wait for the one that is running");
+        return red(
+            why,
+            "run `segue verify`, or wait for the one that is running; one from before a write past a fence does not count, \
+             nor one that left hot rows to a process that has ended",
+        );
     }
     too_old(
         "the last full verification",
@@ -165,8 +169,15 @@ fn verified(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     )
 }
 
+/// What lies further than this after the moment of the evidence was measured by another clock, or before it was put back.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
+
 fn too_old(what: &str, at_us: i64, age_max: Duration, now_us: i64, next: &str) -> Option<Red> {
     let age_us = now_us.saturating_sub(at_us);
+    if age_us < -micros(AHEAD_MAX) {
+        let ahead = Duration::from_micros(age_us.unsigned_abs());
+        return red(format!("{what} lies {} in the future: the clock was put back", words(ahead)), next);
+    }
     if age_us <= micros(age_max) {
         return None;
     }
@@ -188,7 +199,10 @@ fn divergences(evidence: &Evidence) -> Option<Red> {
 fn way_back(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(opposite) = evidence.opposite else { return unmeasured() };
     if !opposite.is_armed {
-        return red("the opposite stream is not armed".to_owned(), "wait until it has passed its barrier");
+        return red(
+            "the opposite stream is not armed".to_owned(),
+            "wait until it has passed its barrier, or see in `segue status` why it has ended",
+        );
     }
     let (behind, max) = (opposite.behind_bytes, bounds.way_back_bytes_max);
     if behind <= max {
@@ -225,7 +239,12 @@ fn transactions(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
 fn replicas(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(all) = &evidence.replicas else { return unmeasured() };
     let behind = all.iter().filter(|replica| replica.lag_ms >= bounds.replica_lag_ms_max);
-    let named: Vec<String> = behind.map(|r| format!("{} by {} ms", r.name, r.lag_ms)).collect();
+    let named: Vec<String> = behind
+        .map(|r| match r.lag_ms {
+            u64::MAX => format!("{} by what is shown to pg_read_all_stats only", r.name),
+            lag_ms => format!("{} by {lag_ms} ms", r.name),
+        })
+        .collect();
     let what = format!("replicas of the new side are {} ms or more behind", bounds.replica_lag_ms_max);
     none_of(Some(&named), &what, "wait until they have caught up, or take them out of use")
 }

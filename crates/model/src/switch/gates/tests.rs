@@ -245,6 +245,22 @@ fn an_age_that_cannot_be_seen_is_never_young_enough() {
 }
 
 #[test]
+fn what_is_hidden_about_a_replica_is_never_small_enough() {
+    let hidden = vec![Replica { name: "b".to_owned(), lag_ms: u64::MAX }];
+    let why = why(Gate::Replicas, Profile::Prod, &Evidence { replicas: Some(hidden), ..good() });
+    assert!(why.ends_with(": b by what is shown to pg_read_all_stats only"), "{why}");
+}
+
+#[test]
+fn evidence_from_the_future_does_not_stay_young() {
+    let ahead = |us| Some(Verified { oldest_us: NOW_US + us, tables_left: 0 });
+    let why = why(Gate::Verified, Profile::Prod, &Evidence { verified: ahead(2 * HOUR_US), ..good() });
+    assert_eq!(why, "the last full verification lies 2 h in the future: the clock was put back");
+    let evidence = Evidence { verified: ahead(1_000_000), ..good() };
+    assert_eq!(blockers(Move::Writes, Profile::Prod, &evidence, &[]), [], "a second is no step");
+}
+
+#[test]
 fn no_window_is_longer_than_the_longest() {
     for bounds in PROFILES.map(Bounds::of) {
         let all = [Some(bounds.lag_window), Some(bounds.drift_window), bounds.matches_window];
