@@ -3,6 +3,7 @@
 //! Whatever keeps it from being had is said in words and is no fault: who measures decides what that means.
 
 use crate::connect::Endpoint;
+use futures_util::StreamExt as _;
 use std::time::Duration;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
@@ -66,15 +67,18 @@ async fn look(client: &Client, sql: &str) -> Result<f64, String> {
         columns => return Err(format!("it returns {columns} columns, not one")),
     }
     // As text, whatever the type.
-    let messages = client.simple_query(sql).await.map_err(words)?;
-    let rows: Vec<&SimpleQueryRow> = messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        })
-        .collect();
-    let [row] = rows.as_slice() else { return Err(format!("it returns {} rows, not one", rows.len())) };
+    let messages = client.simple_query_raw(sql).await.map_err(words)?;
+    let mut messages = std::pin::pin!(messages);
+    let mut only: Option<SimpleQueryRow> = None;
+    while let Some(message) = messages.next().await {
+        if let SimpleQueryMessage::Row(row) = message.map_err(words)?
+            && only.replace(row).is_some()
+        {
+            // The rest is thrown away as it comes.
+            return Err("it returns more than one row".to_owned());
+        }
+    }
+    let Some(row) = only else { return Err("it returns no row".to_owned()) };
     let Some(text) = row.get(0) else { return Err("it returns NULL".to_owned()) };
     let number: Option<f64> = text.trim().parse().ok().filter(|number: &f64| number.is_finite());
     number.ok_or_else(|| format!("it returns `{text}`, which is no number"))
