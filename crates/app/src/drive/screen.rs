@@ -70,7 +70,9 @@ impl Screen {
     /// Shows the status.
     pub(crate) fn show(&self, status: &Status) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let rates = state.last.as_ref().map(|last| Rates::between(&last.progress, &status.progress));
+        // Each owner's stream counts for itself.
+        let same = state.last.as_ref().filter(|last| last.owner == status.owner);
+        let rates = same.map(|last| Rates::between(&last.progress, &status.progress));
         let changed = state
             .last
             .as_ref()
