@@ -30,3 +30,27 @@ async fn tables_in_use_are_dropped_when_their_reader_is_done() {
     assert_eq!(pair.target.scalar(left).await.as_deref(), Some(""));
     assert_eq!(pair.source.scalar(left).await.as_deref(), Some("ab"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_on_either_side_it_can_be_repeated_after_writes_have_come_back() {
+    let pair = Pair::start(&["public.a"]).await;
+    pair.both("CREATE TABLE public.a (id int PRIMARY KEY)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["verify"], 0);
+    pair.segue(&["switch", "writes"], 0);
+    pair.segue(&["reverse"], 0);
+    for side in [&pair.source, &pair.target] {
+        let reader = side.connect("postgres").await;
+        reader.batch_execute("BEGIN; SELECT * FROM public.a").await.unwrap();
+        let cancel = Process::start(pair.command(&["cancel"]));
+        cancel.wait_for("it goes on when that is over", PATIENCE).await.unwrap();
+        cancel.kill9();
+        reader.batch_execute("COMMIT").await.unwrap();
+    }
+    pair.segue(&["cancel"], 0);
+    for side in [&pair.source, &pair.target] {
+        let schema = side.scalar("SELECT to_regnamespace('segue') IS NULL").await;
+        assert_eq!(schema.as_deref(), Some("t"));
+    }
+}

@@ -226,6 +226,41 @@ async fn a_window_is_waited_for_and_outlives_the_driver() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whether_it_has_begun_is_read_anew_when_that_is_not_known() {
+    let (pair, run) = switched().await;
+    // Its session ends with the record: nobody can say whether that was written.
+    pair.target
+        .execute(
+            "CREATE FUNCTION public.cut() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END';
+             CREATE TRIGGER cut BEFORE INSERT ON segue.journal FOR EACH ROW WHEN (NEW.kind = 'completing')
+                 EXECUTE FUNCTION public.cut()",
+        )
+        .await;
+    let mark = run.mark();
+    let answer = complete(&pair, order()).await;
+    assert_eq!(answer["code"], "SEGUE-DRIVER-DIED", "the attempt has ended: {answer:#}");
+    run.wait_for_since(mark, "trying again", PATIENCE).await.unwrap();
+    pair.target.execute("DROP TRIGGER cut ON segue.journal").await;
+    assert_eq!(complete(&pair, order()).await["outcome"], "completed", "{}", run.lines().join("\n"));
+    ended_well(&run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_past_the_fence_that_has_just_been_made_is_seen() {
+    let (pair, _run) = switched().await;
+    let insistent = pair.source.connect("postgres").await;
+    let planted = "SET session_replication_role = replica;
+        INSERT INTO public.t (id, v) SELECT n, 'past' FROM generate_series(50001, 150000) n";
+    let order = async {
+        insistent.batch_execute(planted).await.unwrap();
+        complete(&pair, json!({ "window_ms": 60_000 })).await
+    };
+    let why = reasons(&order.await);
+    assert!(why.contains("strays: "), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn source_tables_are_dropped_when_wanted_and_nothing_that_depends_on_them() {
     let (pair, run) = switched().await;
     pair.source
@@ -279,6 +314,10 @@ async fn an_archive_holds_what_the_source_had_and_shows_no_password() {
     let rows: Vec<_> =
         manifest["tables"].as_array().unwrap().iter().map(|t| t["rows"].as_u64().unwrap()).collect();
     assert_eq!(rows.iter().sum::<u64>(), 1501, "{manifest:#}");
+    for file in std::fs::read_dir(&archive).unwrap() {
+        let mode = file.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "the application's data are nobody else's: {mode:o}");
+    }
     let said = std::fs::read_to_string(seen).unwrap();
     assert!(said.contains("--format=custom") && !said.contains(pair.source.password()), "{said}");
     let output = Command::new(programs(&pair).await.join("pg_restore"))
@@ -304,15 +343,18 @@ async fn programs(pair: &Pair) -> PathBuf {
     PathBuf::from(pair.source.scalar("SELECT setting FROM pg_config WHERE name = 'BINDIR'").await.unwrap())
 }
 
-/// The binary, with a `pg_dump` in its path that notes what it was called with; and where it notes that.
+/// The binary, with a `pg_dump` in its path that notes what it was called with, and after which somebody writes past the
+/// fence; and where it notes that.
 async fn overheard(pair: &Pair) -> (Command, PathBuf) {
     let (bin, seen) = (pair.dir.path().join("bin"), pair.dir.path().join("seen"));
     std::fs::create_dir(&bin).unwrap();
     let real = programs(pair).await;
     let script = format!(
-        "#!/bin/sh\nprintf '%s\\n' \"$*\" >> {}\nexec {}/pg_dump \"$@\"\n",
-        seen.display(),
-        real.display()
+        "#!/bin/sh\nprintf '%s\\n' \"$*\" >> {seen}\n[ \"$1\" = --version ] && exec {real}/pg_dump \"$@\"\n\
+         {real}/pg_dump \"$@\" || exit 1\nexec {real}/psql -qXc \"SET session_replication_role = replica; \
+         INSERT INTO public.t (id, v) VALUES (100000, 'late')\"\n",
+        seen = seen.display(),
+        real = real.display()
     );
     std::fs::write(bin.join("pg_dump"), script).unwrap();
     std::fs::set_permissions(bin.join("pg_dump"), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -348,39 +390,53 @@ mod killed {
     use segue_engine::killpoint;
     use segue_testkit::kill;
 
+    /// One migration, whose driver is killed at one point after the other.
     #[tokio::test(flavor = "multi_thread")]
     async fn killed_at_any_point_it_only_goes_forward() {
-        let points = killpoint::ALL.iter().filter(|point| point.starts_with("complete."));
+        let (pair, run) = switched().await;
+        run.terminate();
+        run.wait(PATIENCE).await.unwrap();
+        let archive = pair.dir.path().join("archive");
+        std::fs::create_dir(&archive).unwrap();
+        let mut points = killpoint::ALL.iter().filter(|point| point.starts_with("complete."));
+        let first = points.next().unwrap();
+        let run = killed_at(&pair, first);
+        pair.reaches(&run, "switched").await;
+        orders::order(&pair.target, "complete", &json!({ "archive": archive, "drop_source": true })).await;
+        dies(&run, first).await;
+        // Nothing is taken from a source that owns the writes, whatever the journal says.
+        pair.source.execute("UPDATE segue.owner SET state = 'owner'").await;
+        let run = pair.run();
+        run.wait_for("SEGUE-OWNERSHIP", PATIENCE).await.unwrap();
+        assert_eq!(run.wait(PATIENCE).await.unwrap().code(), Some(1));
+        pair.source.execute("UPDATE segue.owner SET state = 'follower'").await;
+        pair.segue(&["reverse"], 1);
         for point in points {
-            let (pair, run) = switched().await;
-            run.terminate();
-            run.wait(PATIENCE).await.unwrap();
-            let mut command = pair.command(&["run"]);
-            kill::kill_at(&mut command, point, 1);
-            let run = Process::start(command);
-            pair.reaches(&run, "switched").await;
-            let archive = pair.dir.path().join("archive");
-            std::fs::create_dir(&archive).unwrap();
-            orders::order(&pair.target, "complete", &json!({ "archive": archive, "drop_source": true }))
-                .await;
-            let status = run.wait(PATIENCE).await.unwrap();
-            assert!(kill::was_killed(status), "{point}: {status}\n{}", run.lines().join("\n"));
             // Whatever was left undone, nobody goes back.
-            pair.segue(&["reverse"], 1);
-            ended_well(&pair.run()).await;
-            pair.segue(&["wait", "completed", "--timeout", "5s"], 0);
-            for side in [&pair.source, &pair.target] {
-                assert_eq!(side.scalar(LEFT).await.as_deref(), Some(""), "{point}");
-            }
-            let gone =
-                "SELECT concat(to_regclass('public.t'), to_regclass('public.p'), to_regnamespace('segue'))";
-            assert_eq!(pair.source.scalar(gone).await.as_deref(), Some(""), "{point}");
-            assert_eq!(std::fs::read_dir(&archive).unwrap().count(), 3, "{point}");
-            assert_eq!(
-                pair.target.scalar("SELECT count(*) FROM public.t").await.as_deref(),
-                Some("1001"),
-                "{point}"
-            );
+            orders::order(&pair.target, "reverse", &orders::for_real()).await;
+            dies(&killed_at(&pair, point), point).await;
         }
+        ended_well(&pair.run()).await;
+        pair.segue(&["reverse"], 1);
+        pair.segue(&["wait", "completed", "--timeout", "5s"], 0);
+        for side in [&pair.source, &pair.target] {
+            assert_eq!(side.scalar(LEFT).await.as_deref(), Some(""));
+        }
+        let gone =
+            "SELECT concat(to_regclass('public.t'), to_regclass('public.p'), to_regnamespace('segue'))";
+        assert_eq!(pair.source.scalar(gone).await.as_deref(), Some(""));
+        assert_eq!(std::fs::read_dir(&archive).unwrap().count(), 3);
+        assert_eq!(pair.target.scalar("SELECT count(*) FROM public.t").await.as_deref(), Some("1001"));
+    }
+
+    fn killed_at(pair: &Pair, point: &str) -> Process {
+        let mut command = pair.command(&["run"]);
+        kill::kill_at(&mut command, point, 1);
+        Process::start(command)
+    }
+
+    async fn dies(run: &Process, point: &str) {
+        let status = run.wait(PATIENCE).await.unwrap();
+        assert!(kill::was_killed(status), "{point}: {status}\n{}", run.lines().join("\n"));
     }
 }

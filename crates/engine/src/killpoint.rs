@@ -96,6 +96,7 @@ pub const ALL: &[&str] = &[
     "switch.opened",
     "switch.undo",
     "complete.begun",
+    "complete.streams",
     "complete.archived",
     "complete.source",
     "complete.target",

@@ -70,6 +70,7 @@ pub struct Progress {
     stream_bytes: AtomicU64,
     replays: AtomicU64,
     received: AtomicU64,
+    arrived: AtomicU64,
     /// Received and not yet durable: (end, committed at µs), oldest first.
     pending: Mutex<VecDeque<(Position, u64)>>,
     applied: watch::Sender<Applied>,
@@ -158,6 +159,7 @@ impl Progress {
             dropped: AtomicU64::new(0),
             stream_bytes: AtomicU64::new(0),
             replays: AtomicU64::new(0),
+            arrived: AtomicU64::new(0),
             received: AtomicU64::new(applied.0),
             pending: Mutex::default(),
             applied: watch::Sender::new(Applied { position: applied, signal: 0 }),
@@ -182,8 +184,9 @@ impl Progress {
         }
     }
 
-    /// A transaction or keepalive up to `position` has arrived, committed on the source at `at_us`.
+    /// A transaction up to `position` has arrived, committed on the source at `at_us`.
     pub fn received(&self, position: Position, bytes: u64, at_us: u64) {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
         self.received.fetch_max(position.0, Ordering::Relaxed);
         self.stream_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).push_back((position, at_us));
@@ -221,6 +224,11 @@ impl Progress {
             applied.position = applied.position.max(place.position);
             applied.signal = applied.signal.max(place.signal);
         });
+    }
+
+    /// Grows when a transaction has arrived, and again when it is known to be durable.
+    pub fn moved(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed) + self.transactions.load(Ordering::Relaxed)
     }
 
     /// Watches what is durable on the target.

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Servers add what an idle session did to the counters this late at most.
+/// Servers add what an idle session did to the counters about this late. (Before 15 what it did last may have to wait for
+/// its next statement, or its end; sessions are looked at, too.)
 const LATE_US: i64 = 12_000_000;
-/// Without a look for longer than this, what moved meanwhile is not put down to a stream that was just restarted.
+/// Without a look for longer than this, what moved meanwhile is not put down to a stream that was just restarted, and
+/// nobody has looked at sessions.
 const GAP_US: i64 = 60_000_000;
 /// The shortest window that is accepted on production servers.
 const PROD_WINDOW_MIN: Duration = Duration::from_secs(3_600);
@@ -65,7 +67,7 @@ pub struct Session {
 pub struct Look {
     /// When, by the server's clock, in microseconds since the Unix epoch.
     pub at_us: i64,
-    /// When the statistics were reset, if ever.
+    /// When the statistics were reset, or lost in a crash, the last time.
     pub reset_at_us: Option<i64>,
     /// Writes that the fence has refused so far.
     pub refused: i64,
@@ -82,7 +84,8 @@ pub struct Look {
 pub struct Own {
     /// Which process counts, and which attempt of it.
     pub token: i64,
-    /// Transactions applied there.
+    /// Transactions that have arrived to be applied there, and again when they were: while one is between, its scans may
+    /// be counted already.
     pub applied: u64,
     /// Rows compared there.
     pub compared: u64,
@@ -117,7 +120,7 @@ pub struct Use {
     pub what: String,
 }
 
-/// Time for which scans do not say whose they were.
+/// Time for which scans do not say whose they were, all intervals together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blind {
     /// All of it.
@@ -126,6 +129,15 @@ pub struct Blind {
     pub first_us: i64,
     /// When it ended the last time.
     pub last_us: i64,
+}
+
+impl Blind {
+    fn add(&mut self, from: i64, until: i64) {
+        if self.total_us == 0 {
+            self.first_us = from;
+        }
+        (self.total_us, self.last_us) = (self.total_us + until - from, until);
+    }
 }
 
 /// What was seen of a side since it lost the writes.
@@ -149,6 +161,9 @@ pub struct Record {
     pub blind_by_stream: Option<Blind>,
     /// Where rows were compared.
     pub blind_by_verification: Option<Blind>,
+    /// The part of both in which nobody looked at sessions, either.
+    #[serde(default)]
+    pub unwatched: Option<Blind>,
 }
 
 impl Record {
@@ -164,6 +179,7 @@ impl Record {
             uses: BTreeMap::new(),
             blind_by_stream: None,
             blind_by_verification: None,
+            unwatched: None,
         };
         record.note_sessions(&look);
         record.last = look;
@@ -182,7 +198,9 @@ impl Record {
         let until = look.at_us;
         if look.refused > self.last.refused {
             let what = format!("{} write(s) were refused by its fence", look.refused - self.last.refused);
-            self.used(Kind::RefusedWrite, look.refused_at_us.unwrap_or(until), what);
+            // The count comes first: with it, the time may still be that of an earlier one.
+            let at_us = look.refused_at_us.filter(|at_us| *at_us >= self.last.at_us).unwrap_or(until);
+            self.used(Kind::RefusedWrite, at_us, what);
         }
         let before = if own.token == self.own.token { self.own } else { Own::default() };
         if own.strays > before.strays {
@@ -211,8 +229,10 @@ impl Record {
         }
         if streamed || compared || may_be_late {
             let blind = if compared { &mut self.blind_by_verification } else { &mut self.blind_by_stream };
-            let blind = blind.get_or_insert(Blind { total_us: 0, first_us: from, last_us: until });
-            (blind.total_us, blind.last_us) = (blind.total_us + until - from, until);
+            blind.get_or_insert_default().add(from, until);
+            if until - from >= GAP_US {
+                self.unwatched.get_or_insert_default().add(from, until);
+            }
             return;
         }
         let read = |(name, now): (&String, &Counters)| {
@@ -249,6 +269,12 @@ impl Record {
                 self.used(Kind::Session, session.busy_at_us, what);
             }
         }
+    }
+
+    /// Takes along what the journal tells of strays, which an earlier process may have met after its last look: `count`
+    /// of them, the last one at `at_us`.
+    pub fn told_of_strays(&mut self, count: u64, at_us: i64) {
+        self.used(Kind::Stray, at_us, format!("{count} transaction(s) were written past its fence"));
     }
 
     fn used(&mut self, kind: Kind, at_us: i64, what: String) {

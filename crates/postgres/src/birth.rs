@@ -18,7 +18,8 @@ mod reverse;
 mod wait;
 
 pub use complete::{
-    close_source, close_target, dependents, drop_source_tables, forget_all_but_records, has_records, listed,
+    close_source, close_target, dependents, drop_source_tables, end_streams, forget_all_but_records,
+    has_records, listed,
 };
 pub use end::{drop_objects, drop_reverse, forget};
 pub use resume::{known, resume_check};

@@ -3,8 +3,8 @@
 //! A look is a few short statements on catalogs; it reads no table. What it means is [`segue_model::traffic`]'s. The
 //! record is a row in the control database, so that it outlives the driver.
 //!
-//! Other sessions' statements are shown to members of `pg_read_all_stats` only; without it a session is known by what it
-//! holds, and its statement counts as naming nothing.
+//! Other sessions' statements, and even of what kind they are, are shown to members of `pg_read_all_stats` only; without
+//! it a session is known by what it holds, and its statement counts as naming nothing.
 
 use crate::control::Lease;
 use crate::error::fault_of;
@@ -53,13 +53,17 @@ pub async fn look(client: &Client, migration: &str, tables: &[QualifiedName]) ->
                      AND l.relation = ANY ($2::oid[])
                      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) AS holds
          FROM pg_stat_activity a
-         WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
+         WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+           AND (a.backend_type = 'client backend' OR a.backend_type IS NULL AND a.usesysid IS NOT NULL)
            AND coalesce(a.application_name, '') NOT LIKE 'segue %'
-         ORDER BY a.backend_start";
+         ORDER BY a.backend_start, a.pid";
     let rows = client.query(sql, &[&STATEMENT_CHARS_MAX, &oids]).await.map_err(failed)?;
     look.sessions = rows.iter().map(|row| session(row, &by_oid, &names)).collect();
+    look.sessions.extend(prepared(client, &by_oid).await.map_err(failed)?);
+    // A crash throws all statistics away, and shows in those of the whole server only.
     let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-            (extract(epoch FROM stats_reset) * 1000000)::bigint FROM pg_stat_database WHERE datname = current_database()";
+            (extract(epoch FROM greatest(d.stats_reset, b.stats_reset)) * 1000000)::bigint
+         FROM pg_stat_database d, pg_stat_bgwriter b WHERE d.datname = current_database()";
     let row = client.query_one(sql, &[]).await.map_err(failed)?;
     (look.at_us, look.reset_at_us) = (row.get(0), row.get(1));
     Ok(look)
@@ -75,6 +79,40 @@ pub async fn relations(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec
     let rows = client.query(&sql, &[&roots]).await;
     let rows = rows.map_err(|e| fault_of(&e).during("looking for the parts of the tables"))?;
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
+/// Prepared transactions that hold a lock on a table. They have no session any more.
+async fn prepared(
+    client: &Client,
+    by_oid: &BTreeMap<u32, String>,
+) -> Result<Vec<Session>, tokio_postgres::Error> {
+    let oids: Vec<u32> = by_oid.keys().copied().collect();
+    // Their locks belong to no process. Which are whose is told by the lock on the transaction's own number.
+    let sql = "SELECT p.gid, p.owner::text, array_agg(DISTINCT l.relation) FROM pg_prepared_xacts p
+         JOIN pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.pid IS NULL
+         JOIN pg_locks l ON l.pid IS NULL AND l.virtualtransaction = x.virtualtransaction
+              AND l.locktype = 'relation' AND l.relation = ANY ($1::oid[])
+        WHERE p.database = current_database()
+          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) GROUP BY 1, 2 ORDER BY 1";
+    let rows = client.query(sql, &[&oids]).await?;
+    let session = |row: &Row| Session {
+        who: format!("the prepared transaction `{}` of {}", row.get::<_, &str>(0), row.get::<_, &str>(1)),
+        holds: row.get::<_, Vec<u32>>(2).iter().filter_map(|oid| by_oid.get(oid).cloned()).collect(),
+        ..Session::default()
+    };
+    Ok(rows.iter().map(session).collect())
+}
+
+/// What the server does not count or show of anybody: with it nothing proves that no reads took place.
+pub async fn uncounted(client: &Client) -> Outcome<Option<&'static str>> {
+    let sql = "SELECT current_setting('track_counts')::bool, current_setting('track_activities')::bool";
+    let row = client.query_one(sql, &[]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking what the server counts"))?;
+    Ok(match (row.get(0), row.get(1)) {
+        (false, _) => Some("track_counts"),
+        (true, false) => Some("track_activities"),
+        (true, true) => None,
+    })
 }
 
 fn session(row: &Row, by_oid: &BTreeMap<u32, String>, names: &BTreeSet<String>) -> Session {

@@ -144,8 +144,13 @@ impl<'d> Attempt<'d> {
             Ended::Told(why) => return Ok(why),
             Ended::Completing(begun) => *begun,
         };
+        let complete = async {
+            // What a stream has sent last may still be under way.
+            try_join_all(self.driver.sides.written().into_iter().map(|side| self.take_over(side))).await?;
+            finish((self.driver, self.lease), &begun, Some(command)).await
+        };
         tokio::select! {
-            over = finish((self.driver, self.lease), &begun, Some(command)) => over,
+            over = complete => over,
             fault = self.keep_lease() => Err(fault),
             why = self.driver.told_to_stop() => Ok(why),
         }

@@ -88,7 +88,7 @@ impl<'d> Traffic<'d> {
         let back = self.flows.reverse.borrow().clone();
         let of_back = back.map_or(Own::default(), |flow| {
             let (verifications, verifying) = flow.verifying.runs();
-            let (applied, compared) = (flow.progress.snapshot().transactions, flow.verifying.live().compared);
+            let (applied, compared) = (flow.progress.moved(), flow.verifying.live().compared);
             Own { applied, compared, verifications, verifying, ..Own::default() }
         });
         Own { token: self.lease.token, strays, ..of_back }

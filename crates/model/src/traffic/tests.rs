@@ -117,6 +117,31 @@ fn what_moved_while_no_process_watched_is_a_read_and_at_a_quick_restart_is_not()
 }
 
 #[test]
+fn a_refused_write_whose_time_is_that_of_an_earlier_one_counts_as_of_now() {
+    let mut record = quiet();
+    let first = Look { refused: 1, refused_at_us: Some(25 * S), ..look(30, 5) };
+    record.observe(first.clone(), own(0));
+    record.observe(Look { at_us: 900 * S, refused: 2, ..first }, own(0));
+    assert_eq!(kinds(&record, 900, 100), [Some(Kind::RefusedWrite)]);
+}
+
+#[test]
+fn what_a_stream_wrote_over_a_long_time_without_a_look_proves_nothing_of_sessions_either() {
+    let mut record = quiet();
+    record.observe(look(400, 9), own(1));
+    record.observe(look(405, 9), own(2));
+    let blind = Blind { total_us: 380 * S, first_us: 20 * S, last_us: 400 * S };
+    assert_eq!(record.unwatched, Some(blind));
+}
+
+#[test]
+fn strays_that_only_the_journal_knows_of_count() {
+    let mut record = quiet();
+    record.told_of_strays(2, 15 * S);
+    assert_eq!(kinds(&record, 20, 10), [Some(Kind::Stray)]);
+}
+
+#[test]
 fn production_is_watched_for_a_week_and_never_for_less_than_an_hour() {
     assert_eq!(window(Profile::Prod), Duration::from_secs(604_800));
     assert_eq!(window_min(Profile::Prod), Duration::from_secs(3_600));

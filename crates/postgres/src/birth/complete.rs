@@ -4,7 +4,7 @@
 //! be made at all, is the caller's; the caller holds the migration's token, and no stream runs any more.
 
 use super::end::{TABLES, remove, remove_streams, unguard};
-use super::{Direction, bounded_lock, origin_name, stream_name};
+use super::{Authority, Direction, bounded_lock, enter, origin_name, stream_name};
 use crate::ddl_guard;
 use crate::error::fault_of;
 use crate::fence;
@@ -13,6 +13,7 @@ use crate::traffic::TREE;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
+use segue_model::sqltext::quote_literal;
 use tokio_postgres::Client;
 
 /// Rows that somebody may want to read after the end: how it went, and what was found equal.
@@ -62,6 +63,12 @@ pub async fn listed(client: &Client, migration: &str, side: &str) -> Outcome<Vec
     Ok(found)
 }
 
+/// Takes the slots, publications and origins of both streams off one side.
+pub async fn end_streams(client: &Client, migration: &str, side: &str) -> Outcome<Vec<String>> {
+    let removed = remove_streams(client, migration, side).await;
+    removed.map_err(|f| f.during(format_args!("ending the streams on the {side}")))
+}
+
 /// Takes everything off the target that slows its tables down or keeps its log: it is an ordinary database again.
 /// `report` hears who keeps a lock that is waited for.
 pub async fn close_target(
@@ -94,20 +101,32 @@ pub async fn close_source(
 }
 
 /// Drops the source's tables, all of them or none, and what the fence needed. Nothing that depends on them is dropped
-/// along: the server refuses. `report` hears why a lock cannot be had yet.
+/// along: the server refuses. Nor is a table that has only the name of one, or one that was made after they were
+/// dropped: the ownership row goes with them, and tells. `report` hears why a lock cannot be had yet.
 pub async fn drop_source_tables(
     source: &Client,
-    migration: &str,
+    authority: Authority<'_>,
     tables: &[QualifiedName],
     mut report: impl FnMut(&Fault),
 ) -> Outcome<()> {
+    let migration = authority.0;
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
     let sql = format!(
-        "BEGIN; SET LOCAL lock_timeout = {DROP_LOCK_MS}; SET LOCAL client_min_messages = warning; \
-         DROP TABLE IF EXISTS {} RESTRICT; COMMIT",
-        names.join(", ")
+        "BEGIN; {enter}; SET LOCAL lock_timeout = {DROP_LOCK_MS}; SET LOCAL client_min_messages = warning; \
+         DROP TABLE IF EXISTS {} RESTRICT; DELETE FROM segue.owner WHERE migration = {}; COMMIT",
+        names.join(", "),
+        quote_literal(migration),
+        enter = enter(authority)
     );
-    while let Err(fault) = bounded_lock(source, &sql).await {
+    while fence::row(source, migration).await?.is_some() {
+        if let Some(other) = stranger(source, migration, tables).await? {
+            return Err(Fault::operator(
+                "SEGUE-DROP-SOURCE",
+                format!("{other} is not the table that was moved: it does not carry the migration's fence"),
+                "see what it is, and give it another name; then `segue run` goes on",
+            ));
+        }
+        let Err(fault) = bounded_lock(source, &sql).await else { break };
         let fault = fault.during("dropping the source's tables");
         match fault.recovery {
             Recovery::Retry if fault.code == "SEGUE-LOCKED" => report(&fault),
@@ -126,6 +145,24 @@ pub async fn drop_source_tables(
         report(&fault);
     }
     Ok(())
+}
+
+/// One of `tables` that is there and does not carry the fence.
+async fn stranger<'t>(
+    source: &Client,
+    migration: &str,
+    tables: &'t [QualifiedName],
+) -> Outcome<Option<&'t QualifiedName>> {
+    let sql = "SELECT to_regclass($2) IS NOT NULL
+          AND NOT EXISTS (SELECT FROM segue.fence_carriers($1) c WHERE c.relation = to_regclass($2))";
+    for table in tables {
+        let row = source.query_one(sql, &[&migration, &table.sql()]).await;
+        let row = row.map_err(|e| fault_of(&e).during(format_args!("looking for {table}")))?;
+        if row.get(0) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
 }
 
 /// What keeps the source's tables from being dropped, a line each: foreign keys of other tables, views, and tables that

@@ -51,7 +51,8 @@ pub async fn drop_objects(
     mut report: impl FnMut(&Fault),
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
-    for (side, client) in [("source", source), ("target", target)] {
+    // The source's ownership row last: whoever cancels again after a crash sees by it that the writes are there.
+    for (side, client) in [("target", target), ("source", source)] {
         let removed = remove(client, migration, side, &mut report).await;
         done.extend(removed.map_err(|f| f.during(format_args!("removing Segue's objects from the {side}")))?);
     }
@@ -205,7 +206,7 @@ async fn drop_slot(client: &Client, name: &str) -> Outcome<bool> {
     Err(Fault::operator(
         "SEGUE-SLOT-ACTIVE",
         format!("the replication slot {name} is still in use"),
-        "stop the process that streams from it (pg_replication_slots.active_pid), then cancel again",
+        "stop the process that streams from it (pg_replication_slots.active_pid), then try again",
     ))
 }
 
@@ -224,7 +225,7 @@ async fn drop_origin(client: &Client, name: &str) -> Outcome<()> {
     Err(Fault::operator(
         "SEGUE-ORIGIN-ACTIVE",
         format!("the replication origin {name} is still in use"),
-        "stop the process that applies this migration's changes, then cancel again",
+        "stop the process that applies this migration's changes, then try again",
     ))
 }
 

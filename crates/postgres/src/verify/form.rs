@@ -45,6 +45,7 @@ impl HashForm {
 }
 
 /// How one table of one side is read.
+#[derive(Clone)]
 pub(super) struct TableForm {
     pub(super) side: Side,
     /// What stands behind FROM, named `t`.

@@ -57,6 +57,16 @@ pub struct PgSides {
     pub target: Arc<PgComparable>,
 }
 
+/// One moment of one side, for as long as the session lives; other sessions can read as of it, too.
+pub struct Frozen {
+    /// Reads as of that moment. What it holds must not end before others have begun to.
+    pub session: Client,
+    /// The snapshot's name, for `SET TRANSACTION SNAPSHOT`.
+    pub name: String,
+    /// Compares as of that moment.
+    pub side: PgComparable,
+}
+
 /// What one server's catalog says about a table.
 struct Catalog {
     partitioned: bool,
@@ -207,6 +217,28 @@ impl PgComparable {
     /// The hash that digests are sums of, as SQL over the bytes of a row, `i`.
     pub fn hash(&self) -> String {
         self.forms.values().next().map_or_else(String::new, |form| form.hash.of("i"))
+    }
+
+    /// This side as it is now, and stays.
+    pub async fn freeze(&self) -> Outcome<Frozen> {
+        let failed = |e| fault_of(&e).during("taking a snapshot");
+        let session = self.endpoint.connect("snapshot").await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        let keep = format!("SET idle_in_transaction_session_timeout = 0; {begin}");
+        session.batch_execute(&keep).await.map_err(failed)?;
+        let row = session.query_one("SELECT pg_export_snapshot()", &[]).await.map_err(failed)?;
+        let name: String = row.get(0);
+        // A session that is opened when the snapshot is gone is refused: none reads as of another moment.
+        let settings =
+            format!("{}; {begin}; SET TRANSACTION SNAPSHOT {}", self.settings, quote_literal(&name));
+        let side = PgComparable {
+            endpoint: self.endpoint.clone(),
+            forms: self.forms.clone(),
+            settings,
+            idle: Mutex::default(),
+            sessions: Semaphore::new(SESSIONS_MAX),
+        };
+        Ok(Frozen { session, name, side })
     }
 
     fn form(&self, table: &Table) -> Outcome<&TableForm> {

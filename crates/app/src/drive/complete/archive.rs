@@ -1,7 +1,7 @@
 //! The archive of the source's tables: a dump by `pg_dump`, and a manifest that says what has to be in it.
 //!
-//! Both are written beside their names and renamed when they are durable, the manifest last: with it the archive is
-//! complete. The password travels in the environment, never in arguments. The dump holds the fence's triggers, as it
+//! Both are of one snapshot, readable by nobody else, written beside their names and renamed when they are durable, the
+//! manifest last: with it the archive is complete. The password travels in the environment, never in arguments. The dump holds the fence's triggers, as it
 //! holds everything of the tables; the list beside it is for a restore without them (`pg_restore -L`).
 
 use super::Begun;
@@ -16,11 +16,13 @@ use segue_model::sqltext::quote_ident;
 use segue_model::table::Table;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::traffic;
-use segue_postgres::verify::{PgComparable, PgSides};
-use serde_json::{Value, json};
+use segue_postgres::verify::{Frozen, PgComparable, PgSides};
+use serde_json::json;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -84,7 +86,7 @@ async fn pg_dump(source: &Client) -> Outcome<Tool> {
     Err(Fault::operator(
         "SEGUE-PG-DUMP",
         format!("the archive needs pg_dump and pg_restore of PostgreSQL {wanted} or later: {found}"),
-        "install the client programs of that version on the machine of `segue run`, or complete without --archive",
+        "install the client programs of that version on the machine of `segue run`; if nothing has begun, --archive can be left out",
     ))
 }
 
@@ -129,12 +131,16 @@ pub(super) async fn write(driver: &Driver, begun: &Begun, directory: &Path) -> O
             Ok(()) | Err(_) => {}
         }
     }
-    dump_tables(&tool, &driver.sides.source, &all, &partial(dump)).await?;
-    let listed = without_fences(&tool, &partial(dump), migration).await?;
+    let described = Described::open(driver, begun).await?;
+    let frozen = described.side.freeze().await?;
+    let dumped = partial(dump);
+    created(&dumped)?;
+    let (text, ()) = tokio::try_join!(
+        described.manifest(driver, &frozen, &tool),
+        dump_tables(&tool, &driver.sides.source, &frozen.name, &all, &dumped),
+    )?;
+    let listed = without_fences(&tool, &dumped, migration).await?;
     written(&partial(list), listed.as_bytes())?;
-    let described = describe(driver, &source, &tool).await?;
-    let text = serde_json::to_string_pretty(&described)
-        .map_err(|e| Fault::bug("SEGUE-ARCHIVE", format!("the manifest cannot be written: {e}")))?;
     written(&partial(manifest), text.as_bytes())?;
     for name in [dump, list, manifest] {
         durable(&partial(name)).map_err(|e| unwritten(name, &e))?;
@@ -154,8 +160,14 @@ fn durable(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
 
+/// A new file that nobody else can read: it holds the application's data.
+fn created(path: &Path) -> Outcome<fs::File> {
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(|e| unwritten(path, &e))
+}
+
 fn written(path: &Path, content: &[u8]) -> Outcome<()> {
-    fs::write(path, content).map_err(|e| unwritten(path, &e))
+    created(path)?.write_all(content).map_err(|e| unwritten(path, &e))
 }
 
 fn unwritten(path: &Path, error: &io::Error) -> Fault {
@@ -179,11 +191,17 @@ fn program(path: &Path) -> Command {
     command
 }
 
-async fn dump_tables(tool: &Tool, source: &Endpoint, tables: &[QualifiedName], file: &Path) -> Outcome<()> {
+async fn dump_tables(
+    tool: &Tool,
+    source: &Endpoint,
+    snapshot: &str,
+    tables: &[QualifiedName],
+    file: &Path,
+) -> Outcome<()> {
     let mut command = program(&tool.path);
     command.envs(source.libpq()).env("PGAPPNAME", "segue archive");
     command.args(["--format=custom", "--no-password", &format!("--lock-wait-timeout={LOCK_WAIT_MS}")]);
-    command.arg("--file").arg(file);
+    command.arg(format!("--snapshot={snapshot}")).arg("--file").arg(file);
     for table in tables {
         // Both parts quoted: no part of a name is a pattern.
         command.arg(format!("--table={}.{}", quote_ident(&table.schema), quote_ident(&table.name)));
@@ -203,7 +221,7 @@ async fn without_fences(tool: &Tool, dump: &Path, migration: &str) -> Outcome<St
 
 async fn run(mut command: Command, name: &str) -> Outcome<String> {
     let failed = |what: String| {
-        let next = "see what it says; `segue run` goes on completing, with the archive first";
+        let next = "see what it says, and mend it; then `segue run` goes on completing";
         Fault::operator("SEGUE-ARCHIVE", format!("{name} has failed: {what}"), next)
     };
     let output = command.output().await.map_err(|e| failed(e.to_string()))?;
@@ -214,27 +232,50 @@ async fn run(mut command: Command, name: &str) -> Outcome<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What is in the tables, by the same digests that have compared them with the target's.
-async fn describe(driver: &Driver, source: &Client, tool: &Tool) -> Outcome<Value> {
-    let Driver { spec, sides, .. } = driver;
-    let catalog = plan::plan(spec, sides).await?;
-    let tables: Vec<Arc<Table>> = catalog.tables.into_iter().map(Arc::new).collect();
-    let both = PgSides::open(&sides.source, &sides.target, &tables).await?;
-    let mut described = Vec::new();
-    for table in &tables {
-        let digest = digest(&both.source, table, spec.verify.range_rows).await?;
-        let columns: Vec<&str> = table.columns.iter().map(|c| c.source.as_str()).collect();
-        described.push(json!({ "table": table.source.to_string(), "rows": digest.rows,
-            "digest": digest.sum.to_string(), "bytes": digest.bytes, "columns": columns }));
+/// The tables of an archive, and how they are read.
+struct Described {
+    tables: Vec<Arc<Table>>,
+    side: Arc<PgComparable>,
+}
+
+impl Described {
+    async fn open(driver: &Driver, begun: &Begun) -> Outcome<Described> {
+        let Driver { spec, sides, .. } = driver;
+        let tables: Vec<Arc<Table>> =
+            plan::plan(spec, sides).await?.tables.into_iter().map(Arc::new).collect();
+        let names: BTreeSet<String> = tables.iter().map(|table| table.source.to_string()).collect();
+        if names != begun.tables.iter().cloned().collect() {
+            return Err(Fault::operator(
+                "SEGUE-ARCHIVE",
+                format!("the spec has other tables than the migration: {}", begun.tables.join(", ")),
+                "put them back into the spec; then `segue run` goes on completing",
+            ));
+        }
+        let side = PgSides::open(&sides.source, &sides.target, &tables).await?.source;
+        Ok(Described { tables, side })
     }
-    let sql = "SELECT current_setting('server_version'), pg_current_wal_lsn()::text,
-            (SELECT s.position::text FROM segue.stream s WHERE s.migration = $1 AND s.direction = 'reverse')";
-    let row = source.query_one(sql, &[&spec.name.as_str()]).await;
-    let row = row.map_err(|e| segue_postgres::error::fault_of(&e))?;
-    Ok(json!({ "version": 1, "migration": spec.name.as_str(), "at_us": now_us(),
-        "server": row.get::<_, String>(0), "source_position": row.get::<_, String>(1),
-        "target_position": row.get::<_, Option<String>>(2), "pg_dump": tool.major,
-        "hash": both.source.hash(), "tables": described }))
+
+    /// What is in the tables, by the same digests that have compared them with the target's, as of the dump's snapshot.
+    async fn manifest(&self, driver: &Driver, frozen: &Frozen, tool: &Tool) -> Outcome<String> {
+        let spec = &driver.spec;
+        let sql = "SELECT current_setting('server_version'), pg_current_wal_lsn()::text,
+                (SELECT s.position::text FROM segue.stream s WHERE s.migration = $1 AND s.direction = 'reverse')";
+        let row = frozen.session.query_one(sql, &[&spec.name.as_str()]).await;
+        let row = row.map_err(|e| segue_postgres::error::fault_of(&e))?;
+        let mut described = Vec::new();
+        for table in &self.tables {
+            let digest = digest(&frozen.side, table, spec.verify.range_rows).await?;
+            let columns: Vec<&str> = table.columns.iter().map(|c| c.source.as_str()).collect();
+            described.push(json!({ "table": table.source.to_string(), "rows": digest.rows,
+                "digest": digest.sum.to_string(), "bytes": digest.bytes, "columns": columns }));
+        }
+        let manifest = json!({ "version": 1, "migration": spec.name.as_str(), "at_us": now_us(),
+            "server": row.get::<_, String>(0), "source_position": row.get::<_, String>(1),
+            "target_position": row.get::<_, Option<String>>(2), "pg_dump": tool.major,
+            "hash": self.side.hash(), "tables": described });
+        serde_json::to_string_pretty(&manifest)
+            .map_err(|e| Fault::bug("SEGUE-ARCHIVE", format!("the manifest cannot be written: {e}")))
+    }
 }
 
 /// The digest of all rows, read in bounded ranges.

@@ -5,16 +5,20 @@
 use super::{ARCHIVED, Begun, COMPLETED, Completion, Life, OVER, archive, fault_json};
 use crate::drive::Driver;
 use crate::drive::switch::answer::Ended;
+use crate::drive::switch::rows::contradiction;
 use crate::report::{Owner, RunState, SlotState, Status};
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
+use segue_model::switch::ownership::Ownership;
 use segue_postgres::birth;
 use segue_postgres::control::{Command, Lease};
+use segue_postgres::fence;
 use serde_json::json;
 use std::convert::Infallible;
 use std::path::Path;
+use tokio_postgres::Client;
 
 /// Carries a completion to its end, and answers `asked`, if somebody waits for it. Returns what is said then.
 pub(in crate::drive) async fn finish(
@@ -44,19 +48,27 @@ async fn steps(driver: &Driver, lease: &Lease, begun: &Begun) -> Outcome<Ended> 
             said.clone_from(&fault.what);
         }
     };
+    let (source, target) =
+        tokio::try_join!(sides.source.connect("complete"), sides.target.connect("complete"))?;
+    owns_nothing(&source, migration).await?;
+    // Nothing is read from the slots any more, and an archive may take hours, in which the owner would keep its log for one.
+    for (side, client) in [("target", &target), ("source", &source)] {
+        birth::end_streams(client, migration, side).await?;
+    }
+    killpoint::pass("complete.streams");
     let files = match (begun.directory(), &begun.archived) {
         (_, Some(files)) => files.clone(),
         (None, None) => Vec::new(),
+        // The guards against DDL stay for it: it reads the tables as they were planned.
         (Some(directory), None) => write_archive(driver, lease, begun, directory).await?,
     };
-    let (source, target) =
-        tokio::try_join!(sides.source.connect("complete"), sides.target.connect("complete"))?;
     birth::close_source(&source, migration, &mut report).await?;
     killpoint::pass("complete.source");
     birth::close_target(&target, migration, &mut report).await?;
     killpoint::pass("complete.target");
     if begun.order.drop_source {
-        birth::drop_source_tables(&source, migration, &begun.names()?, &mut report).await?;
+        let authority = (migration, lease.token);
+        birth::drop_source_tables(&source, authority, &begun.names()?, &mut report).await?;
         killpoint::pass("complete.dropped");
     }
     for (client, keeps_fence) in [(&source, !begun.order.drop_source), (&target, false)] {
@@ -72,6 +84,18 @@ async fn steps(driver: &Driver, lease: &Lease, begun: &Begun) -> Outcome<Ended> 
     killpoint::pass("complete.recorded");
     publish(driver, lease).await?;
     Ok(ended)
+}
+
+/// Nothing is taken from a source that owns the writes, whatever the journal says.
+async fn owns_nothing(source: &Client, migration: &str) -> Outcome<()> {
+    let row = fence::row(source, migration).await?;
+    match row.map(|row| row.ownership) {
+        // Without a row its tables are gone, or forgotten already.
+        None | Some(Ownership::Follower { .. } | Ownership::HandedOver { .. }) => Ok(()),
+        Some(Ownership::Owner { .. } | Ownership::Fenced { .. }) => Err(contradiction(
+            "the journal says that the migration is being completed, and the source that it owns the writes",
+        )),
+    }
 }
 
 async fn write_archive(

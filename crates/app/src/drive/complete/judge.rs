@@ -10,6 +10,7 @@ use segue_model::spec::ShownDuration;
 use segue_model::switch::Side;
 use segue_model::switch::decide::Situation;
 use segue_model::traffic::{self, Against, Blind, Kind, Record};
+use segue_postgres::control::Entry;
 use segue_postgres::{birth, health};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -43,6 +44,12 @@ pub(super) fn blocked(gate: &str, why: impl Into<String>, next: &str) -> Blocked
     Blocked { gate: gate.to_owned(), why: why.into(), next: next.to_owned(), may_be_overridden: false }
 }
 
+/// Somebody has paused the migration, or contained it: nothing is given up then.
+pub(super) fn paused(why: &str) -> Blocked {
+    let why = format!("the migration is paused ({why}): what the target has does not reach the source");
+    blocked("way-back", why, "`segue resume`, then ask again")
+}
+
 impl Completer<'_> {
     /// Asks everything. The caller keeps hand-overs away meanwhile.
     pub(super) async fn judge(&self, order: &CompleteOrder) -> Outcome<Judged> {
@@ -56,9 +63,7 @@ impl Completer<'_> {
         }
         judged.proved("who owns the writes", "the target, and no hand-over is under way");
         if let Some(why) = self.driver.throttle.limits().paused {
-            let why =
-                format!("the migration is paused ({why}): what the target has does not reach the source");
-            judged.against("way-back", why, "`segue resume`, then ask again");
+            judged.blockers.push(paused(&why));
             return Ok(judged);
         }
         self.judge_divergences(&mut judged).await?;
@@ -115,7 +120,18 @@ impl Completer<'_> {
         }
         let from_us = self.traffic.look().await?.last.at_us;
         sleep(PROBE).await;
-        let record = self.traffic.look().await?;
+        if !matches!(timeout(PATIENCE, self.flows.forward.verifying.passed()).await, Ok(Ok(()))) {
+            let why = format!(
+                "what was written on the source has not come through the stream to the target within {} s, so nobody knows \
+                 whether somebody has written past the fence",
+                PATIENCE.as_secs()
+            );
+            judged.against("strays", why, "see `segue status` for that stream");
+        }
+        let mut record = self.traffic.look().await?;
+        if let Some((count, at_us)) = strays(&self.driver.control.journal(0).await?) {
+            record.told_of_strays(count, at_us);
+        }
         judge_record(&record, from_us, window, judged);
         Ok(())
     }
@@ -124,6 +140,11 @@ impl Completer<'_> {
     async fn judge_order(&self, order: &CompleteOrder, judged: &mut Judged) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let source = sides.source.connect("complete").await?;
+        if let Some(setting) = segue_postgres::traffic::uncounted(&source).await? {
+            let why =
+                format!("the source's setting {setting} is off: who reads there is not counted or not shown");
+            judged.against("reads", why, "turn it on, and ask again when the window has passed since");
+        }
         for found in unseen(&source).await? {
             judged.proved("what cannot be seen from here", found);
         }
@@ -146,6 +167,16 @@ impl Completer<'_> {
         }
         Ok(())
     }
+}
+
+/// The writes past the source's fence that the journal tells of: how many with the last record, and when the last one
+/// was committed, by the source's clock.
+pub(super) fn strays(journal: &[Entry]) -> Option<(u64, i64)> {
+    let is_ours = |entry: &&Entry| entry.entry.kind == "stray" && entry.entry.body["side"] == "source";
+    let told = &journal.iter().rev().find(is_ours)?.entry.body["strays"];
+    let all = told["strays"].as_array()?.iter();
+    let at_us = all.filter_map(|stray| stray["committed_at_us"].as_i64()).max()?;
+    Some((told["counts"]["transactions"].as_u64().unwrap_or(0), at_us))
 }
 
 /// Where the source's tables may be read without anybody noticing here.
@@ -221,10 +252,18 @@ fn blind(record: &Record, now_us: i64) -> String {
             ago(blind.last_us, now_us)
         )
     };
+    let unwatched = record.unwatched.as_ref().map(|blind| {
+        format!(
+            "; for {} of that, between {} and {}, nobody looked at sessions, either",
+            shown(blind.total_us),
+            ago(blind.first_us, now_us),
+            ago(blind.last_us, now_us)
+        )
+    });
     let stream = record.blind_by_stream.as_ref().map(|b| line("the way back wrote, or had just written", b));
     let verification =
         record.blind_by_verification.as_ref().map(|b| line("a verification ran, or had just run", b));
-    [stream, verification].into_iter().flatten().collect()
+    [stream, verification, unwatched].into_iter().flatten().collect()
 }
 
 fn gate(kind: Kind) -> &'static str {

@@ -16,7 +16,7 @@ use super::gates::Gates;
 use super::switch::Switch;
 use super::switch::answer::{CompleteOrder, Completion, Ended, Progress, Proof};
 use super::traffic::Traffic;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -192,6 +192,7 @@ impl<'d> Completer<'d> {
                 Ok(Obeyed::Answered(answer)) => {
                     self.driver.control.answer(self.lease, command.id, &json!(answer)).await?;
                 }
+                Ok(Obeyed::Unknown(fault)) => return Err(fault),
                 Err(fault) => {
                     self.driver.control.answer(self.lease, command.id, &fault_json(&fault)).await?;
                 }
@@ -231,7 +232,17 @@ impl<'d> Completer<'d> {
             let files = begun.files(self.driver.spec.name.as_str());
             return Ok(Obeyed::Answered(Completion::Rehearsed(begun.ended(files))));
         }
-        self.driver.record(self.lease, COMPLETING, json!(begun)).await?;
+        if let Some(why) = self.driver.throttle.limits().paused {
+            let blocked = judge::paused(&why);
+            return Ok(Obeyed::Answered(Completion::Refused { blockers: vec![blocked] }));
+        }
+        if let Err(fault) = self.driver.record(self.lease, COMPLETING, json!(begun)).await {
+            return match fault.recovery {
+                Recovery::Operator | Recovery::Bug => Err(fault),
+                // It may be there. Nothing may be moved any more before that is known: the next attempt reads it.
+                Recovery::Retry | Recovery::Ambiguous => Ok(Obeyed::Unknown(fault)),
+            };
+        }
         killpoint::pass("complete.begun");
         Ok(Obeyed::Begun(Box::new(begun)))
     }
@@ -259,6 +270,8 @@ enum Obeyed {
     Answered(Completion),
     /// It is in the journal.
     Begun(Box<Begun>),
+    /// It may be.
+    Unknown(Fault),
 }
 
 /// A fault, as the one who asked is told.

@@ -78,7 +78,7 @@ impl Rows {
 }
 
 /// Two rows that cannot both be true: for a person.
-pub(super) fn contradiction(what: &str) -> Fault {
+pub(in crate::drive) fn contradiction(what: &str) -> Fault {
     Fault::operator(
         "SEGUE-OWNERSHIP",
         what,
