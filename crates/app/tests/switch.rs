@@ -212,3 +212,61 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     assert!(orders::answer_now(&pair.target, order).await.is_some());
     assert!(pair.segue(&["journal"], 0).contains("way-back-lost"));
 }
+
+/// The slot on the source is lost while the target owns the writes. Nothing that was written depends on it: a start goes on,
+/// says so, and writes go back.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let mut dying = pair.command(&["run"]);
+    // The old side is not closed for good yet.
+    dying.env("SEGUE_KILL_AT", "switch.opened");
+    let dying = Process::start(dying);
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    dying.wait(PATIENCE).await.expect("it dies");
+    let until = Instant::now() + PATIENCE;
+    while pair.source.scalar("SELECT bool_or(active) FROM pg_replication_slots").await.as_deref() == Some("t")
+    {
+        assert!(Instant::now() < until, "the slot is still in use");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pair.source.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    assert!(orders::answer_now(&pair.target, order).await.is_some());
+    run.wait_for("the stream to the target is lost, nothing else is", PATIENCE).await.unwrap();
+    takes(&pair.target, "taken").await;
+    row(&pair.source, "taken").await;
+    refuses(&pair.source, &pair.target).await;
+    let status = json(&pair.segue(&["status", "--json"], 0));
+    assert_eq!(status["owner"], "target", "{status:#}");
+    assert_eq!(status["way_back"]["is"], "lost", "{status:#}");
+    let said = run.lines().join("\n");
+    assert!(said.contains("`segue reverse`") && !said.contains("--drop-target-tables"), "{said}");
+    let closed = "SELECT state FROM segue.owner";
+    let until = Instant::now() + PATIENCE;
+    while pair.source.scalar(closed).await.as_deref() != Some("follower") {
+        assert!(Instant::now() < until, "the source is not closed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let reversed = json(&pair.segue(&["reverse", "--json"], 0));
+    assert_eq!(
+        (&reversed["outcome"], &reversed["owner"]),
+        (&"switched".into(), &"source".into()),
+        "{reversed:#}"
+    );
+    row(&pair.source, "taken").await;
+    takes(&pair.source, "back").await;
+    refuses(&pair.target, &pair.source).await;
+    // From here on it could only begin anew, and says how.
+    let ended = run.wait(PATIENCE).await.expect("it ends");
+    let said = run.lines().join("\n");
+    assert_eq!(ended.code(), Some(1), "{said}");
+    assert!(said.contains("SEGUE-SLOT-LOST") && said.contains("--drop-target-tables"), "{said}");
+    assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("owner"));
+    assert_eq!(pair.target.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
+}

@@ -85,12 +85,20 @@ impl Switch<'_> {
 
     async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
-        let (Some(flow), Some(opposite)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
-            return Ok(not_now("the way back is not armed"));
+        let Some(flow) = self.flows.landing_on(new) else {
+            return Ok(not_now(format!("the stream to the {new} has ended")));
         };
-        if timeout(ARM_PATIENCE, opposite.verifying.passed()).await.is_err() {
-            let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
-            return Ok(not_now(why));
+        match self.flows.landing_on(old) {
+            Some(opposite) => match timeout(ARM_PATIENCE, opposite.verifying.passed()).await {
+                Ok(passed) => passed?,
+                Err(_) => {
+                    let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
+                    return Ok(not_now(why));
+                }
+            },
+            // It will not be there again: that is no reason to keep the writes from where they can go.
+            None if self.flows.has_lost(old) => {}
+            None => return Ok(not_now("the way back is not armed")),
         }
         if let Err(table) = flow.verifying.in_one_piece().await? {
             return Ok(not_now(on_its_way(&table)));
@@ -250,6 +258,18 @@ impl Switch<'_> {
         })?;
         // Without a way back the new owner is opened all the same: nobody else can take the writes any more.
         let up = self.flows.when_landing_on(old, &self.back).await?;
+        let new = turn.from.other();
+        // Found open by a start: its writers are there already, and no stream is needed to close the old side.
+        if !rows.of(new).is_some_and(|row| row.ownership.epoch() == turn.fence.epoch.next())
+            && let Some(not_yet) = self.hand_to_new_side(turn, rows, walk).await?
+        {
+            return Ok(not_yet);
+        }
+        self.close_old_side(turn, walk).await
+    }
+
+    /// The new owner takes the writes; returns what it came to if it has not yet.
+    async fn hand_to_new_side(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Option<Did>> {
         let admit = |admission| up.iter().for_each(|up| up.admissions.set(admission));
         // What arrives from the old owner after its marker was written past the fence; once a signal has passed nothing of
         // it is on its way. What comes from the new one is judged by the place at which it became the owner.
@@ -258,7 +278,7 @@ impl Switch<'_> {
             match timeout(PASSED_PATIENCE, down.verifying.passed()).await {
                 Ok(passed) => passed?,
                 // Somebody may have paused the stream: the rows are read again, and it goes on.
-                Err(_) => return Ok(Did::Done),
+                Err(_) => return Ok(Some(Did::Done)),
             }
             walk.passed = true;
         }
@@ -286,6 +306,12 @@ impl Switch<'_> {
             }
         }
         Err(Fault::retry("SEGUE-LOCKED", format!("the tables of the {old} could not be closed for good")))
+        Ok(None)
+    }
+
+    /// The old owner follows. Nobody waits for it: it takes no writes already.
+    async fn close_old_side(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let (old, new) = (turn.from, turn.from.other());
     }
 
     /// The hand-over is where it must be before anybody relies on it.
