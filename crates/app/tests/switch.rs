@@ -270,3 +270,20 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("owner"));
     assert_eq!(pair.target.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
 }
+
+/// A session of the side where the writes would go is ended by somebody else: the attempt begins anew, with another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_ended_does_not_keep_an_order_waiting_for_ever() {
+    let (pair, run) = following().await;
+    let ended = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE application_name LIKE '%fence watch%') t";
+    assert_eq!(pair.target.scalar(ended).await.as_deref(), Some("1"));
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    let told = orders::answer(&pair.target, order).await;
+    if told["outcome"] != "switched" {
+        run.wait_for("the target, where the writes would go, is silent", PATIENCE).await.unwrap();
+        pair.segue(&["switch", "writes"], 0);
+    }
+    takes(&pair.target, "taken").await;
+    refuses(&pair.source, &pair.target).await;
+}

@@ -327,7 +327,7 @@ impl<'d> Switch<'d> {
             if !matches!(decision, Decision::Contradiction { .. }) {
                 contradictions = 0;
             }
-            if !matches!(decision, Decision::AskOldOwner(_)) {
+            if !matches!(decision, Decision::AskOldOwner(_) | Decision::Wait(WaitFor::NewSide(_))) {
                 silent_since = None;
             }
             match decision {
@@ -345,7 +345,13 @@ impl<'d> Switch<'d> {
                     self.undo(turn, walk).await?;
                 }
                 Decision::Wait(WaitFor::Marker(_)) => self.drain(&rows, walk).await?,
-                Decision::Wait(WaitFor::NewSide(_)) => sleep(LOOK_AGAIN).await,
+                Decision::Wait(WaitFor::NewSide(side)) => {
+                    look_again(
+                        &mut silent_since,
+                        &format!("the {side}, where the writes would go, is silent"),
+                    )
+                    .await?;
+                }
                 Decision::Done => {
                     walk.ends();
                     if let Some(paused) = walk.paused.take() {
@@ -355,11 +361,7 @@ impl<'d> Switch<'d> {
                     return Ok(());
                 }
                 Decision::AskOldOwner(_) => {
-                    if silent_since.get_or_insert_with(Instant::now).elapsed() < SILENCE_MAX {
-                        sleep(LOOK_AGAIN).await;
-                        continue;
-                    }
-                    return Err(Fault::retry("SEGUE-NO-OWNER", "the side that may own the writes is silent"));
+                    look_again(&mut silent_since, "the side that may own the writes is silent").await?;
                 }
                 Decision::Contradiction { source, target } => {
                     contradictions += 1;
@@ -452,3 +454,12 @@ pub(super) fn move_from(owner: Side) -> Move {
 fn named(blockers: &[Blocker]) -> Vec<String> {
     blockers.iter().map(ToString::to_string).collect()
 }
+/// Waits a moment for a side that is silent; for too long, and the attempt begins anew, with other sessions.
+async fn look_again(since: &mut Option<Instant>, what: &str) -> Outcome<()> {
+    if since.get_or_insert_with(Instant::now).elapsed() >= SILENCE_MAX {
+        return Err(Fault::retry("SEGUE-NO-OWNER", what));
+    }
+    sleep(LOOK_AGAIN).await;
+    Ok(())
+}
+
