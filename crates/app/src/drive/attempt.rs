@@ -140,7 +140,7 @@ impl<'d> Attempt<'d> {
             begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
-        switch.retreat(ended.as_ref().err()).await;
+        switch.retreat().await;
         // What could not be written now is told by the rows.
         let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
         let (begun, command) = match ended? {

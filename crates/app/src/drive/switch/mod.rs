@@ -25,7 +25,7 @@ use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{Move, Override};
-use segue_model::switch::ownership::{Epoch, FenceId};
+use segue_model::switch::ownership::{Epoch, FenceId, Ownership};
 use segue_model::switch::steps::Step;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
@@ -188,17 +188,27 @@ impl<'d> Switch<'d> {
 
     /// The attempt ends: whoever owns the writes gets them back now rather than at the deadline.
     ///
-    /// Not after a request of the switch itself got lost: that one may still be carried out, so a new token comes first.
-    pub(super) async fn retreat(&self, ended: Option<&Fault>) {
+    /// A request of the switch may be under way still. This one goes behind it, in the same session: what that one has
+    /// changed meanwhile is refused here, and read again. Where that session is lost nothing can be asked here, either.
+    pub(super) async fn retreat(&self) {
         let Some(side) = *self.fenced.borrow() else { return };
         if ended.is_some_and(|fault| fault.recovery == Recovery::Ambiguous) {
             return;
         }
         let undo = async {
-            let row = self.side(side).row().await?;
-            match row.and_then(|row| row.ownership.fence_id()) {
-                Some(fence) => self.side(side).unfence(fence).await.map(drop),
-                None => Ok(()),
+            loop {
+                let row = self.side(side).row().await?;
+                let fence = match row.map(|row| row.ownership) {
+                    Some(Ownership::Owner { epoch, attempt } | Ownership::Fenced { epoch, attempt, .. }) => {
+                        FenceId { epoch, attempt }
+                    }
+                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => return Ok(()),
+                };
+                match self.side(side).unfence(fence).await? {
+                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(()),
+                    fence::Answer::Refused { .. } => {}
+                    fence::Answer::Blocked { what, .. } => return Err(Fault::retry("SEGUE-LOCKED", what)),
+                }
             }
         };
         if !matches!(timeout(RETREAT_PATIENCE, undo).await, Ok(Ok(()))) {
