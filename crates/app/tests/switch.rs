@@ -287,3 +287,25 @@ async fn a_session_that_was_ended_does_not_keep_an_order_waiting_for_ever() {
     takes(&pair.target, "taken").await;
     refuses(&pair.source, &pair.target).await;
 }
+
+/// Who keeps the fence from its locks is named, also where the time for the hand-over is up before the tries are.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_in_the_way_is_named_when_the_time_is_up() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let urls = (pair.source.url("postgres"), pair.target.url("postgres"));
+    pair.write_spec(&urls.0, &urls.1, &["public.*"], "switch: { max_write_hold_ms: 500 }\n");
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; INSERT INTO public.t (v) VALUES ('open')").await.unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let arguments = serde_json::json!({ "overrides": [{ "gate": "long-transactions", "reason": "a test" }] });
+    let told = orders::ask(&pair.target, "switch", arguments).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    let why = told["why"].as_str().unwrap();
+    assert!(why.contains("could not be locked"), "{told:#}");
+    assert!(told["blockers_of_lock"].to_string().contains(&format!("pid {pid} ")), "{told:#}");
+}

@@ -164,10 +164,14 @@ impl Switch<'_> {
                 walk.stalled_for(began.elapsed());
                 if walk.blocked as usize >= tries {
                     let why = format!("the tables could not be locked in {tries} tries: {what}");
-                    return Ok(Did::NotNow { why, holders: named(&by) });
+                    return Ok(Did::NotNow { why, holders: std::mem::take(&mut walk.in_the_way) });
                 }
                 sleep(for_writers.clamp(FENCE_PAUSE_MIN, FENCE_PAUSE)).await;
                 Ok(Did::Done)
+                // The short tries are over before anybody is looked for.
+                if !by.is_empty() {
+                    walk.in_the_way = named(&by);
+                }
             }
             Answer::Refused { why, .. } => Ok(not_now(why)),
         }

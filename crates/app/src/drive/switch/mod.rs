@@ -350,7 +350,8 @@ impl<'d> Switch<'d> {
                     if walk.asked != Asked::Nothing
                         && !(walk.asked == Asked::Rehearse && walk.settled.is_some())
                     {
-                        walk.give_up(self.why_undone(walk), Vec::new());
+                        let holders = std::mem::take(&mut walk.in_the_way);
+                        walk.give_up(self.why_undone(walk), holders);
                     }
                     self.undo(turn, walk).await?;
                 }
@@ -402,6 +403,12 @@ impl<'d> Switch<'d> {
         }
         "the fence was taken back before the hand-over".to_owned()
     }
+        if walk.begun.is_none() && walk.blocked > 0 {
+            return format!(
+                "the tables could not be locked, in {} tries, while writes may be held ({hold_ms} ms)",
+                walk.blocked
+            );
+        }
 
     /// The fence whose marker has been applied on the other side.
     fn applied(&self, rows: &Rows) -> Option<FenceId> {

@@ -69,6 +69,10 @@ impl Walk {
             armed: false,
             held_since: None,
             begun: None,
+    /// Who held locks that the last of them did not get.
+    pub(super) in_the_way: Vec<String>,
+    /// How often the fence could not be lifted for a lock.
+    pub(super) not_lifted: u32,
             leftover: false,
             settled: None,
             hands: None,
@@ -107,6 +111,8 @@ impl Walk {
     }
 
     /// How long writes have been held.
+            in_the_way: Vec::new(),
+            not_lifted: 0,
     pub(super) fn elapsed(&self) -> Duration {
         self.held_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
