@@ -20,7 +20,6 @@ use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
-use segue_engine::throttle;
 use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
@@ -37,7 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
-use walk::Walk;
+use walk::{Unpaused, Walk};
 
 /// Between two looks at a side that does not answer.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -365,10 +364,7 @@ impl<'d> Switch<'d> {
                 }
                 Decision::Done => {
                     walk.ends();
-                    if let Some(paused) = walk.paused.take() {
-                        let limits = self.driver.throttle.limits();
-                        self.driver.throttle.set(throttle::Limits { paused: Some(paused), ..limits });
-                    }
+                    walk.paused = None;
                     return Ok(());
                 }
                 Decision::AskOldOwner(_) => {
@@ -389,9 +385,11 @@ impl<'d> Switch<'d> {
     /// Past the point of no return the stream has to arrive, whoever paused it: nobody takes the writes before.
     fn unless_paused(&self, rows: &Rows, walk: &mut Walk) {
         let limits = self.driver.throttle.limits();
-        if let (Some(_), Some(why)) = (rows.giving(), limits.paused.clone()) {
-            walk.paused = Some(why);
-            self.driver.throttle.set(throttle::Limits { paused: None, ..limits });
+        if let (Some(_), Some(why)) = (rows.giving(), limits.paused) {
+            match &mut walk.paused {
+                Some(unpaused) => unpaused.go_on(why),
+                None => walk.paused = Some(Unpaused::begin(self.driver.throttle.clone(), why)),
+            }
         }
     }
 
