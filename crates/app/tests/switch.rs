@@ -9,6 +9,7 @@ use segue_testkit::Cluster;
 use segue_testkit::kill::Process;
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use support::moving::Driving;
 use support::{PATIENCE, Pair, orders};
 
 const TABLES: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text);
@@ -308,4 +309,84 @@ async fn whoever_was_in_the_way_is_named_when_the_time_is_up() {
     let why = told["why"].as_str().unwrap();
     assert!(why.contains("could not be locked"), "{told:#}");
     assert!(told["blockers_of_lock"].to_string().contains(&format!("pid {pid} ")), "{told:#}");
+}
+
+/// Somebody's CREATE INDEX CONCURRENTLY, say, holds a lock that arming needs: it is named, and the streams go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_in_the_way_of_arming_is_named_and_disturbs_no_stream() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let told = orders::ask(&pair.target, "switch", orders::for_real()).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    assert!(told["why"].as_str().unwrap().contains(&format!("pid {pid} ")), "{told:#}");
+    let said = run.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    client.batch_execute("COMMIT").await.unwrap();
+    pair.segue(&["switch", "writes"], 0);
+    takes(&pair.target, "taken").await;
+}
+
+/// A driver that can be frozen, of a migration that follows and was rehearsed.
+async fn rehearsed() -> (Pair, Driving) {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let run = Driving::start(&pair);
+    (pair, run)
+}
+
+/// The tables are taken back by a transaction that goes on: it is waited for, and no stream is disturbed by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transaction_that_takes_the_tables_back_ends_no_attempt() {
+    let (pair, run) = rehearsed().await;
+    let for_real = orders::for_real();
+    let (asked, ()) = tokio::join!(
+        orders::order(&pair.target, "switch", &for_real),
+        run.thawed_until("switch.flip.before")
+    );
+    let late = "SELECT clock_timestamp() > deadline FROM segue.owner";
+    while pair.source.scalar(late).await.as_deref() != Some("t") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; INSERT INTO public.t (v) VALUES ('late')").await.unwrap();
+    // Once for each try to lift the fence.
+    for _ in 0..3 {
+        run.thawed_until("switch.undo").await;
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    run.process.thaw();
+    let told = orders::answer(&pair.target, asked).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    let said = run.process.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    takes(&pair.source, "goes on").await;
+    row(&pair.target, "late").await;
+}
+
+/// Somebody locks a table before autovacuum's settings are put back: whoever has asked is answered, no stream is disturbed,
+/// and they are put back later.
+#[tokio::test(flavor = "multi_thread")]
+async fn autovacuum_is_put_back_later_where_a_lock_is_in_the_way() {
+    let (pair, run) = rehearsed().await;
+    let for_real = orders::for_real();
+    let (asked, ()) = tokio::join!(
+        orders::order(&pair.target, "switch", &for_real),
+        run.thawed_until("switch.fence.before")
+    );
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    run.process.thaw();
+    let told = orders::answer(&pair.target, asked).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    run.process.wait_for("cannot be put back yet", PATIENCE).await.unwrap();
+    let said = run.process.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    client.batch_execute("COMMIT").await.unwrap();
+    run.process.wait_for("autovacuum's settings are as they were before", PATIENCE).await.unwrap();
+    let set = "SELECT count(*) FROM pg_class WHERE reloptions::text LIKE '%autovacuum%'";
+    assert_eq!(pair.source.scalar(set).await.as_deref(), Some("0"));
 }

@@ -85,6 +85,8 @@ pub(super) struct Switch<'d> {
     given_up: watch::Sender<Option<String>>,
     /// A hand-over is under way.
     under_way: AtomicBool,
+    /// A lock has kept autovacuum's settings from being put back.
+    owes_autovacuum: AtomicBool,
     /// Held while anything is done about who owns the writes.
     turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
@@ -112,8 +114,8 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
         let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
-        let (paired, given_up, under_way) =
-            (Mutex::default(), watch::Sender::new(None), AtomicBool::new(false));
+        let (paired, given_up) = (Mutex::default(), watch::Sender::new(None));
+        let (under_way, owes_autovacuum) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Switch {
             driver,
             lease,
@@ -127,6 +129,7 @@ impl<'d> Switch<'d> {
             paired,
             given_up,
             under_way,
+            owes_autovacuum,
             turn: Mutex::default(),
             fenced,
         })
@@ -159,7 +162,14 @@ impl<'d> Switch<'d> {
             }
             let mut orders = self.orders.lock().await;
             loop {
-                let Some(order) = orders.recv().await else {
+                let order = tokio::select! {
+                    order = orders.recv() => order,
+                    put_back = self.put_back_later(), if self.owes_autovacuum.load(Ordering::Relaxed) => {
+                        put_back?;
+                        continue;
+                    }
+                };
+                let Some(order) = order else {
                     return std::future::pending::<Outcome<std::convert::Infallible>>().await;
                 };
                 self.carry_out(order).await?;
@@ -191,9 +201,6 @@ impl<'d> Switch<'d> {
     /// changed meanwhile is refused here, and read again. Where that session is lost nothing can be asked here, either.
     pub(super) async fn retreat(&self) {
         let Some(side) = *self.fenced.borrow() else { return };
-        if ended.is_some_and(|fault| fault.recovery == Recovery::Ambiguous) {
-            return;
-        }
         let undo = async {
             loop {
                 let row = self.side(side).row().await?;
@@ -396,17 +403,17 @@ impl<'d> Switch<'d> {
     fn why_undone(&self, walk: &Walk) -> String {
         let held_ms = walk.elapsed().as_millis();
         let hold_ms = self.driver.spec.switch.max_write_hold.as_millis();
-        if held_ms >= hold_ms {
-            return format!("writes had been held for {held_ms} ms, of {hold_ms} ms allowed");
-        }
-        "the fence was taken back before the hand-over".to_owned()
-    }
         if walk.begun.is_none() && walk.blocked > 0 {
             return format!(
                 "the tables could not be locked, in {} tries, while writes may be held ({hold_ms} ms)",
                 walk.blocked
             );
         }
+        if held_ms >= hold_ms {
+            return format!("writes had been held for {held_ms} ms, of {hold_ms} ms allowed");
+        }
+        "the fence was taken back before the hand-over".to_owned()
+    }
 
     /// The fence whose marker has been applied on the other side.
     fn applied(&self, rows: &Rows) -> Option<FenceId> {
@@ -457,6 +464,15 @@ impl<'d> Switch<'d> {
     }
 }
 
+/// Waits a moment for a side that is silent; for too long, and the attempt begins anew, with other sessions.
+async fn look_again(since: &mut Option<Instant>, what: &str) -> Outcome<()> {
+    if since.get_or_insert_with(Instant::now).elapsed() >= SILENCE_MAX {
+        return Err(Fault::retry("SEGUE-NO-OWNER", what));
+    }
+    sleep(LOOK_AGAIN).await;
+    Ok(())
+}
+
 /// What handing the writes over from `owner` is called.
 pub(super) fn move_from(owner: Side) -> Move {
     match owner {
@@ -469,12 +485,3 @@ pub(super) fn move_from(owner: Side) -> Move {
 fn named(blockers: &[Blocker]) -> Vec<String> {
     blockers.iter().map(ToString::to_string).collect()
 }
-/// Waits a moment for a side that is silent; for too long, and the attempt begins anew, with other sessions.
-async fn look_again(since: &mut Option<Instant>, what: &str) -> Outcome<()> {
-    if since.get_or_insert_with(Instant::now).elapsed() >= SILENCE_MAX {
-        return Err(Fault::retry("SEGUE-NO-OWNER", what));
-    }
-    sleep(LOOK_AGAIN).await;
-    Ok(())
-}
-

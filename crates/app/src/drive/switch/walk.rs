@@ -69,6 +69,10 @@ pub(super) struct Walk {
     pub(super) stall: Option<Duration>,
     /// Fences that could not have their locks.
     pub(super) blocked: u32,
+    /// Who held locks that the last of them did not get.
+    pub(super) in_the_way: Vec<String>,
+    /// How often the fence could not be lifted for a lock.
+    pub(super) not_lifted: u32,
     /// All that was committed on the old owner, the hand-over too, is where it must be.
     pub(super) durable: bool,
     /// Nothing that was written on the old owner past its fence is on its way to the new one.
@@ -100,10 +104,6 @@ impl Walk {
             armed: false,
             held_since: None,
             begun: None,
-    /// Who held locks that the last of them did not get.
-    pub(super) in_the_way: Vec<String>,
-    /// How often the fence could not be lifted for a lock.
-    pub(super) not_lifted: u32,
             leftover: false,
             settled: None,
             hands: None,
@@ -111,6 +111,8 @@ impl Walk {
             stall_since: None,
             stall: None,
             blocked: 0,
+            in_the_way: Vec::new(),
+            not_lifted: 0,
             durable: false,
             passed: false,
             paused: None,
@@ -142,8 +144,6 @@ impl Walk {
     }
 
     /// How long writes have been held.
-            in_the_way: Vec::new(),
-            not_lifted: 0,
     pub(super) fn elapsed(&self) -> Duration {
         self.held_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
