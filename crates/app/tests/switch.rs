@@ -9,6 +9,7 @@ use segue_testkit::Cluster;
 use segue_testkit::kill::Process;
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use support::moving::Driving;
 use support::{PATIENCE, Pair, orders};
 
 const TABLES: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text);
@@ -211,4 +212,181 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     refuses(&pair.source, &pair.target).await;
     assert!(orders::answer_now(&pair.target, order).await.is_some());
     assert!(pair.segue(&["journal"], 0).contains("way-back-lost"));
+}
+
+/// The slot on the source is lost while the target owns the writes. Nothing that was written depends on it: a start goes on,
+/// says so, and writes go back.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let mut dying = pair.command(&["run"]);
+    // The old side is not closed for good yet.
+    dying.env("SEGUE_KILL_AT", "switch.opened");
+    let dying = Process::start(dying);
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    dying.wait(PATIENCE).await.expect("it dies");
+    let until = Instant::now() + PATIENCE;
+    while pair.source.scalar("SELECT bool_or(active) FROM pg_replication_slots").await.as_deref() == Some("t")
+    {
+        assert!(Instant::now() < until, "the slot is still in use");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    pair.source.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    assert!(orders::answer_now(&pair.target, order).await.is_some());
+    run.wait_for("the stream to the target is lost, nothing else is", PATIENCE).await.unwrap();
+    takes(&pair.target, "taken").await;
+    row(&pair.source, "taken").await;
+    refuses(&pair.source, &pair.target).await;
+    let status = json(&pair.segue(&["status", "--json"], 0));
+    assert_eq!(status["owner"], "target", "{status:#}");
+    assert_eq!(status["way_back"]["is"], "lost", "{status:#}");
+    let said = run.lines().join("\n");
+    assert!(said.contains("`segue reverse`") && !said.contains("--drop-target-tables"), "{said}");
+    let closed = "SELECT state FROM segue.owner";
+    let until = Instant::now() + PATIENCE;
+    while pair.source.scalar(closed).await.as_deref() != Some("follower") {
+        assert!(Instant::now() < until, "the source is not closed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let reversed = json(&pair.segue(&["reverse", "--json"], 0));
+    assert_eq!(
+        (&reversed["outcome"], &reversed["owner"]),
+        (&"switched".into(), &"source".into()),
+        "{reversed:#}"
+    );
+    row(&pair.source, "taken").await;
+    takes(&pair.source, "back").await;
+    refuses(&pair.target, &pair.source).await;
+    // From here on it could only begin anew, and says how.
+    let ended = run.wait(PATIENCE).await.expect("it ends");
+    let said = run.lines().join("\n");
+    assert_eq!(ended.code(), Some(1), "{said}");
+    assert!(said.contains("SEGUE-SLOT-LOST") && said.contains("--drop-target-tables"), "{said}");
+    assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("owner"));
+    assert_eq!(pair.target.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
+}
+
+/// A session of the side where the writes would go is ended by somebody else: the attempt begins anew, with another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_ended_does_not_keep_an_order_waiting_for_ever() {
+    let (pair, run) = following().await;
+    let ended = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE application_name LIKE '%fence watch%') t";
+    assert_eq!(pair.target.scalar(ended).await.as_deref(), Some("1"));
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    let told = orders::answer(&pair.target, order).await;
+    if told["outcome"] != "switched" {
+        run.wait_for("the target, where the writes would go, is silent", PATIENCE).await.unwrap();
+        pair.segue(&["switch", "writes"], 0);
+    }
+    takes(&pair.target, "taken").await;
+    refuses(&pair.source, &pair.target).await;
+}
+
+/// Who keeps the fence from its locks is named, also where the time for the hand-over is up before the tries are.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_in_the_way_is_named_when_the_time_is_up() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let urls = (pair.source.url("postgres"), pair.target.url("postgres"));
+    pair.write_spec(&urls.0, &urls.1, &["public.*"], "switch: { max_write_hold_ms: 500 }\n");
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; INSERT INTO public.t (v) VALUES ('open')").await.unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let arguments = serde_json::json!({ "overrides": [{ "gate": "long-transactions", "reason": "a test" }] });
+    let told = orders::ask(&pair.target, "switch", arguments).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    let why = told["why"].as_str().unwrap();
+    assert!(why.contains("could not be locked"), "{told:#}");
+    assert!(told["blockers_of_lock"].to_string().contains(&format!("pid {pid} ")), "{told:#}");
+}
+
+/// Somebody's CREATE INDEX CONCURRENTLY, say, holds a lock that arming needs: it is named, and the streams go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_in_the_way_of_arming_is_named_and_disturbs_no_stream() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let told = orders::ask(&pair.target, "switch", orders::for_real()).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    assert!(told["why"].as_str().unwrap().contains(&format!("pid {pid} ")), "{told:#}");
+    let said = run.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    client.batch_execute("COMMIT").await.unwrap();
+    pair.segue(&["switch", "writes"], 0);
+    takes(&pair.target, "taken").await;
+}
+
+/// A driver that can be frozen, of a migration that follows and was rehearsed.
+async fn rehearsed() -> (Pair, Driving) {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let run = Driving::start(&pair);
+    (pair, run)
+}
+
+/// The tables are taken back by a transaction that goes on: it is waited for, and no stream is disturbed by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_transaction_that_takes_the_tables_back_ends_no_attempt() {
+    let (pair, run) = rehearsed().await;
+    let for_real = orders::for_real();
+    let (asked, ()) = tokio::join!(
+        orders::order(&pair.target, "switch", &for_real),
+        run.thawed_until("switch.flip.before")
+    );
+    let late = "SELECT clock_timestamp() > deadline FROM segue.owner";
+    while pair.source.scalar(late).await.as_deref() != Some("t") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; INSERT INTO public.t (v) VALUES ('late')").await.unwrap();
+    // Once for each try to lift the fence.
+    for _ in 0..3 {
+        run.thawed_until("switch.undo").await;
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    run.process.thaw();
+    let told = orders::answer(&pair.target, asked).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    let said = run.process.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    takes(&pair.source, "goes on").await;
+    row(&pair.target, "late").await;
+}
+
+/// Somebody locks a table before autovacuum's settings are put back: whoever has asked is answered, no stream is disturbed,
+/// and they are put back later.
+#[tokio::test(flavor = "multi_thread")]
+async fn autovacuum_is_put_back_later_where_a_lock_is_in_the_way() {
+    let (pair, run) = rehearsed().await;
+    let for_real = orders::for_real();
+    let (asked, ()) = tokio::join!(
+        orders::order(&pair.target, "switch", &for_real),
+        run.thawed_until("switch.fence.before")
+    );
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    run.process.thaw();
+    let told = orders::answer(&pair.target, asked).await;
+    assert_eq!(told["outcome"], "undone", "{told:#}");
+    run.process.wait_for("cannot be put back yet", PATIENCE).await.unwrap();
+    let said = run.process.lines().join("\n");
+    assert!(!said.contains("trying again in"), "the attempt ended: {said}");
+    client.batch_execute("COMMIT").await.unwrap();
+    run.process.wait_for("autovacuum's settings are as they were before", PATIENCE).await.unwrap();
+    let set = "SELECT count(*) FROM pg_class WHERE reloptions::text LIKE '%autovacuum%'";
+    assert_eq!(pair.source.scalar(set).await.as_deref(), Some("0"));
 }

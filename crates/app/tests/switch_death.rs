@@ -74,6 +74,27 @@ async fn the_sources_death_does_not_keep_the_target_closed() {
     moving.settle(SOURCE, &run).await;
 }
 
+/// The fence is lifted by whoever is alive, and not only at its deadline, whatever the target was asked when it died.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_deadline_when_the_target_dies_under_the_fence() {
+    let more = "switch: { max_write_hold_ms: 30000 }\n";
+    let (moving, run) = Moving::start(Setup { third: true, more, ..Setup::default() }).await;
+    for point in ["switch.drain.before", "switch.settle.before"] {
+        let order = moving.frozen_at(&run, point, SOURCE).await;
+        source_says(&moving, "fenced").await;
+        moving.pair.target.stop_immediate().await;
+        run.process.thaw();
+        let thawed = Instant::now();
+        source_says(&moving, "owner").await;
+        let took = thawed.elapsed();
+        assert!(took < Duration::from_secs(8), "{point}: the fence stood for {took:?}");
+        moving.pair.target.start_again().await;
+        answer(moving.control(), order).await;
+    }
+    moving.moves_away_from(SOURCE, &run).await;
+    moving.settle(TARGET, &run).await;
+}
+
 /// The control database dies and stays dead: it decides nothing, so nobody waits for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_control_databases_death_does_not_keep_the_old_owner_closed() {

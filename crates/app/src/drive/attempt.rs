@@ -4,7 +4,7 @@
 use super::back::WayBack;
 use super::complete::finish::{finish, publish};
 use super::complete::{Begun, Completer, Life, OVER};
-use super::flow::{self, Flows, PgRun};
+use super::flow::{self, Flows, PgRun, lost_while_idle};
 use super::gates::Gates;
 use super::journal::{Journal, Scribe};
 use super::rollback::Rollback;
@@ -15,7 +15,7 @@ use super::{Driver, contain, guard, plan};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
-use segue_engine::fault::{Fault, Recovery};
+use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::{Snapshot, Wait};
@@ -33,13 +33,16 @@ use segue_postgres::schema;
 use segue_postgres::stream::{Opening, StreamSource};
 use serde_json::json;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it takes to tell whoever has asked for it that the writes are back on the source.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A side that does not say within this time what is wrong with it is not waited for.
 const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
@@ -127,7 +130,7 @@ impl<'d> Attempt<'d> {
         let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
             ready;
         let ended = tokio::select! {
-            fault = self.forward(run, &flows) => Err(fault),
+            fault = self.forward(run, &flows, &switch) => Err(fault),
             fault = back.run(&flows) => Err(fault),
             fault = guard::insist(self.driver, self.lease, unguarded) => Err(fault),
             fault = switch.run() => Err(fault),
@@ -137,7 +140,7 @@ impl<'d> Attempt<'d> {
             begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
-        switch.retreat(ended.as_ref().err()).await;
+        switch.retreat().await;
         // What could not be written now is told by the rows.
         let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
         let (begun, command) = match ended? {
@@ -184,21 +187,26 @@ impl<'d> Attempt<'d> {
     }
 
     /// Runs the stream from the source to the target. As long as the target owns the writes, what ends it for a person is
-    /// an alarm: the application does not depend on it, but writes cannot be handed to the target again.
-    async fn forward(&self, run: PgRun, flows: &Flows) -> Fault {
-        let fault = run.run().await;
-        let is_idle = flows.has_the_newest(Side::Target);
-        match fault.recovery {
-            Recovery::Operator | Recovery::Bug if is_idle && fault.code != server::SYNC_STANDBY => {
-                flows.forward_ended.store(true, Ordering::Relaxed);
-                self.driver
-                    .screen
-                    .say(&format!("the stream to the target is lost, nothing else is: {fault}"));
-                self.driver.warnings.say(format!("the stream to the target has ended: {fault}"));
-                std::future::pending().await
-            }
-            Recovery::Operator | Recovery::Bug | Recovery::Retry | Recovery::Ambiguous => fault,
+    /// an alarm: the application does not depend on it, but writes cannot be handed to the target again. It ends the attempt
+    /// once the source owns them.
+    async fn forward(&self, run: PgRun, flows: &Flows, switch: &Switch<'_>) -> Fault {
+        let was_lost = flows.lost.borrow().clone();
+        let fault = match was_lost {
+            Some(fault) => fault,
+            None => run.run().await,
+        };
+        if !flows.has_the_newest(Side::Target) {
+            return fault;
         }
+        let Some(told) = lost_while_idle(&fault) else { return fault };
+        self.driver.screen.say(&format!("the stream to the target is lost, nothing else is: {told}"));
+        self.driver.warnings.say(format!("the stream to the target has ended: {told}"));
+        flows.lost.send_replace(Some(fault.clone()));
+        // An error: the sender is ours.
+        let _ = flows.owner.subscribe().wait_for(|owner| *owner == Some(Side::Source)).await.map(drop);
+        let _at_rest = switch.at_rest().await;
+        tokio::time::sleep(LAST_WORDS).await;
+        fault
     }
 
     /// Beats the heart while nothing else does; ends only when the lease is lost.
@@ -280,7 +288,7 @@ impl<'d> Attempt<'d> {
             Some((identity, opening)) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
                 let (tables, sources) = (targets(&catalog), guard::sources(&catalog.tables));
-                let opened = self.open(catalog, identity, Some(opening));
+                let opened = self.open(catalog, identity, opening.map(Some));
                 let guarded = guard::prepare(self.driver, self.lease, Side::Source, &sources);
                 let fenced = self.fence_follower(&tables, &target);
                 let ((), unguarded, opened) = tokio::try_join!(fenced, guarded, opened)?;
@@ -288,7 +296,7 @@ impl<'d> Attempt<'d> {
             }
             None => {
                 let (identity, unguarded) = self.give_birth(&catalog, &target).await?;
-                Ok(Ready { unguarded, ..self.open(catalog, identity, None).await? })
+                Ok(Ready { unguarded, ..self.open(catalog, identity, Ok(None)).await? })
             }
         }
     }
@@ -304,14 +312,26 @@ impl<'d> Attempt<'d> {
     }
 
     /// The stream that was born earlier, if there is one, and its opening: the source finds the place while the rest is
-    /// prepared.
-    async fn resume(&self, target: &tokio_postgres::Client) -> Outcome<Option<(StreamIdentity, Opening)>> {
+    /// prepared. One that cannot go on is a fault only where writes depend on it: else, why it is lost.
+    async fn resume(
+        &self,
+        target: &tokio_postgres::Client,
+    ) -> Outcome<Option<(StreamIdentity, Result<Opening, Fault>)>> {
         let Driver { spec, sides, .. } = self.driver;
         let known = birth::known(target, spec.name.as_str(), Direction::Forward).await?;
         let Some((identity, checkpoint)) = known else { return Ok(None) };
-        birth::resume_check(&sides.source.connect("stream").await?, &identity, checkpoint).await?;
+        let source = sides.source.connect("stream").await?;
+        if let Err(fault) = birth::resume_check(&source, &identity, checkpoint).await {
+            let rows = rows::both(&source, target, spec.name.as_str()).await?;
+            let is_idle = rows.owner().or(rows.giving()) == Some(Side::Target);
+            if !is_idle || lost_while_idle(&fault).is_none() {
+                return Err(fault);
+            }
+            return Ok(Some((identity, Err(fault))));
+        }
         let source = StreamSource::of(sides.source.marked(spec.name.as_str()), &identity);
-        Ok(Some((identity, Opening::begin(source, checkpoint))))
+        let opening = Opening::begin(source, checkpoint);
+        Ok(Some((identity, Ok(opening))))
     }
 
     /// Makes the stream: publication, slot, barrier, and the target's row that binds them. Also returns the guard against
@@ -402,7 +422,7 @@ impl<'d> Attempt<'d> {
         &self,
         catalog: Catalog,
         identity: StreamIdentity,
-        opening: Option<Opening>,
+        opening: Result<Option<Opening>, Fault>,
     ) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
         let (driver, lease) = (self.driver, self.lease);
@@ -416,11 +436,15 @@ impl<'d> Attempt<'d> {
         driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
         let catalog_warnings = catalog.warnings.clone();
         let admissions = Arc::new(Admissions::new(admission));
+        let (opening, lost) = match opening {
+            Ok(opening) => (opening, None),
+            Err(lost) => (None, Some(lost)),
+        };
         let (run, forward) =
             flow::open(driver, lease.token, catalog, (identity, opening), admissions).await?;
         let (owner, giving) = (watch::Sender::new(rows.owner()), watch::Sender::new(rows.giving()));
-        let (forward_ended, reverse) = (AtomicBool::new(false), watch::Sender::new(None));
-        let flows = Arc::new(Flows { forward, forward_ended, reverse, owner, giving });
+        let (reverse, lost) = (watch::Sender::new(None), watch::Sender::new(lost));
+        let flows = Arc::new(Flows { forward, reverse, owner, giving, lost });
         driver.record(lease, flows.stage().name(), json!({ "token": lease.token })).await?;
         let (journal, scribe) = Journal::after(&control.journal(0).await?);
         let back = Arc::new(WayBack::new(driver, lease));

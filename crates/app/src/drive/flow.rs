@@ -8,7 +8,7 @@ use super::back::{BackState, WayBack};
 use super::switch::rows::Rows;
 use super::verifying::Verifying;
 use segue_engine::admission::Admissions;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::follow::{self, build::BatchLimits};
 use segue_engine::migration::{Run, Settings};
 use segue_engine::ports::Outcome;
@@ -19,13 +19,13 @@ use segue_model::table::Table;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{Direction, StreamIdentity};
 use segue_postgres::catalog::Catalog;
+use segue_postgres::catalog::server::SYNC_STANDBY;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::leaves;
 use segue_postgres::source::PgSource;
 use segue_postgres::stream::Opening;
 use segue_postgres::target::PgTarget;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 /// Transactions in one batch at most: it bounds how much is replayed row by row after a conflict.
@@ -117,28 +117,42 @@ pub(super) async fn open(
 pub(super) struct Flows {
     /// From the source to the target.
     pub(super) forward: Arc<Flow>,
-    /// The stream to the target has ended while nothing depended on it, and does not begin again.
-    pub(super) forward_ended: AtomicBool,
     /// The way back, once it is armed.
     pub(super) reverse: watch::Sender<Option<Arc<Flow>>>,
     /// Who owns the writes; `None` while that is not known, or nobody does.
     pub(super) owner: watch::Sender<Option<Side>>,
     /// The side that has handed the writes over to one that has not taken them yet.
     pub(super) giving: watch::Sender<Option<Side>>,
+    /// Why the stream to the target has ended for good. It ends the attempt unless the target has the newest writes.
+    pub(super) lost: watch::Sender<Option<Fault>>,
+}
+
+/// What ends the stream to the target for a person, as it is said while the target owns the writes: its tables are the only
+/// ones with the newest rows, and beginning anew would begin with dropping them. `None`: it may pass.
+pub(super) fn lost_while_idle(fault: &Fault) -> Option<Fault> {
+    match fault.recovery {
+        Recovery::Operator | Recovery::Bug if fault.code != SYNC_STANDBY => {
+            let next = "nothing that was written depends on it: `segue reverse` hands the writes back to the source, from where \
+                        they could not be moved again without beginning anew; `segue complete` ends the migration on the target";
+            Some(Fault { next_step: next.to_owned(), ..fault.clone() })
+        }
+        Recovery::Operator | Recovery::Bug | Recovery::Retry | Recovery::Ambiguous => None,
+    }
 }
 
 impl Flows {
     /// The stream whose rows land on `side`, if there is one.
     pub(super) fn landing_on(&self, side: Side) -> Option<Arc<Flow>> {
         match side {
+            Side::Target if self.has_lost(side) => None,
             Side::Target => Some(self.forward.clone()),
             Side::Source => self.reverse.borrow().clone(),
         }
     }
 
-    /// Whether the stream whose rows land on `side` has ended for good. One that comes back to the source is forgotten then.
-    pub(super) fn has_ended(&self, side: Side) -> bool {
-        side == Side::Target && self.forward_ended.load(Ordering::Relaxed)
+    /// Whether there will be no stream any more whose rows land on `side`, and the migration goes on without.
+    pub(super) fn has_lost(&self, side: Side) -> bool {
+        side == Side::Target && self.lost.borrow().is_some()
     }
 
     /// The stream whose rows land on `side`, once there is one: after a start it is made while the switch reads the rows.
@@ -149,7 +163,7 @@ impl Flows {
             if let Some(flow) = self.landing_on(side) {
                 return Ok(Some(flow));
             }
-            if matches!(&*state.borrow_and_update(), BackState::Lost(_)) {
+            if matches!(&*state.borrow_and_update(), BackState::Lost(_)) || self.has_lost(side) {
                 return Ok(None);
             }
             let changed = tokio::select! {

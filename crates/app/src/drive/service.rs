@@ -71,6 +71,8 @@ impl Service<'_> {
     async fn stages(&self) -> Outcome<String> {
         let (mut forward, mut owner) = (self.flows.forward.stage.clone(), self.flows.owner.subscribe());
         let mut said = self.flows.stage();
+        // Its stage changes no more once the stream is lost; who owns the writes may.
+        let mut runs = true;
         loop {
             let now = self.flows.stage();
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
@@ -81,12 +83,11 @@ impl Service<'_> {
                 self.driver.record(self.lease, now.name(), json!({ "token": self.lease.token })).await?;
                 said = now;
             }
-            let changed = tokio::select! {
-                changed = forward.changed() => changed,
-                changed = owner.changed() => changed,
-            };
-            if changed.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                changed = forward.changed(), if runs => runs = changed.is_ok(),
+                changed = owner.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
             }
         }
     }
@@ -239,7 +240,12 @@ impl Service<'_> {
         let owner = self.flows.owner.borrow().unwrap_or(Side::Source);
         let lag = self.flows.landing_on(owner).map(|flow| flow.progress.snapshot());
         let (lag_bytes, lag_ms) = lag.map_or((0, 0), |lag| (lag.lag_bytes, lag.lag_ms));
+        if self.flows.has_lost(owner) {
+            let why = self.flows.lost.borrow().as_ref().map(|fault| fault.what.clone()).unwrap_or_default();
+            return WayBackState { is: WayBackIs::Lost, why, lag_bytes: 0, lag_ms: 0 };
+        }
         let (is, why) = match self.back.state() {
+            _ if owner == Side::Target => (WayBackIs::Armed, String::new()),
             BackState::NotArmed => (WayBackIs::NotArmed, String::new()),
             BackState::Arming { waits_for } => (WayBackIs::Arming, waits_for),
             BackState::Armed => (WayBackIs::Armed, String::new()),

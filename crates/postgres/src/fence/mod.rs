@@ -182,10 +182,10 @@ impl Side {
     }
 
     /// The point of no return, on the old owner: under this very fence it hands over, unless the fence's deadline is
-    /// nearer than the margin. See [`Side::is_durable`] for what to ask next.
+    /// nearer than the margin, or a table was attached since the fence. See [`Side::is_durable`] for what to ask next.
     pub async fn flip(&self, FenceId { epoch, attempt }: FenceId) -> Outcome<Answer> {
         let margin = millis(self.limits.margin);
-        let call = format!("segue.flip({}, {epoch}, {attempt}, {margin})", self.name());
+        let call = format!("segue.flip({}, {}, {epoch}, {attempt}, {margin})", self.name(), self.roots());
         self.call("handing the writes over", &call).await
     }
 

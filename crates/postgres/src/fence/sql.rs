@@ -23,6 +23,9 @@ DO $$ BEGIN
         DROP FUNCTION segue.open(text, bigint, text, pg_lsn, integer);
         DROP FUNCTION IF EXISTS segue.become_follower(text, text[], bigint, integer);
     END IF;
+    IF to_regprocedure('segue.flip(text, bigint, bigint, bigint)') IS NOT NULL THEN
+        DROP FUNCTION segue.flip(text, bigint, bigint, bigint);
+    END IF;
 END $$;
 
 -- what autovacuum was set to before it was turned off for the switch; NULL: it was not set
@@ -106,6 +109,16 @@ END $body$, _migration, _deadline, _epoch, _attempt,
         'segue:' || _migration, format('segue.%I', 'refused_' || _migration), format('segue.%I', 'refused_at_' || _migration)));
 END $write$;
 
+-- which of _tables, and of all that is below them, do not carry the fence; NULL: all do
+CREATE OR REPLACE FUNCTION segue.unfenced(_migration text, _tables text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    WITH RECURSIVE tree(relation, name) AS (
+        SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
+        UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
+    SELECT string_agg(t.name, ', ') FROM tree t
+     WHERE NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) c WHERE c.relation = t.relation)
+$$;
+
 -- locks every table that carries the fence against writers, and checks that all of _tables, and all that is below them, do.
 -- The time for all locks together is below deadlock_timeout: whoever waits for one of ours, and holds one that we wait for,
 -- is never picked as a deadlock's victim.
@@ -126,11 +139,7 @@ BEGIN
             RAISE EXCEPTION 'segue: % was renamed just now', carrier.sql_name USING ERRCODE = '55P03';
         END IF;
     END LOOP;
-    WITH RECURSIVE tree(relation, name) AS (
-        SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
-        UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
-    SELECT string_agg(t.name, ', ') INTO bare FROM tree t
-     WHERE coalesce(t.relation <> ALL (ARRAY(SELECT c.relation FROM segue.fence_carriers(_migration) c)), true);
+    bare := segue.unfenced(_migration, _tables);
     IF bare IS NOT NULL THEN
         RAISE EXCEPTION 'segue: % of migration % cannot be fenced yet', bare, _migration
             USING ERRCODE = '55000', HINT = 'a table was made or attached since the fence was prepared; prepare it again';
@@ -201,10 +210,10 @@ BEGIN
 END $$;
 
 -- fenced(n, attempt), before its deadline → handed_over(n). The row first; what is compared, and the clock, are read after
--- the lock was had.
-CREATE OR REPLACE FUNCTION segue.flip(_migration text, _epoch bigint, _attempt bigint, _margin_ms bigint)
+-- the lock was had. A table that was attached under the fence has rows that the other side does not.
+CREATE OR REPLACE FUNCTION segue.flip(_migration text, _tables text[], _epoch bigint, _attempt bigint, _margin_ms bigint)
 RETURNS jsonb LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
-DECLARE o segue.owner; late boolean;
+DECLARE o segue.owner; late boolean; bare text;
 BEGIN
     PERFORM FROM segue.owner w WHERE w.migration = _migration FOR UPDATE;
     SELECT * INTO o FROM segue.owner w WHERE w.migration = _migration;
@@ -215,6 +224,10 @@ BEGIN
         RETURN segue.answer(_migration, 'refused', 'this is not the fence under which writes were to be handed over');
     ELSIF late THEN
         RETURN segue.answer(_migration, 'refused', 'the deadline of the fence is too near, or past');
+    END IF;
+    bare := segue.unfenced(_migration, _tables);
+    IF bare IS NOT NULL THEN
+        RETURN segue.answer(_migration, 'refused', format('%s was made or attached under the fence', bare));
     END IF;
     UPDATE segue.owner w SET state = 'handed_over', deadline = NULL, changed_at = clock_timestamp()
      WHERE w.migration = _migration;

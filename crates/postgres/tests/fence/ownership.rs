@@ -6,7 +6,7 @@ use segue_model::position::Position;
 use segue_model::switch::ownership::{Attempt, Epoch, Ownership};
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::fence::{Applied, Role, Side, autovacuum, prepare};
+use segue_postgres::fence::{Answer, Applied, Role, Side, autovacuum, prepare};
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -231,4 +231,24 @@ async fn membership_in_the_owner_of_the_tables_is_enough() {
     side.unfence(id(1, 1)).await.unwrap().made().expect("at rest");
     app.batch_execute("SELECT * FROM segue.owner").await.expect_err("none of its business");
     segue_postgres::fence::remove(&mover, "m", &mut Default::default()).await.unwrap();
+}
+
+/// What was attached under the fence has rows of its own, which the stream never brings to the other side.
+#[tokio::test]
+async fn nothing_is_handed_over_once_a_table_was_attached_under_the_fence() {
+    let world = World::owner(Options::default(), limits(5_000)).await;
+    world.fenced(0, 1).await;
+    let admin = world.cluster.connect("postgres").await;
+    let attach =
+        "CREATE TABLE late (id int PRIMARY KEY, v text); INSERT INTO late VALUES (1001, 'acknowledged');
+        ALTER TABLE parts ATTACH PARTITION late FOR VALUES FROM (1000) TO (2000)";
+    admin.batch_execute(attach).await.unwrap();
+    let Answer::Refused { why, .. } = world.side.flip(id(1, 1)).await.unwrap() else {
+        panic!("handed over without the rows of a partition");
+    };
+    assert!(why.contains("public.late was made or attached under the fence"), "{why}");
+    done(world.side.unfence(id(1, 1)).await.unwrap());
+    admin.batch_execute("ALTER TABLE parts DETACH PARTITION late").await.unwrap();
+    world.fenced(1, 2).await;
+    done(world.side.flip(id(1, 2)).await.unwrap());
 }

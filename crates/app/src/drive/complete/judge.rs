@@ -22,6 +22,9 @@ const PROBE: Duration = Duration::from_millis(1500);
 /// How long the way back may take to bring what the target shows now.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A question whose answer is known from the stream to the target.
+const STRAYS: &str = "writes past the source's fence";
+
 /// What was found.
 #[derive(Default)]
 pub(super) struct Judged {
@@ -133,6 +136,15 @@ impl Completer<'_> {
             record.told_of_strays(count, at_us);
         }
         judge_record(&record, from_us, window, judged);
+        if let Some(lost) = &*self.flows.lost.borrow() {
+            // Only that stream sees them.
+            judged.proofs.retain(|proof| proof.question != STRAYS);
+            let found = format!(
+                "writes past the source's fence, since the stream to the target is lost: {}",
+                lost.what
+            );
+            judged.proved("what cannot be seen from here", found);
+        }
         Ok(())
     }
 
@@ -224,7 +236,7 @@ pub(super) fn judge_record(record: &Record, from_us: i64, window: Duration, judg
     let since = format!("since {} at least", ago(from_us.saturating_sub(micros(window)), now_us));
     for (question, kind) in [
         ("writes that the source's fence refused", Kind::RefusedWrite),
-        ("writes past the source's fence", Kind::Stray),
+        (STRAYS, Kind::Stray),
         ("reads of the source's tables", Kind::Read),
         ("sessions that use the source's tables", Kind::Session),
     ] {

@@ -37,6 +37,10 @@ const FENCE_PAUSE_MIN: Duration = Duration::from_millis(10);
 const FENCE_PAUSE: Duration = Duration::from_millis(40);
 /// Between two tries of what nothing depends on any more.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long whoever has asked waits for autovacuum's settings to be put back: nearly always no time at all.
+const PUT_BACK_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two later tries to put them back.
+const PUT_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
 const AFTERWARDS_TRIES: u32 = 50;
 
@@ -85,15 +89,20 @@ impl Switch<'_> {
 
     async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
-        let (Some(flow), Some(opposite)) = (self.flows.landing_on(new), self.flows.landing_on(old)) else {
-            return Ok(not_now("the way back is not armed"));
+        let Some(flow) = self.flows.landing_on(new) else {
+            return Ok(not_now(format!("the stream to the {new} has ended")));
         };
-        match timeout(ARM_PATIENCE, opposite.verifying.passed()).await {
-            Ok(passed) => passed.map_err(|fault| fault.during("waiting for the way back to catch up"))?,
-            Err(_) => {
-                let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
-                return Ok(not_now(why));
-            }
+        match self.flows.landing_on(old) {
+            Some(opposite) => match timeout(ARM_PATIENCE, opposite.verifying.passed()).await {
+                Ok(passed) => passed.map_err(|fault| fault.during("waiting for the way back to catch up"))?,
+                Err(_) => {
+                    let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
+                    return Ok(not_now(why));
+                }
+            },
+            // It will not be there again: that is no reason to keep the writes from where they can go.
+            None if self.flows.has_lost(old) => {}
+            None => return Ok(not_now("the way back is not armed")),
         }
         // Kept until the new owner is open: what is copied of a part later would be written over its rows.
         walk.still = flow.verifying.freeze(ARM_PATIENCE).await;
@@ -125,7 +134,10 @@ impl Switch<'_> {
         // From here on there is something to put back.
         walk.armed = true;
         for client in [&on_old, &on_new] {
-            autovacuum::turn_off(client, (migration, self.lease.token)).await?;
+            match autovacuum::turn_off(client, (migration, self.lease.token)).await {
+                Err(fault) if fault.code == "SEGUE-LOCKED" => return Ok(not_now(fault.what)),
+                turned_off => turned_off?,
+            };
             let still = autovacuum::wait_for_running(client, migration, ARM_PATIENCE).await?;
             if let Some(running) = still.first() {
                 let holders = vec![running.by.to_string()];
@@ -165,10 +177,14 @@ impl Switch<'_> {
             }
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
+                // The short tries are over before anybody is looked for.
+                if !by.is_empty() {
+                    walk.in_the_way = named(&by);
+                }
                 walk.stalled_for(began.elapsed());
                 if walk.blocked as usize >= tries {
                     let why = format!("the tables could not be locked in {tries} tries: {what}");
-                    return Ok(Did::NotNow { why, holders: named(&by) });
+                    return Ok(Did::NotNow { why, holders: std::mem::take(&mut walk.in_the_way) });
                 }
                 sleep(for_writers.clamp(FENCE_PAUSE_MIN, FENCE_PAUSE)).await;
                 Ok(Did::Done)
@@ -262,6 +278,18 @@ impl Switch<'_> {
 
     /// Past the point of no return: repeated until it succeeds.
     async fn open_new_side(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Did> {
+        let new = turn.from.other();
+        // Found open by a start: its writers are there already, and no stream is needed to close the old side.
+        if rows.of(new).is_none_or(|row| row.ownership.epoch() != turn.fence.epoch.next())
+            && let Some(not_yet) = self.hand_to_new_side(turn, rows, walk).await?
+        {
+            return Ok(not_yet);
+        }
+        self.close_old_side(turn, walk).await
+    }
+
+    /// The new owner takes the writes; returns what it came to if it has not yet.
+    async fn hand_to_new_side(&self, turn: Turn, rows: &Rows, walk: &mut Walk) -> Outcome<Option<Did>> {
         let (old, new) = (turn.from, turn.from.other());
         let marker = rows.of(old).and_then(|row| row.marker);
         let marker = marker
@@ -281,7 +309,7 @@ impl Switch<'_> {
             match timeout(PASSED_PATIENCE, down.verifying.passed()).await {
                 Ok(passed) => passed?,
                 // Somebody may have paused the stream: the rows are read again, and it goes on.
-                Err(_) => return Ok(Did::Done),
+                Err(_) => return Ok(Some(Did::Done)),
             }
             walk.passed = true;
         }
@@ -298,6 +326,12 @@ impl Switch<'_> {
         self.flows.giving.send_replace(None);
         self.flows.owner.send_replace(Some(new));
         killpoint::pass("switch.opened");
+        Ok(None)
+    }
+
+    /// The old owner follows. Nobody waits for it: it takes no writes already.
+    async fn close_old_side(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let (old, new) = (turn.from, turn.from.other());
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
@@ -347,6 +381,11 @@ impl Switch<'_> {
                         tracing::info!("undoing the fence {fence}: {why}");
                         sleep(PAUSE).await;
                     }
+                    // A late writer has taken the tables back, and has not ended: everybody waits for that one.
+                    Answer::Blocked { .. } if walk.not_lifted < AFTERWARDS_TRIES => {
+                        walk.not_lifted += 1;
+                        sleep(PAUSE).await;
+                    }
                     Answer::Blocked { what, .. } => {
                         return Err(Fault::retry("SEGUE-LOCKED", format!("lifting the fence: {what}")));
                     }
@@ -354,7 +393,7 @@ impl Switch<'_> {
             }
             Step::Hold => walk.held_since = None,
             Step::Arm => {
-                self.put_back_autovacuum().await?;
+                self.put_back_soon().await?;
                 (walk.armed, walk.hands) = (false, None);
             }
             Step::Drain | Step::Settle | Step::Flip | Step::Open => {
@@ -364,6 +403,36 @@ impl Switch<'_> {
         }
         walk.asked = Asked::Nothing;
         Ok(())
+    }
+
+    /// Autovacuum as it was before, unless somebody's lock is in the way: nothing and nobody waits for it.
+    async fn put_back_soon(&self) -> Outcome<()> {
+        let put_back = match timeout(PUT_BACK_PATIENCE, self.put_back_autovacuum()).await {
+            Ok(Err(fault)) if fault.code != "SEGUE-LOCKED" => return Err(fault),
+            Ok(put_back) => put_back.is_ok(),
+            Err(_) => false,
+        };
+        if !put_back {
+            self.driver.screen.say(
+                "autovacuum's settings cannot be put back yet: somebody locks a table; it is tried again",
+            );
+        }
+        self.owes_autovacuum.store(!put_back, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What could not be put back, after a while.
+    pub(super) async fn put_back_later(&self) -> Outcome<()> {
+        sleep(PUT_BACK_PAUSE).await;
+        match self.put_back_autovacuum().await {
+            Ok(()) => {
+                self.driver.screen.say("autovacuum's settings are as they were before");
+                self.owes_autovacuum.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(fault) if fault.code == "SEGUE-LOCKED" => Ok(()),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Autovacuum as it was before, on both sides.

@@ -83,6 +83,10 @@ impl Switch<'_> {
         if asked == Asked::Rehearse {
             blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
         }
+        // It stays closed, and says why; but nothing will open it any more, and this is the only way back there is.
+        if self.flows.has_lost(owner) {
+            blockers.retain(|blocker| blocker.gate != Gate::WayBack);
+        }
         Ok((blockers, unready))
     }
 
@@ -94,7 +98,8 @@ impl Switch<'_> {
         let open = flows.map(|flow| flow.verifying.live().open).sum();
         let opposite = self.flows.landing_on(owner);
         let opposite = gates::Opposite {
-            is_armed: opposite.is_some() && !self.flows.has_ended(owner),
+            is_armed: opposite.is_some(),
+            is_lost: self.flows.has_lost(owner),
             behind_bytes: opposite.map_or(0, |flow| flow.progress.snapshot().lag_bytes),
         };
         Ok(Measured {

@@ -20,12 +20,11 @@ use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
-use segue_engine::throttle;
 use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{Move, Override};
-use segue_model::switch::ownership::{Epoch, FenceId};
+use segue_model::switch::ownership::{Epoch, FenceId, Ownership};
 use segue_model::switch::steps::Step;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
@@ -37,7 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
-use walk::Walk;
+use walk::{Unpaused, Walk};
 
 /// Between two looks at a side that does not answer.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -88,6 +87,8 @@ pub(super) struct Switch<'d> {
     given_up: watch::Sender<Option<String>>,
     /// A hand-over is under way.
     under_way: AtomicBool,
+    /// A lock has kept autovacuum's settings from being put back.
+    owes_autovacuum: AtomicBool,
     /// Held while anything is done about who owns the writes.
     turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
@@ -115,8 +116,8 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
         let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
-        let (paired, given_up, under_way) =
-            (Mutex::default(), watch::Sender::new(None), AtomicBool::new(false));
+        let (paired, given_up) = (Mutex::default(), watch::Sender::new(None));
+        let (under_way, owes_autovacuum) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Switch {
             driver,
             lease,
@@ -130,6 +131,7 @@ impl<'d> Switch<'d> {
             paired,
             given_up,
             under_way,
+            owes_autovacuum,
             turn: Mutex::default(),
             fenced,
         })
@@ -162,7 +164,14 @@ impl<'d> Switch<'d> {
             }
             let mut orders = self.orders.lock().await;
             loop {
-                let Some(order) = orders.recv().await else {
+                let order = tokio::select! {
+                    order = orders.recv() => order,
+                    put_back = self.put_back_later(), if self.owes_autovacuum.load(Ordering::Relaxed) => {
+                        put_back?;
+                        continue;
+                    }
+                };
+                let Some(order) = order else {
                     return std::future::pending::<Outcome<std::convert::Infallible>>().await;
                 };
                 self.carry_out(order).await?;
@@ -190,17 +199,24 @@ impl<'d> Switch<'d> {
 
     /// The attempt ends: whoever owns the writes gets them back now rather than at the deadline.
     ///
-    /// Not after a request of the switch itself got lost: that one may still be carried out, so a new token comes first.
-    pub(super) async fn retreat(&self, ended: Option<&Fault>) {
+    /// A request of the switch may be under way still. This one goes behind it, in the same session: what that one has
+    /// changed meanwhile is refused here, and read again. Where that session is lost nothing can be asked here, either.
+    pub(super) async fn retreat(&self) {
         let Some(side) = *self.fenced.borrow() else { return };
-        if ended.is_some_and(|fault| fault.recovery == Recovery::Ambiguous) {
-            return;
-        }
         let undo = async {
-            let row = self.side(side).row().await?;
-            match row.and_then(|row| row.ownership.fence_id()) {
-                Some(fence) => self.side(side).unfence(fence).await.map(drop),
-                None => Ok(()),
+            loop {
+                let row = self.side(side).row().await?;
+                let fence = match row.map(|row| row.ownership) {
+                    Some(Ownership::Owner { epoch, attempt } | Ownership::Fenced { epoch, attempt, .. }) => {
+                        FenceId { epoch, attempt }
+                    }
+                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => return Ok(()),
+                };
+                match self.side(side).unfence(fence).await? {
+                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(()),
+                    fence::Answer::Refused { .. } => {}
+                    fence::Answer::Blocked { what, .. } => return Err(Fault::retry("SEGUE-LOCKED", what)),
+                }
             }
         };
         if !matches!(timeout(RETREAT_PATIENCE, undo).await, Ok(Ok(()))) {
@@ -339,7 +355,7 @@ impl<'d> Switch<'d> {
             if !matches!(decision, Decision::Contradiction { .. }) {
                 contradictions = 0;
             }
-            if !matches!(decision, Decision::AskOldOwner(_)) {
+            if !matches!(decision, Decision::AskOldOwner(_) | Decision::Wait(WaitFor::NewSide(_))) {
                 silent_since = None;
             }
             match decision {
@@ -352,26 +368,26 @@ impl<'d> Switch<'d> {
                     if walk.asked != Asked::Nothing
                         && !(walk.asked == Asked::Rehearse && walk.settled.is_some())
                     {
-                        walk.give_up(self.why_undone(walk), Vec::new());
+                        let holders = std::mem::take(&mut walk.in_the_way);
+                        walk.give_up(self.why_undone(walk), holders);
                     }
                     self.undo(turn, walk).await?;
                 }
                 Decision::Wait(WaitFor::Marker(_)) => self.drain(&rows, walk).await?,
-                Decision::Wait(WaitFor::NewSide(_)) => sleep(LOOK_AGAIN).await,
+                Decision::Wait(WaitFor::NewSide(side)) => {
+                    look_again(
+                        &mut silent_since,
+                        &format!("the {side}, where the writes would go, is silent"),
+                    )
+                    .await?;
+                }
                 Decision::Done => {
                     walk.ends();
-                    if let Some(paused) = walk.paused.take() {
-                        let limits = self.driver.throttle.limits();
-                        self.driver.throttle.set(throttle::Limits { paused: Some(paused), ..limits });
-                    }
+                    walk.paused = None;
                     return Ok(());
                 }
                 Decision::AskOldOwner(_) => {
-                    if silent_since.get_or_insert_with(Instant::now).elapsed() < SILENCE_MAX {
-                        sleep(LOOK_AGAIN).await;
-                        continue;
-                    }
-                    return Err(Fault::retry("SEGUE-NO-OWNER", "the side that may own the writes is silent"));
+                    look_again(&mut silent_since, "the side that may own the writes is silent").await?;
                 }
                 Decision::Contradiction { source, target } => {
                     contradictions += 1;
@@ -388,15 +404,23 @@ impl<'d> Switch<'d> {
     /// Past the point of no return the stream has to arrive, whoever paused it: nobody takes the writes before.
     fn unless_paused(&self, rows: &Rows, walk: &mut Walk) {
         let limits = self.driver.throttle.limits();
-        if let (Some(_), Some(why)) = (rows.giving(), limits.paused.clone()) {
-            walk.paused = Some(why);
-            self.driver.throttle.set(throttle::Limits { paused: None, ..limits });
+        if let (Some(_), Some(why)) = (rows.giving(), limits.paused) {
+            match &mut walk.paused {
+                Some(unpaused) => unpaused.go_on(why),
+                None => walk.paused = Some(Unpaused::begin(self.driver.throttle.clone(), why)),
+            }
         }
     }
 
     fn why_undone(&self, walk: &Walk) -> String {
         let held_ms = walk.elapsed().as_millis();
         let hold_ms = self.driver.spec.switch.max_write_hold.as_millis();
+        if walk.begun.is_none() && walk.blocked > 0 {
+            return format!(
+                "the tables could not be locked, in {} tries, while writes may be held ({hold_ms} ms)",
+                walk.blocked
+            );
+        }
         if held_ms >= hold_ms {
             return format!("writes had been held for {held_ms} ms, of {hold_ms} ms allowed");
         }
@@ -450,6 +474,15 @@ impl<'d> Switch<'d> {
         killpoint::pass("switch.drain.after");
         Ok(())
     }
+}
+
+/// Waits a moment for a side that is silent; for too long, and the attempt begins anew, with other sessions.
+async fn look_again(since: &mut Option<Instant>, what: &str) -> Outcome<()> {
+    if since.get_or_insert_with(Instant::now).elapsed() >= SILENCE_MAX {
+        return Err(Fault::retry("SEGUE-NO-OWNER", what));
+    }
+    sleep(LOOK_AGAIN).await;
+    Ok(())
 }
 
 /// What handing the writes over from `owner` is called.

@@ -3,11 +3,13 @@
 use super::answer::{Answer, Moved, Progress, StepTook};
 use super::rows::Rows;
 use segue_engine::moving::Frozen;
+use segue_engine::throttle::{Limits, Throttle};
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Facts};
 use segue_model::switch::ownership::{Epoch, FenceId};
 use segue_model::switch::steps::Step;
 use segue_postgres::sequences::Sequences;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -20,6 +22,35 @@ pub(super) struct Hands {
     pub(super) new: Client,
     /// The sequences of both, paired.
     pub(super) sequences: Sequences,
+}
+
+/// Streams that were paused go on as long as this lives, and are paused again however it ends.
+pub(super) struct Unpaused {
+    throttle: Arc<Throttle>,
+    why: String,
+}
+
+impl Unpaused {
+    /// Lets them go on; `why` they were paused.
+    pub(super) fn begin(throttle: Arc<Throttle>, why: String) -> Unpaused {
+        let mut unpaused = Unpaused { throttle, why: String::new() };
+        unpaused.go_on(why);
+        unpaused
+    }
+
+    /// Somebody has paused them meanwhile, too.
+    pub(super) fn go_on(&mut self, why: String) {
+        self.why = why;
+        self.throttle.set(Limits { paused: None, ..self.throttle.limits() });
+    }
+}
+
+impl Drop for Unpaused {
+    fn drop(&mut self) {
+        let limits = self.throttle.limits();
+        let paused = limits.paused.clone().or_else(|| Some(std::mem::take(&mut self.why)));
+        self.throttle.set(Limits { paused, ..limits });
+    }
 }
 
 /// One hand-over, or what a start finds of one.
@@ -41,12 +72,16 @@ pub(super) struct Walk {
     pub(super) stall: Option<Duration>,
     /// Fences that could not have their locks.
     pub(super) blocked: u32,
+    /// Who held locks that the last of them did not get.
+    pub(super) in_the_way: Vec<String>,
+    /// How often the fence could not be lifted for a lock.
+    pub(super) not_lifted: u32,
     /// All that was committed on the old owner, the hand-over too, is where it must be.
     pub(super) durable: bool,
     /// Nothing that was written on the old owner past its fence is on its way to the new one.
     pub(super) passed: bool,
-    /// Why the streams were paused before they had to go on for this.
-    pub(super) paused: Option<String>,
+    /// The streams were paused, and had to go on for this.
+    pub(super) paused: Option<Unpaused>,
     /// Why it was given up.
     pub(super) why: Option<String>,
     /// Who was in the way.
@@ -80,6 +115,8 @@ impl Walk {
             stall_since: None,
             stall: None,
             blocked: 0,
+            in_the_way: Vec::new(),
+            not_lifted: 0,
             durable: false,
             passed: false,
             paused: None,
@@ -177,5 +214,23 @@ impl Walk {
                 Answer::undone(now, why, self.holders, stall, "see what was in the way, then ask again")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_paused_is_paused_again_however_the_hand_over_ends() {
+        let throttle = Arc::new(Throttle::new(Limits { paused: Some("by ada".into()), ..Limits::default() }));
+        let mut walk = Walk::at_start(false);
+        walk.paused = Some(Unpaused::begin(throttle.clone(), "by ada".into()));
+        assert_eq!(throttle.limits().paused, None);
+        throttle.set(Limits { paused: Some("by bob".into()), ..Limits::default() });
+        walk.paused.as_mut().unwrap().go_on("by bob".into());
+        assert_eq!(throttle.limits().paused, None);
+        drop(walk);
+        assert_eq!(throttle.limits().paused.as_deref(), Some("by bob"));
     }
 }

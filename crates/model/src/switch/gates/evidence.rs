@@ -68,6 +68,8 @@ pub struct Verified {
 pub struct Opposite {
     /// It stands, and has passed its barrier.
     pub is_armed: bool,
+    /// It will never run again.
+    pub is_lost: bool,
     /// How far it is behind, in bytes.
     pub behind_bytes: u64,
 }

@@ -198,6 +198,12 @@ fn divergences(evidence: &Evidence) -> Option<Red> {
 
 fn way_back(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(opposite) = evidence.opposite else { return unmeasured() };
+    if opposite.is_lost {
+        return red(
+            "the opposite stream is lost: after this, writes could not be moved again".to_owned(),
+            "`segue reverse` goes without it",
+        );
+    }
     if !opposite.is_armed {
         return red(
             "the opposite stream is not armed".to_owned(),

@@ -24,7 +24,7 @@ fn good() -> Evidence {
         matches: minutes(24, Share { part: 1000, whole: 1000 }),
         verified: Some(Verified { oldest_us: NOW_US - HOUR_US, tables_left: 0 }),
         divergences_open: Some(0),
-        opposite: Some(Opposite { is_armed: true, behind_bytes: 0 }),
+        opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0 }),
         sequences_unready: Some(vec![]),
         rehearsed_us: Some(NOW_US - HOUR_US),
         ddl_differences: Some(vec![]),
@@ -74,9 +74,13 @@ fn what_was_not_measured_is_red() {
     }
 }
 
+fn opposite(is_armed: bool, is_lost: bool, behind_bytes: u64) -> Evidence {
+    Evidence { opposite: Some(Opposite { is_armed, is_lost, behind_bytes }), ..good() }
+}
+
 #[test]
 fn each_gate_is_closed_by_its_own_evidence() {
-    let cases: [(Gate, Evidence, &str); 12] = [
+    let cases: [(Gate, Evidence, &str); 13] = [
         (
             Gate::Lag,
             Evidence { lag_ms: minutes(1, 1001), ..good() },
@@ -96,14 +100,15 @@ fn each_gate_is_closed_by_its_own_evidence() {
             "the last full verification is 25 h old, of 24 h allowed",
         ),
         (Gate::Divergences, Evidence { divergences_open: Some(3), ..good() }, "3 divergence(s) are open"),
+        (Gate::WayBack, opposite(false, false, 0), "the opposite stream is not armed"),
         (
             Gate::WayBack,
-            Evidence { opposite: Some(Opposite { is_armed: false, behind_bytes: 0 }), ..good() },
-            "the opposite stream is not armed",
+            opposite(false, true, 0),
+            "the opposite stream is lost: after this, writes could not be moved again",
         ),
         (
             Gate::WayBack,
-            Evidence { opposite: Some(Opposite { is_armed: true, behind_bytes: 1 << 30 }), ..good() },
+            opposite(true, false, 1 << 30),
             "the opposite stream is 1073741824 bytes behind, of 16777216 allowed",
         ),
         (Gate::Rehearsal, Evidence { rehearsed_us: None, ..good() }, "no rehearsal has succeeded"),
@@ -277,7 +282,9 @@ fn bad_for(gate: Gate) -> Evidence {
         Gate::Matches => evidence.matches = minutes(24, Share { part: 900, whole: 1000 }),
         Gate::Verified => evidence.verified = Some(Verified { oldest_us: NOW_US, tables_left: 1 }),
         Gate::Divergences => evidence.divergences_open = Some(1),
-        Gate::WayBack => evidence.opposite = Some(Opposite { is_armed: false, behind_bytes: 0 }),
+        Gate::WayBack => {
+            evidence.opposite = Some(Opposite { is_armed: false, is_lost: false, behind_bytes: 0 })
+        }
         Gate::Sequences => evidence.sequences_unready = Some(vec!["public.s".to_owned()]),
         Gate::Rehearsal => evidence.rehearsed_us = Some(NOW_US - 1_000 * HOUR_US),
         Gate::Ddl => evidence.ddl_differences = Some(vec!["public.t has lost a column".to_owned()]),
