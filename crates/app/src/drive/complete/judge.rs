@@ -50,6 +50,12 @@ pub(super) fn paused(why: &str) -> Blocked {
     blocked("way-back", why, "`segue resume`, then ask again")
 }
 
+/// A hand-over goes first.
+pub(super) fn handed_over(how: &str) -> Blocked {
+    let why = format!("a hand-over of the writes {how}");
+    blocked("owner", why, "see `segue status`, and ask again when it is over")
+}
+
 impl Completer<'_> {
     /// Asks everything. The caller keeps hand-overs away meanwhile.
     pub(super) async fn judge(&self, order: &CompleteOrder) -> Outcome<Judged> {
@@ -62,10 +68,6 @@ impl Completer<'_> {
             return Ok(judged);
         }
         judged.proved("who owns the writes", "the target, and no hand-over is under way");
-        if let Some(why) = self.driver.throttle.limits().paused {
-            judged.blockers.push(paused(&why));
-            return Ok(judged);
-        }
         self.judge_divergences(&mut judged).await?;
         self.judge_traffic(order, &mut judged).await?;
         self.judge_order(order, &mut judged).await?;

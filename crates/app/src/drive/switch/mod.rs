@@ -86,6 +86,8 @@ pub(super) struct Switch<'d> {
     given_up: watch::Sender<Option<String>>,
     /// A hand-over is under way.
     under_way: AtomicBool,
+    /// An order is carried out, or waits for its turn.
+    is_asked: AtomicBool,
     /// Held while anything is done about who owns the writes.
     turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
@@ -128,6 +130,7 @@ impl<'d> Switch<'d> {
             paired,
             given_up,
             under_way,
+            is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
             fenced,
         })
@@ -220,6 +223,11 @@ impl<'d> Switch<'d> {
         self.turn.lock().await
     }
 
+    /// Whether somebody has asked for a hand-over, which waits until [`Switch::at_rest`] is over.
+    pub(super) fn is_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Relaxed)
+    }
+
     /// Both ownership rows, read now.
     pub(super) async fn rows(&self) -> Outcome<Rows> {
         Rows::read(&self.source, &self.target).await
@@ -227,11 +235,13 @@ impl<'d> Switch<'d> {
 
     async fn carry_out(&self, order: Order) -> Outcome<()> {
         let Order { asked, overrides, by, progress, answer } = order;
+        self.is_asked.store(true, Ordering::Relaxed);
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
         let done = self.obey(asked, overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
+        self.is_asked.store(false, Ordering::Relaxed);
         let (told, ended) = match done {
             Ok(done) => (Ok(done), Ok(())),
             // What only the one who asked can mend does not end the attempt, as long as no fence stands.
