@@ -35,12 +35,14 @@ async fn tables_in_use_are_dropped_when_their_reader_is_done() {
 async fn killed_on_either_side_it_can_be_repeated_after_writes_have_come_back() {
     let pair = Pair::start(&["public.a"]).await;
     pair.both("CREATE TABLE public.a (id int PRIMARY KEY)").await;
+    pair.source.execute("INSERT INTO public.a SELECT generate_series(1, 10)").await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
     pair.segue(&["verify"], 0);
     pair.segue(&["switch", "writes"], 0);
+    pair.segue(&["verify"], 0);
     pair.segue(&["reverse"], 0);
-    for side in [&pair.source, &pair.target] {
+    for side in [&pair.target, &pair.source] {
         let reader = side.connect("postgres").await;
         reader.batch_execute("BEGIN; SELECT * FROM public.a").await.unwrap();
         let cancel = Process::start(pair.command(&["cancel"]));

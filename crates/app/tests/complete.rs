@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Pair, orders};
+use support::{PATIENCE, Pair, orders, slow};
 
 const TABLES: &str = "CREATE TABLE public.t (id bigserial PRIMARY KEY, v text);
     CREATE TABLE public.p (id bigint NOT NULL, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
@@ -247,17 +247,39 @@ async fn whether_it_has_begun_is_read_anew_when_that_is_not_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_past_the_fence_that_has_just_been_made_is_seen() {
+async fn what_is_ordered_while_it_is_judged_goes_first() {
     let (pair, _run) = switched().await;
+    let asked = orders::order(&pair.target, "complete", &order()).await;
+    // It watches the source for longer than that.
+    let contained = orders::ask(&pair.target, "contain", Value::Null).await;
+    assert_eq!(contained["owner"], "target", "{contained:#}");
+    assert!(reasons(&orders::answer(&pair.target, asked).await).contains("way-back: "));
+    pair.segue(&["resume"], 0);
+    let asked = orders::order(&pair.target, "complete", &order()).await;
+    let reversed = orders::ask(&pair.target, "reverse", orders::for_real()).await;
+    assert_eq!(reversed["outcome"], "switched", "{reversed:#}");
+    assert!(reasons(&orders::answer(&pair.target, asked).await).contains("owner: "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_past_the_fence_is_seen_also_by_the_next_driver() {
+    let (pair, run) = switched().await;
     let insistent = pair.source.connect("postgres").await;
     let planted = "SET session_replication_role = replica;
-        INSERT INTO public.t (id, v) SELECT n, 'past' FROM generate_series(50001, 150000) n";
-    let order = async {
-        insistent.batch_execute(planted).await.unwrap();
-        complete(&pair, json!({ "window_ms": 60_000 })).await
-    };
-    let why = reasons(&order.await);
-    assert!(why.contains("strays: "), "{why}");
+        INSERT INTO public.t (id, v) SELECT n, 'past' FROM generate_series(50001, 70000) n";
+    insistent.batch_execute(planted).await.unwrap();
+    let window = json!({ "window_ms": 60_000 });
+    let why = reasons(&complete(&pair, window.clone()).await);
+    assert!(why.contains("strays: ") && why.contains("written past its fence"), "{why}");
+    let told = "SELECT count(*) FROM segue.journal WHERE kind = 'stray'";
+    slow::until("it is in the journal", async || pair.target.scalar(told).await.as_deref() == Some("1"))
+        .await;
+    // As if the driver had died before it could look.
+    run.kill9();
+    pair.target.execute("DELETE FROM segue.traffic").await;
+    let _run = pair.run();
+    let why = reasons(&complete(&pair, window).await);
+    assert!(why.contains("strays: ") && why.contains("written past its fence"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

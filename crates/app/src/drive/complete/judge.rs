@@ -53,6 +53,12 @@ pub(super) fn paused(why: &str) -> Blocked {
     blocked("way-back", why, "`segue resume`, then ask again")
 }
 
+/// A hand-over goes first.
+pub(super) fn handed_over(how: &str) -> Blocked {
+    let why = format!("a hand-over of the writes {how}");
+    blocked("owner", why, "see `segue status`, and ask again when it is over")
+}
+
 impl Completer<'_> {
     /// Asks everything. The caller keeps hand-overs away meanwhile.
     pub(super) async fn judge(&self, order: &CompleteOrder) -> Outcome<Judged> {
@@ -65,10 +71,6 @@ impl Completer<'_> {
             return Ok(judged);
         }
         judged.proved("who owns the writes", "the target, and no hand-over is under way");
-        if let Some(why) = self.driver.throttle.limits().paused {
-            judged.blockers.push(paused(&why));
-            return Ok(judged);
-        }
         self.judge_divergences(&mut judged).await?;
         self.judge_traffic(order, &mut judged).await?;
         self.judge_order(order, &mut judged).await?;
@@ -93,6 +95,24 @@ impl Completer<'_> {
         }
         judged.proved("the source as a copy", "everything that the target showed a moment ago is there");
         Ok(())
+    }
+
+    /// Strays that are on their way are told before the record is read.
+    async fn judge_strays_on_their_way(&self, judged: &mut Judged) {
+        let Some(forward) = self.flows.landing_on(Side::Target) else {
+            // It will not be there again: that must not keep the migration from ending.
+            let why = "since the stream from the source was lost nobody can see them";
+            judged.proved("writes past the fence", why);
+            return;
+        };
+        if !matches!(timeout(PATIENCE, forward.verifying.passed()).await, Ok(Ok(()))) {
+            let why = format!(
+                "what was written on the source has not come through the stream to the target within {} s, so nobody knows \
+                 whether somebody has written past the fence",
+                PATIENCE.as_secs()
+            );
+            judged.against("strays", why, "see `segue status` for that stream");
+        }
     }
 
     async fn judge_divergences(&self, judged: &mut Judged) -> Outcome<()> {
@@ -123,14 +143,7 @@ impl Completer<'_> {
         }
         let from_us = self.traffic.look().await?.last.at_us;
         sleep(PROBE).await;
-        if !matches!(timeout(PATIENCE, self.flows.forward.verifying.passed()).await, Ok(Ok(()))) {
-            let why = format!(
-                "what was written on the source has not come through the stream to the target within {} s, so nobody knows \
-                 whether somebody has written past the fence",
-                PATIENCE.as_secs()
-            );
-            judged.against("strays", why, "see `segue status` for that stream");
-        }
+        self.judge_strays_on_their_way(judged).await;
         let mut record = self.traffic.look().await?;
         if let Some((count, at_us)) = strays(&self.driver.control.journal(0).await?) {
             record.told_of_strays(count, at_us);

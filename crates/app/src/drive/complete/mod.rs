@@ -14,7 +14,7 @@ use super::Driver;
 use super::flow::Flows;
 use super::gates::Gates;
 use super::switch::Switch;
-use super::switch::answer::{CompleteOrder, Completion, Ended, Progress, Proof};
+use super::switch::answer::{Blocked, CompleteOrder, Completion, Ended, Progress, Proof};
 use super::traffic::Traffic;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The kinds of its records.
 const COMPLETING: &str = "completing";
@@ -37,6 +37,9 @@ const COMPLETED: &str = "completed";
 
 /// A hand-over that takes longer is asked about again. A start looks for what is left of one, which is quick.
 const AT_REST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks whether something else was ordered meanwhile.
+const MIND_PAUSE: Duration = Duration::from_millis(50);
 
 /// What `segue run` says of a migration that is over.
 pub(super) const OVER: &str = "the migration is completed: the target owns the writes for good";
@@ -207,14 +210,15 @@ impl<'d> Completer<'d> {
         })?;
         self.tell(command, "looking who still uses the source").await;
         let Ok(_at_rest) = timeout(AT_REST_PATIENCE, self.switch.at_rest()).await else {
-            let blocked = judge::blocked(
-                "owner",
-                "a hand-over of the writes is under way",
-                "see `segue status`, and ask again when it is over",
-            );
-            return Ok(Obeyed::Answered(Completion::Refused { blockers: vec![blocked] }));
+            let blockers = vec![judge::handed_over("is under way")];
+            return Ok(Obeyed::Answered(Completion::Refused { blockers }));
         };
-        let judged = self.judge(&order).await?;
+        let judged = tokio::select! {
+            judged = self.judge(&order) => judged?,
+            blocked = self.mind_changes() => {
+                return Ok(Obeyed::Answered(Completion::Refused { blockers: vec![blocked] }));
+            }
+        };
         if !judged.blockers.is_empty() {
             let body = json!({ "by": command.asked_by, "blockers": judged.blockers });
             self.driver.record(self.lease, "complete-refused", body).await?;
@@ -232,8 +236,7 @@ impl<'d> Completer<'d> {
             let files = begun.files(self.driver.spec.name.as_str());
             return Ok(Obeyed::Answered(Completion::Rehearsed(begun.ended(files))));
         }
-        if let Some(why) = self.driver.throttle.limits().paused {
-            let blocked = judge::paused(&why);
+        if let Some(blocked) = self.changed_mind() {
             return Ok(Obeyed::Answered(Completion::Refused { blockers: vec![blocked] }));
         }
         if let Err(fault) = self.driver.record(self.lease, COMPLETING, json!(begun)).await {
@@ -245,6 +248,22 @@ impl<'d> Completer<'d> {
         }
         killpoint::pass("complete.begun");
         Ok(Obeyed::Begun(Box::new(begun)))
+    }
+
+    /// What somebody has ordered while it was judged goes before what was ordered earlier.
+    fn changed_mind(&self) -> Option<Blocked> {
+        let paused = self.driver.throttle.limits().paused.map(|why| judge::paused(&why));
+        paused.or_else(|| self.switch.is_asked().then(|| judge::handed_over("was asked for meanwhile")))
+    }
+
+    /// Returns when that is so.
+    async fn mind_changes(&self) -> Blocked {
+        loop {
+            if let Some(blocked) = self.changed_mind() {
+                return blocked;
+            }
+            sleep(MIND_PAUSE).await;
+        }
     }
 
     /// What Segue has on both sides.

@@ -6,6 +6,7 @@
 mod act;
 pub(crate) mod answer;
 mod begin;
+mod drain;
 pub(crate) mod rows;
 mod walk;
 
@@ -18,14 +19,12 @@ use act::Did;
 use answer::{Answer, Progress};
 use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
-use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{Move, Override};
 use segue_model::switch::ownership::{Epoch, FenceId, Ownership};
-use segue_model::switch::steps::Step;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::Lease;
@@ -89,6 +88,8 @@ pub(super) struct Switch<'d> {
     under_way: AtomicBool,
     /// A lock has kept autovacuum's settings from being put back.
     owes_autovacuum: AtomicBool,
+    /// An order is carried out, or waits for its turn.
+    is_asked: AtomicBool,
     /// Held while anything is done about who owns the writes.
     turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
@@ -132,6 +133,7 @@ impl<'d> Switch<'d> {
             given_up,
             under_way,
             owes_autovacuum,
+            is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
             fenced,
         })
@@ -238,6 +240,11 @@ impl<'d> Switch<'d> {
         self.turn.lock().await
     }
 
+    /// Whether somebody has asked for a hand-over, which waits until [`Switch::at_rest`] is over.
+    pub(super) fn is_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Relaxed)
+    }
+
     /// Both ownership rows, read now.
     pub(super) async fn rows(&self) -> Outcome<Rows> {
         Rows::read(&self.source, &self.target).await
@@ -245,11 +252,13 @@ impl<'d> Switch<'d> {
 
     async fn carry_out(&self, order: Order) -> Outcome<()> {
         let Order { asked, overrides, of, by, progress, answer } = order;
+        self.is_asked.store(true, Ordering::Relaxed);
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
         let done = self.obey((asked, of), overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
+        self.is_asked.store(false, Ordering::Relaxed);
         let (told, ended) = match done {
             Ok(done) => (Ok(done), Ok(())),
             // What only the one who asked can mend does not end the attempt, as long as no fence stands.
@@ -425,54 +434,6 @@ impl<'d> Switch<'d> {
             return format!("writes had been held for {held_ms} ms, of {hold_ms} ms allowed");
         }
         "the fence was taken back before the hand-over".to_owned()
-    }
-
-    /// The fence whose marker has been applied on the other side.
-    fn applied(&self, rows: &Rows) -> Option<FenceId> {
-        let owned = |side: Side| {
-            let row = rows.of(side)?;
-            let (fence, marker) = (row.ownership.fence_id()?, row.marker?);
-            let flow = self.flows.landing_on(side.other())?;
-            (flow.progress.watch_applied().borrow().signal >= marker).then_some(fence)
-        };
-        // The side whose fence is the newer one: the other one's has long been passed.
-        Side::ALL.into_iter().filter_map(owned).max_by_key(|fence| (fence.epoch, fence.attempt))
-    }
-
-    /// Waits until the marker has been applied, but no longer than writes may be held.
-    async fn drain(&self, rows: &Rows, walk: &mut Walk) -> Outcome<()> {
-        walk.begins(Step::Drain);
-        killpoint::pass("switch.drain.before");
-        use segue_model::switch::decide::Situation;
-        let (from, is_past) = match rows.situation() {
-            Situation::Fenced { owner, .. } => (owner, false),
-            Situation::HandedOver { from, .. } => (from, true),
-            Situation::Owned { .. } | Situation::Ambiguous(_) | Situation::Contradictory { .. } => {
-                return Err(Fault::bug("SEGUE-SWITCH", "there is no fence to drain"));
-            }
-        };
-        let Some(flow) = self.flows.landing_on(from.other()) else {
-            sleep(LOOK_AGAIN).await;
-            return Ok(());
-        };
-        if is_past {
-            // The marker itself may lie before the place where this process began to read: a new signal lies behind it.
-            // Not for long at a time: somebody may pause the stream meanwhile.
-            if let Ok(passed) = timeout(PASSED_PATIENCE, flow.verifying.passed()).await {
-                passed?;
-            }
-        } else {
-            let marker = rows.of(from).and_then(|row| row.marker).unwrap_or(u64::MAX);
-            let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
-            // Too late is for the decision to see.
-            let mut given_up = self.given_up.subscribe();
-            tokio::select! {
-                _ = timeout(left, flow.progress.passed(marker)) => {}
-                _ = given_up.wait_for(Option::is_some) => {}
-            }
-        }
-        killpoint::pass("switch.drain.after");
-        Ok(())
     }
 }
 
