@@ -254,6 +254,9 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
+    // There are two ways out: to stay, and to go back.
+    let proof = pair.segue(&["complete", "--dry-run"], 0);
+    assert!(proof.contains("since the stream from the source was lost nobody can see them"), "{proof}");
     let reversed = json(&pair.segue(&["reverse", "--json"], 0));
     assert_eq!(
         (&reversed["outcome"], &reversed["owner"]),

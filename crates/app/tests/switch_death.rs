@@ -194,7 +194,8 @@ async fn a_flip_whose_answer_is_lost_goes_forward_once_the_old_owner_answers() {
         &source,
         &moving.pair.target.url("postgres"),
         &["shop.*", "probe.mark"],
-        &format!("control: {{ postgres: \"{third}\" }}\n"),
+        // Long enough for a slow line, and for a machine that has much else to do.
+        &format!("control: {{ postgres: \"{third}\" }}\nswitch: {{ max_write_hold_ms: 6000 }}\n"),
     );
     let run = Driving::start(&moving.pair);
     moving.pair.reaches(&run.process, "following").await;
