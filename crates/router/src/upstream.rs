@@ -222,24 +222,19 @@ async fn authenticate(
                 }
                 let (first, end) = ClientEnd::begin(&rand::random::<[u8; 18]>());
                 begun = Some(end);
-                let mut out = BytesMut::new();
-                put(&mut out, b'p', |body| {
+                say(stream, |body| {
                     put_string(body, scram::MECHANISM);
                     body.put_u32(u32::try_from(first.len()).unwrap_or(u32::MAX));
                     body.put_slice(first.as_bytes());
-                });
-                stream.write_all(&out).await?;
-                stream.flush().await?;
+                })
+                .await?;
                 continue;
             }
             11 => {
                 let end = begun.take().ok_or(ConnectError::Login("a SCRAM message out of place"))?;
                 let (proof, waiting) = end.prove(fields.rest(), identity.login)?;
                 proved = Some(waiting);
-                let mut out = BytesMut::new();
-                put(&mut out, b'p', |body| body.put_slice(proof.as_bytes()));
-                stream.write_all(&out).await?;
-                stream.flush().await?;
+                say(stream, |body| body.put_slice(proof.as_bytes())).await?;
                 continue;
             }
             12 => {
@@ -254,11 +249,16 @@ async fn authenticate(
                 ));
             }
         };
-        let mut out = BytesMut::new();
-        put(&mut out, b'p', |body| put_string(body, &answer));
-        stream.write_all(&out).await?;
-        stream.flush().await?;
+        say(stream, |body| put_string(body, &answer)).await?;
     }
+}
+
+/// Sends an answer to a question of authentication.
+async fn say(stream: &mut Stream, fill: impl FnOnce(&mut BytesMut)) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    put(&mut out, b'p', fill);
+    stream.write_all(&out).await?;
+    stream.flush().await
 }
 
 fn password(identity: &Identity<'_>) -> Result<String, ConnectError> {
