@@ -157,8 +157,10 @@ impl Gate {
         let Some(cell) = cell.filter(|cell| bool::from(cell.secret.ct_eq(secret))) else { return };
         let key = {
             let key = cell.cancel.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever is outside of a transaction waits in the router, if for anything.
+            let key = key.clone().filter(|_| cell.side().is_some());
             cell.cancelling.store(key.is_some(), Ordering::SeqCst);
-            key.clone()
+            key
         };
         match key {
             Some(key) => {

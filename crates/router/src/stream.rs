@@ -69,8 +69,15 @@ impl Stream {
             Stream::Plain(stream) => {
                 matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             }
-            // Records may come at any time; what they hold is seen when the connection is used.
-            Stream::Accepted(_) | Stream::Opened(_) => true,
+            // Records may come at any time, and what they hold is seen when the connection is used; only its end counts.
+            Stream::Accepted(_) | Stream::Opened(_) => {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                let mut byte = [0];
+                match self.tcp().poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)) {
+                    Poll::Pending => true,
+                    Poll::Ready(peeked) => peeked.is_ok_and(|bytes| bytes > 0),
+                }
+            }
         }
     }
 
