@@ -76,29 +76,29 @@ impl Session {
             if self.routes.has_changed().unwrap_or(false) {
                 self.route = self.routes.borrow_and_update().clone();
             }
-            if let Some(until) = self.waits_until()
-                && !self.park(until).await?
-            {
-                return Ok(());
-            }
-            if self.routes.has_changed().unwrap_or(false) {
+            if let Some(until) = self.waits_until() {
+                self.leave_link();
+                if !self.park(until).await? {
+                    return Ok(());
+                }
                 continue;
+            }
+            // Whoever waits for a connection is not inside yet: a hold would wait for it.
+            match self.link().await {
+                Ok(()) => {}
+                Err(End::Refused(refusal)) if !refusal.fatal => {
+                    self.answer_group(&refusal);
+                    return Ok(());
+                }
+                Err(end) => return Err(end),
             }
             self.cell.enter(self.route.owner);
             if !self.routes.has_changed().unwrap_or(false) {
-                break;
+                self.active = true;
+                return Ok(());
             }
             self.shared.gate.leave(&self.cell);
         }
-        match self.link().await {
-            Ok(()) => self.active = true,
-            Err(End::Refused(refusal)) if !refusal.fatal => {
-                self.shared.gate.leave(&self.cell);
-                self.answer_group(&refusal);
-            }
-            Err(end) => return Err(end),
-        }
-        Ok(())
     }
 
     fn waits_until(&self) -> Option<Instant> {
