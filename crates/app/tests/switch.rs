@@ -256,7 +256,10 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
 
     // There are two ways out: to stay, and to go back.
     let proof = pair.segue(&["complete", "--dry-run"], 0);
-    assert!(proof.contains("writes past the source's fence, since the stream to the target is lost"), "{proof}");
+    assert!(
+        proof.contains("writes past the source's fence, since the stream to the target is lost"),
+        "{proof}"
+    );
     let reversed = json(&pair.segue(&["reverse", "--json"], 0));
     assert_eq!(
         (&reversed["outcome"], &reversed["owner"]),
