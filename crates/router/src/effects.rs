@@ -1,0 +1,421 @@
+//! What a statement does to its session, as far as its words tell: what must be said again elsewhere, and what pins.
+//!
+//! Words are told apart from strings, quoted names and comments, and that is all: it does not parse. Where words leave
+//! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
+
+use std::borrow::Cow;
+
+/// Why a session needs the very server connection that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// A temporary table, view or sequence.
+    Temporary,
+    /// An advisory lock of the session.
+    AdvisoryLock,
+    /// A cursor that outlives its transaction.
+    HoldCursor,
+    /// Something was set in a way whose effect cannot be told from its words.
+    Setting,
+    /// Too much was set to be carried.
+    Size,
+    /// Channels that are listened on, or statements prepared by SQL: they are carried to another owner, but not shared.
+    Session,
+}
+
+impl std::fmt::Display for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Pin::Temporary => "a temporary table",
+            Pin::AdvisoryLock => "an advisory lock",
+            Pin::HoldCursor => "a cursor WITH HOLD",
+            Pin::Setting => "a setting that the router could not read",
+            Pin::Size => "what this session has set",
+            Pin::Session => "a prepared statement or a channel",
+        })
+    }
+}
+
+/// A change of the session that can be repeated on another server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Set { name: String, sql: String },
+    Reset { name: String, sql: String },
+    ResetAll,
+    Listen { channel: String, sql: String },
+    Unlisten { channel: String },
+    UnlistenAll,
+    Prepare { name: String, sql: String },
+    Deallocate { name: String },
+    DeallocateAll,
+    DiscardAll,
+}
+
+/// What a string of statements does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    /// It is one statement that runs as a whole or not at all, and cannot commit inside.
+    pub(crate) repeatable: bool,
+    /// It takes back what was set in the transaction.
+    pub(crate) rolls_back: bool,
+    /// It takes back what was set since a savepoint.
+    pub(crate) rolls_back_part: bool,
+    /// What holds once it has succeeded.
+    pub(crate) changes: Vec<Change>,
+    pub(crate) pin: Option<Pin>,
+}
+
+/// Statements that can be sent again after the fence refused them before anything was answered.
+const REPEATABLE: &[&str] =
+    &["insert", "update", "delete", "merge", "with", "select", "truncate", "values", "execute", "table"];
+
+/// A word that tells something wherever it stands in a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    Temporary,
+    Into,
+    Hold,
+    SetConfig,
+    AdvisoryLock,
+}
+
+fn tell(word: &[u8]) -> Option<Tell> {
+    let is = |text: &str| word.eq_ignore_ascii_case(text.as_bytes());
+    // Most words are none of these, and the first byte says so.
+    match word.first()?.to_ascii_lowercase() {
+        b't' if is("temp") || is("temporary") => Some(Tell::Temporary),
+        b'i' if is("into") => Some(Tell::Into),
+        b'h' if is("hold") => Some(Tell::Hold),
+        b's' if is("set_config") => Some(Tell::SetConfig),
+        b'p' if is("pg_temp") => Some(Tell::Temporary),
+        b'p' if is("pg_advisory_lock")
+            || is("pg_advisory_lock_shared")
+            || is("pg_try_advisory_lock")
+            || is("pg_try_advisory_lock_shared") =>
+        {
+            Some(Tell::AdvisoryLock)
+        }
+        _ => None,
+    }
+}
+
+/// Reads a string of statements.
+pub(crate) fn read(sql: &[u8]) -> Effects {
+    let mut effects = Effects::default();
+    let mut statements = 0;
+    let mut rest = Words { sql, at: 0 };
+    while let Some(statement) = Statement::next(&mut rest) {
+        statements += 1;
+        effects.repeatable = statements == 1 && statement.starts_with(REPEATABLE);
+        statement.read(&mut effects);
+    }
+    effects
+}
+
+/// One statement of a string.
+struct Statement<'a> {
+    text: &'a [u8],
+    /// Its first words, quoted names without their quotes.
+    words: [&'a [u8]; 6],
+    count: usize,
+    tells: Vec<Tell>,
+}
+
+impl<'a> Statement<'a> {
+    fn next(words: &mut Words<'a>) -> Option<Statement<'a>> {
+        let mut statement = Statement { text: &[], words: [&[]; 6], count: 0, tells: Vec::new() };
+        let mut span: Option<(usize, usize)> = None;
+        let mut in_body = 0u32;
+        while let Some((token, from, to)) = words.next_token() {
+            if token == Token::End && in_body == 0 {
+                if span.is_some() {
+                    break;
+                }
+                continue;
+            }
+            span = Some((span.map_or(from, |(first, _)| first), to));
+            if let Token::Word = token {
+                let word = &words.sql[from..to];
+                if statement.count < statement.words.len() {
+                    statement.words[statement.count] = unquoted(word);
+                    statement.count += 1;
+                }
+                statement.tells.extend(tell(word));
+                // The body of an SQL function holds statements of its own.
+                if word.eq_ignore_ascii_case(b"atomic") || (in_body > 0 && word.eq_ignore_ascii_case(b"case"))
+                {
+                    in_body += 1;
+                } else if word.eq_ignore_ascii_case(b"end") {
+                    in_body = in_body.saturating_sub(1);
+                }
+            }
+        }
+        let (from, to) = span?;
+        statement.text = &words.sql[from..to];
+        Some(statement)
+    }
+
+    fn word(&self, index: usize) -> String {
+        String::from_utf8_lossy(self.words[index]).to_ascii_lowercase()
+    }
+
+    fn is(&self, index: usize, word: &str) -> bool {
+        self.words[index].eq_ignore_ascii_case(word.as_bytes())
+    }
+
+    fn starts_with(&self, any: &[&str]) -> bool {
+        any.iter().any(|word| self.is(0, word))
+    }
+
+    fn has(&self, tell: Tell) -> bool {
+        self.tells.contains(&tell)
+    }
+
+    fn sql(&self) -> String {
+        String::from_utf8_lossy(self.text).into_owned()
+    }
+
+    fn read(&self, effects: &mut Effects) {
+        let first = self.words[0].first().map_or(0, u8::to_ascii_lowercase);
+        match first {
+            b's' if self.is(0, "set") => self.read_set(effects),
+            b'r' if self.is(0, "reset") => self.read_reset(effects),
+            b'r' if self.is(0, "rollback") && (1..4).any(|at| self.is(at, "to")) => {
+                effects.rolls_back_part = true
+            }
+            b'r' if self.is(0, "rollback") => effects.rolls_back = true,
+            b'a' if self.is(0, "abort") => effects.rolls_back = true,
+            b'l' if self.is(0, "listen") => {
+                effects.changes.push(Change::Listen { channel: self.name(1), sql: self.sql() });
+            }
+            b'u' if self.is(0, "unlisten") => effects.changes.push(match self.count {
+                1 => Change::UnlistenAll,
+                _ => Change::Unlisten { channel: self.name(1) },
+            }),
+            b'p' if self.is(0, "prepare") && !self.is(1, "transaction") => {
+                effects.changes.push(Change::Prepare { name: self.name(1), sql: self.sql() });
+            }
+            b'd' if self.is(0, "deallocate") => {
+                let at = if self.is(1, "prepare") { 2 } else { 1 };
+                effects.changes.push(match self.is(at, "all") {
+                    true => Change::DeallocateAll,
+                    false => Change::Deallocate { name: self.name(at) },
+                });
+            }
+            b'd' if self.is(0, "discard") => match () {
+                () if self.is(1, "all") => effects.changes.push(Change::DiscardAll),
+                () => {}
+            },
+            b'd' if self.is(0, "declare") && self.has(Tell::Hold) => self.pin(effects, Pin::HoldCursor),
+            b'l' if self.is(0, "load") => self.pin(effects, Pin::Setting),
+            b'c' if self.is(0, "create") && self.has(Tell::Temporary) => self.pin(effects, Pin::Temporary),
+            _ if self.has(Tell::Into) && self.has(Tell::Temporary) => self.pin(effects, Pin::Temporary),
+            _ => {}
+        }
+        if self.has(Tell::AdvisoryLock) {
+            self.pin(effects, Pin::AdvisoryLock);
+        }
+        if self.has(Tell::SetConfig) && !self.sets_locally() {
+            self.pin(effects, Pin::Setting);
+        }
+    }
+
+    fn pin(&self, effects: &mut Effects, pin: Pin) {
+        effects.pin.get_or_insert(pin);
+    }
+
+    /// Where a word that there is begins in the text, within its quotes if it has any.
+    fn place(&self, index: usize) -> usize {
+        (self.words[index].as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize)
+    }
+
+    /// A name as PostgreSQL folds it: the tokens keep their quotes in the text, which tells.
+    fn name(&self, index: usize) -> String {
+        if index >= self.count {
+            return String::new();
+        }
+        let (word, place) = (self.words[index], self.place(index));
+        let quoted = place > 0 && self.text.get(place - 1) == Some(&b'"');
+        let name = String::from_utf8_lossy(word);
+        if quoted { name.replace("\"\"", "\"") } else { name.to_ascii_lowercase() }
+    }
+
+    /// Every `set_config` is given `true`: for the transaction only.
+    fn sets_locally(&self) -> bool {
+        let text: String = self.sql().to_ascii_lowercase().split_whitespace().collect();
+        let calls = text.matches("set_config(").count();
+        calls > 0 && calls == text.matches(",true)").count() + text.matches(",is_local=>true)").count()
+    }
+
+    fn read_set(&self, effects: &mut Effects) {
+        let at = if self.is(1, "session") && !self.is(2, "authorization") { 2 } else { 1 };
+        let name = match self.word(at).as_str() {
+            // These hold for the transaction.
+            "local" | "transaction" | "constraints" => return,
+            "" => return,
+            "time" => "timezone".to_owned(),
+            "names" => "client_encoding".to_owned(),
+            "session" => "session_authorization".to_owned(),
+            "characteristics" => "characteristics".to_owned(),
+            "schema" => "search_path".to_owned(),
+            "xml" => "xmloption".to_owned(),
+            name => name.to_owned(),
+        };
+        // A name in two parts: its second word follows the dot directly.
+        let name = match self.dotted(at) {
+            Some(second) => format!("{name}.{second}"),
+            None => name,
+        };
+        effects.changes.push(Change::Set { name, sql: self.sql() });
+    }
+
+    fn dotted(&self, at: usize) -> Option<String> {
+        if at + 1 >= self.count {
+            return None;
+        }
+        let end = self.place(at) + self.words[at].len();
+        (self.text.get(end) == Some(&b'.')).then(|| self.word(at + 1))
+    }
+
+    fn read_reset(&self, effects: &mut Effects) {
+        let name = match self.word(1).as_str() {
+            "all" => return effects.changes.push(Change::ResetAll),
+            "time" => "timezone".to_owned(),
+            "session" => "session_authorization".to_owned(),
+            name => name.to_owned(),
+        };
+        let name = self.dotted(1).map_or(name.clone(), |second| format!("{name}.{second}"));
+        effects.changes.push(Change::Reset { name, sql: self.sql() });
+    }
+}
+
+fn unquoted(word: &[u8]) -> &[u8] {
+    word.strip_prefix(b"\"").and_then(|w| w.strip_suffix(b"\"")).unwrap_or(word)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    /// A name, quoted or not, or a keyword.
+    Word,
+    /// A semicolon.
+    End,
+    Other,
+}
+
+/// Tells words from everything that may hold bytes that look like words.
+struct Words<'a> {
+    sql: &'a [u8],
+    at: usize,
+}
+
+impl Words<'_> {
+    /// The next token and where it is.
+    fn next_token(&mut self) -> Option<(Token, usize, usize)> {
+        loop {
+            let from = self.at;
+            let byte = *self.sql.get(from)?;
+            let next = self.sql.get(from + 1).copied();
+            let token = match byte {
+                b if b.is_ascii_whitespace() => {
+                    self.at += 1;
+                    continue;
+                }
+                b'-' if next == Some(b'-') => {
+                    self.at +=
+                        self.sql[from..].iter().position(|&b| b == b'\n').unwrap_or(self.sql.len() - from);
+                    continue;
+                }
+                b'/' if next == Some(b'*') => {
+                    self.skip_comment();
+                    continue;
+                }
+                b';' => {
+                    self.at += 1;
+                    Token::End
+                }
+                b'\'' => {
+                    self.skip_string(b'\'', false);
+                    Token::Other
+                }
+                b'e' | b'E' if next == Some(b'\'') => {
+                    self.at += 1;
+                    self.skip_string(b'\'', true);
+                    Token::Other
+                }
+                b'"' => {
+                    self.skip_string(b'"', false);
+                    Token::Word
+                }
+                b'$' => {
+                    self.skip_dollar();
+                    Token::Other
+                }
+                b if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 => {
+                    let is_part =
+                        |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || *b >= 0x80;
+                    self.at +=
+                        self.sql[from..].iter().position(|b| !is_part(b)).unwrap_or(self.sql.len() - from);
+                    Token::Word
+                }
+                _ => {
+                    self.at += 1;
+                    Token::Other
+                }
+            };
+            return Some((token, from, self.at));
+        }
+    }
+
+    fn skip_comment(&mut self) {
+        let mut depth = 0usize;
+        while let Some(pair) = self.sql.get(self.at..self.at + 2) {
+            match pair {
+                b"/*" => depth += 1,
+                b"*/" => depth -= 1,
+                _ => {
+                    self.at += 1;
+                    continue;
+                }
+            }
+            self.at += 2;
+            if depth == 0 {
+                return;
+            }
+        }
+        self.at = self.sql.len();
+    }
+
+    /// Skips to behind the closing quote; two quotes are one inside, and a backslash escapes where it does.
+    fn skip_string(&mut self, quote: u8, escapes: bool) {
+        self.at += 1;
+        while let Some(&byte) = self.sql.get(self.at) {
+            self.at += 1;
+            if byte == b'\\' && escapes {
+                self.at = (self.at + 1).min(self.sql.len());
+            } else if byte == quote {
+                if self.sql.get(self.at) != Some(&quote) {
+                    return;
+                }
+                self.at += 1;
+            }
+        }
+    }
+
+    /// A dollar-quoted string, or a parameter's sign.
+    fn skip_dollar(&mut self) {
+        let rest = &self.sql[self.at + 1..];
+        let is_tag = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
+        let tag_bytes = rest.iter().position(|b| !is_tag(b)).unwrap_or(rest.len());
+        let is_parameter = rest.first().is_some_and(u8::is_ascii_digit);
+        if is_parameter || rest.get(tag_bytes) != Some(&b'$') {
+            self.at += 1;
+            return;
+        }
+        let tag = Cow::Borrowed(&self.sql[self.at..self.at + tag_bytes + 2]);
+        let body = self.at + tag.len();
+        let end = self.sql[body..].windows(tag.len()).position(|window| window == &tag[..]);
+        self.at = end.map_or(self.sql.len(), |end| body + end + tag.len());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! Statements, and what they do to their session.
+
+use super::*;
+use proptest::prelude::*;
+
+fn changes(sql: &str) -> Vec<Change> {
+    read(sql.as_bytes()).changes
+}
+
+fn set(name: &str, sql: &str) -> Change {
+    Change::Set { name: name.into(), sql: sql.into() }
+}
+
+#[test]
+fn settings_are_carried_by_name() {
+    for (sql, name) in [
+        ("SET work_mem = '1MB'", "work_mem"),
+        ("set session WORK_MEM to default", "work_mem"),
+        ("SET TIME ZONE 'UTC'", "timezone"),
+        ("SET NAMES 'utf8'", "client_encoding"),
+        ("SET ROLE bob", "role"),
+        ("SET SESSION AUTHORIZATION bob", "session_authorization"),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "characteristics"),
+        ("SET my.thing = 'x'", "my.thing"),
+        ("SET \"TimeZone\" = 'UTC'", "timezone"),
+    ] {
+        assert_eq!(changes(sql), [set(name, sql)], "{sql}");
+    }
+    for local in ["SET LOCAL x = 1", "SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
+        assert_eq!(changes(local), [], "{local}");
+    }
+}
+
+#[test]
+fn every_statement_of_a_string_counts() {
+    let found = changes("/* a; b */ set a.b = ';' ; -- c;\n select 1; RESET ALL;;");
+    assert_eq!(found, [set("a.b", "set a.b = ';'"), Change::ResetAll]);
+}
+
+#[test]
+fn channels_and_prepared_statements_are_known() {
+    assert_eq!(
+        changes("LISTEN \"A b\""),
+        [Change::Listen { channel: "A b".into(), sql: "LISTEN \"A b\"".into() }]
+    );
+    assert_eq!(changes("listen Ab")[0], Change::Listen { channel: "ab".into(), sql: "listen Ab".into() });
+    assert_eq!(changes("UNLISTEN *"), [Change::UnlistenAll]);
+    assert_eq!(changes("UNLISTEN a"), [Change::Unlisten { channel: "a".into() }]);
+    assert_eq!(changes("DEALLOCATE PREPARE x"), [Change::Deallocate { name: "x".into() }]);
+    assert_eq!(changes("DEALLOCATE ALL"), [Change::DeallocateAll]);
+    assert_eq!(changes("DISCARD ALL"), [Change::DiscardAll]);
+    assert_eq!(changes("PREPARE TRANSACTION 'x'"), []);
+    assert!(matches!(&changes("PREPARE q AS SELECT 1")[0], Change::Prepare { name, .. } if name == "q"));
+}
+
+#[test]
+fn what_cannot_be_carried_pins() {
+    for (sql, pin) in [
+        ("CREATE TEMP TABLE t (i int)", Some(Pin::Temporary)),
+        ("create table pg_temp.t (i int)", Some(Pin::Temporary)),
+        ("SELECT 1 INTO TEMPORARY t", Some(Pin::Temporary)),
+        ("SELECT temp FROM weather", None),
+        ("SELECT 'CREATE TEMP TABLE'", None),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Some(Pin::HoldCursor)),
+        ("DECLARE c CURSOR FOR SELECT 1", None),
+        ("SELECT pg_advisory_lock(1)", Some(Pin::AdvisoryLock)),
+        ("SELECT pg_try_advisory_lock(1)", Some(Pin::AdvisoryLock)),
+        ("SELECT pg_advisory_xact_lock(1)", None),
+        ("SELECT set_config('a.b', 'x', false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', $1, true)", None),
+        ("SELECT set_config('a.b', 'x', true), set_config('a.c', 'x', $1)", Some(Pin::Setting)),
+        ("LOAD 'x'", Some(Pin::Setting)),
+    ] {
+        assert_eq!(read(sql.as_bytes()).pin, pin, "{sql}");
+    }
+}
+
+#[test]
+fn only_single_statements_that_cannot_commit_are_repeated() {
+    for (sql, repeatable) in [
+        ("INSERT INTO t VALUES (1)", true),
+        (" -- x\n update t set a = 1;", true),
+        ("WITH a AS (SELECT 1) INSERT INTO t SELECT * FROM a", true),
+        ("INSERT INTO t VALUES (1); INSERT INTO t VALUES (2)", false),
+        ("BEGIN; INSERT INTO t VALUES (1)", false),
+        ("CALL p()", false),
+        ("DO $$ BEGIN COMMIT; INSERT INTO t VALUES (1); END $$", false),
+        ("COPY t FROM STDIN", false),
+        ("", false),
+    ] {
+        assert_eq!(read(sql.as_bytes()).repeatable, repeatable, "{sql}");
+    }
+}
+
+#[test]
+fn bytes_inside_strings_are_not_words() {
+    for sql in [
+        "SELECT E'\\'; SET a = 1; --'",
+        "SELECT $x$; SET a = 1; $$ $x$",
+        "SELECT \"; SET a = 1\"",
+        "SELECT 1 /* /* ; */ ; SET a = 1 */",
+        "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
+    ] {
+        let effects = read(sql.as_bytes());
+        assert_eq!((effects.changes, effects.pin), (vec![], None), "{sql}");
+    }
+}
+
+#[test]
+fn rolling_back_is_seen() {
+    for (sql, all, part) in [
+        ("ROLLBACK", true, false),
+        ("abort", true, false),
+        ("rollback work to savepoint a", false, true),
+        ("ROLLBACK TO a", false, true),
+        ("COMMIT", false, false),
+    ] {
+        let effects = read(sql.as_bytes());
+        assert_eq!((effects.rolls_back, effects.rolls_back_part), (all, part), "{sql}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(a in proptest::collection::vec(any::<u8>(), 0..64), b in "[-/*'\"$;eE\\\\. a-d_]{0,40}",
+                              c in "(set|reset|listen|prepare|declare|deallocate) ?[.\"a-c ;*]{0,12}") {
+        read(&a);
+        read(b.as_bytes());
+        read(c.as_bytes());
+    }
+}

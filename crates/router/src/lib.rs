@@ -1,0 +1,31 @@
+//! The router: a proxy for PostgreSQL's wire protocol, which applications connect to instead of the database.
+//!
+//! One task for each client owns its socket and, while it is linked, a server's; bytes are relayed in whole runs of
+//! frames, and only what must be understood is decoded. What decides is pure and does no I/O ([`pipeline`], [`effects`],
+//! [`statements`], [`settings`], [`frames`], [`startup`], [`auth`]); what does I/O is in [`session`] and [`serve`].
+//!
+//! It knows nothing of a migration's stages, and reads no journal: its [`Routes`] are given to it, and what it says
+//! of them is [`Taken`].
+
+mod auth;
+mod effects;
+mod frames;
+mod gate;
+mod pipeline;
+mod pool;
+mod route;
+mod serve;
+mod session;
+mod settings;
+mod startup;
+mod statements;
+mod stats;
+mod stream;
+mod upstream;
+
+pub use auth::{ClientAuth, Secret, Users, UsersError, Verifier};
+pub use effects::Pin;
+pub use route::{Hold, Route, Routes, Taken};
+pub use serve::{Config, Handle, Limits, PoolMode, Router, ServeError, Tls};
+pub use stats::Counts;
+pub use upstream::{Upstream, UpstreamTls};

@@ -1,0 +1,99 @@
+//! Server connections that nobody uses just now, by side, user and database: how many there may be, and how old.
+//!
+//! It opens none, and does not know for whom one was opened before; what it hands out is checked.
+
+use crate::settings::Settings;
+use crate::upstream::Server;
+use segue_model::switch::Side;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// So many are looked at for one that is set as it is wanted; a SET costs less than more of them.
+const LOOKED_AT_MAX: usize = 16;
+
+/// Connections of one user to one database of one side.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    idle: Mutex<Vec<Server>>,
+    permits: Arc<Semaphore>,
+}
+
+/// The right to have one connection.
+pub(crate) struct Place {
+    pub(crate) pool: Arc<Pool>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    fn new(connections_max: usize) -> Pool {
+        Pool { idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections_max)) }
+    }
+
+    /// Waits for the right to a connection, in the order of asking.
+    pub(crate) async fn place(self: &Arc<Pool>, limit: Duration) -> Option<Place> {
+        let permits = Arc::clone(&self.permits);
+        let permit = match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => tokio::time::timeout(limit, permits.acquire_owned()).await.ok()?.ok()?,
+        };
+        Some(Place { pool: Arc::clone(self), permit })
+    }
+
+    fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Server> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let is_set =
+                |server: &Server| Arc::ptr_eq(&server.settings, wanted) || server.settings == *wanted;
+            let near = idle.iter().rev().take(LOOKED_AT_MAX).position(is_set).unwrap_or(0);
+            let at = idle.len().checked_sub(near + 1)?;
+            let server = idle.remove(at);
+            // A server that says something to nobody is closing, or has a message that no client waits for.
+            if server.opened.elapsed() < age_max && server.input.is_empty() && server.stream.is_quiet() {
+                return Some(server);
+            }
+        }
+    }
+
+    /// Closes every idle connection that is older than it may be; returns how many are left.
+    fn close_old(&self, age_max: Duration) -> usize {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|server| server.opened.elapsed() < age_max && server.stream.is_quiet());
+        idle.len()
+    }
+}
+
+impl Place {
+    /// An idle connection, best one that is set as wanted.
+    pub(crate) fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Server> {
+        self.pool.take(wanted, age_max)
+    }
+
+    /// Gives a connection back, and the right to it.
+    pub(crate) fn give_back(self, server: Server) {
+        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(server);
+        drop(self.permit);
+    }
+}
+
+type Key = (Side, Box<str>, Box<str>);
+
+/// All pools.
+#[derive(Debug, Default)]
+pub(crate) struct Pools(Mutex<HashMap<Key, Arc<Pool>>>);
+
+impl Pools {
+    /// The pool of one user and database on one side.
+    pub(crate) fn of(&self, side: Side, user: &str, database: &str, connections_max: usize) -> Arc<Pool> {
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (side, user.into(), database.into());
+        Arc::clone(pools.entry(key).or_insert_with(|| Arc::new(Pool::new(connections_max))))
+    }
+
+    /// Closes what is too old, and forgets pools that nobody uses.
+    pub(crate) fn tidy(&self, age_max: Duration) {
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|_, pool| pool.close_old(age_max) > 0 || Arc::strong_count(pool) > 1);
+    }
+}

@@ -1,0 +1,211 @@
+//! From the server to the client: what is the client's, what the router asked for, and what a refusal was.
+
+use super::link::note_parameter;
+use super::{End, Session, WAITING_BYTES_MAX};
+use crate::frames::{self, HEADER_BYTES};
+use crate::pipeline::{Answer, Status};
+use bytes::Buf;
+use std::sync::Arc;
+
+/// A frame up to this length is awaited as a whole; of a longer one nothing is looked at.
+const LOOKED_AT_MAX: usize = WAITING_BYTES_MAX;
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Back {
+    /// Nothing, before there is more.
+    Wait,
+    /// Nothing is owed, and no transaction is open.
+    Idle,
+    /// The fence refused a lone statement, and nothing of it was passed on.
+    Refused,
+}
+
+/// What the beginning of an answer says of a lone statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It cannot be told yet.
+    Open,
+    /// It was answered.
+    Answered,
+    /// The fence refused it, in so many bytes.
+    Fenced(usize),
+}
+
+impl Session {
+    /// Moves what the server said towards the client.
+    pub(super) fn back(&mut self) -> Result<Back, End> {
+        if self.lone.armed {
+            let Some(link) = &mut self.link else { return Ok(Back::Wait) };
+            match verdict(&link.server.input) {
+                Verdict::Open => return Ok(Back::Wait),
+                Verdict::Fenced(bytes) => {
+                    link.server.input.advance(bytes);
+                    return Ok(Back::Refused);
+                }
+                Verdict::Answered => self.lone.is_answered(),
+            }
+        }
+        // The bytes at the beginning of the server's input that are the client's.
+        let mut run = 0;
+        let next = loop {
+            match self.answer(&mut run)? {
+                Some(Back::Idle) => break Back::Idle,
+                Some(_) => break Back::Wait,
+                None => {}
+            }
+        };
+        if let Some(link) = &mut self.link {
+            self.to_client.take(&mut link.server.input, run);
+        }
+        Ok(next)
+    }
+
+    /// One frame; `None`: there may be more.
+    fn answer(&mut self, run: &mut usize) -> Result<Option<Back>, End> {
+        let Some(link) = &mut self.link else { return Ok(Some(Back::Wait)) };
+        let input = &link.server.input[*run..];
+        if self.server_rest > 0 {
+            let now = self.server_rest.min(input.len());
+            self.server_rest -= now;
+            *run += now;
+            return Ok((self.server_rest > 0).then_some(Back::Wait));
+        }
+        let Some(head) = frames::head(input).map_err(End::Garbled)? else { return Ok(Some(Back::Wait)) };
+        let passes_in_parts = matches!(head.tag, b'D' | b'd') || head.bytes > LOOKED_AT_MAX;
+        if input.len() < head.bytes && !passes_in_parts {
+            return Ok(Some(Back::Wait));
+        }
+        let first = input.get(HEADER_BYTES).copied().unwrap_or_default();
+        let failed = self.pipeline.has_failed();
+        let answer = match self.pipeline.received(head.tag, first) {
+            Ok(answer) => answer,
+            // A server's last words are asked for by nobody.
+            Err(_) if head.tag == b'E' => Answer::Pass,
+            Err(unasked) => return Err(unasked.into()),
+        };
+        if head.tag == b'S' && input.len() >= head.bytes {
+            note_parameter(&mut link.server.parameters, &input[..head.bytes])?;
+            self.told = Arc::clone(&link.server.parameters);
+        }
+        if answer == Answer::Ours {
+            self.to_client.take(&mut link.server.input, *run);
+            *run = 0;
+            link.server.input.advance(head.bytes);
+            return Ok(None);
+        }
+        let now = head.bytes.min(input.len());
+        self.server_rest = head.bytes - now;
+        *run += now;
+        match answer {
+            Answer::Ready(status) => self.ready(status, failed),
+            _ if head.tag == b'E' => self.forget_lost(),
+            _ => {}
+        }
+        Ok((matches!(answer, Answer::Ready(_)) && self.pipeline.is_idle()).then_some(Back::Idle))
+    }
+
+    fn ready(&mut self, status: Status, failed: bool) {
+        match status {
+            Status::InTransaction => {}
+            Status::Failed => self.transaction_failed = true,
+            Status::Idle => {
+                // What was set in a transaction that failed was never set.
+                if failed || self.transaction_failed {
+                    self.pending.clear();
+                }
+                self.transaction_failed = false;
+            }
+        }
+        if status == Status::Idle {
+            self.settle();
+        }
+    }
+}
+
+/// Looks at the answer of a lone statement, up to the first thing that tells.
+fn verdict(mut input: &[u8]) -> Verdict {
+    let whole = input.len();
+    let mut fenced = false;
+    while let Ok(Some(head)) = frames::head(input) {
+        let open = if whole > LOOKED_AT_MAX { Verdict::Answered } else { Verdict::Open };
+        let is_open = matches!(head.tag, b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N');
+        if !is_open && !matches!(head.tag, b'E' | b'Z') {
+            return Verdict::Answered;
+        }
+        let (Some(frame), Some(rest)) = (input.get(..head.bytes), input.get(head.bytes..)) else {
+            return open;
+        };
+        match head.tag {
+            b'E' if !frames::is_fence(frame) => return Verdict::Answered,
+            b'E' => fenced = true,
+            b'Z' if fenced && frame.get(HEADER_BYTES) == Some(&b'I') => {
+                return Verdict::Fenced(whole - rest.len());
+            }
+            b'Z' => return Verdict::Answered,
+            _ => {}
+        }
+        input = rest;
+    }
+    if whole > LOOKED_AT_MAX { Verdict::Answered } else { Verdict::Open }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{put, put_ready, put_string};
+    use bytes::{BufMut, BytesMut};
+
+    fn conversation(tags: &str) -> BytesMut {
+        let mut out = BytesMut::new();
+        for tag in tags.bytes() {
+            match tag {
+                // An error that is the fence's, and one that is not.
+                b'F' | b'E' => put(&mut out, b'E', |body| {
+                    body.put_slice(b"C25006\0");
+                    if tag == b'F' {
+                        body.put_u8(b'n');
+                        put_string(body, b"segue:m");
+                    }
+                    body.put_u8(0);
+                }),
+                b'Z' => put_ready(&mut out, b'I'),
+                b'z' => put_ready(&mut out, b'E'),
+                tag => put(&mut out, tag, |_| {}),
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn only_the_fences_refusal_before_anything_else_is_one() {
+        for (tags, fenced) in [
+            ("FZ", true),
+            ("12TFZ", true),
+            ("NFZ", true),
+            ("EZ", false),
+            ("CFZ", false),
+            ("12DFZ", false),
+            ("Fz", false),
+        ] {
+            let input = conversation(tags);
+            let expected = if fenced { Verdict::Fenced(input.len()) } else { Verdict::Answered };
+            assert_eq!(verdict(&input), expected, "{tags}");
+        }
+    }
+
+    #[test]
+    fn it_is_open_until_it_can_be_told() {
+        let input = conversation("12FZ");
+        for bytes in 0..input.len() {
+            assert_eq!(verdict(&input[..bytes]), Verdict::Open, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_long_answer_is_not_kept() {
+        let mut input = BytesMut::new();
+        put(&mut input, b'T', |body| body.put_bytes(0, 2 * LOOKED_AT_MAX));
+        assert_eq!(verdict(&input[..LOOKED_AT_MAX + 1]), Verdict::Answered);
+    }
+}

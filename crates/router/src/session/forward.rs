@@ -1,0 +1,291 @@
+//! From the client to the server: what is understood, what is renamed, and what has to be said before.
+
+use super::{End, Session, WAITING_BYTES_MAX};
+use crate::effects::{self, Change, Effects, Pin};
+use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
+use crate::gate::DRAIN;
+use crate::pipeline::Owed;
+use bytes::Buf;
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forward {
+    /// Nothing, before there is more.
+    Wait,
+    /// A transaction wants to begin.
+    Begin,
+}
+
+/// What became of one frame.
+pub(super) enum Frame {
+    /// It goes as it is.
+    Pass,
+    /// Something else went, and it does not.
+    Replaced,
+    /// It is not all there yet.
+    Unfinished,
+}
+
+impl Session {
+    /// Moves what the client sent towards the server.
+    pub(super) fn forward(&mut self) -> Result<Forward, End> {
+        if self.leaving {
+            return Ok(Forward::Wait);
+        }
+        // The bytes at the beginning of `input` that go as they are.
+        let mut run = 0;
+        let next = loop {
+            if self.client_rest > 0 {
+                run = self.pass_rest(run);
+                if self.client_rest > 0 {
+                    break Forward::Wait;
+                }
+            }
+            self.wanted_bytes = 0;
+            let Some(head) = frames::head(&self.input[run..]).map_err(End::client)? else {
+                break Forward::Wait;
+            };
+            if !is_of_client(head.tag) {
+                return Err(End::client(Malformed::OutOfPlace(head.tag as char)));
+            }
+            if self.discarding {
+                self.discard(head);
+                continue;
+            }
+            if head.tag == b'X' {
+                if !self.active {
+                    return Err(End::Left);
+                }
+                // What was sent before it is still to be done.
+                self.leaving = true;
+                run += head.bytes;
+                break Forward::Wait;
+            }
+            if !self.active {
+                match self.outside(head)? {
+                    Some(next) => break next,
+                    None => continue,
+                }
+            }
+            if self.must_wait(run) {
+                break Forward::Wait;
+            }
+            match self.frame(run, head)? {
+                Frame::Pass => {
+                    let there = self.input.len() - run;
+                    self.client_rest = head.bytes.saturating_sub(there);
+                    run += head.bytes.min(there);
+                }
+                Frame::Replaced => run = 0,
+                Frame::Unfinished => break Forward::Wait,
+            }
+        };
+        self.send(run);
+        self.forget_lost();
+        Ok(next)
+    }
+
+    /// Moves the first `run` bytes to the server.
+    pub(super) fn send(&mut self, run: usize) {
+        if let Some(link) = &mut self.link {
+            link.out.take(&mut self.input, run);
+        }
+    }
+
+    /// The rest of a frame that began earlier; it is dropped where the router has answered it.
+    fn pass_rest(&mut self, run: usize) -> usize {
+        let now = self.client_rest.min(self.input.len() - run);
+        self.client_rest -= now;
+        if self.active {
+            return run + now;
+        }
+        self.input.advance(now);
+        run
+    }
+
+    /// A message outside of a transaction: whether it begins one.
+    fn outside(&mut self, head: Head) -> Result<Option<Forward>, End> {
+        match head.tag {
+            // Nothing is owed for these, and a COPY that they belonged to has failed.
+            b'H' | b'd' | b'c' | b'f' => {
+                self.client_rest = head.bytes;
+                Ok(None)
+            }
+            _ if self.input.len() < head.bytes.min(WAITING_BYTES_MAX) => {
+                // A server is not kept for a client that is still speaking.
+                self.wanted_bytes = head.bytes.min(WAITING_BYTES_MAX);
+                Ok(Some(Forward::Wait))
+            }
+            _ if self.cell.flags() & DRAIN != 0 => Err(End::Refused(
+                Refusal::fatal("57P01", "terminating connection: the router is shutting down")
+                    .hint("Connect again."),
+            )),
+            _ => Ok(Some(Forward::Begin)),
+        }
+    }
+
+    /// After an answer of the router's own, everything up to the next Sync is dropped.
+    fn discard(&mut self, head: Head) {
+        // A Query that was answered is gone already: whatever comes now is new, unless it belongs to an extended group.
+        match head.tag {
+            b'S' => {
+                frames::put_ready(self.to_client.buffer(), b'I');
+                self.discarding = false;
+            }
+            b'X' => {
+                self.discarding = false;
+                return;
+            }
+            _ => {}
+        }
+        self.client_rest = head.bytes;
+    }
+
+    fn must_wait(&self, run: usize) -> bool {
+        let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
+        if waiting + run >= 2 * WAITING_BYTES_MAX || self.pipeline.is_full() {
+            return true;
+        }
+        // Behind an unanswered boundary a new transaction would begin, perhaps on another owner.
+        self.pipeline.awaits_ready()
+            && !self.pipeline.in_group()
+            && self.routes.has_changed().unwrap_or(false)
+    }
+
+    /// Waits for a whole frame, as long as one may be.
+    pub(super) fn whole(&mut self, run: usize, head: Head) -> Result<bool, End> {
+        if head.bytes > self.config.limits.statement_bytes_max {
+            let message = format!("a statement of {} bytes is longer than the router takes", head.bytes);
+            return Err(End::Refused(Refusal::fatal("54000", message)));
+        }
+        if self.input.len() - run >= head.bytes {
+            return Ok(true);
+        }
+        self.wanted_bytes = run + head.bytes;
+        Ok(false)
+    }
+
+    fn frame(&mut self, run: usize, head: Head) -> Result<Frame, End> {
+        self.keep_lone(run);
+        let owed = match head.tag {
+            b'Q' => return self.query(run, head),
+            b'P' => return self.parse(run, head),
+            b'B' => return self.bind(run, head),
+            b'D' | b'C' => return self.describe_or_close(run, head),
+            b'E' => {
+                self.note_execution();
+                Owed::Execute
+            }
+            b'S' => Owed::Sync,
+            b'F' => Owed::Call,
+            b'c' | b'f' => Owed::CopyEnd,
+            _ => return Ok(Frame::Pass),
+        };
+        self.pipeline.sent(owed);
+        Ok(Frame::Pass)
+    }
+
+    /// At the beginning of a transaction: whether it is a statement that could be sent again.
+    fn keep_lone(&mut self, run: usize) {
+        if run == 0 && self.pipeline.is_idle() {
+            self.lone.keep(&self.input);
+            self.lone.armed = !self.lone.bytes.is_empty();
+        } else if self.pipeline.awaits_ready() {
+            // Something is sent behind it: sent again, it would come after that.
+            self.lone.armed = false;
+        }
+    }
+
+    /// What the statement does to the session, if it succeeds.
+    fn note(&mut self, effects: &Effects) {
+        self.lone.armed &= effects.repeatable;
+        self.pending.extend(effects.changes.iter().cloned());
+        if let Some(pin) = effects.pin {
+            self.pin(pin);
+        }
+        if effects.rolls_back {
+            self.pending.clear();
+        } else if effects.rolls_back_part {
+            if !self.pending.is_empty() {
+                // Which of the changes are taken back is the server's knowledge.
+                self.pending.clear();
+                self.pin(Pin::Setting);
+            }
+            self.transaction_failed = false;
+        }
+    }
+
+    fn note_execution(&mut self) {
+        match self.last_bound.clone() {
+            Some(statement) => {
+                self.note(&statement.effects);
+                self.note_on_server(&statement.effects.changes);
+            }
+            None => self.lone.armed = false,
+        }
+    }
+
+    /// Statements that SQL throws away.
+    fn note_on_server(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::DeallocateAll | Change::DiscardAll => {
+                    self.statements.clear_named();
+                    if let Some(link) = &mut self.link {
+                        link.server.statements.clear();
+                    }
+                }
+                Change::Deallocate { name } if !self.is_shared() => {
+                    let removed = self.statements.remove(name.as_bytes());
+                    if let (Some(statement), Some(link)) = (removed, &mut self.link) {
+                        link.server.statements.remove(statement.id);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn query(&mut self, run: usize, head: Head) -> Result<Frame, End> {
+        if !self.whole(run, head)? {
+            return Ok(Frame::Unfinished);
+        }
+        let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
+        let effects = effects::read(text);
+        if let Some(link) = &mut self.link {
+            link.server.statements.drop_unnamed();
+        }
+        self.note(&effects);
+        let deallocated = self.deallocated(&effects.changes);
+        self.note_on_server(&effects.changes);
+        self.pipeline.sent(Owed::Query);
+        let Some(sql) = deallocated else { return Ok(Frame::Pass) };
+        self.send(run);
+        self.input.advance(head.bytes);
+        if let Some(link) = &mut self.link {
+            put_query(link.out.buffer(), &sql);
+        }
+        Ok(Frame::Replaced)
+    }
+
+    /// What a shared server is told instead of `DEALLOCATE`, where the name is one of the protocol's.
+    fn deallocated(&mut self, changes: &[Change]) -> Option<Vec<u8>> {
+        let [Change::Deallocate { name }] = changes else { return None };
+        if !self.is_shared() {
+            return None;
+        }
+        let statement = self.statements.remove(name.as_bytes())?;
+        let link = self.link.as_mut()?;
+        if link.server.statements.uses(&statement) {
+            link.server.statements.remove(statement.id);
+            return Some([b"DEALLOCATE ", &statement.server_name[..]].concat());
+        }
+        // It is not there. This is answered as it would be, and costs others no more than to parse again.
+        link.server.statements.clear();
+        Some(b"DEALLOCATE ALL".to_vec())
+    }
+}
+
+fn is_of_client(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'S' | b'H' | b'F' | b'd' | b'c' | b'f' | b'X')
+}

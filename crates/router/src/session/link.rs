@@ -1,0 +1,493 @@
+//! The boundary of a transaction: which route it takes, whether it waits, and a server connection made ready for it.
+
+use super::{End, Link, Session, WAITING_BYTES_MAX};
+use crate::effects::Change;
+use crate::frames::{self, Fields, Refusal, put_query, put_ready};
+use crate::gate::{CANCEL, DRAIN, END};
+use crate::pipeline::Pipeline;
+use crate::settings::{Parameters, Settings};
+use crate::upstream::{self, ConnectError, Identity, Server};
+use bytes::BytesMut;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+
+/// A group of messages of more bytes is not kept for being sent again.
+pub(super) const LONE_BYTES_MAX: usize = 64 * 1024;
+/// No route has it.
+const NO_EPOCH: u64 = u64::MAX;
+/// Between two tries to reach a server that is not to be reached just now.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// A statement that is its own transaction, while nothing of its answer was passed on.
+#[derive(Default)]
+pub(super) struct Lone {
+    /// The group as it came.
+    pub(super) bytes: BytesMut,
+    /// Whether it is the only thing that was sent, and may be sent again.
+    pub(super) armed: bool,
+    /// The epoch whose owner refused it, and until when another one is waited for.
+    refused: Option<(u64, Instant)>,
+    /// The client's wishes for statements in it: they are made again.
+    pub(super) parsed: Vec<u64>,
+}
+
+impl Lone {
+    /// Something of the answer goes to the client.
+    pub(super) fn is_answered(&mut self) {
+        self.armed = false;
+        self.refused = None;
+        if self.bytes.capacity() > 4096 {
+            self.bytes = BytesMut::new();
+        }
+    }
+
+    /// Whether its next refusal is the client's.
+    pub(super) fn is_last_try(&self) -> bool {
+        self.refused.is_some_and(|(_, until)| Instant::now() >= until)
+    }
+
+    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is.
+    pub(super) fn keep(&mut self, input: &[u8]) {
+        self.bytes.clear();
+        self.parsed.clear();
+        if !self.is_last_try() && is_lone(input) {
+            self.bytes.extend_from_slice(input);
+        }
+    }
+}
+
+/// How a wait ended that is not the client's fault.
+enum Waited {
+    Over,
+    /// The client asked for an end.
+    Cancelled,
+}
+
+impl Session {
+    /// A transaction is about to begin: on the route as it is now, with a server that is ready.
+    pub(super) async fn begin(&mut self) -> Result<(), End> {
+        self.lone.armed = false;
+        loop {
+            if self.routes.has_changed().unwrap_or(false) {
+                self.route = self.routes.borrow_and_update().clone();
+            }
+            if let Some(until) = self.waits_until() {
+                self.leave_link();
+                if !self.park(until).await? {
+                    return Ok(());
+                }
+                continue;
+            }
+            // Whoever waits for a connection is not inside yet: a hold would wait for it.
+            match self.link().await {
+                Ok(()) => {}
+                Err(End::Refused(refusal)) if !refusal.fatal => {
+                    self.answer_group(&refusal);
+                    return Ok(());
+                }
+                Err(end) => return Err(end),
+            }
+            self.cell.enter(self.route.owner);
+            if !self.routes.has_changed().unwrap_or(false) {
+                self.active = true;
+                return Ok(());
+            }
+            self.shared.gate.leave(&self.cell);
+        }
+    }
+
+    fn waits_until(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let held = self.route.hold.map(|hold| hold.until);
+        let refused =
+            self.lone.refused.filter(|(epoch, _)| *epoch == self.route.epoch).map(|(_, until)| until);
+        held.max(refused).filter(|until| *until > now)
+    }
+
+    /// Waits for another route; `false`: the client's group was answered instead.
+    async fn park(&mut self, until: Instant) -> Result<bool, End> {
+        let parked = self.shared.gate.parked.fetch_add(1, Ordering::SeqCst);
+        if parked >= self.config.limits.parked_max {
+            self.shared.gate.parked.fetch_sub(1, Ordering::SeqCst);
+            self.answer_group(
+                &Refusal::error("53400", "too many transactions wait while writes are being moved")
+                    .hint("Try again in a moment."),
+            );
+            return Ok(false);
+        }
+        self.shared.counters.parked.add_one();
+        let waited = self.wait_for_route(until).await;
+        self.shared.gate.parked.fetch_sub(1, Ordering::SeqCst);
+        match waited? {
+            Waited::Over => {
+                // Whatever the refusing owner's route has become, it is another one: nothing is waited for twice.
+                if self.routes.has_changed().unwrap_or(false)
+                    && let Some((epoch, _)) = &mut self.lone.refused
+                {
+                    *epoch = NO_EPOCH;
+                }
+                Ok(true)
+            }
+            Waited::Cancelled => {
+                self.answer_group(&Refusal::error("57014", "canceling statement due to user request"));
+                Ok(false)
+            }
+        }
+    }
+
+    async fn wait_for_route(&mut self, until: Instant) -> Result<Waited, End> {
+        let mut routes = self.routes.clone();
+        let mut changed = pin!(routes.changed());
+        let mut late = pin!(tokio::time::sleep_until(until.into()));
+        let mut routes_end = false;
+        poll_fn(|cx| {
+            self.cell.register(cx);
+            if self.cell.flags() & CANCEL != 0 {
+                self.cell.clear(CANCEL);
+                return Poll::Ready(Ok(Waited::Cancelled));
+            }
+            if self.cell.flags() & (DRAIN | END) != 0 {
+                return Poll::Ready(Err(End::Refused(Refusal::fatal(
+                    "57P01",
+                    "terminating connection: the router is shutting down",
+                ))));
+            }
+            if !routes_end {
+                match changed.as_mut().poll(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(Waited::Over)),
+                    Poll::Ready(Err(_)) => routes_end = true,
+                    Poll::Pending => {}
+                }
+            }
+            if late.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Waited::Over));
+            }
+            // Answers before this one leave meanwhile, and a client that goes is noticed.
+            self.poll_send(cx)?;
+            while self.input.len() < WAITING_BYTES_MAX && self.poll_client(cx)? {}
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The router answers a group itself: an error, and what the client waits for after it.
+    pub(super) fn answer_group(&mut self, refusal: &Refusal) {
+        refusal.put(self.to_client.buffer());
+        if self.input.first() == Some(&b'Q') || self.input.first() == Some(&b'F') {
+            // The frame is whole in the buffer, or would not have begun anything.
+            if let Ok(Some(head)) = frames::head(&self.input) {
+                self.client_rest = head.bytes;
+            }
+            put_ready(self.to_client.buffer(), b'I');
+        } else {
+            self.discarding = true;
+        }
+        self.lone.is_answered();
+    }
+
+    /// Sees to it that there is a server of the route's owner, with the session's settings.
+    pub(super) async fn link(&mut self) -> Result<(), End> {
+        let owner = self.route.owner;
+        if let Some(link) = self.link.take() {
+            if link.server.side == owner {
+                return self.keep(link).await;
+            }
+            self.end_link(link, true);
+            if let Some(pin) = self.pin.filter(|pin| *pin != crate::Pin::Session) {
+                let why = format!("terminating connection: the writes were moved, and {pin} cannot be");
+                return Err(End::Refused(Refusal::fatal("57P01", why).hint("Connect again.")));
+            }
+            self.shared.counters.exchanges.add_one();
+        }
+        let link = if self.is_shared() { self.borrow_server().await? } else { self.own_server().await? };
+        self.keep(link).await
+    }
+
+    async fn keep(&mut self, link: Link) -> Result<(), End> {
+        let mut server = link.server;
+        if !Arc::ptr_eq(&server.settings, &self.settings) {
+            self.make_ready(&mut server).await?;
+        }
+        if !Arc::ptr_eq(&self.told, &server.parameters) {
+            let mut differences = BytesMut::new();
+            server.parameters.put_differences(&self.told, &mut differences);
+            if !differences.is_empty() {
+                self.to_client.buffer().extend_from_slice(&differences);
+            }
+            self.told = Arc::clone(&server.parameters);
+        }
+        self.cell.set_cancel(server.cancel.clone());
+        self.link = Some(Link { server, ..link });
+        Ok(())
+    }
+
+    /// A server of the session's own, as its client asked for it.
+    async fn own_server(&self) -> Result<Link, End> {
+        let server = self.connect(&self.startup.settings, self.queue_deadline()).await?;
+        Ok(Link { server, out: Default::default(), place: None })
+    }
+
+    /// A server of the pool.
+    async fn borrow_server(&self) -> Result<Link, End> {
+        let limits = &self.config.limits;
+        let deadline = self.queue_deadline();
+        let (user, database) = (self.startup.user.as_str(), self.startup.database.as_str());
+        let pool = self.shared.pools.of(self.route.owner, user, database, limits.connections_max);
+        let Some(place) = pool.place(limits.queue_max).await else {
+            self.shared.counters.queue_timeouts.add_one();
+            let message = format!(
+                "no connection to the database became free within {} ms",
+                limits.queue_max.as_millis()
+            );
+            return Err(End::Refused(
+                Refusal::error("53300", message).hint("Transactions are too long, or the pool is too small."),
+            ));
+        };
+        let server = match place.take(&self.settings, limits.age_max) {
+            Some(server) => server,
+            None => self.connect(&[], deadline).await?,
+        };
+        Ok(Link { server, out: Default::default(), place: Some(place) })
+    }
+
+    /// Opens a connection; one that cannot be reached is tried again until `deadline`.
+    async fn connect(&self, settings: &[(String, String)], deadline: Instant) -> Result<Server, End> {
+        let side = self.route.owner;
+        let identity = Identity {
+            user: &self.startup.user,
+            database: &self.startup.database,
+            login: &self.login,
+            settings,
+        };
+        loop {
+            let upstream = self.config.upstream(side);
+            let result = upstream::connect(side, upstream, &identity, self.config.limits.connect_max).await;
+            let error = match result {
+                Ok(server) => {
+                    self.shared.counters.connects.add_one();
+                    return Ok(server);
+                }
+                // Its own words: the database is not there, there are too many connections, …
+                Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
+                Err(error @ (ConnectError::Io(_) | ConnectError::Told(_))) if Instant::now() < deadline => {
+                    error
+                }
+                Err(error) => {
+                    tracing::warn!(%error, user = %self.startup.user, "no connection to the database");
+                    return Err(End::Refused(Refusal::fatal("08006", error.to_string())));
+                }
+            };
+            tracing::debug!(%error, "trying the database again");
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// Says on `server` what the session has set, and takes back what somebody else had.
+    async fn make_ready(&mut self, server: &mut Server) -> Result<(), End> {
+        let statements = self.settings.statements(&server.settings);
+        if !statements.is_empty() && server.settings != self.settings {
+            let mut out = BytesMut::new();
+            // One by one: a RESET ALL and a role do not belong into one transaction with what may fail.
+            statements.iter().for_each(|sql| put_query(&mut out, sql.as_bytes()));
+            server.stream.write_all(&out).await.map_err(End::Server)?;
+            server.stream.flush().await.map_err(End::Server)?;
+            for _ in &statements {
+                let refusal = await_ready(server).await?;
+                if let Some(why) = refusal {
+                    let message = format!("a setting of this session is not taken by the database: {why}");
+                    return Err(End::Refused(Refusal::fatal("57P01", message).hint("Connect again.")));
+                }
+            }
+            server.statements.drop_unnamed();
+        }
+        server.settings = Arc::clone(&self.settings);
+        Ok(())
+    }
+
+    /// Nothing is owed, and no transaction is open.
+    pub(super) async fn at_boundary(&mut self) -> Result<(), End> {
+        self.settle();
+        self.active = false;
+        self.last_bound = None;
+        self.lone.is_answered();
+        self.shared.gate.leave(&self.cell);
+        if self.is_shared() {
+            // The answer first: what was read of the server is its memory.
+            self.send_now().await?;
+            self.leave_link();
+        }
+        Ok(())
+    }
+
+    /// Makes the changes of a finished transaction the session's.
+    pub(super) fn settle(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let settings = Arc::make_mut(&mut self.settings);
+        let (mut too_many, mut starts_anew) = (false, false);
+        for change in self.pending.drain(..) {
+            starts_anew |= matches!(change, Change::ResetAll | Change::DiscardAll);
+            too_many |= settings.apply(change).is_err();
+        }
+        if let Some(link) = &mut self.link {
+            link.server.settings = Arc::clone(&self.settings);
+        }
+        if starts_anew && self.is_shared() {
+            // A shared server falls back to nobody's settings, and the client expects its own.
+            let wishes = Settings::at_start(&self.startup.settings);
+            self.settings = Arc::new(self.settings.over(wishes));
+        }
+        if too_many {
+            self.pin(crate::Pin::Size);
+        }
+        if self.is_shared() && self.settings.pins() {
+            self.pin(crate::Pin::Session);
+        } else if self.pin == Some(crate::Pin::Session) {
+            self.pin = None;
+        }
+    }
+
+    /// Gives a shared server back, unless the session needs it still.
+    pub(super) fn leave_link(&mut self) {
+        if !self.is_shared() || self.pin.is_some() {
+            return;
+        }
+        if let Some(link) = self.link.take() {
+            self.end_link(link, true);
+        }
+    }
+
+    /// `may_reuse`: nothing is owed by the server.
+    pub(super) fn end_link(&self, link: Link, may_reuse: bool) {
+        let not_cancelled = self.cell.end_cancel();
+        let Link { server, out, place } = link;
+        if !may_reuse || !out.is_empty() {
+            // Closing it ends its transaction.
+            return;
+        }
+        let is_carried = self.pin.is_none() && !self.settings.pins();
+        match place {
+            Some(place) if not_cancelled && is_carried => place.give_back(server),
+            _ => drop(tokio::spawn(server.close())),
+        }
+    }
+
+    /// The fence refused a lone statement: it is put back to where it came from.
+    pub(super) fn park_refused(&mut self) {
+        self.shared.counters.repeated.add_one();
+        let epoch = self.route.epoch;
+        let until = self
+            .lone
+            .refused
+            .map_or_else(|| Instant::now() + self.config.limits.refused_max, |(_, until)| until);
+        self.lone.refused = Some((epoch, until));
+        self.lone.armed = false;
+        let mut again = std::mem::take(&mut self.lone.bytes);
+        again.extend_from_slice(&self.input);
+        self.input = again;
+        self.pipeline = Pipeline::default();
+        self.pending.clear();
+        self.last_bound = None;
+        self.active = false;
+        self.shared.gate.leave(&self.cell);
+        self.leave_link();
+        if !self.lone.parsed.is_empty() && self.pin.is_none() {
+            // A server that has the names already would refuse them.
+            self.link = None;
+        }
+        for serial in self.lone.parsed.drain(..) {
+            self.statements.forget(serial);
+        }
+    }
+}
+
+/// Whether there is one group with one execution, whole, and nothing behind it.
+fn is_lone(input: &[u8]) -> bool {
+    if input.len() > LONE_BYTES_MAX {
+        return false;
+    }
+    let (mut rest, mut executions) = (input, 0);
+    while let Ok(Some(head)) = frames::head(rest) {
+        let Some(behind) = rest.get(head.bytes..) else { return false };
+        match head.tag {
+            b'Q' => return executions == 0 && behind.is_empty() && rest.len() == input.len(),
+            b'S' => return executions == 1 && behind.is_empty(),
+            b'E' => executions += 1,
+            b'P' | b'B' | b'D' | b'C' => {}
+            _ => return false,
+        }
+        rest = behind;
+    }
+    false
+}
+
+/// A server that is starting, stopping or recovering will let clients in in a moment.
+fn is_starting(frame: &[u8]) -> bool {
+    frames::error_field(frame, b'C').is_ok_and(|code| code == b"57P03")
+}
+
+/// Reads up to the next ReadyForQuery; returns what the server refused.
+async fn await_ready(server: &mut Server) -> Result<Option<String>, End> {
+    let mut refused = None;
+    loop {
+        let frame = server.stream.frame(&mut server.input).await.map_err(|_| End::ServerGone)?;
+        match frame[0] {
+            b'Z' => return Ok(refused),
+            b'E' => refused = Some(frames::describe_error(&frame)),
+            b'S' => note_parameter(&mut server.parameters, &frame)?,
+            _ => {}
+        }
+    }
+}
+
+/// Remembers what a ParameterStatus says.
+pub(super) fn note_parameter(parameters: &mut Arc<Parameters>, frame: &[u8]) -> Result<(), End> {
+    let mut fields = Fields::of(frame);
+    let name = fields.string().map_err(End::Garbled)?;
+    let value = fields.string().map_err(End::Garbled)?;
+    Arc::make_mut(parameters).set(name, value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BufMut;
+
+    #[test]
+    fn a_lone_statement_gives_a_large_buffer_up() {
+        let mut lone =
+            Lone { bytes: BytesMut::with_capacity(LONE_BYTES_MAX), armed: true, ..Lone::default() };
+        lone.bytes.put_u8(b'Q');
+        lone.is_answered();
+        assert!(!lone.armed && lone.bytes.capacity() <= 4096);
+    }
+
+    #[test]
+    fn only_one_execution_with_nothing_behind_it_is_lone() {
+        let group = |tags: &str| -> Vec<u8> { tags.bytes().flat_map(|tag| [tag, 0, 0, 0, 4]).collect() };
+        for (tags, lone) in [
+            ("Q", true),
+            ("PBDES", true),
+            ("CPBES", true),
+            ("BES", true),
+            ("", false),
+            ("QQ", false),
+            ("PDS", false),
+            ("BEBES", false),
+            ("BESQ", false),
+            ("BE", false),
+            ("PQ", false),
+            ("BEHS", false),
+        ] {
+            assert_eq!(is_lone(&group(tags)), lone, "{tags}");
+        }
+        assert!(!is_lone(b"Q\0\0\0\x05"));
+    }
+}

@@ -1,0 +1,311 @@
+//! One client, from its first byte to its last.
+//!
+//! * [`login`]: the first packets, TLS, who it is
+//! * [`forward`]: what the client sends, to the server
+//! * [`prepare`]: what of that names a prepared statement
+//! * [`back`]: what the server answers, to the client
+//! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
+//!
+//! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
+
+mod back;
+mod forward;
+mod link;
+mod login;
+mod prepare;
+
+use crate::auth::Login;
+use crate::effects::{Change, Pin};
+use crate::frames::{Malformed, Refusal};
+use crate::gate::{CANCEL, Cell, DRAIN, END};
+use crate::pipeline::{Pipeline, Unasked};
+use crate::pool::Place;
+use crate::route::{Route, Routes};
+use crate::serve::{Config, PoolMode, Shared};
+use crate::settings::{Parameters, Settings};
+use crate::startup::Startup;
+use crate::statements::{OfClient, Statement};
+use crate::stream::{Out, Stream};
+use crate::upstream::Server;
+use back::Back;
+use bytes::{Bytes, BytesMut};
+use forward::Forward;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+/// So much waits for a slow reader before the other side is not read any more.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+/// How long a last word may take to be sent.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the client has gone")]
+    ClientGone,
+    #[error("the client has said good-bye")]
+    Left,
+    #[error("the client: {0}")]
+    Client(io::Error),
+    /// The client is told why.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    /// The client is told what the server said.
+    #[error("the server refused")]
+    Told(Bytes),
+    #[error("the server has closed the connection")]
+    ServerGone,
+    #[error("the server: {0}")]
+    Server(io::Error),
+    /// The server does not keep to the protocol; what it says is not to be trusted any more.
+    #[error("the server: {0}")]
+    Broken(#[from] Unasked),
+    #[error("the server: {0}")]
+    Garbled(Malformed),
+}
+
+impl End {
+    /// The client does not keep to the protocol.
+    fn client(error: Malformed) -> End {
+        End::Refused(Refusal::fatal("08P01", error.to_string()))
+    }
+}
+
+/// A server connection while it is the session's.
+struct Link {
+    server: Server,
+    /// Bytes on their way to the server.
+    out: Out,
+    /// The right to it, where it is shared.
+    place: Option<Place>,
+}
+
+/// One client.
+struct Session {
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    startup: Startup,
+    login: Login,
+    process: u32,
+    cell: Arc<Cell>,
+    client: Stream,
+    input: BytesMut,
+    to_client: Out,
+    /// What is to be read of the client before it can be gone on with.
+    wanted_bytes: usize,
+    link: Option<Link>,
+    pipeline: Pipeline,
+    routes: Routes,
+    route: Route,
+    /// A transaction is running, or a message outside of one is being answered.
+    active: bool,
+    /// What of a long frame is still to come, from the client and from the server.
+    client_rest: usize,
+    server_rest: usize,
+    /// A group of messages was answered by the router itself: the rest of it is dropped.
+    discarding: bool,
+    /// What the client was told.
+    told: Arc<Parameters>,
+    settings: Arc<Settings>,
+    /// What holds once the transaction has succeeded.
+    pending: Vec<Change>,
+    transaction_failed: bool,
+    /// The client has said good-bye behind something that is not answered yet.
+    leaving: bool,
+    pin: Option<Pin>,
+    statements: OfClient,
+    last_bound: Option<Arc<Statement>>,
+    lone: link::Lone,
+}
+
+/// Serves one client.
+pub(crate) async fn serve(client: TcpStream, shared: Arc<Shared>) {
+    let limit = shared.config().limits.login_max;
+    let mut session = match tokio::time::timeout(limit, login::accept(client, &shared)).await {
+        Ok(Ok(Some(session))) => session,
+        Ok(Ok(None)) => return,
+        Ok(Err(())) | Err(_) => return shared.counters.refused_logins.add_one(),
+    };
+    shared.counters.sessions.add_one();
+    let end = session.run().await;
+    session.finish(end).await;
+}
+
+/// Tells a client that there are too many.
+pub(crate) fn turn_away(client: TcpStream) {
+    let mut out = BytesMut::new();
+    Refusal::fatal("53300", "the router has as many clients as it may have").put(&mut out);
+    // It is small enough for an empty socket's buffer; a client for whom it is not learns it from the end.
+    let _ = client.try_write(&out);
+}
+
+impl Drop for Session {
+    /// However it ends: nobody waits for it any more.
+    fn drop(&mut self) {
+        self.shared.gate.remove(self.process);
+    }
+}
+
+impl Session {
+    fn is_shared(&self) -> bool {
+        self.config.pool == PoolMode::Transaction
+    }
+
+    async fn run(&mut self) -> End {
+        loop {
+            match self.turn().await {
+                Ok(()) => {}
+                Err(End::ServerGone) if self.leaving => return End::Left,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Relays what there is in both directions, and waits for more.
+    async fn turn(&mut self) -> Result<(), End> {
+        loop {
+            match self.forward()? {
+                Forward::Wait => {}
+                Forward::Begin => {
+                    self.begin().await?;
+                    continue;
+                }
+            }
+            match self.back()? {
+                Back::Wait => break,
+                Back::Idle => self.at_boundary().await?,
+                Back::Refused => self.park_refused(),
+            }
+        }
+        poll_fn(|cx| self.poll_relay(cx)).await?;
+        self.heed_flags()
+    }
+
+    fn heed_flags(&mut self) -> Result<(), End> {
+        let flags = self.cell.flags();
+        if flags & END != 0 || (flags & DRAIN != 0 && !self.active) {
+            return Err(End::Refused(
+                Refusal::fatal("57P01", "terminating connection: the router is shutting down")
+                    .hint("Connect again."),
+            ));
+        }
+        if flags & CANCEL != 0 {
+            // Nothing of this session waited in the router: the statement had ended, as it may with any server.
+            self.cell.clear(CANCEL);
+        }
+        Ok(())
+    }
+
+    /// Sends what waits, then reads. `Ready` when there is something new to look at.
+    fn poll_relay(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        self.cell.register(cx);
+        let mut progress = self.cell.flags() != 0 && self.heed_now();
+        progress |= self.poll_send(cx)?;
+        if let Some(link) = &mut self.link
+            && self.to_client.len() < WAITING_BYTES_MAX
+        {
+            match link.server.stream.poll_receive(cx, &mut link.server.input) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::ServerGone)),
+                Poll::Ready(Ok(_)) => progress = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Server(error))),
+                Poll::Pending => {}
+            }
+        }
+        progress |= self.poll_client(cx)?;
+        if progress { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn heed_now(&self) -> bool {
+        let flags = self.cell.flags();
+        flags & (END | CANCEL) != 0 || (flags & DRAIN != 0 && !self.active)
+    }
+
+    /// Reads the client, as far as it may be ahead.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.leaving || self.input.len() >= WAITING_BYTES_MAX.max(self.wanted_bytes) {
+            return Ok(false);
+        }
+        match self.client.poll_receive(cx, &mut self.input) {
+            Poll::Ready(Ok(0)) => Err(End::ClientGone),
+            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Err(error)) => Err(End::Client(error)),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Sends in both directions; `true`: something left that others may have waited for.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut freed = false;
+        if !self.to_client.is_empty() || self.client.is_tls() {
+            let was_blocking = self.to_client.len() >= WAITING_BYTES_MAX;
+            match self.client.poll_send(cx, &mut self.to_client) {
+                Poll::Ready(Err(error)) => return Err(End::Client(error)),
+                _ => freed |= was_blocking && self.to_client.len() < WAITING_BYTES_MAX,
+            }
+        }
+        if let Some(link) = &mut self.link
+            && (!link.out.is_empty() || link.server.stream.is_tls())
+        {
+            let was_blocking = link.out.len() >= WAITING_BYTES_MAX;
+            match link.server.stream.poll_send(cx, &mut link.out) {
+                Poll::Ready(Err(error)) => return Err(End::Server(error)),
+                _ => freed |= was_blocking && link.out.len() < WAITING_BYTES_MAX,
+            }
+        }
+        Ok(freed)
+    }
+
+    /// Sends to the client what it takes without waiting.
+    async fn send_now(&mut self) -> Result<(), End> {
+        poll_fn(|cx| {
+            Poll::Ready(match self.client.poll_send(cx, &mut self.to_client) {
+                Poll::Ready(Err(error)) => Err(End::Client(error)),
+                _ => Ok(()),
+            })
+        })
+        .await
+    }
+
+    /// Something is not carried from server to server.
+    fn pin(&mut self, pin: Pin) {
+        if self.pin.is_none() {
+            tracing::debug!(user = %self.startup.user, ?pin, "a session is bound to its server connection");
+            self.shared.counters.pins.add_one();
+            self.pin = Some(pin);
+        }
+    }
+
+    async fn finish(mut self, end: End) {
+        self.shared.gate.remove(self.process);
+        tracing::debug!(user = %self.startup.user, why = %end, "a session is over");
+        match &end {
+            End::ClientGone | End::Left | End::Client(_) => {}
+            End::Refused(refusal) => refusal.put(self.to_client.buffer()),
+            End::Told(frame) => self.to_client.buffer().extend_from_slice(frame),
+            End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) => {
+                Refusal::fatal("08006", format!("the connection to the database is lost: {end}"))
+                    .put(self.to_client.buffer());
+            }
+        }
+        let may_reuse = matches!(end, End::ClientGone | End::Left | End::Client(_) | End::Refused(_));
+        if let Some(link) = self.link.take() {
+            self.end_link(link, may_reuse && !self.active);
+        }
+        let farewell = async {
+            poll_fn(|cx| self.client.poll_send(cx, &mut self.to_client)).await?;
+            self.client.shutdown().await
+        };
+        // A client that does not listen misses it.
+        let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
+    }
+
+    /// Time to wait for a server connection ends here.
+    fn queue_deadline(&self) -> Instant {
+        Instant::now() + self.config.limits.queue_max
+    }
+}

@@ -1,0 +1,225 @@
+//! What a session was set to: what the server reports of it, and what has to be said again on another server.
+//!
+//! It does not read SQL ([`effects`](crate::effects)) and sends nothing.
+
+use crate::effects::Change;
+use crate::frames::put_parameter;
+use bytes::BytesMut;
+use segue_model::sqltext::quote_literal;
+use std::collections::BTreeMap;
+
+/// What ParameterStatus said, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Parameters(BTreeMap<Box<[u8]>, Box<[u8]>>);
+
+impl Parameters {
+    pub(crate) fn set(&mut self, name: &[u8], value: &[u8]) {
+        match self.0.get_mut(name) {
+            Some(known) => *known = value.into(),
+            None => drop(self.0.insert(name.into(), value.into())),
+        }
+    }
+
+    /// Appends what a client that was told `known` has to be told anew.
+    pub(crate) fn put_differences(&self, known: &Parameters, into: &mut BytesMut) {
+        for (name, value) in &self.0 {
+            if known.0.get(name) != Some(value) {
+                put_parameter(into, name, value);
+            }
+        }
+    }
+}
+
+/// More is not carried from server to server; who has more is pinned.
+const CHANGES_MAX: usize = 256;
+
+/// What a session changed and has not changed back, as the SQL that makes it so again. Equal ones need no statement.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// By what is set; in the order in which they are said: roles last, because they take rights away.
+    set: BTreeMap<String, String>,
+    roles: BTreeMap<String, String>,
+    listens: BTreeMap<String, String>,
+    prepared: BTreeMap<String, String>,
+}
+
+/// There is too much to carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooMany;
+
+impl Settings {
+    /// A client's wishes at its start, for servers that were opened without them.
+    pub(crate) fn at_start(wishes: &[(String, String)]) -> Settings {
+        let mut settings = Settings::default();
+        for (name, value) in wishes {
+            if name == "options" {
+                for (name, value) in options(value) {
+                    settings.insert_wish(&name, &value);
+                }
+            } else {
+                settings.insert_wish(name, value);
+            }
+        }
+        settings
+    }
+
+    fn insert_wish(&mut self, name: &str, value: &str) {
+        let assign =
+            format!("SELECT pg_catalog.set_config({}, {}, false)", quote_literal(name), quote_literal(value));
+        self.set.insert(name.to_ascii_lowercase(), assign);
+    }
+
+    pub(crate) fn apply(&mut self, change: Change) -> Result<(), TooMany> {
+        match change {
+            Change::Set { name, sql } if name == "role" || name == "session_authorization" => {
+                if name == "session_authorization" {
+                    self.roles.clear();
+                }
+                self.roles.insert(name, sql);
+            }
+            Change::Set { name, sql } => drop(self.set.insert(name, sql)),
+            Change::Reset { name, sql } => {
+                // What the client wished at its start is overruled too: on every server the same word is said again.
+                self.roles.remove(&name);
+                if self.set.contains_key(&name) {
+                    self.set.insert(name, sql);
+                }
+            }
+            Change::ResetAll => self.set.clear(),
+            Change::Listen { channel, sql } => drop(self.listens.insert(channel, sql)),
+            Change::Unlisten { channel } => drop(self.listens.remove(&channel)),
+            Change::UnlistenAll => self.listens.clear(),
+            Change::Prepare { name, sql } => drop(self.prepared.insert(name, sql)),
+            Change::Deallocate { name } => drop(self.prepared.remove(&name)),
+            Change::DeallocateAll => self.prepared.clear(),
+            Change::DiscardAll => *self = Settings::default(),
+        }
+        let total = self.set.len() + self.roles.len() + self.listens.len() + self.prepared.len();
+        if total > CHANGES_MAX { Err(TooMany) } else { Ok(()) }
+    }
+
+    /// These, over what a client wished at its start.
+    pub(crate) fn over(&self, mut wishes: Settings) -> Settings {
+        wishes.set.extend(self.set.clone());
+        Settings { set: wishes.set, ..self.clone() }
+    }
+
+    /// Whether the session holds what only its own server connection can hold: channels and prepared statements of SQL.
+    pub(crate) fn pins(&self) -> bool {
+        !self.listens.is_empty() || !self.prepared.is_empty()
+    }
+
+    /// The statements that make a server with `there` into one with these.
+    pub(crate) fn statements(&self, there: &Settings) -> Vec<String> {
+        let mut statements = Vec::new();
+        if !there.roles.is_empty() {
+            statements.extend(["RESET SESSION AUTHORIZATION".to_owned(), "RESET ROLE".to_owned()]);
+        }
+        if !there.set.is_empty() {
+            statements.push("RESET ALL".to_owned());
+        }
+        statements.extend(self.set.values().cloned());
+        // The session's user before the role it takes.
+        for name in ["session_authorization", "role"] {
+            statements.extend(self.roles.get(name).cloned());
+        }
+        statements.extend(self.prepared.values().chain(self.listens.values()).cloned());
+        statements
+    }
+}
+
+/// The `-c name=value` and `--name=value` of a startup packet's `options`; other switches are the server's own affair.
+fn options(text: &str) -> Vec<(String, String)> {
+    let mut words: Vec<String> = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        let last = words.len() - 1;
+        match character {
+            '\\' => words[last].extend(characters.next()),
+            c if c.is_ascii_whitespace() => words.push(String::new()),
+            c => words[last].push(c),
+        }
+    }
+    let mut found = Vec::new();
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        let assignment = match word.as_str() {
+            "-c" => words.next(),
+            _ => word.strip_prefix("--").or(word.strip_prefix("-c")).map(str::to_owned),
+        };
+        if let Some((name, value)) = assignment.as_deref().and_then(|a| a.split_once('=')) {
+            found.push((name.replace('-', "_"), value.to_owned()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(name: &str, sql: &str) -> Change {
+        Change::Set { name: name.into(), sql: sql.into() }
+    }
+
+    #[test]
+    fn what_was_set_is_said_again_and_the_role_last() {
+        let mut settings = Settings::default();
+        for change in [
+            set("role", "SET ROLE r"),
+            set("work_mem", "SET work_mem = '1MB'"),
+            set("work_mem", "SET work_mem = '2MB'"),
+        ] {
+            settings.apply(change).unwrap();
+        }
+        let said = settings.statements(&Settings::default());
+        assert_eq!(said, ["SET work_mem = '2MB'", "SET ROLE r"]);
+        assert!(!settings.pins());
+    }
+
+    #[test]
+    fn another_clients_settings_are_taken_back_first() {
+        let mut there = Settings::default();
+        there.apply(set("role", "SET ROLE r")).unwrap();
+        there.apply(set("work_mem", "SET work_mem = '1MB'")).unwrap();
+        assert_eq!(
+            Settings::default().statements(&there),
+            ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL"]
+        );
+    }
+
+    #[test]
+    fn discarding_forgets_everything() {
+        let mut settings = Settings::at_start(&[("application_name".into(), "it's".into())]);
+        assert!(settings.statements(&Settings::default())[0].contains("'it''s'"));
+        settings.apply(Change::Listen { channel: "a".into(), sql: "LISTEN a".into() }).unwrap();
+        assert!(settings.pins());
+        settings.apply(Change::DiscardAll).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn options_are_read_as_servers_read_them() {
+        let found = options(r"-c search_path=a\ b,c --statement-timeout=5s -cwork_mem=1MB -e");
+        let found: Vec<_> = found.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(found, [("search_path", "a b,c"), ("statement_timeout", "5s"), ("work_mem", "1MB")]);
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let mut settings = Settings::default();
+        let results: Vec<_> = (0..300).map(|i| settings.apply(set(&format!("a.b{i}"), ""))).collect();
+        assert!(results[0].is_ok() && results[299].is_err());
+    }
+
+    #[test]
+    fn only_differences_are_told() {
+        let (mut a, mut b) = (Parameters::default(), Parameters::default());
+        a.set(b"TimeZone", b"UTC");
+        a.set(b"x", b"1");
+        b.set(b"TimeZone", b"UTC");
+        let mut out = BytesMut::new();
+        a.put_differences(&b, &mut out);
+        assert_eq!(&out[..], b"S\0\0\0\x08x\x001\0");
+    }
+}

@@ -1,0 +1,262 @@
+//! Prepared statements of the protocol: what a client named, what a server has, and the names under which both meet.
+//!
+//! Where servers are shared, every statement goes under a name made from its text and types, so that one server's
+//! statement serves many clients. Where a server belongs to a session, names stay as they are. It sends nothing.
+
+use crate::effects::Effects;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A client that names more has lost count, and would have the router remember without end.
+pub(crate) const NAMED_MAX: usize = 10_000;
+/// Statements that one shared server keeps; each holds a plan in its memory.
+const ON_SERVER_MAX: usize = 1_000;
+/// Texts that are kept although no client names them any more.
+const UNUSED_MAX: usize = 5_000;
+
+/// A statement as it was parsed.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    pub(crate) id: u64,
+    /// A Parse's body behind its name: text, zero, types.
+    pub(crate) body: Box<[u8]>,
+    pub(crate) effects: Effects,
+    /// What servers know it by; empty: the unnamed one.
+    pub(crate) server_name: Box<[u8]>,
+}
+
+/// What a shared statement is called on servers.
+pub(crate) fn shared_name(id: u64) -> Vec<u8> {
+    format!("segue_{id}").into_bytes()
+}
+
+struct ByBody(Arc<Statement>);
+
+impl Borrow<[u8]> for ByBody {
+    fn borrow(&self) -> &[u8] {
+        &self.0.body
+    }
+}
+
+impl Hash for ByBody {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.body.hash(state);
+    }
+}
+
+impl PartialEq for ByBody {
+    fn eq(&self, other: &ByBody) -> bool {
+        self.0.body == other.0.body
+    }
+}
+
+impl Eq for ByBody {}
+
+/// All statements of one router.
+#[derive(Default)]
+pub(crate) struct Texts {
+    last_id: AtomicU64,
+    shared: Mutex<HashSet<ByBody>>,
+}
+
+impl Texts {
+    /// A statement of one session only, under the name that it gave.
+    pub(crate) fn own(&self, name: &[u8], body: &[u8], effects: Effects) -> Arc<Statement> {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        Arc::new(Statement { id, body: body.into(), effects, server_name: name.into() })
+    }
+
+    /// The one statement that has this text and these types.
+    pub(crate) fn shared(&self, body: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shared.get(body) {
+            return Arc::clone(&known.0);
+        }
+        if shared.len() >= UNUSED_MAX {
+            shared.retain(|known| Arc::strong_count(&known.0) > 1);
+        }
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let server_name = shared_name(id).into_boxed_slice();
+        let statement = Arc::new(Statement { id, body: body.into(), effects: effects(), server_name });
+        shared.insert(ByBody(Arc::clone(&statement)));
+        statement
+    }
+}
+
+/// A statement, and which wish of the client's it was.
+#[derive(Debug, Clone)]
+struct Named {
+    statement: Arc<Statement>,
+    serial: u64,
+}
+
+/// What one client named.
+#[derive(Default)]
+pub(crate) struct OfClient {
+    named: HashMap<Box<[u8]>, Named>,
+    unnamed: Option<Named>,
+    last_serial: u64,
+}
+
+impl OfClient {
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        let named = if name.is_empty() { self.unnamed.as_ref() } else { self.named.get(name) };
+        named.map(|named| &named.statement)
+    }
+
+    /// Remembers a statement, and returns by which number it is forgotten; `None`: there are too many.
+    pub(crate) fn insert(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<u64> {
+        self.last_serial += 1;
+        let serial = self.last_serial;
+        let named = Named { statement, serial };
+        if name.is_empty() {
+            self.unnamed = Some(named);
+        } else if let Some(known) = self.named.get_mut(name) {
+            *known = named;
+        } else if self.named.len() >= NAMED_MAX {
+            return None;
+        } else {
+            self.named.insert(name.into(), named);
+        }
+        Some(serial)
+    }
+
+    pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        let named = if name.is_empty() { self.unnamed.take() } else { self.named.remove(name) };
+        named.map(|named| named.statement)
+    }
+
+    /// Forgets a statement that never came to be.
+    pub(crate) fn forget(&mut self, serial: u64) {
+        self.unnamed.take_if(|named| named.serial == serial);
+        self.named.retain(|_, named| named.serial != serial);
+    }
+
+    pub(crate) fn clear_named(&mut self) {
+        self.named.clear();
+    }
+}
+
+/// What one server has.
+#[derive(Debug, Default)]
+pub(crate) struct OnServer {
+    unnamed: Option<u64>,
+    /// When each was used last.
+    named: HashMap<u64, u64>,
+    uses: u64,
+}
+
+impl OnServer {
+    /// Whether the server has it; if so, it was used just now.
+    pub(crate) fn uses(&mut self, statement: &Statement) -> bool {
+        if statement.server_name.is_empty() {
+            return self.unnamed == Some(statement.id);
+        }
+        self.uses += 1;
+        match self.named.get_mut(&statement.id) {
+            Some(used) => {
+                *used = self.uses;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// It will be there; returns which one must go for it, where the server is shared.
+    pub(crate) fn insert(&mut self, statement: &Statement, is_shared: bool) -> Option<u64> {
+        if statement.server_name.is_empty() {
+            self.unnamed = Some(statement.id);
+            return None;
+        }
+        self.uses += 1;
+        self.named.insert(statement.id, self.uses);
+        if !is_shared || self.named.len() <= ON_SERVER_MAX {
+            return None;
+        }
+        let oldest = self.named.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
+        self.named.remove(&oldest);
+        Some(oldest)
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) {
+        self.unnamed.take_if(|unnamed| *unnamed == id);
+        self.named.remove(&id);
+    }
+
+    /// A simple query ends the unnamed statement.
+    pub(crate) fn drop_unnamed(&mut self) {
+        self.unnamed = None;
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = OnServer::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_text_is_one_statement_for_everybody() {
+        let texts = Texts::default();
+        let a = texts.shared(b"SELECT 1\0\0\0", Effects::default);
+        let b = texts.shared(b"SELECT 1\0\0\0", Effects::default);
+        let c = texts.shared(b"SELECT 1\0\0\x01\0\0\0\x17", Effects::default);
+        assert!(Arc::ptr_eq(&a, &b) && a.id != c.id && a.server_name != c.server_name);
+    }
+
+    #[test]
+    fn texts_that_nobody_names_are_forgotten() {
+        let texts = Texts::default();
+        let kept = texts.shared(b"kept", Effects::default);
+        for i in 0..2 * UNUSED_MAX {
+            texts.shared(format!("{i}").as_bytes(), Effects::default);
+        }
+        assert!(texts.shared.lock().unwrap().len() <= UNUSED_MAX);
+        assert!(Arc::ptr_eq(&kept, &texts.shared(b"kept", Effects::default)));
+    }
+
+    #[test]
+    fn a_shared_server_gives_up_what_was_used_longest_ago() {
+        let texts = Texts::default();
+        let statements: Vec<_> =
+            (0..=ON_SERVER_MAX).map(|i| texts.shared(format!("{i}").as_bytes(), Effects::default)).collect();
+        let mut server = OnServer::default();
+        for statement in &statements[..ON_SERVER_MAX] {
+            assert_eq!(server.insert(statement, true), None);
+        }
+        assert!(server.uses(&statements[0]));
+        assert_eq!(server.insert(&statements[ON_SERVER_MAX], true), Some(statements[1].id));
+        assert!(!server.uses(&statements[1]) && server.uses(&statements[0]));
+    }
+
+    #[test]
+    fn the_unnamed_statement_is_one_clients() {
+        let texts = Texts::default();
+        let (mine, yours) =
+            (texts.own(b"", b"a", Effects::default()), texts.own(b"", b"a", Effects::default()));
+        let mut server = OnServer::default();
+        server.insert(&mine, true);
+        assert!(server.uses(&mine) && !server.uses(&yours));
+        server.drop_unnamed();
+        assert!(!server.uses(&mine));
+    }
+
+    #[test]
+    fn a_client_cannot_name_without_end() {
+        let texts = Texts::default();
+        let statement = texts.own(b"x", b"a", Effects::default());
+        let mut client = OfClient::default();
+        let first = client.insert(b"0", Arc::clone(&statement)).unwrap();
+        for i in 1..NAMED_MAX {
+            assert!(client.insert(format!("{i}").as_bytes(), Arc::clone(&statement)).is_some());
+        }
+        assert_eq!(client.insert(b"more", Arc::clone(&statement)), None);
+        client.forget(first);
+        assert!(client.get(b"0").is_none() && client.get(b"1").is_some());
+    }
+}

@@ -1,0 +1,216 @@
+//! A connection's bytes, with or without TLS, to a client or to a server.
+//!
+//! It knows of frames only that one can be awaited, for the times before bytes are relayed.
+
+use crate::frames::{self, Malformed};
+use bytes::{Bytes, BytesMut};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// What a read asks for at least, and a buffer begins with: one of pgbench's answers, and a page of a large one.
+pub(crate) const READ_BYTES: usize = 16 * 1024;
+/// A frame that is awaited as a whole before anything is relayed: none of a login's is near it.
+const LOGIN_FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    /// TLS with a client, whose connection was accepted.
+    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// TLS with a server.
+    Opened(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+macro_rules! on {
+    ($stream:expr, $inner:ident => $what:expr) => {
+        match $stream {
+            Stream::Plain($inner) => $what,
+            Stream::Accepted($inner) => $what,
+            Stream::Opened($inner) => $what,
+        }
+    };
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(stream) => stream,
+            Stream::Accepted(stream) => stream.get_ref().0,
+            Stream::Opened(stream) => stream.get_ref().0,
+        }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        !matches!(self, Stream::Plain(_))
+    }
+
+    pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
+        self.tcp().peer_addr()
+    }
+
+    /// Small frames leave at once, and a peer that is gone is noticed within two minutes.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(std::time::Duration::from_secs(60))
+            .with_interval(std::time::Duration::from_secs(15))
+            .with_retries(4);
+        socket2::SockRef::from(self.tcp()).set_tcp_keepalive(&keepalive)?;
+        self.tcp().set_nodelay(true)
+    }
+
+    /// Whether nothing can be read: neither bytes, nor that the peer has closed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => {
+                matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // Records may come at any time, and what they hold is seen when the connection is used; only its end counts.
+            Stream::Accepted(_) | Stream::Opened(_) => {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                let mut byte = [0];
+                match self.tcp().poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)) {
+                    Poll::Pending => true,
+                    Poll::Ready(peeked) => peeked.is_ok_and(|bytes| bytes > 0),
+                }
+            }
+        }
+    }
+
+    /// Writes as much of `out` as is taken now. `Ready` when nothing is left.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Poll<io::Result<()>> {
+        while !out.is_empty() {
+            let pinned = Pin::new(&mut *self);
+            match pinned.poll_write(cx, out.bytes()) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => out.advance(written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.is_tls() { Pin::new(self).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Reads what there is. `Ready(0)`: the peer has closed.
+    pub(crate) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        input: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        // A rest too small to be worth a read makes room for a whole one.
+        if input.capacity() - input.len() < READ_BYTES / 4 {
+            input.reserve(READ_BYTES);
+        }
+        let future = std::pin::pin!(self.read_buf(input));
+        std::future::Future::poll(future, cx)
+    }
+
+    /// Awaits one whole frame of a login.
+    pub(crate) async fn frame(&mut self, input: &mut BytesMut) -> Result<Bytes, FrameError> {
+        loop {
+            if let Some(head) = frames::head(input)? {
+                if head.bytes > LOGIN_FRAME_BYTES_MAX {
+                    return Err(FrameError::TooLong(head.tag as char, head.bytes));
+                }
+                if input.len() >= head.bytes {
+                    return Ok(input.split_to(head.bytes).freeze());
+                }
+            }
+            if self.read_buf(input).await? == 0 {
+                return Err(FrameError::Closed);
+            }
+        }
+    }
+}
+
+/// Why a frame did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("a frame of type {0:?} has {1} bytes, where at most {LOGIN_FRAME_BYTES_MAX} are expected")]
+    TooLong(char, usize),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on!(self.get_mut(), inner => Pin::new(inner).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        on!(self.get_mut(), inner => Pin::new(inner).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(self.get_mut(), inner => Pin::new(inner).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(cx))
+    }
+}
+
+/// Bytes on their way out. A run of frames moves in without being copied where nothing waits before it.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    waiting: BytesMut,
+    /// Whether `waiting` is a part of a read buffer, which must not be kept for writing into.
+    borrowed: bool,
+}
+
+impl Out {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.waiting
+    }
+
+    fn advance(&mut self, written: usize) {
+        bytes::Buf::advance(&mut self.waiting, written);
+        if self.waiting.is_empty() && (self.borrowed || self.waiting.capacity() > READ_BYTES) {
+            // Gives the read buffer back, or a large one up.
+            *self = Out::default();
+        }
+    }
+
+    /// Appends the first `len` bytes of a read buffer.
+    pub(crate) fn take(&mut self, from: &mut BytesMut, len: usize) {
+        if len == 0 {
+            return;
+        }
+        if self.waiting.is_empty() {
+            self.waiting = from.split_to(len);
+            self.borrowed = true;
+        } else {
+            let run = from.split_to(len);
+            self.buffer().extend_from_slice(&run);
+        }
+    }
+
+    /// A buffer of its own, to write frames into.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        if self.borrowed {
+            // The rest of a read buffer's memory belongs to its next read.
+            let mut own = BytesMut::with_capacity(self.waiting.len() + 256);
+            own.extend_from_slice(&self.waiting);
+            *self = Out { waiting: own, borrowed: false };
+        }
+        &mut self.waiting
+    }
+}

@@ -1,0 +1,221 @@
+//! Writes handed over between two real servers, while clients go on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failed test")]
+
+mod support;
+
+use segue_model::switch::Side;
+use segue_router::{Hold, PoolMode};
+use segue_testkit::{Cluster, Options};
+use std::time::{Duration, Instant};
+use support::{Running, config, said};
+
+/// A fence, as the product puts it up; `constraint` names it.
+fn fence(constraint: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS t (i int);
+         CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE EXCEPTION 'not here' USING ERRCODE = '25006', CONSTRAINT = '{constraint}'; END $$;
+         CREATE OR REPLACE TRIGGER fence BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
+    )
+}
+
+async fn pair() -> (Cluster, Cluster) {
+    tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()))
+}
+
+async fn bench(mode: PoolMode, protocol: &str) {
+    let (source, target) = pair().await;
+    let router = Running::start(config(&source, &target, mode), source.password()).await;
+    // Both servers are asked for the same password.
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    for side in [Side::Source, Side::Target] {
+        router.release_to(side);
+        said(&router.run("pgbench", &["-i", "-q", "-s", "1"]).await);
+    }
+    let arguments = ["-M", protocol, "-c", "6", "-T", "30", "-n", "--max-tries", "1"];
+    let mut running = router.command("pgbench", &arguments);
+    running.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = running.spawn().unwrap();
+    let servers = [&source, &target];
+    let begun =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench' AND xact_start IS NOT NULL";
+    let rows = "SELECT count(*) FROM pgbench_history";
+    for handover in 0..20 {
+        let (old, side) = if handover % 2 == 0 { (1, Side::Source) } else { (0, Side::Target) };
+        router.hold().await;
+        assert_eq!(servers[old].scalar(begun).await.as_deref(), Some("0"), "a held router is quiet");
+        let new = servers[1 - old];
+        let before = new.scalar(rows).await;
+        router.release_to(side);
+        while new.scalar(rows).await == before {
+            tokio::task::yield_now().await;
+            assert!(child.try_wait().unwrap().is_none(), "the clients go on");
+        }
+    }
+    // SIGINT would lose the report, so the clients are waited for; the hand-overs are long over.
+    let output = child.wait_with_output().await.unwrap();
+    let report = said(&output);
+    assert!(report.contains("failed transactions: 0 "), "{report}");
+    let done =
+        report.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    let done: u64 = done.unwrap().split('/').next().unwrap().parse().unwrap();
+    let mut kept = 0;
+    for server in servers {
+        kept += server.scalar(rows).await.unwrap().parse::<u64>().unwrap();
+    }
+    assert_eq!(kept, done, "every acknowledged transaction is on one server, and none on both");
+    assert!(router.counts().parked > 0 && router.counts().exchanges > 0 || mode == PoolMode::Transaction);
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_handovers_are_not_noticed_by_sessions_that_prepare() {
+    bench(PoolMode::Session, "prepared").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_handovers_are_not_noticed_where_servers_are_shared() {
+    bench(PoolMode::Transaction, "prepared").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_handovers_are_not_noticed_by_simple_queries() {
+    bench(PoolMode::Transaction, "simple").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_statement_that_the_fence_refused_is_done_by_the_new_owner() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    source.execute(&fence("segue:m")).await;
+    target.execute("CREATE TABLE t (i int)").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let router = Running::start(config(&source, &target, mode), source.password()).await;
+        let (extended, simple) = (router.connect().await, router.connect().await);
+        let prepared = extended.prepare("INSERT INTO t VALUES ($1)").await.unwrap();
+        let inserts = tokio::spawn(async move {
+            let (a, b) = tokio::join!(
+                extended.execute(&prepared, &[&1]),
+                simple.batch_execute("INSERT INTO t VALUES (2)")
+            );
+            (a.unwrap(), b.unwrap())
+        });
+        while router.counts().parked < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!inserts.is_finished());
+        router.release_to(Side::Target);
+        inserts.await.unwrap();
+        assert_eq!(router.counts().repeated, 2);
+        assert_eq!(target.scalar("SELECT count(*) FROM t").await.as_deref(), Some("2"));
+        target.execute("TRUNCATE t").await;
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_refusals_are_the_clients() {
+    let (source, target) = pair().await;
+    for (constraint, sql) in [
+        ("", "INSERT INTO t VALUES (1)"),
+        ("segue:m", "BEGIN; INSERT INTO t VALUES (1); COMMIT"),
+        ("segue:m", "SELECT 1; INSERT INTO t VALUES (1)"),
+        ("segue:m", "DO $$ BEGIN INSERT INTO t VALUES (1); END $$"),
+    ] {
+        source.execute(&fence(constraint)).await;
+        let router = Running::start(config(&source, &target, PoolMode::Transaction), source.password()).await;
+        let client = router.connect().await;
+        let error = client.batch_execute(sql).await.expect_err("refused");
+        assert_eq!(error.code().map(|code| code.code()), Some("25006"), "{sql}");
+        assert_eq!(router.counts().repeated, 0, "{sql}");
+        drop(client);
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_stays_is_told_in_time() {
+    let (source, target) = pair().await;
+    source.execute(&fence("segue:m")).await;
+    let mut config = config(&source, &target, PoolMode::Session);
+    config.limits.refused_max = Duration::from_secs(3);
+    let router = Running::start(config, source.password()).await;
+    let client = router.connect().await;
+    let error = client.execute("INSERT INTO t VALUES (1)", &[]).await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("25006"));
+    // The fence is lifted again while a statement waits: nobody tells the router, and it tries once more.
+    let insert = tokio::spawn(async move { client.execute("INSERT INTO t VALUES (1)", &[]).await });
+    while router.counts().parked < 2 {
+        tokio::task::yield_now().await;
+    }
+    source.execute("DROP TRIGGER fence ON t").await;
+    assert_eq!(insert.await.unwrap().unwrap(), 1);
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_the_same_on_the_new_owner() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    target.execute("CREATE ROLE other").await;
+    source.execute("CREATE ROLE other").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let router = Running::start(config(&source, &target, mode), source.password()).await;
+        let client = router.try_connect(&format!("{} application_name=same", router.url())).await.unwrap();
+        client.batch_execute("SET work_mem = '1234kB'; SET TIME ZONE 'Asia/Tokyo'").await.unwrap();
+        client.batch_execute("SET ROLE other; LISTEN a; PREPARE q AS SELECT 41 + 1").await.unwrap();
+        let statement = client.prepare("SELECT $1::int * 2").await.unwrap();
+        router.hold().await;
+        router.release_to(Side::Target);
+        assert_eq!(client.query_one(&statement, &[&4]).await.unwrap().get::<_, i32>(0), 8);
+        for (sql, value) in [
+            ("SHOW work_mem", "1234kB"),
+            ("SHOW timezone", "Asia/Tokyo"),
+            ("SHOW application_name", "same"),
+            ("SELECT current_user::text", "other"),
+            ("SELECT setting FROM pg_settings WHERE name = 'port'", &target.port().to_string()),
+            ("SELECT pg_listening_channels()", "a"),
+        ] {
+            assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, String>(0), value, "{sql}");
+        }
+        assert_eq!(client.simple_query("EXECUTE q").await.unwrap().len(), 3);
+        drop(client);
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_carried_ends_the_session_with_its_reason() {
+    let (source, target) = pair().await;
+    let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
+    let client = router.connect().await;
+    client.batch_execute("CREATE TEMP TABLE mine (i int)").await.unwrap();
+    router.hold().await;
+    router.release_to(Side::Target);
+    let error = client.batch_execute("INSERT INTO mine VALUES (1)").await.expect_err("it is not there");
+    let error = error.as_db_error().expect("told why");
+    assert_eq!(error.code().code(), "57P01");
+    assert!(error.message().contains("a temporary table"), "{error}");
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_lets_running_transactions_finish_and_nobody_waits_beyond_it() {
+    let (source, target) = pair().await;
+    let router = Running::start(config(&source, &target, PoolMode::Transaction), source.password()).await;
+    let (inside, outside) = (router.connect().await, router.connect().await);
+    inside.batch_execute("BEGIN; SELECT 1").await.unwrap();
+    let until = Instant::now() + Duration::from_millis(700);
+    router.routes.send_modify(|route| route.hold = Some(Hold { until }));
+    let mut taken = router.handle.taken();
+    assert_eq!(taken.wait_for(|taken| taken.held).await.unwrap().running, 1);
+    let waiting = tokio::spawn(async move {
+        outside.batch_execute("SELECT 1").await.unwrap();
+        Instant::now()
+    });
+    inside.batch_execute("SELECT 2; COMMIT").await.unwrap();
+    assert!(taken.wait_for(|taken| taken.is_quiet()).await.is_ok());
+    assert!(waiting.await.unwrap() >= until, "it went to the old owner, where a fence would judge it");
+    router.drain().await;
+}
