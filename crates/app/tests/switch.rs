@@ -184,7 +184,18 @@ async fn a_partition_that_came_late_is_handed_over_too() {
     assert_eq!(refused.code().map(|code| code.code()), Some("25006"));
 }
 
-/// After the point of no return nobody but the new owner can take the writes: it does, with or without a way back.
+/// Drops the slots of a server, as soon as the process that read from them is seen to be gone.
+async fn loses_its_slot(server: &Cluster) {
+    let until = Instant::now() + PATIENCE;
+    while server.scalar("SELECT bool_or(active) FROM pg_replication_slots").await.as_deref() == Some("t") {
+        assert!(Instant::now() < until, "the slot is still in use");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+}
+
+/// After the point of no return nobody but the new owner can take the writes: it does, with or without a way back. But a way
+/// back that was made anew would miss what it took first: there is none, now and after a restart, and that is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     let (pair, run) = following().await;
@@ -193,7 +204,6 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     let mut dying = pair.command(&["run"]);
     dying.env("SEGUE_KILL_AT", "switch.flip.after");
     let dying = Process::start(dying);
-    let until = Instant::now() + PATIENCE;
     let client = pair.target.connect("postgres").await;
     // The order waits until the new driver is there.
     let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
@@ -201,17 +211,37 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     drop(client);
     refuses(&pair.source, &pair.target).await;
     refuses(&pair.target, &pair.source).await;
-    while pair.target.scalar("SELECT active FROM pg_replication_slots").await.as_deref() == Some("t") {
-        assert!(Instant::now() < until, "the slot is still in use");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    pair.target.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+    loses_its_slot(&pair.target).await;
     let run = pair.run();
     pair.reaches(&run, "switched").await;
     takes(&pair.target, "taken").await;
     refuses(&pair.source, &pair.target).await;
     assert!(orders::answer_now(&pair.target, order).await.is_some());
     assert!(pair.segue(&["journal"], 0).contains("way-back-lost"));
+    no_way_back(&pair).await;
+    pair.stop(&run).await;
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    no_way_back(&pair).await;
+    takes(&pair.target, "taken again").await;
+    refuses(&pair.source, &pair.target).await;
+    // What is gone already keeps nobody from giving it up.
+    let proof = pair.segue(&["complete", "--dry-run"], 0);
+    assert!(proof.contains("the source as a copy: it is none"), "{proof}");
+}
+
+/// The writes cannot be moved back to a source that does not have all of them, and nobody is told otherwise.
+async fn no_way_back(pair: &Pair) {
+    let status = json(&pair.segue(&["status", "--json"], 0));
+    assert_eq!(
+        (&status["owner"], &status["way_back"]["is"]),
+        (&"target".into(), &"lost".into()),
+        "{status:#}"
+    );
+    let refused = json(&pair.segue(&["reverse", "--json"], 1));
+    assert_eq!(refused["code"], "SEGUE-WAY-BACK-LOST", "{refused:#}");
+    let slots = pair.target.scalar("SELECT count(*) FROM pg_replication_slots").await;
+    assert_eq!(slots.as_deref(), Some("0"), "it was made anew");
 }
 
 /// The slot on the source is lost while the target owns the writes. Nothing that was written depends on it: a start goes on,
@@ -227,13 +257,7 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     let dying = Process::start(dying);
     let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
     dying.wait(PATIENCE).await.expect("it dies");
-    let until = Instant::now() + PATIENCE;
-    while pair.source.scalar("SELECT bool_or(active) FROM pg_replication_slots").await.as_deref() == Some("t")
-    {
-        assert!(Instant::now() < until, "the slot is still in use");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    pair.source.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
+    loses_its_slot(&pair.source).await;
 
     let run = pair.run();
     pair.reaches(&run, "switched").await;

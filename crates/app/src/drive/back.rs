@@ -119,10 +119,7 @@ impl<'d> WayBack<'d> {
         let Driver { spec, sides, .. } = self.driver;
         let source = sides.source.connect("way back").await?;
         if birth::known(&source, spec.name.as_str(), Direction::Reverse).await?.is_none() {
-            let gone = || Fault::bug("SEGUE-WAY-BACK", "nobody is left to want the way back");
-            self.wanted.subscribe().wait_for(|wanted| *wanted).await.map_err(|_| gone())?;
-            let mut stage = flows.forward.stage.clone();
-            stage.wait_for(|stage| *stage == Stage::Following).await.map_err(|_| gone())?;
+            self.wanted_in_time(flows).await?;
         }
         self.note("");
         let (run, flow, unguarded) = self.arm(source).await?;
@@ -134,6 +131,24 @@ impl<'d> WayBack<'d> {
             fault = guard::insist(self.driver, self.lease, unguarded) => fault,
             () = flow.verifying.run_live() => Fault::bug("SEGUE-TASK", "live verification has ended"),
         })
+    }
+
+    /// Waits until it is wanted, and can be made: never while the target has the newest writes, as it would miss those that
+    /// were made before.
+    async fn wanted_in_time(&self, flows: &Flows) -> Outcome<()> {
+        let gone = || Fault::bug("SEGUE-WAY-BACK", "nobody is left to want the way back");
+        loop {
+            if flows.has_the_newest(Side::Target) {
+                self.wanted.send_replace(false);
+                self.state.send_replace(BackState::Lost(too_late()));
+            }
+            self.wanted.subscribe().wait_for(|wanted| *wanted).await.map_err(|_| gone())?;
+            if !flows.has_the_newest(Side::Target) {
+                break;
+            }
+        }
+        let mut stage = flows.forward.stage.clone();
+        stage.wait_for(|stage| *stage == Stage::Following).await.map(drop).map_err(|_| gone())
     }
 
     /// Makes the stream, or finds it, and opens it. Also returns the target's guard against DDL, if a lock has kept it.
@@ -202,4 +217,14 @@ impl<'d> WayBack<'d> {
             Ok(fault) | Err(fault) => fault,
         }
     }
+}
+
+/// It was lost while the writes were handed over, and the target has taken them.
+fn too_late() -> Fault {
+    Fault::operator(
+        "SEGUE-WAY-BACK-LOST",
+        "the way back was lost before the target took the writes: what was written there since is not on the source, and a \
+         stream that is made now would not bring it",
+        "the writes stay on the target; `segue complete` ends the migration there",
+    )
 }

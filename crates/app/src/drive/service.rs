@@ -245,11 +245,12 @@ impl Service<'_> {
             return WayBackState { is: WayBackIs::Lost, why, lag_bytes: 0, lag_ms: 0 };
         }
         let (is, why) = match self.back.state() {
+            // Without it nothing leads back to the source, whoever owns the writes.
+            BackState::Lost(fault) => (WayBackIs::Lost, fault.what),
             _ if owner == Side::Target => (WayBackIs::Armed, String::new()),
             BackState::NotArmed => (WayBackIs::NotArmed, String::new()),
             BackState::Arming { waits_for } => (WayBackIs::Arming, waits_for),
             BackState::Armed => (WayBackIs::Armed, String::new()),
-            BackState::Lost(fault) => (WayBackIs::Lost, fault.what),
         };
         WayBackState { is, why, lag_bytes, lag_ms }
     }

@@ -80,6 +80,11 @@ impl Completer<'_> {
     }
 
     async fn judge_way_back(&self, judged: &mut Judged) -> Outcome<()> {
+        if let Some(why) = self.switch.way_back_lost() {
+            // It will not be there again: what is given up here is gone already.
+            judged.proved("the source as a copy", format!("it is none: {why}"));
+            return Ok(());
+        }
         let Some(back) = self.flows.landing_on(Side::Source) else {
             let why = "the way back does not run, so the source does not have what the target has";
             judged.against("way-back", why, "see `segue status` for why");

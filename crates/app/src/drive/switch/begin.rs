@@ -35,6 +35,14 @@ impl Switch<'_> {
         Ok(())
     }
 
+    /// Why nothing leads back to the source any more, if nothing does.
+    pub(in crate::drive) fn way_back_lost(&self) -> Option<String> {
+        match self.back.state() {
+            BackState::Lost(fault) => Some(fault.what),
+            BackState::NotArmed | BackState::Arming { .. } | BackState::Armed => None,
+        }
+    }
+
     /// Has the way back made, if it is not there, and waits for it.
     pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
         let mut state = self.back.want();
