@@ -109,6 +109,13 @@ impl Control {
         self.session().await?.query(sql, parameters).await.map_err(|e| self.failed(&e))
     }
 
+    /// The time by the control database's clock, in microseconds since 1970.
+    pub async fn now_us(&self) -> Outcome<i64> {
+        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let row = self.row(sql, &[]).await?;
+        row.map(|row| row.get(0)).ok_or_else(|| Fault::bug("SEGUE-CONTROL", "the clock gave no answer"))
+    }
+
     /// Stores what the driver has to report. Refused once a later driver has reported.
     pub async fn publish_status(&self, lease: &Lease, body: &Value) -> Outcome<()> {
         let sql = "INSERT INTO segue.status AS s (migration, token, at, body)

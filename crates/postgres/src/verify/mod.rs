@@ -58,7 +58,7 @@ pub struct PgSides {
 }
 
 /// One moment of one side, for as long as the session lives; other sessions can read as of it, too.
-pub struct Frozen {
+pub struct Moment {
     /// Reads as of that moment. What it holds must not end before others have begun to.
     pub session: Client,
     /// The snapshot's name, for `SET TRANSACTION SNAPSHOT`.
@@ -220,7 +220,7 @@ impl PgComparable {
     }
 
     /// This side as it is now, and stays.
-    pub async fn freeze(&self) -> Outcome<Frozen> {
+    pub async fn moment(&self) -> Outcome<Moment> {
         let failed = |e| fault_of(&e).during("taking a snapshot");
         let session = self.endpoint.connect("snapshot").await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -238,7 +238,7 @@ impl PgComparable {
             idle: Mutex::default(),
             sessions: Semaphore::new(SESSIONS_MAX),
         };
-        Ok(Frozen { session, name, side })
+        Ok(Moment { session, name, side })
     }
 
     fn form(&self, table: &Table) -> Outcome<&TableForm> {

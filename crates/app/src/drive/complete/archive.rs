@@ -1,8 +1,9 @@
 //! The archive of the source's tables: a dump by `pg_dump`, and a manifest that says what has to be in it.
 //!
 //! Both are of one snapshot, readable by nobody else, written beside their names and renamed when they are durable, the
-//! manifest last: with it the archive is complete. The password travels in the environment, never in arguments. The dump holds the fence's triggers, as it
-//! holds everything of the tables; the list beside it is for a restore without them (`pg_restore -L`).
+//! manifest last: with it the archive is complete. The password travels in the environment, never in arguments. The dump
+//! holds the fence's triggers, as it holds everything of the tables; the list beside it is for a restore without them
+//! (`pg_restore -L`).
 
 use super::Begun;
 use crate::drive::{Driver, plan};
@@ -16,7 +17,7 @@ use segue_model::sqltext::quote_ident;
 use segue_model::table::Table;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::traffic;
-use segue_postgres::verify::{Frozen, PgComparable, PgSides};
+use segue_postgres::verify::{Moment, PgComparable, PgSides};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -132,12 +133,12 @@ pub(super) async fn write(driver: &Driver, begun: &Begun, directory: &Path) -> O
         }
     }
     let described = Described::open(driver, begun).await?;
-    let frozen = described.side.freeze().await?;
+    let moment = described.side.moment().await?;
     let dumped = partial(dump);
     created(&dumped)?;
     let (text, ()) = tokio::try_join!(
-        described.manifest(driver, &frozen, &tool),
-        dump_tables(&tool, &driver.sides.source, &frozen.name, &all, &dumped),
+        described.manifest(driver, &moment, &tool),
+        dump_tables(&tool, &driver.sides.source, &moment.name, &all, &dumped),
     )?;
     let listed = without_fences(&tool, &dumped, migration).await?;
     written(&partial(list), listed.as_bytes())?;
@@ -256,15 +257,15 @@ impl Described {
     }
 
     /// What is in the tables, by the same digests that have compared them with the target's, as of the dump's snapshot.
-    async fn manifest(&self, driver: &Driver, frozen: &Frozen, tool: &Tool) -> Outcome<String> {
+    async fn manifest(&self, driver: &Driver, moment: &Moment, tool: &Tool) -> Outcome<String> {
         let spec = &driver.spec;
         let sql = "SELECT current_setting('server_version'), pg_current_wal_lsn()::text,
                 (SELECT s.position::text FROM segue.stream s WHERE s.migration = $1 AND s.direction = 'reverse')";
-        let row = frozen.session.query_one(sql, &[&spec.name.as_str()]).await;
+        let row = moment.session.query_one(sql, &[&spec.name.as_str()]).await;
         let row = row.map_err(|e| segue_postgres::error::fault_of(&e))?;
         let mut described = Vec::new();
         for table in &self.tables {
-            let digest = digest(&frozen.side, table, spec.verify.range_rows).await?;
+            let digest = digest(&moment.side, table, spec.verify.range_rows).await?;
             let columns: Vec<&str> = table.columns.iter().map(|c| c.source.as_str()).collect();
             described.push(json!({ "table": table.source.to_string(), "rows": digest.rows,
                 "digest": digest.sum.to_string(), "bytes": digest.bytes, "columns": columns }));

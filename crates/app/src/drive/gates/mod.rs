@@ -140,7 +140,7 @@ impl<'d> Gates<'d> {
         migration: &str,
     ) -> Outcome<Gates<'d>> {
         let born = Born::read(&control.journal(0).await?)?;
-        let opened_us = control.standing(born.at_us, 0).await?.now_us;
+        let opened_us = control.now_us().await?;
         let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
         let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
         let verifications = control.samples(comparisons::SERIES, Bounds::WINDOW_MAX).await?;

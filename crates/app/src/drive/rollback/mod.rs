@@ -149,7 +149,7 @@ impl<'d> Rollback<'d> {
         let epoch = self.epoch().await?;
         let past = Past::of(&self.driver.control.journal(0).await?, epoch);
         let (since_us, mut drift) = self.arm(epoch, &past).await?;
-        let now_us = self.driver.control.standing(since_us, since_us).await?.now_us;
+        let now_us = self.driver.control.now_us().await?;
         let gone = Duration::from_micros(u64::try_from(now_us - since_us).unwrap_or(0));
         let until = Instant::now() + self.driver.spec.rollback.watch.saturating_sub(gone);
         if let Some((name, fired_us)) = past.unfinished() {
@@ -216,7 +216,7 @@ impl<'d> Rollback<'d> {
         let body = json!({ "epoch": epoch, "triggers": names, "at_switch": compared(at_switch),
             "watch_ms": self.driver.spec.rollback.watch.as_millis() as u64 });
         self.record("rollback-armed", body).await?;
-        let armed_us = control.standing(0, 0).await?.now_us;
+        let armed_us = control.now_us().await?;
         let drift =
             Drift { armed_us, at_switch, earlier: Share::default(), base: live, now: Share::default() };
         Ok((past.since_us(armed_us), drift))

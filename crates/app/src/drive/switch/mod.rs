@@ -307,7 +307,7 @@ impl<'d> Switch<'d> {
             (Answer::Switched(_), Side::Source) => "reversed",
             (Answer::Rehearsed(_), _) => {
                 if now == Side::Source {
-                    self.journal.rehearsed(self.driver.control.standing(0, 0).await?.now_us);
+                    self.journal.rehearsed(self.driver.control.now_us().await?);
                 }
                 REHEARSED
             }
