@@ -44,6 +44,7 @@ const FOLLOWED: &[&str] = &[
     "SEGUE-COMPLETED",
     "SEGUE-COMPLETING",
     "SEGUE-VERB",
+    "SEGUE-WAY-BACK-LOST",
 ];
 
 /// Of the order that ends a migration: it is followed, and may meet what keeps the source's tables.

@@ -150,11 +150,6 @@ pub(super) const FAULTS: &[Known] = &[
         "the replication slot is gone, or its log: changes are missing for good",
         "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
     ),
-    known(
-        "SEGUE-WAY-BACK-LOST",
-        "the way back was lost before the target took the writes, so nothing leads back to the source",
-        "`segue complete`, when it is time",
-    ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
     known(
@@ -172,5 +167,10 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-WAL-LEVEL",
         "a server does not write what a stream needs",
         "set `wal_level = logical` there, and restart it",
+    ),
+    known(
+        "SEGUE-WAY-BACK-LOST",
+        "the way back was lost before the target took the writes, so nothing leads back to the source",
+        "`segue complete`, when it is time",
     ),
 ];
