@@ -70,7 +70,7 @@ CREATE TABLE IF NOT EXISTS segue.traffic (
 
 -- where routers send statements, and what they say of themselves (control database)
 CREATE TABLE IF NOT EXISTS segue.route (
-    migration text PRIMARY KEY, token bigint NOT NULL, revision bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
+    migration text PRIMARY KEY, revision bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
 CREATE TABLE IF NOT EXISTS segue.router (
     migration text, id text, revision bigint NOT NULL, seen_at timestamptz NOT NULL, body jsonb NOT NULL,
     PRIMARY KEY (migration, id));

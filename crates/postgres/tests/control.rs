@@ -403,10 +403,11 @@ async fn a_route_reaches_the_routers_and_is_waited_for_until_all_that_live_keep_
         RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there")
     };
     let (first, second, routing) =
-        (seat().await, seat().await, setting.control.routing(&lease).await.expect("routing"));
+        (seat().await, seat().await, setting.control.routing().await.expect("routing"));
     assert_eq!(first.told().await.expect("asked"), None, "nothing was told yet");
     let route = Route::to(Side::Source, Epoch(1));
-    let revision = routing.tell(route.held(2000)).await.expect("told");
+    let revision = lease.revision() + 1;
+    routing.tell(Told { revision, route: route.held(2000) }).await.expect("told");
     first.wait(Duration::from_secs(20)).await.expect("it lives");
     assert_eq!(first.told().await.expect("asked"), Some(Told { revision, route: route.held(2000) }));
 
@@ -425,8 +426,8 @@ async fn a_route_reaches_the_routers_and_is_waited_for_until_all_that_live_keep_
     assert_eq!(waited.expect("asked"), [], "both keep to it");
 
     // One that was not heard of for long, and one that has left, keep nobody waiting.
-    let next = routing.tell(route).await.expect("told");
-    assert!(next > revision);
+    let next = revision + 1;
+    routing.tell(Told { revision: next, route }).await.expect("told");
     setting
         .cluster
         .execute("UPDATE segue.router SET seen_at = seen_at - interval '4 s' WHERE id = 'a'")
@@ -437,18 +438,19 @@ async fn a_route_reaches_the_routers_and_is_waited_for_until_all_that_live_keep_
 }
 
 #[tokio::test]
-async fn a_superseded_driver_tells_no_route() {
+async fn what_an_earlier_driver_tells_late_or_a_request_that_was_given_up_changes_no_route() {
     let setting = Setting::new().await;
     let old = setting.acquired("one").await;
-    let (route, stale) =
-        (Route::to(Side::Source, Epoch(1)), setting.control.routing(&old).await.expect("routing"));
     setting.let_the_lease_expire().await;
     let new = setting.acquired("two").await;
     let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
-    let fresh = setting.control.routing(&new).await.expect("routing");
-    let revision = fresh.tell(Route::to(Side::Target, Epoch(2))).await.expect("told");
-    assert_eq!(stale.tell(route).await.expect_err("superseded").code, "SEGUE-SUPERSEDED");
-    let told = Told { revision, route: Route::to(Side::Target, Epoch(2)) };
+    let routing = setting.control.routing().await.expect("routing");
+    let told = Told { revision: new.revision() + 2, route: Route::to(Side::Target, Epoch(2)) };
+    routing.tell(told).await.expect("told");
+    for revision in [old.revision() + 999, new.revision() + 1] {
+        let late = Told { revision, route: Route::to(Side::Source, Epoch(1)) };
+        assert_eq!(routing.tell(late).await.expect_err("too late").code, "SEGUE-SUPERSEDED");
+    }
     assert_eq!(seat.told().await.expect("asked"), Some(told));
 }
 
@@ -457,7 +459,7 @@ async fn a_route_that_cannot_be_understood_is_no_route() {
     let setting = Setting::new().await;
     let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
     let newer = r#"'{"owner": "target", "epoch": 2, "canary": true}'"#;
-    setting.cluster.execute(&format!("INSERT INTO segue.route VALUES ('m', 1, 1, now(), {newer})")).await;
+    setting.cluster.execute(&format!("INSERT INTO segue.route VALUES ('m', 1, now(), {newer})")).await;
     let fault = seat.told().await.expect_err("it is from a newer build");
     assert_eq!(fault.code, "SEGUE-ROUTE");
 }

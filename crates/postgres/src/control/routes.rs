@@ -20,10 +20,13 @@ const ROUTES: &str = "segue_route";
 const ROUTERS: &str = "segue_router";
 const UNWAITED: &str = "SET synchronous_commit = off";
 
-/// A route, and which one: the revision grows with each that is told.
+/// Routes that one holder of the lease may tell.
+const ROUTES_OF_A_TOKEN: i64 = 1_000_000;
+
+/// A route, and which one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Which one.
+    /// Which one: it grows with each that is told, whoever tells it.
     pub revision: i64,
     /// What it says.
     pub route: Route,
@@ -40,11 +43,17 @@ pub struct RouterReport {
     pub body: Value,
 }
 
+impl Lease {
+    /// The revision before the first one that its holder tells.
+    pub fn revision(&self) -> i64 {
+        self.token * ROUTES_OF_A_TOKEN
+    }
+}
+
 /// The driver's end.
 pub struct Routing {
     listener: Listener,
     migration: String,
-    token: i64,
 }
 
 /// A router's end.
@@ -55,10 +64,10 @@ pub struct RouterSeat {
 
 impl Control {
     /// The driver's end of what routers are told.
-    pub async fn routing(&self, lease: &Lease) -> Outcome<Routing> {
+    pub async fn routing(&self) -> Outcome<Routing> {
         let listener = self.endpoint.listen("routers", ROUTERS).await?;
         unwaited(listener.client()).await?;
-        Ok(Routing { listener, migration: self.migration.clone(), token: lease.token })
+        Ok(Routing { listener, migration: self.migration.clone() })
     }
 
     /// The routers that were heard of lately.
@@ -69,18 +78,17 @@ impl Control {
 }
 
 impl Routing {
-    /// Tells all routers. Returns the route's revision.
-    pub async fn tell(&self, route: Route) -> Outcome<i64> {
-        let sql = "INSERT INTO segue.route AS r (migration, token, revision, at, body)
-             VALUES ($1, $2, 1, clock_timestamp(), $3::text::jsonb)
-             ON CONFLICT (migration) DO UPDATE SET token = excluded.token, revision = r.revision + 1,
-                    at = excluded.at, body = excluded.body
-              WHERE r.token <= excluded.token RETURNING revision, pg_notify('segue_route', migration)";
-        let body = serde_json::to_string(&route)
+    /// Tells all routers. Refused once a later one was told: a request that was given up may be carried out late.
+    pub async fn tell(&self, told: Told) -> Outcome<()> {
+        let sql = "INSERT INTO segue.route AS r (migration, revision, at, body)
+             VALUES ($1, $2, clock_timestamp(), $3::text::jsonb)
+             ON CONFLICT (migration) DO UPDATE SET revision = excluded.revision, at = excluded.at, body = excluded.body
+              WHERE r.revision < excluded.revision RETURNING pg_notify('segue_route', migration)";
+        let body = serde_json::to_string(&told.route)
             .map_err(|e| Fault::bug("SEGUE-CONTROL", format!("a route is not JSON: {e}")))?;
-        let row = self.listener.client().query_opt(sql, &[&self.migration, &self.token, &body]).await;
+        let row = self.listener.client().query_opt(sql, &[&self.migration, &told.revision, &body]).await;
         let row = row.map_err(|e| fault_of(&e).during("telling routers where to write"))?;
-        row.map(|row| row.get(0)).ok_or_else(|| superseded(&self.migration))
+        row.map(drop).ok_or_else(|| superseded(&self.migration))
     }
 
     /// Waits until every router that lives keeps to the route of this revision, but no longer than `patience`. Returns
