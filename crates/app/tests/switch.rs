@@ -6,7 +6,7 @@
 mod support;
 
 use segue_testkit::Cluster;
-use segue_testkit::kill::Process;
+use segue_testkit::kill::{Process, kill_at, was_killed};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use support::moving::Driving;
@@ -121,6 +121,33 @@ async fn while_the_target_owns_the_writes_it_is_what_rows_are_compared_with() {
     assert!(pair.segue(&["journal"], 0).contains("stray"));
 }
 
+/// Killed between meeting a write past the fence and having told it: the next driver meets it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_past_the_fence_is_told_also_when_its_driver_dies_over_it() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes"], 0);
+    pair.reaches(&run, "switched").await;
+    run.kill9();
+    let past = pair.source.connect("postgres").await;
+    past.batch_execute("SET session_replication_role = replica").await.unwrap();
+    for (count, point) in ["stray.met", "stray.told"].into_iter().enumerate() {
+        let id = count + 1;
+        past.batch_execute(&format!("UPDATE public.t SET v = 'stray' WHERE id = {id}")).await.unwrap();
+        let mut dying = pair.command(&["run"]);
+        kill_at(&mut dying, point, 1);
+        let dying = Process::start(dying);
+        let status = dying.wait(PATIENCE).await.unwrap();
+        assert!(was_killed(status), "{point}: {}", dying.lines().join("\n"));
+    }
+    let run = pair.run();
+    run.wait_for("past its fence", PATIENCE).await.unwrap();
+    let keys = "SELECT count(DISTINCT t.value) FROM segue.journal j,
+        jsonb_path_query(j.body, '$.strays.strays[*].tables[*].keys[*]') AS t(value) WHERE j.kind = 'stray'";
+    assert_eq!(pair.target.scalar(keys).await.as_deref(), Some("2"), "{}", pair.segue(&["journal"], 0));
+    takes(&pair.target, "goes on").await;
+    row(&pair.source, "goes on").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_starts_finds_who_owns_the_writes() {
     let (pair, run) = following().await;
@@ -202,7 +229,7 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     drop(run);
     let mut dying = pair.command(&["run"]);
-    dying.env("SEGUE_KILL_AT", "switch.flip.after");
+    kill_at(&mut dying, "switch.flip.after", 1);
     let dying = Process::start(dying);
     let client = pair.target.connect("postgres").await;
     // The order waits until the new driver is there.
@@ -253,7 +280,7 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     drop(run);
     let mut dying = pair.command(&["run"]);
     // The old side is not closed for good yet.
-    dying.env("SEGUE_KILL_AT", "switch.opened");
+    kill_at(&mut dying, "switch.opened", 1);
     let dying = Process::start(dying);
     let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
     dying.wait(PATIENCE).await.expect("it dies");

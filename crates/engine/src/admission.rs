@@ -119,7 +119,7 @@ pub struct StrayTable {
     pub keys: Vec<String>,
 }
 
-/// Strays that nobody has taken before.
+/// Strays that nobody was told of before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewStrays {
     /// All of them.
@@ -129,20 +129,22 @@ pub struct NewStrays {
 }
 
 /// The strays of one stream.
+///
+/// The stream's checkpoint passes no stray that was not told: whoever runs a stream takes [`Strays::untold`] as they
+/// come, writes them down durably, and says so by [`Strays::told`]. Killed between the two, they are met and told again.
 #[derive(Debug, Default)]
 pub struct Strays {
     state: Mutex<State>,
     counts: watch::Sender<StrayCounts>,
+    told: watch::Sender<StrayCounts>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// The newest, oldest first.
     latest: VecDeque<Stray>,
-    /// Of them nobody has taken so many.
-    untaken: usize,
-    /// What was counted when they were last taken.
-    taken: StrayCounts,
+    /// Of them nobody was told of so many.
+    untold: usize,
     /// Where the last one was committed.
     last: Option<Position>,
 }
@@ -168,21 +170,42 @@ impl Strays {
         self.lock().latest.iter().cloned().collect()
     }
 
-    /// Those that nobody has taken before, if there are any.
-    pub fn take_new(&self) -> Option<NewStrays> {
-        let mut state = self.lock();
-        let all = self.counts();
-        if all == state.taken {
+    /// Those that nobody was told of, if there are any. They stay untold until [`Strays::told`].
+    pub fn untold(&self) -> Option<NewStrays> {
+        let state = self.lock();
+        let (all, told) = (self.counts(), *self.told.borrow());
+        if all == told {
             return None;
         }
         let counts = StrayCounts {
-            transactions: all.transactions - state.taken.transactions,
-            changes: all.changes - state.taken.changes,
+            transactions: all.transactions - told.transactions,
+            changes: all.changes - told.changes,
         };
-        let from = state.latest.len() - state.untaken;
-        let strays = state.latest.range(from..).cloned().collect();
-        (state.taken, state.untaken) = (all, 0);
-        Some(NewStrays { counts, strays })
+        let from = state.latest.len() - state.untold;
+        Some(NewStrays { counts, strays: state.latest.range(from..).cloned().collect() })
+    }
+
+    /// What [`Strays::untold`] gave is written down durably: the checkpoint may pass it.
+    pub fn told(&self, told: &NewStrays) {
+        let mut state = self.lock();
+        self.told.send_modify(|all| {
+            all.transactions += told.counts.transactions;
+            all.changes += told.counts.changes;
+        });
+        let left = self.counts().transactions - self.told.borrow().transactions;
+        state.untold = usize::try_from(left).unwrap_or(STRAYS_MAX).min(STRAYS_MAX);
+    }
+
+    /// Whether all that were met are told.
+    pub(crate) fn is_all_told(&self) -> bool {
+        *self.told.borrow() == self.counts()
+    }
+
+    /// Waits until all that were met before are told.
+    pub(crate) async fn all_told(&self) {
+        let met = self.counts().transactions;
+        // Never an error: the sender is ours.
+        let _ = self.told.subscribe().wait_for(|told| told.transactions >= met).await;
     }
 
     /// Records one. A run that begins again meets those again whose checkpoint was not durable: they count once.
@@ -191,8 +214,8 @@ impl Strays {
         if state.last.is_some_and(|last| stray.commit <= last) {
             return;
         }
-        if state.untaken == 0 {
-            // The first that nobody knows of; the others are counted, and told by whoever takes them.
+        if state.untold == 0 {
+            // The first that nobody knows of; the others are counted, and told with it.
             tracing::warn!("a write on the side that does not own the writes was not applied: {stray:?}");
         }
         state.last = Some(stray.commit);
@@ -201,8 +224,8 @@ impl Strays {
             state.latest.pop_front();
         }
         state.latest.push_back(stray);
-        state.untaken = (state.untaken + 1).min(STRAYS_MAX);
-        // Under the lock: whoever takes them finds counts and list in step.
+        state.untold = (state.untold + 1).min(STRAYS_MAX);
+        // Under the lock: whoever tells them finds counts and list in step.
         self.counts.send_modify(|counts| {
             counts.transactions += 1;
             counts.changes += changes;

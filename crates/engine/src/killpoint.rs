@@ -72,6 +72,8 @@ pub const ALL: &[&str] = &[
     "batch.committed",
     "batch.acknowledged",
     "idle.committed",
+    "stray.met",
+    "stray.told",
     "backfill.signalled",
     "backfill.passed",
     "backfill.forgotten",

@@ -33,6 +33,7 @@ struct World {
     target: FakeTarget,
     admissions: Arc<Admissions>,
     memory_bytes_max: usize,
+    transactions_max: usize,
 }
 
 /// A stream that runs, its backfill behind it.
@@ -42,20 +43,42 @@ struct Running {
     run: JoinHandle<()>,
 }
 
+/// Says of every stray that it is told, as whoever runs a stream has to.
+async fn tell(strays: Arc<Strays>) {
+    let mut met = strays.subscribe();
+    loop {
+        if let Some(new) = strays.untold() {
+            strays.told(&new);
+        }
+        // The sender lives in what is held here.
+        met.changed().await.unwrap();
+    }
+}
+
 impl World {
     fn new(seed: u64, admission: Admission) -> World {
         let source = FakeSource::new(seed, 0);
         let target = FakeTarget::new(&source);
-        World { source, target, admissions: Arc::new(Admissions::new(admission)), memory_bytes_max: 1 << 20 }
+        let admissions = Arc::new(Admissions::new(admission));
+        World { source, target, admissions, memory_bytes_max: 1 << 20, transactions_max: 8 }
     }
 
     async fn run(&self) -> Running {
+        self.run_with(tell(self.strays())).await
+    }
+
+    /// Nobody tells strays, unless the test does.
+    async fn run_untold(&self) -> Running {
+        self.run_with(std::future::pending()).await
+    }
+
+    async fn run_with(&self, telling: impl Future<Output = ()> + Send + 'static) -> Running {
         let settings = Settings {
             workers: 1,
             region_target: Duration::from_millis(1),
             follow: segue_engine::follow::Limits {
                 memory_bytes_max: self.memory_bytes_max,
-                batch: BatchLimits { bytes_max: 4096, transactions_max: 8 },
+                batch: BatchLimits { bytes_max: 4096, transactions_max: self.transactions_max },
             },
         };
         let run = Run::prepare(
@@ -70,8 +93,10 @@ impl World {
         let run = run.await.unwrap();
         let (handles, mut stage) = (run.handles(), run.stage());
         let run = tokio::spawn(async move {
-            let fault = run.run().await;
-            panic!("the stream has ended: {fault}");
+            tokio::select! {
+                fault = run.run() => panic!("the stream has ended: {fault}"),
+                () = telling => {}
+            }
         });
         let running = Running { source: self.source.clone(), handles, run };
         within(stage.wait_for(|stage| *stage == Stage::Following)).await.unwrap();
@@ -172,28 +197,54 @@ async fn strays_are_not_applied_and_are_told_with_their_keys_while_signals_pass(
 }
 
 #[tokio::test]
-async fn strays_are_taken_once_and_the_newest_are_kept() {
+async fn nothing_passes_a_stray_before_it_is_told() {
     let world = World::new(1, Admission::Nothing);
-    let running = world.run().await;
+    let running = world.run_untold().await;
     let strays = world.strays();
-    let mut grown = strays.subscribe();
-    assert_eq!(strays.take_new(), None);
-    world.source.insert([1]);
-    within(grown.wait_for(|counts| counts.transactions == 1)).await.unwrap();
-    let new = strays.take_new().unwrap();
+    assert_eq!(strays.untold(), None);
+    let place = world.source.insert([1]);
+    let signal = world.source.signal().await.unwrap();
+    until(|| running.progress().snapshot().waits.iter().any(|wait| wait.reason.contains("written down")))
+        .await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let stored = || world.target.durable.lock().unwrap().stored.checkpoint.position;
+    assert!(stored() <= place && running.progress().watch_applied().borrow().signal < signal);
+    // Whoever dies before it has told them finds them again.
+    let new = strays.untold().unwrap();
     assert_eq!((new.counts, new.strays.len()), (counts(1, 1), 1));
-    assert_eq!(strays.take_new(), None);
+    assert_eq!(strays.untold(), Some(new.clone()));
+    strays.told(&new);
+    assert_eq!(strays.untold(), None);
+    within(running.progress().passed(signal)).await;
+    assert!(stored() > place && running.progress().snapshot().waits.is_empty());
+}
+
+#[tokio::test]
+async fn of_many_strays_the_newest_are_told_and_all_are_counted() {
+    let mut world = World::new(1, Admission::Undecided);
+    // All of them in one batch.
+    world.transactions_max = 1000;
+    let running = world.run_untold().await;
+    let strays = world.strays();
     let places: Vec<Position> = (0..150).map(|at| world.source.insert([100 + at, 1000 + at])).collect();
-    running.caught_up().await;
-    let new = strays.take_new().unwrap();
+    running.waiting().await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    world.admissions.set(Admission::Nothing);
+    until(|| strays.counts().transactions == 150).await;
+    let new = strays.untold().unwrap();
     assert_eq!(new.counts, counts(150, 300));
     assert_eq!(new.strays.iter().map(|stray| stray.commit).collect::<Vec<_>>(), places[50..]);
     assert_eq!(strays.latest(), new.strays);
+    strays.told(&new);
     world.source.insert([2]);
-    running.caught_up().await;
-    let new = strays.take_new().unwrap();
+    until(|| strays.counts().transactions == 151).await;
+    let new = strays.untold().unwrap();
     assert_eq!((new.counts, new.strays.len()), (counts(1, 1), 1));
-    assert_eq!((strays.counts(), strays.latest().len()), (counts(152, 302), 100));
+    assert_eq!((strays.counts(), strays.latest().len()), (counts(151, 301), 100));
 }
 
 #[tokio::test]

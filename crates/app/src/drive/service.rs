@@ -11,6 +11,7 @@ use super::verifying::VerifyOrder;
 use super::{Driver, contain};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState, bytes_text};
 use segue_engine::fault::Fault;
+use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
@@ -30,6 +31,8 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 const BEAT: Duration = Duration::from_secs(1);
 /// How often it is looked whether commits on the source wait for Segue: the longest that one can.
 const GUARD: Duration = Duration::from_secs(1);
+/// How often what was written past a fence is written down: the longest that a stream waits for that.
+const STRAYS: Duration = Duration::from_millis(100);
 /// How often the source's health is looked at, in beats.
 const HEALTH_BEATS: u64 = 3;
 
@@ -110,14 +113,19 @@ impl Service<'_> {
         }
     }
 
-    /// Journals what was written on a side that does not own the writes, and warns of it.
+    /// Journals what was written on a side that does not own the writes, and warns of it. A stream waits for it.
     async fn tell_strays(&self) -> Outcome<String> {
+        let mut ticks = tokio::time::interval(STRAYS);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::time::sleep(BEAT).await;
+            ticks.tick().await;
             for side in Side::ALL {
                 let Some(flow) = self.flows.landing_on(side.other()) else { continue };
-                let Some(strays) = flow.admissions.strays().take_new() else { continue };
+                let all = flow.admissions.strays();
+                let Some(strays) = all.untold() else { continue };
                 self.driver.record(self.lease, "stray", json!({ "side": side, "strays": strays })).await?;
+                killpoint::pass("stray.told");
+                all.told(&strays);
                 let count = strays.counts.changes;
                 self.driver.warnings.say(format!(
                     "{count} change(s) were written on the {side} past its fence and were not applied to the owner \

@@ -10,6 +10,7 @@ use super::steps::{Manner, Step, steps};
 use crate::admission::{Admissions, Judgement};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
+use crate::killpoint;
 use crate::ports::{Applier, Checkpoint, Outcome, Source, Target};
 use crate::progress::{Applied, Progress};
 use crate::regions::{Regions, Told};
@@ -201,9 +202,22 @@ impl<S: Source, T: Target> Builder<S, T> {
             self.regions().seen(&shown);
             self.last_shown = Instant::now();
         }
+        self.strays_told().await;
         full.checkpoint.skipped = self.regions().skipped();
         let steps = steps::<T::Applier>(&self.tables, &full.changes, Manner::SetWise)?;
         self.out.send(Ready { batch: full, steps }).await.map_err(|_| gone())
+    }
+
+    /// Waits until somebody has written down what was not applied: once the checkpoint is past it, nothing else knows it.
+    async fn strays_told(&mut self) {
+        let strays = self.admissions().strays();
+        if strays.is_all_told() {
+            return;
+        }
+        killpoint::pass("stray.met");
+        self.progress().waiting("stream", Some("a write past the fence is being written down".into()));
+        strays.all_told().await;
+        self.progress().waiting("stream", None);
     }
 
     async fn add(

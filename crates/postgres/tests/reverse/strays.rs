@@ -2,6 +2,7 @@
 
 use crate::world::{MIGRATION, Running, TABLES, TOKEN, World};
 use segue_engine::admission::Admission;
+use segue_engine::ports::Source;
 use segue_model::name::QualifiedName;
 use segue_model::switch::ownership::{Attempt, Epoch, FenceId};
 use segue_postgres::birth::Direction;
@@ -37,12 +38,27 @@ fn done(answer: Answer) -> Row {
     }
 }
 
-/// What was passed over: tables, numbers of changes and keys of each transaction.
-fn told(running: &Running) -> Vec<Vec<(String, u64, Vec<String>)>> {
-    let new = running.admissions.strays().take_new().unwrap();
-    assert_eq!(new.counts.transactions, new.strays.len() as u64);
-    let tables = new.strays.into_iter().map(|stray| stray.tables);
-    tables.map(|tables| tables.into_iter().map(|t| (t.table, t.changes, t.keys)).collect()).collect()
+/// The next `count` transactions that are passed over: tables, numbers of changes and keys of each. Each is told before
+/// the stream goes on.
+async fn told(running: &Running, count: usize) -> Vec<Vec<(String, u64, Vec<String>)>> {
+    let strays = running.admissions.strays();
+    let mut met = strays.subscribe();
+    let mut told = Vec::new();
+    while told.len() < count {
+        met.mark_unchanged();
+        let Some(new) = strays.untold() else {
+            running.until(met.changed()).await.unwrap();
+            continue;
+        };
+        assert_eq!(new.counts.transactions, new.strays.len() as u64);
+        assert_eq!(strays.untold().as_ref(), Some(&new), "untold until that is said");
+        strays.told(&new);
+        let tables = new.strays.into_iter().map(|stray| stray.tables);
+        told.extend(
+            tables.map(|tables| tables.into_iter().map(|t| (t.table, t.changes, t.keys)).collect::<Vec<_>>()),
+        );
+    }
+    told
 }
 
 fn of(table: &str, changes: u64, keys: &[&str]) -> (String, u64, Vec<String>) {
@@ -87,14 +103,15 @@ async fn strays_stay_where_they_are(source: Options, target: Options) {
     past.batch_execute("BEGIN; UPDATE t SET a = 'stray' WHERE id = 1; DELETE FROM r WHERE id = 950; COMMIT")
         .await
         .unwrap();
-    reverse.caught_up().await;
+    let passed = reverse.sender.signal().await.unwrap();
     assert_eq!(
-        told(&reverse),
+        told(&reverse, 2).await,
         [
             vec![of("public.t", 2, &["(6000)", "(6001)"])],
             vec![of("public.t", 1, &["(1)"]), of("public.r", 1, &["(950)"])],
         ]
     );
+    reverse.until(reverse.progress.passed(passed)).await;
     assert_eq!(reverse.changes(), 0);
     assert_eq!(rows(&world.source, "t", "a = 'stray'").await, "0");
     assert_eq!(rows(&world.source, "r", "id = 950").await, "1");
@@ -104,13 +121,23 @@ async fn strays_stay_where_they_are(source: Options, target: Options) {
     reverse.caught_up().await;
     assert_eq!(rows(&world.source, "t", "a IN ('early', 'back')").await, "2");
     assert_eq!(rows(&world.source, "t", "a = 'stray'").await, "0");
-    assert_eq!(reverse.admissions.strays().take_new(), None);
+    assert_eq!(reverse.admissions.strays().untold(), None);
 
     // Now it is the source whose writes do not count.
     let past = bypassing(&world.source).await;
     past.batch_execute("UPDATE t SET a = 'stray' WHERE id = 7001; TRUNCATE whole").await.unwrap();
-    forward.caught_up().await;
-    assert_eq!(told(&forward), [vec![of("public.t", 1, &["(7001)"]), of("public.whole", 1, &["all rows"])]]);
+    let before = forward.progress.watch_applied().borrow().position;
+    forward.until(forward.admissions.strays().subscribe().wait_for(|met| met.changes == 2)).await.unwrap();
+    // Nothing that comes later passes them before they are told.
+    let passed = forward.sender.signal().await.unwrap();
+    let overtaken = tokio::time::timeout(Duration::from_millis(500), forward.progress.passed(passed)).await;
+    assert!(overtaken.is_err(), "the stream did not wait until the stray was told");
+    assert_eq!(forward.progress.watch_applied().borrow().position, before);
+    assert_eq!(
+        told(&forward, 1).await,
+        [vec![of("public.t", 1, &["(7001)"]), of("public.whole", 1, &["all rows"])]]
+    );
+    forward.until(forward.progress.passed(passed)).await;
     assert_eq!((forward.changes(), reverse.changes()), (0, 2));
     assert_eq!(rows(&world.target, "t", "id = 7001 AND a = 'back'").await, "1");
     assert_eq!(rows(&world.target, "whole", "true").await, "20");

@@ -58,7 +58,7 @@ pub(crate) struct World {
 pub(crate) struct Running {
     pub(crate) progress: Arc<Progress>,
     pub(crate) admissions: Arc<Admissions>,
-    sender: Arc<PgSource>,
+    pub(crate) sender: Arc<PgSource>,
     stage: watch::Receiver<Stage>,
     run: JoinHandle<()>,
     ended: watch::Receiver<Option<Fault>>,
