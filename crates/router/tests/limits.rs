@@ -71,7 +71,7 @@ async fn a_parked_statement_can_be_cancelled() {
             let (waited, ()) = tokio::join!(waiting, cancelling);
             assert_eq!(code(&waited.unwrap_err()), "57014", "{mode:?} {extended}");
         }
-        router.routes.send_modify(|route| route.hold = None);
+        router.routes.send_modify(|heard| heard.held_until = None);
         client.query(&statement, &[]).await.unwrap();
         router.drain().await;
     }

@@ -32,6 +32,16 @@ impl Route {
     pub const fn held(self, ms_max: u64) -> Route {
         Route { hold_ms_max: Some(ms_max), ..self }
     }
+
+    /// The same, so much later: nobody who hears of a hold late holds for longer.
+    #[must_use]
+    pub const fn aged(self, ms: u64) -> Route {
+        let hold_ms_max = match self.hold_ms_max {
+            Some(max) if max > ms => Some(max - ms),
+            Some(_) | None => None,
+        };
+        Route { hold_ms_max, ..self }
+    }
 }
 
 #[cfg(test)]
@@ -47,6 +57,8 @@ mod tests {
         let text = serde_json::to_string(&route.held(2000)).unwrap();
         assert_eq!(text, r#"{"owner":"target","epoch":4,"hold_ms_max":2000}"#);
         assert_eq!(serde_json::from_str::<Route>(&text).unwrap(), route.held(2000));
+        assert_eq!(route.held(2000).aged(500), route.held(1500));
+        assert_eq!(route.held(2000).aged(2000), route);
         assert!(serde_json::from_str::<Route>(r#"{"owner":"target","epoch":4,"mirror":3}"#).is_err());
     }
 }

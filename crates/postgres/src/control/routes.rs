@@ -120,18 +120,20 @@ impl RouterSeat {
         Ok(row.get::<_, bool>(0).then_some(seat))
     }
 
-    /// The route that was told last, if any was.
+    /// The route that was told last, if any was, with what is left of its hold.
     pub async fn told(&self) -> Outcome<Option<Told>> {
-        let sql = "SELECT revision, body::text FROM segue.route WHERE migration = $1";
+        let sql = "SELECT revision, body::text, (extract(epoch FROM clock_timestamp() - at) * 1000)::bigint
+               FROM segue.route WHERE migration = $1";
         let row = self.listener.client().query_opt(sql, &[&self.migration]).await;
         let Some(row) = row.map_err(|e| fault_of(&e).during("asking where to write"))? else {
             return Ok(None);
         };
-        let route = serde_json::from_str(row.get(1)).map_err(|e| {
+        let route: Route = serde_json::from_str(row.get(1)).map_err(|e| {
             let what = format!("the route of migration {} cannot be understood: {e}", self.migration);
             Fault::operator("SEGUE-ROUTE", what, "use a router of the same version as `segue run`")
         })?;
-        Ok(Some(Told { revision: row.get(0), route }))
+        let age_ms = u64::try_from(row.get::<_, i64>(2)).unwrap_or(0);
+        Ok(Some(Told { revision: row.get(0), route: route.aged(age_ms) }))
     }
 
     /// Waits until another route may have been told, but no longer than `limit`.
