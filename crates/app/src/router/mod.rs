@@ -192,7 +192,9 @@ async fn reloading(
 /// Where it listens, and what it goes by.
 fn started(plan: &Plan, handle: &Handle, route: &Heard) -> News {
     let address = handle.address();
-    let Some(router) = &plan.spec.router else { return News::text(format!("the router listens on {address}")) };
+    let Some(router) = &plan.spec.router else {
+        return News::text(format!("the router listens on {address}"));
+    };
     let (auth, pool, owner, epoch) = (router.auth.name(), router.pool.name(), route.owner, route.epoch.0);
     let tls = match &router.tls {
         None => "none",
@@ -207,4 +209,3 @@ fn started(plan: &Plan, handle: &Handle, route: &Heard) -> News {
     });
     News { text, object }
 }
-

@@ -10,6 +10,7 @@
 pub mod fire;
 pub mod moving;
 pub mod orders;
+pub mod routed;
 pub mod slow;
 
 use segue_testkit::kill::Process;
