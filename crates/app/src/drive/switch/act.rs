@@ -328,12 +328,15 @@ impl Switch<'_> {
         let Some(row) = answer.made() else {
             return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
         };
-        walk.stall_ends();
+        if !walk.has_routers {
+            walk.stall_ends();
+        }
         admit(Admission::From(row.opened_at));
         self.fenced.send_replace(None);
         self.flows.giving.send_replace(None);
         self.flows.owner.send_replace(Some(new));
         self.routers.release(Route::to(new, row.ownership.epoch())).await;
+        walk.stall_ends();
         killpoint::pass("switch.opened");
         Ok(None)
     }
@@ -378,9 +381,10 @@ impl Switch<'_> {
                 let fence = walk.begun.unwrap_or(turn.fence);
                 match self.side(turn.from).unfence(turn.fence).await? {
                     Answer::Done(_) | Answer::AlreadyDone(_) => {
-                        if !walk.has_routers {
-                            walk.stall_ends();
+                        if walk.has_routers {
+                            self.routers.release(Route::to(turn.from, turn.fence.epoch)).await;
                         }
+                        walk.stall_ends();
                         self.fenced.send_replace(None);
                         for table in self.side(turn.from).rest(turn.fence).await? {
                             tracing::info!("the fence of {table} is open, and still awake");
@@ -404,10 +408,8 @@ impl Switch<'_> {
             }
             Step::Hold => {
                 walk.held_since = None;
-                if walk.has_routers {
-                    self.routers.release(Route::to(turn.from, turn.fence.epoch)).await;
-                    walk.stall_ends();
-                }
+                self.routers.let_go().await;
+                walk.stall_ends();
             }
             Step::Arm => {
                 self.put_back_soon().await?;

@@ -231,7 +231,8 @@ impl<'d> Switch<'d> {
     /// A request of the switch may be under way still. This one goes behind it, in the same session: what that one has
     /// changed meanwhile is refused here, and read again. Where that session is lost nothing can be asked here, either.
     pub(super) async fn retreat(&self) {
-        let Some(side) = *self.fenced.borrow() else { return };
+        // Nothing was handed over, or it was told where to.
+        let Some(side) = *self.fenced.borrow() else { return self.routers.let_go().await };
         let undo = async {
             loop {
                 let row = self.side(side).row().await?;
@@ -239,17 +240,26 @@ impl<'d> Switch<'d> {
                     Some(Ownership::Owner { epoch, attempt } | Ownership::Fenced { epoch, attempt, .. }) => {
                         FenceId { epoch, attempt }
                     }
-                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => return Ok(()),
+                    // Nobody takes the writes now: who waits in a router waits for the next attempt, as long as it may.
+                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => {
+                        return Ok(false);
+                    }
                 };
                 match self.side(side).unfence(fence).await? {
-                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(()),
+                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(true),
                     fence::Answer::Refused { .. } => {}
                     fence::Answer::Blocked { what, .. } => return Err(Fault::retry("SEGUE-LOCKED", what)),
                 }
             }
         };
-        if !matches!(timeout(RETREAT_PATIENCE, undo).await, Ok(Ok(()))) {
-            tracing::warn!("the fence of the {side} could not be lifted; it opens by itself at its deadline");
+        match timeout(RETREAT_PATIENCE, undo).await {
+            Ok(Ok(true)) => self.routers.let_go().await,
+            Ok(Ok(false)) => {}
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(
+                    "the fence of the {side} could not be lifted; it opens by itself at its deadline"
+                );
+            }
         }
     }
 

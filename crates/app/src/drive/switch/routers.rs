@@ -30,13 +30,21 @@ pub(super) struct Routers<'d> {
     routing: Mutex<Option<Routing>>,
     /// What could not be told.
     untold: watch::Sender<Option<Route>>,
+    /// The route that routers may be holding by.
+    held: Mutex<Option<Route>>,
 }
 
 impl<'d> Routers<'d> {
     /// Of this driver's migration, told under its lease.
     pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> Routers<'d> {
         let revision = AtomicI64::new(lease.revision());
-        Routers { driver, revision, routing: Mutex::default(), untold: watch::Sender::new(None) }
+        Routers {
+            driver,
+            revision,
+            routing: Mutex::default(),
+            untold: watch::Sender::new(None),
+            held: Mutex::default(),
+        }
     }
 
     /// Whether there are any to be held.
@@ -47,6 +55,7 @@ impl<'d> Routers<'d> {
 
     /// Has them hold what is new, and waits for what is under way, but not for long.
     pub(super) async fn hold(&self, route: Route) {
+        *self.held.lock().await = Some(route);
         let work = self.with(async |routing| {
             let told = self.next(route);
             routing.tell(told).await?;
@@ -63,8 +72,17 @@ impl<'d> Routers<'d> {
         }
     }
 
+    /// Whoever owned the writes still does: what is held goes there. Nothing is told if nothing may be held.
+    pub(super) async fn let_go(&self) {
+        let held = *self.held.lock().await;
+        if let Some(held) = held {
+            self.release(Route::to(held.owner, held.epoch)).await;
+        }
+    }
+
     /// Tells them where to go, and that nothing is held any longer.
     pub(super) async fn release(&self, route: Route) {
+        *self.held.lock().await = None;
         let told =
             timeout(TELL_PATIENCE, self.with(async |routing| routing.tell(self.next(route)).await)).await;
         let untold = match told {
