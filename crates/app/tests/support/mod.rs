@@ -7,6 +7,7 @@
     reason = "each test file uses its own part"
 )]
 
+pub mod callers;
 pub mod fire;
 pub mod moving;
 pub mod orders;

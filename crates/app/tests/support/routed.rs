@@ -1,9 +1,10 @@
 //! A migration whose applications go through routers: pgbench and clients that count, and what has to be true afterwards.
 
-use super::moving::Driving;
+use super::moving::{Driving, probed};
 use super::{PATIENCE, Pair, orders, slow::until};
 use segue_testkit::cluster::client_program;
 use segue_testkit::kill::Process;
+use segue_testkit::probe::{self, Probes};
 use segue_testkit::{Cluster, Options};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::process::{Child, Command};
 
 pub const PASSWORD: &str = "through the router";
+const TABLES: &[&str] = &["app.*", "probe.mark"];
 const DDL: &str = "
     CREATE SCHEMA app;
     CREATE TABLE app.account (id int PRIMARY KEY, balance bigint NOT NULL DEFAULT 0);
@@ -50,9 +52,10 @@ impl Routed {
         third: Option<Cluster>,
         control: Option<u16>,
     ) -> (Routed, Driving) {
-        let pair = Pair::with(Options::default(), Options::default(), &["app.*"]).await;
+        let pair = Pair::with(Options::default(), Options::default(), TABLES).await;
         for side in [&pair.source, &pair.target] {
             side.execute(DDL).await;
+            side.execute(probe::DDL).await;
         }
         pair.source.execute("INSERT INTO app.account SELECT generate_series(1, 1000)").await;
         std::fs::write(pair.dir.path().join("users"), format!("\"app\" \"{PASSWORD}\"\n")).unwrap();
@@ -67,7 +70,7 @@ impl Routed {
             "{control}router: {{ listen: \"127.0.0.1:0\", users: users, pool: {pool}, connections_max: 8 }}\n{more}"
         );
         let (source, target) = (pair.source.url("postgres"), pair.target.url("postgres"));
-        pair.write_spec(&source, &target, &["app.*"], &router);
+        pair.write_spec(&source, &target, TABLES, &router);
         let routed = Routed { pair, third };
         let run = Driving::start(&routed.pair);
         routed.pair.reaches(&run.process, "following").await;
@@ -75,9 +78,19 @@ impl Routed {
         (routed, run)
     }
 
-    /// A router of its own process.
+    /// A router of its own process, at a port of its choice.
     pub fn router(&self) -> Process {
-        Process::start(self.pair.command(&["router"]))
+        self.router_at("127.0.0.1:0")
+    }
+
+    /// A router of its own process.
+    pub fn router_at(&self, address: &str) -> Process {
+        Process::start(self.pair.command(&["router", "--listen", address]))
+    }
+
+    /// Writers at both sides at once, who are to find no more than one owner.
+    pub fn probes(&self) -> Probes {
+        Probes::start(probed(&[self.pair.source.url("postgres"), self.pair.target.url("postgres")]))
     }
 
     pub fn control(&self) -> &Cluster {
@@ -163,7 +176,7 @@ impl Routed {
             self.server(1 - owner).scalar(&reached).await.as_deref() == Some("t")
         })
         .await;
-        self.pair.assert_equal(&["app"]).await;
+        self.pair.assert_equal(&["app", "probe"]).await;
     }
 }
 
