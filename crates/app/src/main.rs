@@ -7,6 +7,7 @@ mod drive;
 mod exit;
 mod load;
 mod report;
+mod router;
 mod sides;
 
 use std::io::{self, Write};
@@ -68,7 +69,13 @@ async fn command(cli: &Cli) -> Exit {
         }
     };
     match &cli.command {
-        Command::Run(run) => drive::run(spec, run.until.map(cli::StageName::stage), json).await,
+        Command::Run(run) => {
+            drive::run((spec, &cli.global.spec), run.until.map(cli::StageName::stage), json).await
+        }
+        Command::Router(router) => match router::Plan::new(&spec, &cli.global.spec, router.listen) {
+            Ok(plan) => router::run(plan, json).await,
+            Err(fault) => commands::fault(&fault, json),
+        },
         Command::Status(status) => commands::status::run(&spec, status.watch, json).await,
         Command::Pause(pause) => {
             commands::order::run(&spec, "pause", &json!({ "reason": pause.reason }), json).await

@@ -7,6 +7,7 @@
 mod command;
 mod journal;
 mod lease;
+mod routes;
 mod samples;
 mod standing;
 mod token;
@@ -14,6 +15,7 @@ mod token;
 pub use command::{Answer, Command};
 pub use journal::{Entry, NewEntry};
 pub use lease::{Acquired, Driver, HEARTBEAT, LEASE_TTL, Lease};
+pub use routes::{ROUTER_TTL, RouterReport, RouterSeat, Routing, Told};
 pub use samples::{NewSample, StoredSample};
 pub use standing::{Standing, Verified};
 pub use token::{Holder, shut_out};

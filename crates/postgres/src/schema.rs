@@ -68,6 +68,13 @@ CREATE TABLE IF NOT EXISTS segue.status (
 CREATE TABLE IF NOT EXISTS segue.traffic (
     migration text PRIMARY KEY, token bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
 
+-- where routers send statements, and what they say of themselves (control database)
+CREATE TABLE IF NOT EXISTS segue.route (
+    migration text PRIMARY KEY, revision bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
+CREATE TABLE IF NOT EXISTS segue.router (
+    migration text, id text, revision bigint NOT NULL, seen_at timestamptz NOT NULL, body jsonb NOT NULL,
+    PRIMARY KEY (migration, id));
+
 -- the journal: append-only, compare-and-swap on the sequence number (control database)
 CREATE TABLE IF NOT EXISTS segue.journal (
     migration text, seq bigint, version int NOT NULL, at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL,

@@ -3,7 +3,7 @@
 //! A session says that it enters, and looks for a new route after that; the gate takes a route over, and looks at the
 //! sessions after that. Whichever is first, one of them sees the other.
 
-use crate::route::{Route, Taken};
+use crate::route::{Heard, Taken};
 use crate::upstream::CancelKey;
 use futures_util::task::AtomicWaker;
 use segue_model::switch::Side;
@@ -95,8 +95,10 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(route: &Route) -> Gate {
-        let taken = Taken { epoch: route.epoch, owner: route.owner, held: false, running: 0 };
+    pub(crate) fn new(route: &Heard) -> Gate {
+        let Heard { revision, route, .. } = route;
+        let taken =
+            Taken { revision: *revision, epoch: route.epoch, owner: route.owner, held: false, running: 0 };
         Gate {
             cells: Mutex::default(),
             of_all: AtomicU8::new(0),
@@ -126,6 +128,11 @@ impl Gate {
                 return (process, cell);
             }
         }
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     pub(crate) fn remove(&self, process: u32) {
@@ -191,9 +198,9 @@ impl Gate {
         }
     }
 
-    fn say(&self, route: &Route) {
+    fn say(&self, route: &Heard) {
         fence(Ordering::SeqCst);
-        let held = route.hold.is_some();
+        let held = route.held_until.is_some();
         let running = {
             let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
             let sides = cells.values().filter_map(|cell| cell.side());
@@ -202,17 +209,26 @@ impl Gate {
         if running == 0 {
             self.watched.store(false, Ordering::SeqCst);
         }
-        self.taken.send_replace(Taken { epoch: route.epoch, owner: route.owner, held, running });
+        let Heard { revision, route, .. } = route;
+        self.taken.send_replace(Taken {
+            revision: *revision,
+            epoch: route.epoch,
+            owner: route.owner,
+            held,
+            running,
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_model::switch::ownership::Epoch;
+    use segue_model::switch::route::Route;
 
     #[tokio::test]
     async fn a_hold_is_quiet_when_the_last_transaction_has_left() {
-        let open = Route { epoch: 1, owner: Side::Source, hold: None };
+        let open = Heard::now(1, Route::to(Side::Source, Epoch(1)));
         let (sender, routes) = watch::channel(open.clone());
         let gate = Arc::new(Gate::new(&open));
         let (_, inside) = gate.add(vec![1; 4]);
@@ -225,7 +241,7 @@ mod tests {
         });
         let mut taken = gate.taken();
         let until = std::time::Instant::now();
-        sender.send_replace(Route { hold: Some(crate::route::Hold { until }), ..open });
+        sender.send_replace(Heard { held_until: Some(until), ..open });
         assert_eq!(taken.wait_for(|t| t.held).await.unwrap().running, 2);
         gate.remove(other);
         gate.leave(&inside);
@@ -236,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_right_key_cancels() {
-        let gate = Gate::new(&Route { epoch: 1, owner: Side::Source, hold: None });
+        let gate = Gate::new(&Heard::now(1, Route::to(Side::Source, Epoch(1))));
         let (process, cell) = gate.add(vec![1, 2, 3, 4]);
         let limit = std::time::Duration::from_secs(1);
         for (process, key) in

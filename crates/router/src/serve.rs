@@ -11,10 +11,11 @@ use crate::upstream::Upstream;
 use segue_model::switch::Side;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// Everything that is configured. It was validated where it was read.
 #[derive(Debug, Clone)]
@@ -120,6 +121,8 @@ pub(crate) struct Shared {
     pub(crate) texts: Texts,
     pub(crate) counters: Counters,
     pub(crate) routes: Routes,
+    /// A statement has met a fence.
+    pub(crate) met_fence: Notify,
     /// What mock verifiers are made from; another one after each start.
     pub(crate) mock_secret: [u8; 32],
 }
@@ -157,6 +160,22 @@ impl Handle {
         self.shared.gate.taken()
     }
 
+    /// Waits until a statement has met the fence of the side that the route calls the owner, unless one has since this
+    /// was last waited for: there may be another route.
+    pub async fn met_fence(&self) {
+        self.shared.met_fence.notified().await;
+    }
+
+    /// Clients that are logged in now.
+    pub fn clients(&self) -> usize {
+        self.shared.gate.sessions()
+    }
+
+    /// Transactions that wait for another route now.
+    pub fn parked(&self) -> usize {
+        self.shared.gate.parked.load(Ordering::Relaxed)
+    }
+
     /// What happened so far.
     pub fn counts(&self) -> Counts {
         self.shared.counters.read()
@@ -187,6 +206,7 @@ impl Router {
             texts: Texts::default(),
             counters: Counters::default(),
             routes,
+            met_fence: Notify::new(),
             mock_secret: rand::random(),
         });
         let (drain, draining) = watch::channel(false);

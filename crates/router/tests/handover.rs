@@ -5,7 +5,7 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::{Hold, PoolMode};
+use segue_router::PoolMode;
 use segue_testkit::{Cluster, Options};
 use std::time::{Duration, Instant};
 use support::{Running, config, said};
@@ -207,7 +207,7 @@ async fn a_hold_lets_running_transactions_finish_and_nobody_waits_beyond_it() {
     let (inside, outside) = (router.connect().await, router.connect().await);
     inside.batch_execute("BEGIN; SELECT 1").await.unwrap();
     let until = Instant::now() + Duration::from_millis(700);
-    router.routes.send_modify(|route| route.hold = Some(Hold { until }));
+    router.routes.send_modify(|heard| heard.held_until = Some(until));
     let mut taken = router.handle.taken();
     assert_eq!(taken.wait_for(|taken| taken.held).await.unwrap().running, 1);
     let waiting = tokio::spawn(async move {

@@ -4,7 +4,7 @@
 
 mod support;
 
-use segue_router::{Hold, PoolMode};
+use segue_router::PoolMode;
 use segue_testkit::{Cluster, Options};
 use std::time::{Duration, Instant};
 use support::{Running, config};
@@ -52,9 +52,7 @@ async fn a_parked_statement_can_be_cancelled() {
         let client = router.connect().await;
         let statement = client.prepare("SELECT 1").await.unwrap();
         let token = client.cancel_token();
-        router
-            .routes
-            .send_modify(|route| route.hold = Some(Hold { until: Instant::now() + Duration::from_secs(60) }));
+        router.routes.send_modify(|heard| heard.held_until = Some(Instant::now() + Duration::from_secs(60)));
         for extended in [false, true] {
             let before = router.counts().parked;
             let (statement, asked) = (&statement, &client);
@@ -73,7 +71,7 @@ async fn a_parked_statement_can_be_cancelled() {
             let (waited, ()) = tokio::join!(waiting, cancelling);
             assert_eq!(code(&waited.unwrap_err()), "57014", "{mode:?} {extended}");
         }
-        router.routes.send_modify(|route| route.hold = None);
+        router.routes.send_modify(|heard| heard.held_until = None);
         client.query(&statement, &[]).await.unwrap();
         router.drain().await;
     }

@@ -8,6 +8,7 @@ mod switch;
 pub(crate) use switch::{Complete, Contain, Overriding, Reverse, Switch, SwitchWhat};
 
 use crate::exit::Exit;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,6 +77,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Run),
+    Router(Router),
     Status(Status),
     Verify(Verify),
     Pause(Pause),
@@ -106,6 +108,23 @@ pub(crate) struct Run {
     /// End with 0 once this stage is reached, instead of going on
     #[arg(long, value_name = "STAGE")]
     pub(crate) until: Option<StageName>,
+}
+
+/// Serve applications in place of the database, so that they do not notice a switch
+///
+/// Applications connect here, as to a PostgreSQL server; statements go to whoever owns the writes, and wait for a moment while
+/// the writes are handed over. Any number of these can run, on any machine that reaches both databases; where the spec has
+/// `router`, `segue run` is one of them. It goes on with what it knows when `segue run` or the control database is gone.
+/// SIGTERM lets transactions finish, SIGHUP has users and certificates read again.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue router                                serve where the spec's `router.listen` says
+  segue router --listen 127.0.0.1:6433        a second one, on the same machine")]
+pub(crate) struct Router {
+    /// Listen here instead of where the spec says
+    #[arg(long, value_name = "HOST:PORT", value_parser = listen)]
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 /// Show how far the migration is, what it waits for, and why
@@ -290,6 +309,10 @@ pub(crate) struct DocumentCli {}
 
 fn table_name(text: &str) -> Result<QualifiedName, String> {
     QualifiedName::parse(text).map_err(|error| error.to_string())
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    spec::parse_listen(text).map_err(|error| error.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -7,7 +7,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
-use segue_postgres::control::Control;
+use segue_postgres::control::{Control, RouterReport};
 use serde_json::Value;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub(crate) struct Seen {
     pub(crate) age_ms: i64,
     /// Somebody drives it.
     pub(crate) alive: bool,
+    /// The routers that were heard of lately, as they see it.
+    pub(crate) routers: Vec<Value>,
 }
 
 /// Reads the last report. `None`: nothing was reported yet.
@@ -39,7 +41,36 @@ pub(crate) async fn look(control: &Control) -> Outcome<Option<Seen>> {
     if !alive && status.run == RunState::Running {
         status.run = RunState::Stopped;
     }
-    Ok(Some(Seen { status, age_ms, alive }))
+    // A control database that was made by an earlier version knows of none.
+    let routers = control.routers().await.unwrap_or_default();
+    let routers = routers.into_iter().map(router).collect();
+    Ok(Some(Seen { status, age_ms, alive, routers }))
+}
+
+/// What a router says of itself, with who says it.
+fn router(report: RouterReport) -> Value {
+    let mut object = report.body;
+    object["id"] = report.id.into();
+    object["revision"] = report.revision.into();
+    object
+}
+
+/// A router in one line.
+fn router_line(router: &Value) -> String {
+    let text = |name: &str| router[name].as_str().unwrap_or("?").to_owned();
+    let count = |name: &str| router[name].as_u64().unwrap_or_default();
+    let mut line = format!(
+        "  router {} ({}): writes to the {} (epoch {}), {} client(s)",
+        text("listen"),
+        text("id"),
+        text("owner"),
+        count("epoch"),
+        count("clients")
+    );
+    if router["held"] == true || count("parked") > 0 {
+        line.push_str(&format!(", {} transaction(s) held", count("parked")));
+    }
+    line
 }
 
 /// A look as an object.
@@ -47,6 +78,7 @@ pub(crate) fn object(seen: &Seen) -> Value {
     let mut object = serde_json::json!(seen.status);
     object["alive"] = seen.alive.into();
     object["age_ms"] = seen.age_ms.into();
+    object["routers"] = seen.routers.clone().into();
     object
 }
 
@@ -69,6 +101,7 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
         } else {
             let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
             let mut lines = render(&seen.status, rates.unwrap_or_default());
+            lines.extend(seen.routers.iter().map(router_line));
             if !seen.alive && seen.status.stage != Stage::Completed {
                 let age_s = seen.age_ms / 1000;
                 lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));

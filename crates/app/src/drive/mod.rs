@@ -24,6 +24,7 @@ pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;
 use crate::report::{RunState, Status};
+use crate::router;
 use crate::sides::Sides;
 use attempt::Attempt;
 use screen::Screen;
@@ -35,6 +36,7 @@ use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -76,7 +78,7 @@ pub(crate) struct Driver {
     /// End when this stage is reached.
     pub(crate) until: Option<Stage>,
     /// What people see.
-    pub(crate) screen: Screen,
+    pub(crate) screen: Arc<Screen>,
     /// Held while a record is appended: it names the one before it.
     pub(crate) recording: tokio::sync::Mutex<()>,
     /// When the process began.
@@ -94,7 +96,7 @@ pub(crate) struct Driver {
 }
 
 /// Runs the migration of `spec`.
-pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
+pub(crate) async fn run((spec, path): (Spec, &Path), until: Option<Stage>, json: bool) -> Exit {
     let driver = match Driver::open(spec, until, json).await {
         Ok(driver) => driver,
         Err(fault) => {
@@ -102,25 +104,67 @@ pub(crate) async fn run(spec: Spec, until: Option<Stage>, json: bool) -> Exit {
             return Exit::Fault;
         }
     };
-    let mut drive = std::pin::pin!(driver.drive());
-    let signal = tokio::select! {
-        exit = &mut drive => return exit,
-        signal = interrupted() => signal,
-    };
-    driver.stop.send_replace(Some(format!("stopped by {signal}; `segue run` goes on where it was")));
-    // A hand-over that is under way is undone, and the end is written down.
-    match tokio::time::timeout(PATIENCE_AT_END, drive).await {
-        Ok(exit) => exit,
-        Err(_) => {
-            driver.screen.say(&format!("stopped by {signal}; `segue run` goes on where it was"));
-            let _ = driver.control.hand_back().await;
-            Exit::Done
+    let router = Beside::start(&driver, path);
+    let exit = driver.run_until_told().await;
+    router.end().await;
+    exit
+}
+
+/// The router of a driver whose spec has one.
+struct Beside(Option<(watch::Sender<bool>, tokio::task::JoinHandle<()>)>);
+
+impl Beside {
+    fn start(driver: &Driver, path: &Path) -> Beside {
+        if driver.spec.router.is_none() {
+            return Beside(None);
+        }
+        let screen = driver.screen.clone();
+        let say: router::Say = Arc::new(move |news: &router::News| screen.say(&news.text));
+        match router::Plan::new(&driver.spec, path, None) {
+            Ok(plan) => {
+                let (stop, told) = watch::channel(false);
+                Beside(Some((stop, tokio::spawn(router::beside(plan, say, told)))))
+            }
+            // What is wrong with the sides is the driver's to say.
+            Err(fault) => {
+                driver.screen.say(&format!("the router does not serve: {fault}"));
+                Beside(None)
+            }
+        }
+    }
+
+    /// Lets transactions finish.
+    async fn end(self) {
+        if let Some((stop, running)) = self.0 {
+            stop.send_replace(true);
+            let _ = running.await;
+        }
+    }
+}
+
+impl Driver {
+    async fn run_until_told(&self) -> Exit {
+        let mut drive = std::pin::pin!(self.drive());
+        let signal = tokio::select! {
+            exit = &mut drive => return exit,
+            signal = interrupted() => signal,
+        };
+        let why = format!("stopped by {signal}; `segue run` goes on where it was");
+        self.stop.send_replace(Some(why.clone()));
+        // A hand-over that is under way is undone, and the end is written down.
+        match tokio::time::timeout(PATIENCE_AT_END, drive).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                self.screen.say(&why);
+                let _ = self.control.hand_back().await;
+                Exit::Done
+            }
         }
     }
 }
 
 /// Ends when the process is asked to end.
-async fn interrupted() -> &'static str {
+pub(crate) async fn interrupted() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -136,7 +180,7 @@ async fn interrupted() -> &'static str {
 impl Driver {
     async fn open(spec: Spec, until: Option<Stage>, json: bool) -> Outcome<Driver> {
         let sides = Sides::of(&spec)?;
-        let (screen, started) = (Screen::new(json), Instant::now());
+        let (screen, started) = (Arc::new(Screen::new(json)), Instant::now());
         let control = loop {
             match Control::connect(&sides.control, spec.name.as_str()).await {
                 Ok(control) => break control,

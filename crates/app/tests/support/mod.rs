@@ -7,9 +7,11 @@
     reason = "each test file uses its own part"
 )]
 
+pub mod callers;
 pub mod fire;
 pub mod moving;
 pub mod orders;
+pub mod routed;
 pub mod slow;
 
 use segue_testkit::kill::Process;

@@ -274,7 +274,7 @@ impl Moving {
 }
 
 /// Both sides, asked for their ownership rows. Before the first order the source has none, and owns the writes.
-fn probed(urls: &[String; 2]) -> [Probed; 2] {
+pub(super) fn probed(urls: &[String; 2]) -> [Probed; 2] {
     let owner = |nothing: &str| {
         format!(
             "SELECT coalesce(max(state), '{nothing}') = 'owner', coalesce(max(epoch), 1) FROM segue.owner
@@ -310,6 +310,11 @@ impl Driving {
         let run = Process::start(command);
         let status = run.wait(PATIENCE).await.unwrap_or_else(|e| panic!("{point} is not passed: {e}"));
         assert!(kill::was_killed(status), "{point}: {status}\n{}", run.lines().join("\n"));
+    }
+
+    /// The next passage of `point` freezes it.
+    pub fn stop_at(&self, point: &str) {
+        self.stops.at(point);
     }
 
     /// Lets a frozen process go on until it is frozen at `point`.

@@ -128,6 +128,33 @@ pub(super) const ROLLBACK_SAMPLES: Bounds =
 /// Below, the queries are a load of their own.
 pub(super) const ROLLBACK_EVERY: Bounds =
     Bounds { key: "rollback.triggers.every_ms", unit: Unit::Milliseconds, min: 500, max: 600_000 };
+/// Each connection is a socket and some kilobytes.
+pub(super) const ROUTER_CLIENTS: Bounds =
+    Bounds { key: "router.clients_max", unit: Unit::Count, min: 1, max: 1_000_000 };
+/// Servers have some hundred for everybody; more than that is a wrong number.
+pub(super) const ROUTER_CONNECTIONS: Bounds =
+    Bounds { key: "router.connections_max", unit: Unit::Count, min: 1, max: 10_000 };
+/// Below, a slow line is locked out; above, sockets are held by whoever says nothing.
+pub(super) const ROUTER_LOGIN: Bounds =
+    Bounds { key: "router.login_max_ms", unit: Unit::Milliseconds, min: 500, max: 300_000 };
+/// Below, a busy server is not reached; above, nobody waits any more.
+pub(super) const ROUTER_CONNECT: Bounds =
+    Bounds { key: "router.connect_max_ms", unit: Unit::Milliseconds, min: 200, max: 120_000 };
+/// Above, nobody waits any more.
+pub(super) const ROUTER_QUEUE: Bounds =
+    Bounds { key: "router.queue_max_ms", unit: Unit::Milliseconds, min: 100, max: 600_000 };
+/// Below, connections are opened all the time; above, servers do not give memory back.
+pub(super) const ROUTER_AGE: Bounds =
+    Bounds { key: "router.age_max_ms", unit: Unit::Milliseconds, min: 10_000, max: 7 * 24 * 3_600_000 };
+/// Above, nobody waits any more.
+pub(super) const ROUTER_REFUSED: Bounds =
+    Bounds { key: "router.refused_max_ms", unit: Unit::Milliseconds, min: 100, max: 120_000 };
+/// Above, whoever ends the router kills it.
+pub(super) const ROUTER_DRAIN: Bounds =
+    Bounds { key: "router.drain_max_ms", unit: Unit::Milliseconds, min: 100, max: 3_600_000 };
+/// PostgreSQL takes no message above 1 GiB.
+pub(super) const ROUTER_STATEMENT: Bounds =
+    Bounds { key: "router.statement_bytes_max", unit: Unit::Bytes, min: 64 << 10, max: GIB };
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ mod quantity;
 mod raw;
 mod read;
 mod rollback;
+mod router;
 mod schema;
 mod secret;
 mod selection;
@@ -26,6 +27,7 @@ pub use environment::Lookup;
 pub use problem::{Place, Problem, SpecError};
 pub use quantity::{QuantityError, ShownBytes, ShownDuration, parse_bytes, parse_duration};
 pub use rollback::{Database, Measure, Rollback, RollbackTrigger};
+pub use router::{ListenError, Router, RouterAuth, RouterPool, RouterTls, parse_listen};
 pub use schema::json_schema;
 pub use secret::{ConnectionUrl, ConnectionUrlError, redact};
 pub use selection::{Mapping, Selection, SelectionError, TableChoice, TableEntry};
@@ -60,6 +62,8 @@ pub struct Spec {
     pub guard: Guard,
     /// What takes a switch back.
     pub rollback: Rollback,
+    /// Where applications connect instead of the database, if they do.
+    pub router: Option<Router>,
 }
 
 impl Spec {

@@ -10,6 +10,7 @@ use super::document::{Content, Node};
 use super::problem::Problems;
 use super::read::{At, Bytes, Count, Expression, Expressions, Fields, Number, Read, Span};
 use super::rollback::Database;
+use super::router::{RouterAuth, RouterPool};
 use crate::switch::rollback::Then;
 
 /// Declares a section: a struct of optional values with their places, read from a map with exactly these keys.
@@ -80,6 +81,8 @@ section! {
         guard: RawGuard,
         /// What takes a switch back, or alerts, when it is measured after the switch. By default nothing does.
         rollback: RawRollback,
+        /// Where applications connect instead of the database, so that they do not notice a switch. By default nowhere.
+        router: RawRouter,
     }
 }
 
@@ -238,6 +241,83 @@ section! {
         every_ms: Span,
         /// `alert` tells people, `reverse` also hands the writes back to the source.
         then: Then,
+    }
+}
+
+section! {
+    /// Where applications connect instead of the database, so that they do not notice a switch: by `segue run` itself, and by
+    /// any number of `segue router`.
+    RawRouter ("`router`", required: ["listen"]) {
+        /// Where it listens, as HOST:PORT; the host is an IP address of the machine, or `localhost`.
+        listen: String,
+        /// How applications prove who they are: by a password (`scram`), or not at all (`trust`, on this machine only).
+        #[schemars(extend("default" = "scram"))]
+        auth: RouterAuth,
+        /// The file of users and their secrets: a line `"name" "secret"` for each, where a secret is a password or what
+        /// pg_authid.rolpassword holds. Relative to the spec. Servers are logged in to with them, too.
+        users: String,
+        /// Whether a connection of an application has a server connection for as long as it lives (`session`) or for each
+        /// transaction (`transaction`).
+        #[schemars(extend("default" = "session"))]
+        pool: RouterPool,
+        /// TLS towards applications. By default there is none.
+        tls: RawRouterTls,
+        /// The most connections of applications at once.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_CLIENTS.min, "maximum" = bounds::ROUTER_CLIENTS.max, "default" = 10000
+        ))]
+        clients_max: Count,
+        /// The most server connections of one user to one database on one side, with `pool: transaction`.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_CONNECTIONS.min, "maximum" = bounds::ROUTER_CONNECTIONS.max, "default" = 20
+        ))]
+        connections_max: Count,
+        /// How long a login may take, from its first byte to its last.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_LOGIN.min, "maximum" = bounds::ROUTER_LOGIN.max, "default" = "15s"
+        ))]
+        login_max_ms: Span,
+        /// How long the opening of a server connection may take.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_CONNECT.min, "maximum" = bounds::ROUTER_CONNECT.max, "default" = "10s"
+        ))]
+        connect_max_ms: Span,
+        /// How long a transaction may wait for a server connection.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_QUEUE.min, "maximum" = bounds::ROUTER_QUEUE.max, "default" = "30s"
+        ))]
+        queue_max_ms: Span,
+        /// How old a shared server connection may get before another one is opened for it.
+        #[schemars(extend("minimum" = bounds::ROUTER_AGE.min, "maximum" = bounds::ROUTER_AGE.max, "default" = "1h"))]
+        age_max_ms: Span,
+        /// How long a statement that met the fence waits for the new owner before the refusal is the application's.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_REFUSED.min, "maximum" = bounds::ROUTER_REFUSED.max, "default" = "10s"
+        ))]
+        refused_max_ms: Span,
+        /// How long transactions are waited for when the router ends.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_DRAIN.min, "maximum" = bounds::ROUTER_DRAIN.max, "default" = "30s"
+        ))]
+        drain_max_ms: Span,
+        /// The longest statement that is taken.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_STATEMENT.min, "maximum" = bounds::ROUTER_STATEMENT.max, "default" = "64MiB"
+        ))]
+        statement_bytes_max: Bytes,
+    }
+}
+
+section! {
+    /// TLS towards applications.
+    RawRouterTls ("`tls`", required: ["certificate", "key"]) {
+        /// The file of the certificate and of those that lead to its authority, in PEM form. Relative to the spec.
+        certificate: String,
+        /// The file of its key, in PEM form. Relative to the spec.
+        key: String,
+        /// Whether connections without TLS are refused.
+        #[schemars(extend("default" = true))]
+        required: bool,
     }
 }
 

@@ -5,6 +5,7 @@ use super::document::{Content, Node};
 use super::problem::{Place, Problems, did_you_mean, nearest};
 use super::quantity::{parse_bytes, parse_duration};
 use super::rollback::Database;
+use super::router::{RouterAuth, RouterPool};
 use crate::switch::rollback::Then;
 
 /// A value and where it stands.
@@ -160,6 +161,33 @@ impl Read for Database {
     fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
         let help = "use source, target or control";
         one_of(node, &Database::ALL, Database::name, "there is no database", help, problems)
+    }
+}
+
+impl Read for RouterAuth {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        one_of(
+            node,
+            &RouterAuth::ALL,
+            RouterAuth::name,
+            "there is no login by",
+            "use scram or trust",
+            problems,
+        )
+    }
+}
+
+impl Read for RouterPool {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        let help = "use session or transaction";
+        one_of(
+            node,
+            &RouterPool::ALL,
+            RouterPool::name,
+            "server connections are not shared by",
+            help,
+            problems,
+        )
     }
 }
 

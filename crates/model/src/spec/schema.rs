@@ -10,6 +10,7 @@ use super::Profile;
 use super::raw::{RawMapping, RawSpec, RawTable};
 use super::read::{At, Bytes, Count, Expression, Expressions, Number, Span};
 use super::rollback::Database;
+use super::router::{RouterAuth, RouterPool};
 use crate::switch::rollback::Then;
 
 /// The JSON Schema (draft 2020-12) of a spec. It accepts `${NAME}` wherever a value may come from the environment.
@@ -88,6 +89,12 @@ schema_of!(Then, |_generator| json_schema!({
 }));
 schema_of!(Database, |_generator| json_schema!({
     "anyOf": [{ "type": "string", "enum": Database::ALL.map(Database::name) }, from_environment()]
+}));
+schema_of!(RouterAuth, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": RouterAuth::ALL.map(RouterAuth::name) }, from_environment()]
+}));
+schema_of!(RouterPool, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": RouterPool::ALL.map(RouterPool::name) }, from_environment()]
 }));
 schema_of!(Expression, |_generator| json_schema!({ "type": ["string", "number", "boolean"] }));
 schema_of!(Expressions, |generator| json_schema!({

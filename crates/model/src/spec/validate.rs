@@ -9,6 +9,7 @@ use super::quantity::ShownBytes;
 use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, RawTable, RawVerify};
 use super::read::At;
 use super::rollback;
+use super::router;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
 use super::{Apply, Copy, Guard, Limits, MigrationName, Profile, Spec, Switch, Verify};
@@ -52,6 +53,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let guard = Guard { ddl: guard.ddl.map_or(standard.guard_ddl, |ddl| ddl.value) };
     let rollback =
         raw.rollback.map(|section| rollback::validate(section.value, problems)).unwrap_or_default();
+    let router = raw.router.and_then(|section| router::validate(section.value, problems));
     let selection =
         Selection { tables: tables?, exclude: exclude.into_iter().map(|pattern| pattern.value).collect() };
     Some(Spec {
@@ -68,6 +70,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         switch,
         guard,
         rollback,
+        router,
     })
 }
 

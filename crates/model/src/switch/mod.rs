@@ -13,6 +13,7 @@ pub mod gates;
 pub mod guard;
 pub mod ownership;
 pub mod rollback;
+pub mod route;
 pub mod steps;
 pub mod token;
 

@@ -16,8 +16,10 @@ use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_literal;
 use tokio_postgres::Client;
 
-/// Rows that somebody may want to read after the end: how it went, and what was found equal.
+/// Rows that somebody may want to read after the end: how it went, what was found equal, and where routers go.
 const RECORDS: &[&str] = &[
+    "route",
+    "router",
     "lease",
     "heartbeat",
     "command",

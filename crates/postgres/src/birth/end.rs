@@ -31,6 +31,8 @@ pub(super) const TABLES: &[&str] = &[
     "autovacuum",
     "guarded",
     "traffic",
+    "route",
+    "router",
     "token",
 ];
 

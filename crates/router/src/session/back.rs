@@ -88,6 +88,9 @@ impl Session {
             note_parameter(&mut link.server.parameters, &input[..head.bytes])?;
             self.told = Arc::clone(&link.server.parameters);
         }
+        if head.tag == b'E' && frames::is_fence(&input[..head.bytes.min(input.len())]) {
+            self.shared.met_fence.notify_one();
+        }
         if answer == Answer::Ours {
             self.to_client.take(&mut link.server.input, *run);
             *run = 0;

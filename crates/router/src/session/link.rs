@@ -8,6 +8,7 @@ use crate::pipeline::Pipeline;
 use crate::settings::{Parameters, Settings};
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
+use segue_model::switch::ownership::Epoch;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 /// A group of messages of more bytes is not kept for being sent again.
 pub(super) const LONE_BYTES_MAX: usize = 64 * 1024;
 /// No route has it.
-const NO_EPOCH: u64 = u64::MAX;
+const NO_EPOCH: Epoch = Epoch(u64::MAX);
 /// Between two tries to reach a server that is not to be reached just now.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -31,7 +32,7 @@ pub(super) struct Lone {
     /// Whether it is the only thing that was sent, and may be sent again.
     pub(super) armed: bool,
     /// The epoch whose owner refused it, and until when another one is waited for.
-    refused: Option<(u64, Instant)>,
+    refused: Option<(Epoch, Instant)>,
     /// The client's wishes for statements in it: they are made again.
     pub(super) parsed: Vec<u64>,
 }
@@ -103,7 +104,7 @@ impl Session {
 
     fn waits_until(&self) -> Option<Instant> {
         let now = Instant::now();
-        let held = self.route.hold.map(|hold| hold.until);
+        let held = self.route.held_until;
         let refused =
             self.lone.refused.filter(|(epoch, _)| *epoch == self.route.epoch).map(|(_, until)| until);
         held.max(refused).filter(|until| *until > now)
@@ -381,6 +382,7 @@ impl Session {
     /// The fence refused a lone statement: it is put back to where it came from.
     pub(super) fn park_refused(&mut self) {
         self.shared.counters.repeated.add_one();
+        self.shared.met_fence.notify_one();
         let epoch = self.route.epoch;
         let until = self
             .lone

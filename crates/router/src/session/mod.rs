@@ -20,7 +20,7 @@ use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
 use crate::pool::Place;
-use crate::route::{Route, Routes};
+use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
@@ -101,7 +101,7 @@ struct Session {
     link: Option<Link>,
     pipeline: Pipeline,
     routes: Routes,
-    route: Route,
+    route: Heard,
     /// A transaction is running, or a message outside of one is being answered.
     active: bool,
     /// What of a long frame is still to come, from the client and from the server.

@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failed test")]
 
 use segue_model::switch::Side;
+use segue_model::switch::ownership::Epoch;
+use segue_model::switch::route::Route;
 use segue_router::{
-    ClientAuth, Config, Counts, Handle, Hold, Limits, PoolMode, Route, Router, Secret, Taken, Tls, Upstream,
-    Users,
+    ClientAuth, Config, Counts, Handle, Heard, Limits, PoolMode, Router, Secret, Taken, Tls, Upstream, Users,
 };
 use segue_testkit::Cluster;
 use segue_testkit::cluster::client_program;
@@ -20,7 +21,7 @@ use tokio_postgres::{Client, NoTls};
 /// A router that runs, and what steers it.
 pub(crate) struct Running {
     pub(crate) handle: Handle,
-    pub(crate) routes: watch::Sender<Route>,
+    pub(crate) routes: watch::Sender<Heard>,
     pub(crate) password: String,
     running: tokio::task::JoinHandle<()>,
 }
@@ -45,7 +46,7 @@ pub(crate) fn config(source: &Cluster, target: &Cluster, pool: PoolMode) -> Conf
 
 impl Running {
     pub(crate) async fn start(config: Config, password: &str) -> Running {
-        let (routes, followed) = watch::channel(Route { epoch: 1, owner: Side::Source, hold: None });
+        let (routes, followed) = watch::channel(Heard::now(1, Route::to(Side::Source, Epoch(1))));
         let router = Router::bind("127.0.0.1:0".parse().unwrap(), config, followed).await.unwrap();
         let handle = router.handle();
         let running = tokio::spawn(router.run());
@@ -106,8 +107,7 @@ impl Running {
 
     /// Holds, waits until the router has acknowledged, and returns what it said.
     pub(crate) async fn hold(&self) -> Taken {
-        self.routes
-            .send_modify(|route| route.hold = Some(Hold { until: Instant::now() + Duration::from_secs(20) }));
+        self.routes.send_modify(|heard| heard.held_until = Some(Instant::now() + Duration::from_secs(20)));
         let mut taken = self.handle.taken();
         let epoch = self.routes.borrow().epoch;
         let waiting = taken.wait_for(|taken| taken.epoch == epoch && taken.is_quiet());
@@ -115,7 +115,9 @@ impl Running {
     }
 
     pub(crate) fn release_to(&self, owner: Side) {
-        self.routes.send_modify(|route| *route = Route { epoch: route.epoch + 1, owner, hold: None });
+        self.routes.send_modify(|heard| {
+            *heard = Heard::now(heard.revision + 1, Route::to(owner, heard.epoch.next()));
+        });
     }
 
     /// Drains the router and waits for its end.

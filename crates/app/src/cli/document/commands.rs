@@ -89,6 +89,23 @@ pub(super) const FACTS: &[Facts] = &[
         objects: objects::run,
     },
     Facts {
+        command: "router",
+        ends: &[
+            (Exit::Done, "it was told to end, and transactions had finished or had their time"),
+            (Exit::Fault, "it cannot listen, or it is not known who owns the writes"),
+            USAGE,
+        ],
+        faults: &[
+            "SEGUE-ROUTER",
+            "SEGUE-ROUTER-USERS",
+            "SEGUE-ROUTER-TLS",
+            "SEGUE-LISTEN",
+            "SEGUE-NO-ROUTE",
+            "SEGUE-ROUTE",
+        ],
+        objects: objects::router,
+    },
+    Facts {
         command: "status",
         ends: &[(Exit::Done, "it was shown, also when no driver is alive"), (Exit::Fault, "a fault"), USAGE],
         faults: &["SEGUE-NEVER-RUN", "SEGUE-STATUS", "SEGUE-CONNECTION"],

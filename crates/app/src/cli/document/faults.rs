@@ -76,6 +76,7 @@ pub(super) const FAULTS: &[Known] = &[
         "another process drives the migration",
         "stop every `segue run` of this migration, then ask again",
     ),
+    known("SEGUE-LISTEN", "the router cannot listen there", "use another port, or end whoever listens there"),
     known(
         "SEGUE-LOCKED",
         "a lock could not be had in time",
@@ -101,6 +102,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-NO-KEY",
         "a table has nothing that identifies its rows",
         "make a primary key, or a unique index on NOT NULL columns, as the message says",
+    ),
+    known(
+        "SEGUE-NO-ROUTE",
+        "a router cannot find out who owns the writes",
+        "see that source, target and control database can be reached, then start it again",
     ),
     known(
         "SEGUE-NO-ROUTER",
@@ -140,6 +146,26 @@ pub(super) const FAULTS: &[Known] = &[
         "put it back as it was; or `segue cancel` and begin anew",
     ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
+    known(
+        "SEGUE-ROUTE",
+        "a router does not understand what the driver tells it",
+        "use one version of segue for `segue router` and for `segue run`; it serves the last route meanwhile",
+    ),
+    known(
+        "SEGUE-ROUTER",
+        "the spec has no router, or one that cannot serve both sides",
+        "correct `router`, `source` or `target` in the spec as the message says",
+    ),
+    known(
+        "SEGUE-ROUTER-TLS",
+        "the router's certificate or its key cannot be used",
+        "check the files that `router.tls` names",
+    ),
+    known(
+        "SEGUE-ROUTER-USERS",
+        "the file of users cannot be used",
+        "correct the line that the message names, in the file of `router.users`",
+    ),
     known(
         "SEGUE-ROW",
         "a row cannot be applied: something else has changed the side that follows, or a constraint there forbids it",

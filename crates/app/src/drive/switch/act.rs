@@ -13,6 +13,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::switch::decide::{Asked, Turn};
 use segue_model::switch::ownership::{Attempt, FenceId};
+use segue_model::switch::route::Route;
 use segue_model::switch::steps::Step;
 use segue_model::table::Table;
 use segue_postgres::birth::Direction;
@@ -73,8 +74,14 @@ impl Switch<'_> {
         let did = match turn.step {
             Step::Arm => self.arm(turn, walk).await?,
             Step::Hold => {
-                // No router takes part: applications that connect directly meet the fence.
-                walk.held_since = Some(Instant::now());
+                let began = Instant::now();
+                walk.held_since = Some(began);
+                // Applications that connect directly meet the fence.
+                if walk.has_routers {
+                    walk.stall_since = Some(began);
+                    let ms_max = self.driver.spec.switch.max_write_hold.as_millis() as u64;
+                    self.routers.hold(Route::to(turn.from, turn.fence.epoch).held(ms_max)).await;
+                }
                 Did::Done
             }
             Step::Fence => self.fence(turn, walk).await?,
@@ -151,6 +158,7 @@ impl Switch<'_> {
             return Ok(not_now(format!("since the gates were looked at: {what}")));
         }
         flow.verifying.be_ready().await?;
+        walk.has_routers = self.routers.are_there().await;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -171,7 +179,7 @@ impl Switch<'_> {
         };
         match answer {
             Answer::Done(_) | Answer::AlreadyDone(_) => {
-                walk.stall_since = Some(began);
+                walk.stall_since.get_or_insert(began);
                 walk.begun = Some(FenceId { epoch: turn.fence.epoch, attempt });
                 Ok(Did::Done)
             }
@@ -324,11 +332,15 @@ impl Switch<'_> {
         let Some(row) = answer.made() else {
             return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
         };
-        walk.stall_ends();
+        if !walk.has_routers {
+            walk.stall_ends();
+        }
         admit(Admission::From(row.opened_at));
         self.fenced.send_replace(None);
         self.flows.giving.send_replace(None);
         self.flows.owner.send_replace(Some(new));
+        self.routers.release(Route::to(new, row.ownership.epoch())).await;
+        walk.stall_ends();
         killpoint::pass("switch.opened");
         Ok(None)
     }
@@ -373,6 +385,9 @@ impl Switch<'_> {
                 let fence = walk.begun.unwrap_or(turn.fence);
                 match self.side(turn.from).unfence(turn.fence).await? {
                     Answer::Done(_) | Answer::AlreadyDone(_) => {
+                        if walk.has_routers {
+                            self.routers.release(Route::to(turn.from, turn.fence.epoch)).await;
+                        }
                         walk.stall_ends();
                         self.fenced.send_replace(None);
                         for table in self.side(turn.from).rest(turn.fence).await? {
@@ -395,7 +410,11 @@ impl Switch<'_> {
                     }
                 }
             }
-            Step::Hold => walk.held_since = None,
+            Step::Hold => {
+                walk.held_since = None;
+                self.routers.let_go().await;
+                walk.stall_ends();
+            }
             Step::Arm => {
                 self.put_back_soon().await?;
                 (walk.armed, walk.hands) = (false, None);

@@ -7,6 +7,7 @@ mod act;
 pub(crate) mod answer;
 mod begin;
 mod drain;
+mod routers;
 pub(crate) mod rows;
 mod walk;
 
@@ -17,6 +18,7 @@ use super::gates::Gates;
 use super::journal::{Journal, REHEARSED};
 use act::Did;
 use answer::{Answer, Progress};
+use routers::Routers;
 use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
@@ -25,6 +27,7 @@ use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Decision, WaitFor, decide};
 use segue_model::switch::gates::{Move, Override};
 use segue_model::switch::ownership::{Epoch, FenceId, Ownership};
+use segue_model::switch::route::Route;
 use segue_postgres::birth::Blocker;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::Lease;
@@ -94,6 +97,7 @@ pub(super) struct Switch<'d> {
     turn: Mutex<()>,
     /// The side on which a fence of this attempt may stand.
     fenced: watch::Sender<Option<Side>>,
+    routers: Routers<'d>,
 }
 
 impl<'d> Switch<'d> {
@@ -136,6 +140,7 @@ impl<'d> Switch<'d> {
             is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
             fenced,
+            routers: Routers::new(driver, lease),
         })
     }
 
@@ -163,6 +168,7 @@ impl<'d> Switch<'d> {
             {
                 let _turn = self.turn.lock().await;
                 self.tidy().await?;
+                self.point_routers().await?;
             }
             let mut orders = self.orders.lock().await;
             loop {
@@ -179,10 +185,31 @@ impl<'d> Switch<'d> {
                 self.carry_out(order).await?;
             }
         };
+        let run = async {
+            tokio::select! {
+                ended = run => ended,
+                never = self.routers.run() => match never {},
+            }
+        };
         match run.await {
             Err(fault) => fault,
             Ok(never) => match never {},
         }
+    }
+
+    /// Tells routers who owns the writes, once that is known for certain.
+    async fn point_routers(&self) -> Outcome<()> {
+        // Before the first hand-over was ever wanted there are no rows.
+        let mut route = Some(Route::to(Side::Source, Ownership::FIRST_OWNER.epoch()));
+        if self.source.row().await?.is_some() {
+            let rows = self.rows().await?;
+            let row = rows.owner().and_then(|owner| Some((owner, rows.of(owner)?)));
+            route = row.map(|(owner, row)| Route::to(owner, row.ownership.epoch()));
+        }
+        if let Some(route) = route {
+            self.routers.release(route).await;
+        }
+        Ok(())
     }
 
     /// Completes or undoes whatever is there of a hand-over.
@@ -204,7 +231,8 @@ impl<'d> Switch<'d> {
     /// A request of the switch may be under way still. This one goes behind it, in the same session: what that one has
     /// changed meanwhile is refused here, and read again. Where that session is lost nothing can be asked here, either.
     pub(super) async fn retreat(&self) {
-        let Some(side) = *self.fenced.borrow() else { return };
+        // Nothing was handed over, or it was told where to.
+        let Some(side) = *self.fenced.borrow() else { return self.routers.let_go().await };
         let undo = async {
             loop {
                 let row = self.side(side).row().await?;
@@ -212,17 +240,26 @@ impl<'d> Switch<'d> {
                     Some(Ownership::Owner { epoch, attempt } | Ownership::Fenced { epoch, attempt, .. }) => {
                         FenceId { epoch, attempt }
                     }
-                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => return Ok(()),
+                    // Nobody takes the writes now: who waits in a router waits for the next attempt, as long as it may.
+                    Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) | None => {
+                        return Ok(false);
+                    }
                 };
                 match self.side(side).unfence(fence).await? {
-                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(()),
+                    fence::Answer::Done(_) | fence::Answer::AlreadyDone(_) => return Ok(true),
                     fence::Answer::Refused { .. } => {}
                     fence::Answer::Blocked { what, .. } => return Err(Fault::retry("SEGUE-LOCKED", what)),
                 }
             }
         };
-        if !matches!(timeout(RETREAT_PATIENCE, undo).await, Ok(Ok(()))) {
-            tracing::warn!("the fence of the {side} could not be lifted; it opens by itself at its deadline");
+        match timeout(RETREAT_PATIENCE, undo).await {
+            Ok(Ok(true)) => self.routers.let_go().await,
+            Ok(Ok(false)) => {}
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(
+                    "the fence of the {side} could not be lifted; it opens by itself at its deadline"
+                );
+            }
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Walk {
     pub(super) asked: Asked,
     pub(super) armed: bool,
     pub(super) held_since: Option<Instant>,
+    /// Routers take part.
+    pub(super) has_routers: bool,
     pub(super) begun: Option<FenceId>,
     pub(super) leftover: bool,
     pub(super) settled: Option<FenceId>,
@@ -106,6 +108,7 @@ impl Walk {
             asked,
             armed: false,
             held_since: None,
+            has_routers: false,
             begun: None,
             leftover: false,
             settled: None,

@@ -1,0 +1,127 @@
+//! What routers are told of a hand-over: to hold what is new before the fence, and where to go afterwards.
+//!
+//! Nothing depends on it. A router that does not hear, or does not hold in time, meets the fence; so whatever fails here is
+//! passed over, and where to go is told again until it could be.
+
+use super::Driver;
+use segue_engine::ports::Outcome;
+use segue_model::switch::route::Route;
+use segue_postgres::control::{Lease, Routing, Told};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
+use tokio::time::{sleep, timeout};
+
+/// How long transactions that routers have under way are waited for before the fence, which waits for them, too, but with
+/// everybody else behind.
+const HOLD_PATIENCE: Duration = Duration::from_millis(250);
+/// A control database that takes longer to tell them is not waited for.
+const TELL_PATIENCE: Duration = Duration::from_millis(500);
+/// Before it is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// The routers of a migration.
+pub(super) struct Routers<'d> {
+    driver: &'d Driver,
+    /// The revision that was told last.
+    revision: AtomicI64,
+    /// Opened when it is needed, and again when it was lost.
+    routing: Mutex<Option<Routing>>,
+    /// What could not be told.
+    untold: watch::Sender<Option<Route>>,
+    /// The route that routers may be holding by.
+    held: Mutex<Option<Route>>,
+}
+
+impl<'d> Routers<'d> {
+    /// Of this driver's migration, told under its lease.
+    pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> Routers<'d> {
+        let revision = AtomicI64::new(lease.revision());
+        Routers {
+            driver,
+            revision,
+            routing: Mutex::default(),
+            untold: watch::Sender::new(None),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Whether there are any to be held.
+    pub(super) async fn are_there(&self) -> bool {
+        let asked = timeout(TELL_PATIENCE, self.driver.control.routers()).await;
+        matches!(asked, Ok(Ok(routers)) if !routers.is_empty())
+    }
+
+    /// Has them hold what is new, and waits for what is under way, but not for long.
+    pub(super) async fn hold(&self, route: Route) {
+        *self.held.lock().await = Some(route);
+        let work = self.with(async |routing| {
+            let told = self.next(route);
+            routing.tell(told).await?;
+            routing.wait_for(told.revision, HOLD_PATIENCE).await
+        });
+        match timeout(HOLD_PATIENCE + TELL_PATIENCE, work).await {
+            Ok(Ok(late)) => {
+                for router in late {
+                    tracing::info!("router {} does not hold in time: the fence is for it", router.id);
+                }
+            }
+            Ok(Err(fault)) => tracing::warn!("routers could not be told to hold: {fault}"),
+            Err(_) => tracing::warn!("routers could not be told to hold in time"),
+        }
+    }
+
+    /// Whoever owned the writes still does: what is held goes there. Nothing is told if nothing may be held.
+    pub(super) async fn let_go(&self) {
+        let held = *self.held.lock().await;
+        if let Some(held) = held {
+            self.release(Route::to(held.owner, held.epoch)).await;
+        }
+    }
+
+    /// Tells them where to go, and that nothing is held any longer.
+    pub(super) async fn release(&self, route: Route) {
+        *self.held.lock().await = None;
+        let told =
+            timeout(TELL_PATIENCE, self.with(async |routing| routing.tell(self.next(route)).await)).await;
+        let untold = match told {
+            Ok(Ok(_)) => None,
+            Ok(Err(fault)) => {
+                tracing::warn!("routers could not be told where to write: {fault}");
+                Some(route)
+            }
+            Err(_) => Some(route),
+        };
+        self.untold.send_replace(untold);
+    }
+
+    /// Goes on telling what could not be told.
+    pub(super) async fn run(&self) -> Infallible {
+        let mut untold = self.untold.subscribe();
+        loop {
+            let route = untold.wait_for(Option::is_some).await.map_or(None, |route| *route);
+            sleep(TELL_AGAIN).await;
+            // Something newer may have been told meanwhile.
+            if let Some(route) = route.filter(|route| *self.untold.borrow() == Some(*route)) {
+                self.release(route).await;
+            }
+        }
+    }
+
+    fn next(&self, route: Route) -> Told {
+        Told { revision: self.revision.fetch_add(1, Ordering::Relaxed) + 1, route }
+    }
+
+    async fn with<T>(&self, work: impl AsyncFnOnce(&Routing) -> Outcome<T>) -> Outcome<T> {
+        let mut slot = self.routing.lock().await;
+        // Taken out meanwhile: a session on which a request was given up is not used again.
+        let routing = match slot.take() {
+            Some(routing) => routing,
+            None => self.driver.control.routing().await?,
+        };
+        let done = work(&routing).await?;
+        *slot = Some(routing);
+        Ok(done)
+    }
+}

@@ -1,0 +1,211 @@
+//! The router as a process runs it: `segue router`, and `segue run` where the spec has a section `router`.
+//!
+//! * [`config`]: from the spec, its files and the sides to what the router takes
+//! * [`owner`]: who owns the writes, by the control database and by the ownership rows
+//! * [`seat`]: the seat in the control database: which routes are told, and what is said of them
+//!
+//! It drives nothing and decides nothing: routes are the driver's, and what holds writers to them are the fences.
+
+mod config;
+mod owner;
+mod seat;
+
+use crate::drive::{interrupted, message};
+use crate::exit::Exit;
+use crate::sides::Sides;
+use owner::Owners;
+use seat::Seat;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_router::{Config, Handle, Heard, Router};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Between two tries to listen where another process does, whose place is to be taken once it ends.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// On top of the time for transactions: for the last words of clients, and for leaving the seat.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is said while it runs.
+pub(crate) struct News {
+    /// For people.
+    pub(crate) text: String,
+    /// For programs.
+    pub(crate) object: Value,
+}
+
+impl News {
+    fn text(text: String) -> News {
+        let object = message(&text);
+        News { text, object }
+    }
+}
+
+/// How it is said.
+pub(crate) type Say = Arc<dyn Fn(&News) + Send + Sync>;
+
+/// What a router is made from.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    spec: Spec,
+    sides: Sides,
+    /// What files in the spec are relative to.
+    base: PathBuf,
+    listen: SocketAddr,
+}
+
+impl Plan {
+    /// From the spec at `path`; `listen` goes before what the spec says.
+    pub(crate) fn new(spec: &Spec, path: &Path, listen: Option<SocketAddr>) -> Outcome<Plan> {
+        let Some(router) = &spec.router else {
+            let what = "the spec has no section `router`";
+            return Err(Fault::operator(
+                "SEGUE-ROUTER",
+                what,
+                "add `router: { listen: 127.0.0.1:6432, users: FILE }`, then start it again",
+            ));
+        };
+        let listen = listen.unwrap_or(router.listen);
+        if !router.may_listen_on(listen) {
+            let what = format!("`auth: trust` would let everybody in who reaches {listen}");
+            return Err(Fault::operator(
+                "SEGUE-ROUTER",
+                what,
+                "listen on 127.0.0.1, or use `auth: scram` with `users`",
+            ));
+        }
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        Ok(Plan { spec: spec.clone(), sides: Sides::of(spec)?, base, listen })
+    }
+
+    fn config(&self) -> Outcome<Config> {
+        config::config(&self.spec, &self.sides, &self.base)
+    }
+}
+
+/// `segue router`: serves until it is told to end.
+pub(crate) async fn run(plan: Plan, json: bool) -> Exit {
+    let say: Say = Arc::new(move |news: &News| {
+        if json {
+            crate::commands::print_json(&news.object);
+        } else {
+            crate::commands::print(&format!("segue: {}\n", news.text));
+        }
+    });
+    match serve(&plan, &say, interrupted()).await {
+        Ok(()) => Exit::Done,
+        Err(fault) => crate::commands::fault(&fault, json),
+    }
+}
+
+/// Beside a driver: what is wrong is said, and tried again, since the migration goes on without a router.
+pub(crate) async fn beside(plan: Plan, say: Say, stop: watch::Receiver<bool>) {
+    let mut said = String::new();
+    loop {
+        let told_to_end = {
+            let mut stop = stop.clone();
+            async move {
+                let _ = stop.wait_for(|stop| *stop).await;
+                "the end of `segue run`"
+            }
+        };
+        let Err(fault) = serve(&plan, &say, told_to_end).await else { return };
+        if said != fault.to_string() {
+            said = fault.to_string();
+            say(&News::text(format!("the router does not serve: {said}; trying again")));
+        }
+        let mut stop = stop.clone();
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(LISTEN_AGAIN) => {}
+        }
+    }
+}
+
+/// Serves until `end`, whose word for it is said, and lets transactions finish.
+async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) -> Outcome<()> {
+    let mut end = std::pin::pin!(end);
+    let config = plan.config()?;
+    let drain_max = config.limits.drain_max;
+    let owners = Owners::new(&plan.spec, &plan.sides);
+    let route = tokio::select! {
+        route = owners.first() => route?,
+        _ = &mut end => return Ok(()),
+    };
+    let (routes, followed) = watch::channel(route);
+    let router = Router::bind(plan.listen, config, followed).await.map_err(|error| {
+        Fault::operator("SEGUE-LISTEN", error.to_string(), "use another port, or end whoever listens there")
+    })?;
+    let handle = router.handle();
+    say(&started(plan, &handle, &routes.borrow()));
+    let mut running = tokio::spawn(router.run());
+    let seat = Seat::new(plan, owners, routes, handle.clone(), say.clone());
+    let (ended, has_ended) = watch::channel(false);
+    let mut seated = tokio::spawn(seat.run(has_ended));
+    let why = tokio::select! {
+        why = reloading(plan, say, &handle, end) => why,
+        _ = &mut running => "its own end",
+    };
+    if !running.is_finished() {
+        say(&News::text(format!("the router ends by {why}: transactions may finish, nobody gets in")));
+        handle.drain();
+        let _ = tokio::time::timeout(drain_max + END_PATIENCE, &mut running).await;
+    }
+    ended.send_replace(true);
+    // Whoever waits for this router's holds need not any more.
+    if tokio::time::timeout(END_PATIENCE, &mut seated).await.is_err() {
+        seated.abort();
+    }
+    Ok(())
+}
+
+/// Takes certificates and users anew at every SIGHUP, until the end.
+async fn reloading(
+    plan: &Plan,
+    say: &Say,
+    handle: &Handle,
+    mut end: std::pin::Pin<&mut impl Future<Output = &'static str>>,
+) -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return end.await };
+    loop {
+        tokio::select! {
+            why = &mut end => return why,
+            _ = hangup.recv() => match plan.config() {
+                Ok(config) => {
+                    handle.reload(config);
+                    say(&News::text("the router has read users and certificates again".to_owned()));
+                }
+                Err(fault) => {
+                    say(&News::text(format!("the router keeps the users and certificates it had: {fault}")));
+                }
+            },
+        }
+    }
+}
+
+/// Where it listens, and what it goes by.
+fn started(plan: &Plan, handle: &Handle, route: &Heard) -> News {
+    let address = handle.address();
+    let Some(router) = &plan.spec.router else {
+        return News::text(format!("the router listens on {address}"));
+    };
+    let (auth, pool, owner, epoch) = (router.auth.name(), router.pool.name(), route.owner, route.epoch.0);
+    let tls = match &router.tls {
+        None => "none",
+        Some(tls) if tls.required => "required",
+        Some(_) => "optional",
+    };
+    let text = format!(
+        "the router listens on {address}; the {owner} owns the writes (epoch {epoch}); pool {pool}, auth {auth}, TLS {tls}"
+    );
+    let object = json!({
+        "listen": address.to_string(), "owner": owner, "epoch": epoch, "pool": pool, "auth": auth, "tls": tls,
+    });
+    News { text, object }
+}

@@ -1,0 +1,145 @@
+//! Who owns the writes, for a router that knows no route, or whose route has met a fence.
+
+use crate::sides::Sides;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
+use segue_model::switch::Side;
+use segue_model::switch::decide::{Seen, Situation, situation};
+use segue_model::switch::ownership::Ownership;
+use segue_model::switch::route::Route;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::control::RouterSeat;
+use segue_postgres::fence;
+use segue_router::Heard;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+/// How long one database may take for an answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a start waits until it is known who owns the writes.
+const FIRST_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What the ownership rows say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// This side takes the writes.
+    Open(Route),
+    /// This side owns the writes, behind a fence.
+    Fenced(Route),
+    /// Nobody takes them, or it cannot be known.
+    Unknown,
+}
+
+/// Asks the databases.
+pub(super) struct Owners {
+    migration: String,
+    control: Endpoint,
+    source: Asked,
+    target: Asked,
+}
+
+/// One side, and the session in which it is asked.
+struct Asked {
+    endpoint: Endpoint,
+    session: Mutex<Option<Client>>,
+}
+
+impl Owners {
+    pub(super) fn new(spec: &Spec, sides: &Sides) -> Owners {
+        let asked = |endpoint: &Endpoint| Asked { endpoint: endpoint.clone(), session: Mutex::default() };
+        Owners {
+            migration: spec.name.as_str().to_owned(),
+            control: sides.control.clone(),
+            source: asked(&sides.source),
+            target: asked(&sides.target),
+        }
+    }
+
+    /// The route to begin with: what was told last, or what the rows say.
+    pub(super) async fn first(&self) -> Outcome<Heard> {
+        let since = Instant::now();
+        loop {
+            let told = timeout(ANSWER_PATIENCE, self.told()).await;
+            let never_told = matches!(told, Ok(Ok(None)));
+            let why = match told {
+                Ok(Ok(Some(heard))) => return Ok(heard),
+                Ok(Ok(None)) => String::new(),
+                Ok(Err(fault)) => format!("; the control database: {fault}"),
+                Err(_) => "; the control database does not answer".to_owned(),
+            };
+            // Before the first hand-over is wanted there are no rows, and nothing to be told.
+            let nothing = if never_told { Seen::Known(Ownership::FIRST_OWNER) } else { Seen::Unknown };
+            match self.look_with(nothing).await {
+                Found::Open(route) | Found::Fenced(route) => return Ok(Heard::now(0, route)),
+                Found::Unknown if since.elapsed() < FIRST_PATIENCE => sleep(LOOK_AGAIN).await,
+                Found::Unknown => {
+                    let what = format!("it is not known who owns the writes of {}{why}", self.migration);
+                    let next = "see that source, target and control database can be reached, then start it again; \
+                                `segue status` shows who owns the writes";
+                    return Err(Fault::operator("SEGUE-NO-ROUTE", what, next));
+                }
+            }
+        }
+    }
+
+    /// What both ownership rows say now.
+    pub(super) async fn look(&self) -> Found {
+        self.look_with(Seen::Unknown).await
+    }
+
+    async fn look_with(&self, nothing: Seen) -> Found {
+        let (source, target) = tokio::join!(self.row(Side::Source), self.row(Side::Target));
+        let seen = |row: Option<Option<Ownership>>, nothing| match row {
+            Some(Some(ownership)) => Seen::Known(ownership),
+            Some(None) => nothing,
+            None => Seen::Unknown,
+        };
+        match situation(seen(source, nothing), seen(target, Seen::Unknown)) {
+            Situation::Owned { owner, last, .. } => Found::Open(Route::to(owner, last.epoch)),
+            Situation::Fenced { owner, fence, .. } => Found::Fenced(Route::to(owner, fence.epoch)),
+            Situation::HandedOver { .. } | Situation::Ambiguous(_) | Situation::Contradictory { .. } => {
+                Found::Unknown
+            }
+        }
+    }
+
+    /// `None`: the side does not answer.
+    async fn row(&self, side: Side) -> Option<Option<Ownership>> {
+        let asked = match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        };
+        let mut slot = asked.session.lock().await;
+        // A session on which a request was given up is not used again.
+        let session = slot.take().filter(|session| !session.is_closed());
+        let ask = async {
+            let session = match session {
+                Some(session) => session,
+                None => asked.endpoint.connect("router").await?,
+            };
+            let row = fence::row(&session, &self.migration).await?;
+            Ok::<_, Fault>((session, row))
+        };
+        match timeout(ANSWER_PATIENCE, ask).await {
+            Ok(Ok((session, row))) => {
+                *slot = Some(session);
+                Some(row.map(|row| row.ownership))
+            }
+            Ok(Err(fault)) => {
+                tracing::debug!("the ownership row of the {side}: {fault}");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    async fn told(&self) -> Outcome<Option<Heard>> {
+        let Some(seat) = RouterSeat::take(&self.control, &self.migration).await? else { return Ok(None) };
+        Ok(seat.told().await?.map(|told| Heard::now(told.revision, told.route)))
+    }
+}

@@ -1,0 +1,60 @@
+//! Applications behind a router do not notice that the writes change hands: nothing fails, nothing is lost, nobody is dropped.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use support::fire::soak;
+use support::routed::{Routed, now_us, port_of, report};
+
+/// Moves the writes back and forth under pgbench, through the router of `segue run` and through one of its own.
+async fn to_and_fro(pool: &str, protocols: [&str; 2], switches: usize) {
+    let (routed, run) = Routed::start(pool, "", None, None).await;
+    let router = routed.router();
+    let ports = [port_of(&run.process).await, port_of(&router).await];
+    let seconds = 4 + switches as u64 * 2;
+    let mut benches: Vec<_> = ports
+        .into_iter()
+        .zip(protocols)
+        .map(|(port, protocol)| routed.pgbench(port, protocol, 3, seconds, 60))
+        .collect();
+    let (mut owner, mut times, mut stalls) = (0, Vec::new(), Vec::new());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(seconds - 2);
+    for _ in 0..switches {
+        let from = now_us();
+        let (_, answer) = routed.moves_away_from(owner, &run.process).await;
+        times.push((from, now_us()));
+        stalls.push(answer["stall_ms"].as_f64().unwrap_or_default());
+        owner = 1 - owner;
+        // The new owner takes transactions of both routers before the next one.
+        let before = routed.entries(owner).await;
+        support::slow::until("the new owner takes writes", async || routed.entries(owner).await > before + 4)
+            .await;
+        benches.iter_mut().for_each(support::routed::Bench::assert_alive);
+        if std::time::Instant::now() > until {
+            break;
+        }
+    }
+    let (mut transactions, mut latencies) = (0, Vec::new());
+    for (number, bench) in benches.into_iter().enumerate() {
+        let done = bench.finish().await;
+        transactions += done.transactions;
+        let number = number as u32 * 100;
+        latencies.extend(done.latencies.into_iter().map(|(client, at, took)| (number + client, at, took)));
+    }
+    report(&format!("pool {pool}, {protocols:?}"), &latencies, &times);
+    eprintln!("stalls by the driver's own clock, in ms: {stalls:?}");
+    routed.assert_kept(owner, transactions).await;
+    routed.assert_equal(owner).await;
+    assert_eq!(run.process.status(), None, "{}", run.process.lines().join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_do_not_notice_switches() {
+    to_and_fro("session", ["prepared", "simple"], if soak() { 100 } else { 4 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_do_not_notice_switches() {
+    to_and_fro("transaction", ["prepared", "extended"], if soak() { 100 } else { 4 }).await;
+}
