@@ -408,7 +408,7 @@ impl Session {
 }
 
 /// Whether there is one group with one execution, whole, and nothing behind it.
-fn is_lone(input: &[u8]) -> bool {
+pub(crate) fn is_lone(input: &[u8]) -> bool {
     if input.len() > LONE_BYTES_MAX {
         return false;
     }

@@ -122,6 +122,11 @@ fn home() -> PathBuf {
     }
 }
 
+/// PostgreSQL's regression statements, of the major that servers have by default.
+pub(crate) fn regression_statements(major: u16) -> PathBuf {
+    installed(home().join("regress").join(major.to_string()), "the set of PostgreSQL's regression statements")
+}
+
 pub(crate) fn python(script: &str) -> Command {
     let mut command =
         Command::new(installed(home().join("python/bin/python"), "Python with psycopg and asyncpg"));
