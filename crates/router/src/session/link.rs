@@ -5,7 +5,7 @@ use crate::effects::Change;
 use crate::frames::{self, Fields, Refusal, put_query, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
-use crate::settings::{Parameters, Settings};
+use crate::settings::{Parameters, Settings, outlives_rollback};
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
 use segue_model::switch::ownership::Epoch;
@@ -333,7 +333,7 @@ impl Session {
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
         for change in self.pending.drain(..) {
-            starts_anew |= matches!(change, Change::ResetAll | Change::DiscardAll);
+            starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
             too_many |= settings.apply(change).is_err();
         }
         if let Some(link) = &mut self.link {
@@ -352,6 +352,22 @@ impl Session {
         } else if self.pin == Some(crate::Pin::Session) {
             self.pin = None;
         }
+    }
+
+    /// Within a transaction: what SQL has prepared there stays, however the transaction ends.
+    pub(super) fn settle_prepared(&mut self, failed: bool) {
+        if !self.pending.iter().any(outlives_rollback) {
+            return;
+        }
+        let (lasting, rest) = std::mem::take(&mut self.pending).into_iter().partition(outlives_rollback);
+        if failed {
+            // Whether it was this that failed, or something beside it, is the server's knowledge.
+            self.pin(crate::Pin::Setting);
+        } else {
+            self.pending = lasting;
+            self.settle();
+        }
+        self.pending = rest;
     }
 
     /// Gives a shared server back, unless the session needs it still.
@@ -410,7 +426,7 @@ impl Session {
 }
 
 /// Whether there is one group with one execution, whole, and nothing behind it.
-fn is_lone(input: &[u8]) -> bool {
+pub(crate) fn is_lone(input: &[u8]) -> bool {
     if input.len() > LONE_BYTES_MAX {
         return false;
     }

@@ -27,6 +27,9 @@ use crate::startup::Startup;
 use crate::statements::{OfClient, Statement};
 use crate::stream::{Out, Stream};
 use crate::upstream::Server;
+#[cfg(any(test, fuzzing))]
+pub(crate) use link::is_lone;
+
 use back::Back;
 use bytes::{Bytes, BytesMut};
 use forward::Forward;
