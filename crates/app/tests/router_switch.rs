@@ -9,7 +9,7 @@ use support::routed::{Routed, now_us, port_of, report};
 
 /// Moves the writes back and forth under pgbench, through the router of `segue run` and through one of its own.
 async fn to_and_fro(pool: &str, protocols: [&str; 2], switches: usize) {
-    let (routed, run) = Routed::start(pool, "", None, None).await;
+    let (routed, run) = Routed::start(pool, "", None).await;
     let router = routed.router();
     let ports = [port_of(&run.process).await, port_of(&router).await];
     let seconds = 4 + switches as u64 * 2;

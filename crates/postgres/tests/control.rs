@@ -4,14 +4,9 @@
 
 use segue_engine::verify::ports::RangeCounts;
 use segue_engine::verify::report::{Report, TableReport};
-use segue_model::switch::Side;
-use segue_model::switch::ownership::Epoch;
-use segue_model::switch::route::Route;
 use segue_model::table::TableId;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::control::{
-    Acquired, Control, LEASE_TTL, Lease, NewEntry, NewSample, RouterReport, RouterSeat, Told, shut_out,
-};
+use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, NewSample, shut_out};
 use segue_testkit::cluster::{Cluster, Options};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
@@ -432,73 +427,4 @@ async fn a_divergence_is_open_until_it_is_repaired_or_its_table_compared_without
     assert_eq!(open(0).await, (1, 0));
     setting.cluster.execute("UPDATE segue.divergence SET repaired = true WHERE verification = 3").await;
     assert_eq!(open(0).await, (0, 0));
-}
-
-#[tokio::test]
-async fn a_route_reaches_the_routers_and_is_waited_for_until_all_that_live_keep_to_it() {
-    let setting = Setting::new().await;
-    let lease = setting.acquired("one").await;
-    let seat = async || {
-        RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there")
-    };
-    let (first, second, routing) =
-        (seat().await, seat().await, setting.control.routing().await.expect("routing"));
-    assert_eq!(first.told().await.expect("asked"), None, "nothing was told yet");
-    let route = Route::to(Side::Source, Epoch(1));
-    let revision = lease.revision() + 1;
-    routing.tell(Told { revision, route: route.held(2000) }).await.expect("told");
-    first.wait(Duration::from_secs(20)).await.expect("it lives");
-    assert_eq!(first.told().await.expect("asked"), Some(Told { revision, route: route.held(2000) }));
-
-    let none = routing.wait_for(revision, Duration::ZERO).await.expect("asked");
-    assert_eq!(none, [], "nobody has to be waited for where there are no routers");
-    let says = |id: &str, revision| RouterReport { id: id.into(), revision, body: json!({ "clients": 3 }) };
-    first.report(&says("a", revision)).await.expect("said");
-    second.report(&says("b", revision - 1)).await.expect("said");
-    let late = routing.wait_for(revision, Duration::from_millis(20)).await.expect("asked");
-    assert_eq!(late, [says("b", revision - 1)]);
-    let keeps = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        second.report(&says("b", revision)).await.expect("said");
-    };
-    let (waited, ()) = tokio::join!(routing.wait_for(revision, Duration::from_secs(30)), keeps);
-    assert_eq!(waited.expect("asked"), [], "both keep to it");
-
-    // One that was not heard of for long, and one that has left, keep nobody waiting.
-    let next = revision + 1;
-    routing.tell(Told { revision: next, route }).await.expect("told");
-    setting
-        .cluster
-        .execute("UPDATE segue.router SET seen_at = seen_at - interval '4 s' WHERE id = 'a'")
-        .await;
-    second.leave("b").await.expect("left");
-    assert_eq!(routing.wait_for(next, Duration::ZERO).await.expect("asked"), []);
-    assert_eq!(setting.control.routers().await.expect("asked"), []);
-}
-
-#[tokio::test]
-async fn what_an_earlier_driver_tells_late_or_a_request_that_was_given_up_changes_no_route() {
-    let setting = Setting::new().await;
-    let old = setting.acquired("one").await;
-    setting.let_the_lease_expire().await;
-    let new = setting.acquired("two").await;
-    let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
-    let routing = setting.control.routing().await.expect("routing");
-    let told = Told { revision: new.revision() + 2, route: Route::to(Side::Target, Epoch(2)) };
-    routing.tell(told).await.expect("told");
-    for revision in [old.revision() + 999, new.revision() + 1] {
-        let late = Told { revision, route: Route::to(Side::Source, Epoch(1)) };
-        assert_eq!(routing.tell(late).await.expect_err("too late").code, "SEGUE-SUPERSEDED");
-    }
-    assert_eq!(seat.told().await.expect("asked"), Some(told));
-}
-
-#[tokio::test]
-async fn a_route_that_cannot_be_understood_is_no_route() {
-    let setting = Setting::new().await;
-    let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
-    let newer = r#"'{"owner": "target", "epoch": 2, "canary": true}'"#;
-    setting.cluster.execute(&format!("INSERT INTO segue.route VALUES ('m', 1, now(), {newer})")).await;
-    let fault = seat.told().await.expect_err("it is from a newer build");
-    assert_eq!(fault.code, "SEGUE-ROUTE");
 }

@@ -78,10 +78,10 @@ impl Callers {
         for task in self.tasks {
             timeout(PATIENCE, task).await.expect("a client's end").unwrap();
         }
-        let told = self.told.lock().unwrap();
         let client = owner.connect("postgres").await;
         let rows =
             client.query("SELECT client, said FROM app.entry WHERE said IS NOT NULL", &[]).await.unwrap();
+        let told = self.told.lock().unwrap();
         let there: BTreeSet<(i32, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let lost: Vec<_> = told.acknowledged.iter().filter(|said| !there.contains(said)).collect();
         assert!(lost.is_empty(), "acknowledged, and not on the owner: {lost:?}");

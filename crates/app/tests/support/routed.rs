@@ -44,14 +44,8 @@ pub struct Routed {
 }
 
 impl Routed {
-    /// Starts everything; the source owns the writes. `control`: where `segue` reaches the control database, if it is to be
-    /// on a third server, by its port.
-    pub async fn start(
-        pool: &str,
-        more: &str,
-        third: Option<Cluster>,
-        control: Option<u16>,
-    ) -> (Routed, Driving) {
+    /// Starts everything; the source owns the writes. `third`: the control database is there.
+    pub async fn start(pool: &str, more: &str, third: Option<Cluster>) -> (Routed, Driving) {
         let pair = Pair::with(Options::default(), Options::default(), TABLES).await;
         for side in [&pair.source, &pair.target] {
             side.execute(DDL).await;
@@ -59,13 +53,9 @@ impl Routed {
         }
         pair.source.execute("INSERT INTO app.account SELECT generate_series(1, 1000)").await;
         std::fs::write(pair.dir.path().join("users"), format!("\"app\" \"{PASSWORD}\"\n")).unwrap();
-        let control = match (&third, control) {
-            (Some(third), Some(port)) => {
-                format!("control: {{ postgres: \"{}\" }}\n", third.url_through(port, "postgres"))
-            }
-            (Some(third), None) => format!("control: {{ postgres: \"{}\" }}\n", third.url("postgres")),
-            (None, _) => String::new(),
-        };
+        let control = third.as_ref().map_or(String::new(), |third| {
+            format!("control: {{ postgres: \"{}\" }}\n", third.url("postgres"))
+        });
         let router = format!(
             "{control}router: {{ listen: \"127.0.0.1:0\", users: users, pool: {pool}, connections_max: 8 }}\n{more}"
         );

@@ -4,7 +4,7 @@ use super::bounds::{self, Bounds};
 use super::problem::Problems;
 use super::raw::{RawRouter, RawRouterTls};
 use super::read::{At, Span};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
