@@ -51,6 +51,14 @@ fn says_superseded(code: &SqlState, message: &str) -> bool {
     *code == SqlState::OBJECT_IN_USE && message.starts_with("segue: ")
 }
 
+/// Whether something was dropped or detached while a catalog function looked at it. PostgreSQL has no SQLSTATE for this:
+/// its functions take it for a defect of theirs.
+fn is_gone_meanwhile(code: &SqlState, message: &str) -> bool {
+    let of_catalogs =
+        ["cache lookup failed for ", "could not find tuple for ", "could not open relation with OID "];
+    *code == SqlState::INTERNAL_ERROR && of_catalogs.iter().any(|start| message.starts_with(start))
+}
+
 /// What a server said when it refused something, however it reached us.
 pub(crate) struct Report<'a> {
     pub(crate) severity: &'a str,
@@ -83,6 +91,8 @@ pub(crate) fn fault_of_report(report: &Report<'_>) -> Fault {
     let (recovery, code, next_step) = if says_superseded(report.code, report.message) {
         let next_step = "another segue process has taken this migration over: let it work, and stop this one";
         (Recovery::Operator, "SEGUE-SUPERSEDED", next_step)
+    } else if is_gone_meanwhile(report.code, report.message) {
+        (Recovery::Retry, "SEGUE-GONE", "nothing: it is asked again")
     } else {
         known(report.code)
     };
@@ -161,5 +171,25 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
             // Everything else is about one statement and would fail again: data, constraints, syntax, internal.
             _ => (Operator, "SEGUE-SQL", ""),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_dropped_while_a_catalog_function_looked_at_it_is_asked_again() {
+        for (code, message, recovery) in [
+            (SqlState::INTERNAL_ERROR, "could not find tuple for parent of relation 16656", Recovery::Retry),
+            (SqlState::INTERNAL_ERROR, "cache lookup failed for relation 16656", Recovery::Retry),
+            (SqlState::INTERNAL_ERROR, "could not open relation with OID 16656", Recovery::Retry),
+            (SqlState::INTERNAL_ERROR, "unexpected chunk number 3", Recovery::Operator),
+            (SqlState::SYNTAX_ERROR, "cache lookup failed for relation 16656", Recovery::Operator),
+        ] {
+            let report =
+                Report { severity: "ERROR", code: &code, message, detail: None, context: None, hint: None };
+            assert_eq!(fault_of_report(&report).recovery, recovery, "{message}");
+        }
     }
 }

@@ -185,11 +185,15 @@ impl Switch<'_> {
             }
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
-                // The short tries are over before anybody is looked for.
+                walk.stalled_for(began.elapsed());
+                // The short tries are over before anybody is seen: whoever is there still is looked for in the pause.
+                let by = match by.is_empty() && walk.in_the_way.is_empty() {
+                    true => self.side(turn.from).blockers().await.unwrap_or_default(),
+                    false => by,
+                };
                 if !by.is_empty() {
                     walk.in_the_way = named(&by);
                 }
-                walk.stalled_for(began.elapsed());
                 if walk.blocked as usize >= tries {
                     let why = format!("the tables could not be locked in {tries} tries: {what}");
                     return Ok(Did::NotNow { why, holders: std::mem::take(&mut walk.in_the_way) });
