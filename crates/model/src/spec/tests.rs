@@ -55,7 +55,10 @@ fn a_router_is_read_with_its_defaults() {
     let more = router(
         "{ listen: \"[::1]:6432\", auth: trust, pool: transaction, tls: { certificate: a, key: b }, queue_max_ms: 2s }",
     );
-    assert_eq!((more.auth, more.pool, more.users.is_none()), (RouterAuth::Trust, RouterPool::Transaction, true));
+    assert_eq!(
+        (more.auth, more.pool, more.users.is_none()),
+        (RouterAuth::Trust, RouterPool::Transaction, true)
+    );
     assert!(more.tls.is_some_and(|tls| tls.required), "who names a certificate wants it used");
     assert_eq!(more.queue_max, Duration::from_secs(2));
     assert!(!router("{ listen: \"localhost:1\", auth: trust }").may_listen_on("10.1.2.3:1".parse().unwrap()));
