@@ -29,6 +29,6 @@ mod upstream;
 pub use auth::{ClientAuth, Secret, Users, UsersError, Verifier};
 pub use effects::Pin;
 pub use route::{Heard, Routes, Taken};
-pub use serve::{Config, Handle, Limits, PoolMode, Router, ServeError, Tls};
+pub use serve::{Config, Databases, Handle, Limits, PoolMode, Router, ServeError, Tls};
 pub use stats::Counts;
 pub use upstream::{Upstream, UpstreamTls};

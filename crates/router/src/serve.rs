@@ -32,11 +32,36 @@ pub struct Config {
     pub source: Arc<Upstream>,
     /// The target's server.
     pub target: Arc<Upstream>,
+    /// The one database that is served, by its name on each side; `None`: whichever the client names.
+    pub databases: Option<Databases>,
     /// Every bound.
     pub limits: Limits,
 }
 
+/// What a database is called on each side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Databases {
+    /// On the source.
+    pub source: String,
+    /// On the target.
+    pub target: String,
+}
+
 impl Config {
+    /// Whether clients that name this database are served.
+    pub(crate) fn serves(&self, database: &str) -> bool {
+        self.databases.as_ref().is_none_or(|both| both.source == database || both.target == database)
+    }
+
+    /// What the database that the client names is called on a side.
+    pub(crate) fn database<'a>(&'a self, side: Side, named: &'a str) -> &'a str {
+        match (&self.databases, side) {
+            (None, _) => named,
+            (Some(both), Side::Source) => &both.source,
+            (Some(both), Side::Target) => &both.target,
+        }
+    }
+
     pub(crate) fn upstream(&self, side: Side) -> &Arc<Upstream> {
         match side {
             Side::Source => &self.source,

@@ -5,7 +5,7 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::PoolMode;
+use segue_router::{Databases, PoolMode};
 use segue_testkit::{Cluster, Options};
 use std::time::{Duration, Instant};
 use support::{Running, config, said};
@@ -181,6 +181,35 @@ async fn a_session_is_the_same_on_the_new_owner() {
         }
         assert_eq!(client.simple_query("EXECUTE q").await.unwrap().len(), 3);
         drop(client);
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_may_have_another_name_on_each_side() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    source.execute("CREATE DATABASE before").await;
+    target.execute("CREATE DATABASE after").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&source, &target, mode);
+        config.databases = Some(Databases { source: "before".into(), target: "after".into() });
+        let router = Running::start(config, source.password()).await;
+        let named = |name: &str| format!("{} dbname={name}", router.url());
+        let (before, after) = (
+            router.try_connect(&named("before")).await.unwrap(),
+            router.try_connect(&named("after")).await.unwrap(),
+        );
+        let other = router.try_connect(&named("postgres")).await.expect_err("another database");
+        assert_eq!(other.code().map(|code| code.code()), Some("3D000"));
+        for (side, name) in [(None, "before"), (Some(Side::Target), "after")] {
+            side.into_iter().for_each(|side| router.release_to(side));
+            for client in [&before, &after] {
+                let row = client.query_one("SELECT current_database()::text", &[]).await.unwrap();
+                assert_eq!(row.get::<_, &str>(0), name);
+            }
+        }
+        drop((before, after));
         router.drain().await;
     }
 }

@@ -183,6 +183,11 @@ impl Process {
         self.signal("TERM");
     }
 
+    /// Asks it to read its configuration again (SIGHUP).
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
     /// What a Ctrl-C at its terminal does (SIGINT).
     pub fn interrupt(&self) {
         self.signal("INT");

@@ -9,7 +9,7 @@ use segue_engine::ports::Outcome;
 use segue_model::spec::{Router, RouterAuth, RouterPool, RouterTls, Spec};
 use segue_model::switch::Side;
 use segue_postgres::connect::{Endpoint, TlsMode};
-use segue_router::{ClientAuth, Config, Limits, PoolMode, Tls, Upstream, UpstreamTls, Users};
+use segue_router::{ClientAuth, Config, Databases, Limits, PoolMode, Tls, Upstream, UpstreamTls, Users};
 use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres::config::Host;
@@ -32,6 +32,7 @@ pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config>
         },
         source: upstream(Side::Source, &sides.source)?,
         target: upstream(Side::Target, &sides.target)?,
+        databases: Some(Databases { source: database(&sides.source), target: database(&sides.target) }),
         limits: limits(router),
     })
 }
@@ -83,6 +84,12 @@ fn encrypted(tls: &RouterTls, base: &Path) -> Outcome<Tls> {
         .with_single_cert(chain, private)
         .map_err(broken)?;
     Ok(Tls { config: Arc::new(config), required: tls.required })
+}
+
+/// The database of a side: without a name it is the user's.
+fn database(endpoint: &Endpoint) -> String {
+    let config = endpoint.config();
+    config.get_dbname().or(config.get_user()).unwrap_or_default().to_owned()
 }
 
 /// A side's server, as the spec's connection string names it.

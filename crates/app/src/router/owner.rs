@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 /// How long one database may take for an answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a start waits until it is known who owns the writes.
-const FIRST_PATIENCE: Duration = Duration::from_secs(15);
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 

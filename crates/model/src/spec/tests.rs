@@ -41,6 +41,27 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
     assert_eq!(spec.guard, Guard { ddl: true });
     assert_eq!(spec.rollback, Rollback::default(), "nothing takes a switch back by itself");
+    assert_eq!(spec.router, None, "applications go to the database");
+}
+
+#[test]
+fn a_router_is_read_with_its_defaults() {
+    let router = |text: &str| parse(&format!("{SMALL}router: {text}")).router.unwrap();
+    let least = router("{ listen: \"127.0.0.1:6432\", users: users.txt }");
+    assert_eq!((least.auth, least.pool, &least.tls), (RouterAuth::Scram, RouterPool::Session, &None));
+    assert_eq!(least.users.as_deref(), Some(std::path::Path::new("users.txt")));
+    assert_eq!((least.clients_max, least.connections_max), (10_000, 20));
+    assert!(least.may_listen_on("10.1.2.3:6432".parse().unwrap()), "passwords are checked");
+    let more = router(
+        "{ listen: \"[::1]:6432\", auth: trust, pool: transaction, tls: { certificate: a, key: b }, queue_max_ms: 2s }",
+    );
+    assert_eq!(
+        (more.auth, more.pool, more.users.is_none()),
+        (RouterAuth::Trust, RouterPool::Transaction, true)
+    );
+    assert!(more.tls.is_some_and(|tls| tls.required), "who names a certificate wants it used");
+    assert_eq!(more.queue_max, Duration::from_secs(2));
+    assert!(!router("{ listen: \"localhost:1\", auth: trust }").may_listen_on("10.1.2.3:1".parse().unwrap()));
 }
 
 #[test]
@@ -219,6 +240,8 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
     assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
+    assert_eq!(properties(&root["router"]), of(raw::RawRouter::keys()));
+    assert_eq!(properties(&root["router"]["properties"]["tls"]), of(raw::RawRouterTls::keys()));
 }
 
 #[test]

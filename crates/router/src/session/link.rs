@@ -197,8 +197,9 @@ impl Session {
     async fn borrow_server(&self) -> Result<Link, End> {
         let limits = &self.config.limits;
         let deadline = self.queue_deadline();
-        let (user, database) = (self.startup.user.as_str(), self.startup.database.as_str());
-        let pool = self.shared.pools.of(self.route.owner, user, database, limits.connections_max);
+        let (user, owner) = (self.startup.user.as_str(), self.route.owner);
+        let database = self.config.database(owner, &self.startup.database);
+        let pool = self.shared.pools.of(owner, user, database, limits.connections_max);
         let Some(place) = pool.place(limits.queue_max).await else {
             self.shared.counters.queue_timeouts.add_one();
             let message = format!(
@@ -221,7 +222,7 @@ impl Session {
         let side = self.route.owner;
         let identity = Identity {
             user: &self.startup.user,
-            database: &self.startup.database,
+            database: self.config.database(side, &self.startup.database),
             login: &self.login,
             settings,
         };

@@ -50,6 +50,11 @@ pub(super) async fn accept(client: TcpStream, shared: &Arc<Shared>) -> Result<Op
         };
         let stream = client.as_mut().ok_or(NoLogin::Gone)?;
         let login = prove(stream, &mut input, &config, shared, &startup).await?;
+        if !config.serves(&startup.database) {
+            let message = format!("the router does not serve the database \"{}\"", startup.database);
+            let hint = "It serves the one whose tables are moved; reach others directly.";
+            return Err(NoLogin::Refused(Refusal::fatal("3D000", message).hint(hint)));
+        }
         Ok(Some((startup, login)))
     }
     .await;

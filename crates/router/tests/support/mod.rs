@@ -42,6 +42,7 @@ pub(crate) fn config(source: &Cluster, target: &Cluster, pool: PoolMode) -> Conf
         pool,
         source: upstream(source),
         target: upstream(target),
+        databases: None,
         limits: Limits { connections_max: 8, ..Limits::default() },
     }
 }
