@@ -8,7 +8,8 @@ use segue_testkit::cluster::client_program;
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options};
 use std::process::Command;
-use support::routed::port_of;
+use support::routed::{Routed, port_of};
+use support::slow::until;
 use support::{PATIENCE, Pair};
 use tokio_postgres::NoTls;
 
@@ -160,4 +161,33 @@ async fn what_cannot_serve_is_refused_plainly() {
     let said = refused(&pair, &["router"], 1);
     assert!(said.contains("SEGUE-NO-ROUTE") && said.contains("the control database"), "{said}");
     assert!(!said.contains(third.password()), "{said}");
+}
+
+/// When the migration ends, so do its routers: nobody may be left behind who comes by way of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_is_not_completed_while_applications_come_by_way_of_a_router() {
+    let (routed, run) = Routed::start("transaction", "", None).await;
+    let port = port_of(&run.process).await;
+    routed.moves_away_from(0, &run.process).await;
+    let (client, connection) = tokio_postgres::connect(&routed.url(port), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("INSERT INTO app.entry (client, account) VALUES (0, 0)").await.unwrap();
+    assert_eq!(routed.entries(1).await, 1);
+    let address = format!("on 127.0.0.1:{port}");
+    let complete = ["complete", "--window", "0s"];
+    let refused = async || {
+        let output = routed.pair.command(&complete).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code() == Some(3) && said.contains("routers: 1 client(s)")).then_some(said)
+    };
+    until("completing is refused for that client", async || {
+        refused().await.is_some_and(|said| said.contains(&address))
+    })
+    .await;
+    drop(client);
+    until("the migration is completed", async || {
+        routed.pair.command(&complete).output().unwrap().status.success()
+    })
+    .await;
+    run.process.wait(PATIENCE).await.unwrap();
 }

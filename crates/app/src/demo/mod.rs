@@ -38,6 +38,8 @@ const FOLLOWING_LIMIT: Duration = Duration::from_secs(120);
 /// For the last write to reach the target. The lag is milliseconds; this is for machines that do much else.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 const ARRIVAL_POLL: Duration = Duration::from_millis(2);
+/// The router's file of users, beside the spec.
+const USERS: &str = "users";
 /// How often the changing line changes.
 const TICK: Duration = Duration::from_millis(500);
 /// The last write: a row of the ledger that moves nothing.
@@ -168,14 +170,13 @@ impl Story {
         self.open_the_shop().await?;
         self.narrator.step(3, "Let customers in");
         let pace = Pace::default();
-        let urls = [self.servers.source.url(), self.servers.target.url()];
-        let load = Load::start(urls, self.size, pace);
+        let source = self.servers.source.url();
+        let load = Load::start([source.clone(), source], self.size, pace);
         self.narrator.detail(&format!(
             "{} clients order, pay, edit and delete, {} transactions a second, and remember every answer",
             pace.clients, pace.per_second
         ));
-        self.narrator
-            .detail("They know both servers' addresses, and write to the source until it says otherwise.");
+        self.narrator.detail("They connect to the source, as they always have.");
 
         self.narrator.step(4, "Move the shop");
         write_spec(&self.spec, &self.servers)?;
@@ -243,11 +244,12 @@ impl Story {
         let under_load = self.verify(segue, Some(&load)).await?;
         // Of the stream that filled the target; later it is the other one's turn.
         let status = segue.status().await?;
+        self.go_between(&load).await?;
         let (moves, handed_over) = self.hand_over(segue, &load).await?;
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
 
-        narrator.step(9, "Close the shop, and ask both sides for everything that was acknowledged");
+        narrator.step(10, "Close the shop, and ask both sides for everything that was acknowledged");
         let loaded = load.stop().await;
         let last_write_after = self.last_write().await?;
         narrator.detail(&format!(
@@ -358,7 +360,7 @@ impl Story {
 }
 
 /// The spec that a user would write, but for the passwords.
-fn spec_text(source: &str, target: &str) -> String {
+fn spec_text(source: &str, target: &str, router: &str) -> String {
     format!(
         "# Written by `segue demo` for its two throw-away servers. In a real spec, keep passwords out of the file:\n\
          # postgres: \"${{SOURCE_URL}}\" is read from the environment.\n\
@@ -366,16 +368,22 @@ fn spec_text(source: &str, target: &str) -> String {
          profile: dev\n\
          source: {{ postgres: \"{source}\" }}\n\
          target: {{ postgres: \"{target}\" }}\n\
-         tables:\n  - shop.*\n"
+         tables:\n  - shop.*\n\
+         # Applications connect here instead of to a server.\n\
+         router: {{ listen: \"{router}\", users: {USERS} }}\n"
     )
 }
 
+/// The spec, and the users of the router beside it.
 fn write_spec(path: &Path, servers: &Servers) -> Result<(), DemoError> {
-    let text = spec_text(&servers.source.url(), &servers.target.url());
-    // It has passwords in it.
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| DemoError::io("writing", path, error))
+    let text = spec_text(&servers.source.url(), &servers.target.url(), &servers.router_address());
+    for (path, text) in [(path.to_owned(), text), (path.with_file_name(USERS), servers.router_users())] {
+        // They have passwords in them.
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| DemoError::io("writing", &path, error))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

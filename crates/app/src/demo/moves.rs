@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::load::{Load, Noticed};
 use super::narrator::{millis, time};
 use super::segue::{Segue, Verified};
-use super::{DemoError, Story};
+use super::{DemoError, Story, servers};
 
 /// Clients are watched for this time before an order and after its answer: what is normal, and what comes late.
 const AROUND: Duration = Duration::from_secs(1);
@@ -61,6 +61,25 @@ const BACK: Order =
 const THERE_AGAIN: Order = Order { what: "to the target again", ..THERE };
 
 impl Story {
+    /// The shop's clients connect to the router instead of the source, each of them between two transactions.
+    pub(super) async fn go_between(&self, load: &Load) -> Result<(), DemoError> {
+        self.narrator.step(6, "Let customers come by way of the router");
+        let url = self.servers.router_url();
+        // It listens since `run` has begun: this is the last moment to notice that it does not.
+        let reached = servers::connect(&url).await;
+        reached.map_err(|error| DemoError::sql("connecting to the router", &error))?;
+        load.watch();
+        load.connect_to(&url);
+        self.watched(load, tokio::time::sleep(AROUND)).await;
+        let noticed = load.noticed();
+        self.narrator.detail(&format!(
+            "The shop's connection string says {} now; the slowest transaction meanwhile took {}.",
+            self.servers.router_address(),
+            noticed.latency(1.0).map_or_else(|| "?".to_owned(), time)
+        ));
+        Ok(())
+    }
+
     /// The writes change hands under load: a rehearsal, there, back, and there again. Also returns what a comparison
     /// found while the target owned them.
     pub(super) async fn hand_over(
@@ -69,17 +88,18 @@ impl Story {
         load: &Load,
     ) -> Result<(Vec<Move>, Verified), DemoError> {
         let narrator = &self.narrator;
-        narrator.step(6, "Rehearse: everything up to the point of no return, then undo it");
+        narrator.step(7, "Rehearse: everything up to the point of no return, then undo it");
         let rehearsed = self.carry_out(&REHEARSE, segue, load).await?;
         narrator.detail("The source has the writes, as before.");
 
-        narrator.step(7, "Hand the writes over to the target");
-        narrator
-            .detail("The source refuses the next write and says where to go: clients try it again there.");
+        narrator.step(8, "Hand the writes over to the target");
+        narrator.detail(
+            "The router keeps new transactions waiting for that moment, and lets them go on at the target.",
+        );
         let there = self.carry_out(&THERE, segue, load).await?;
         let verified = self.verify(segue, Some(load)).await?;
 
-        narrator.step(8, "Change our mind: back to the source, and over again");
+        narrator.step(9, "Change our mind: back to the source, and over again");
         narrator
             .detail("What was written on the target meanwhile is on the source already: it streams back.");
         let back = self.carry_out(&BACK, segue, load).await?;

@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 
 #[test]
 fn the_spec_is_one_that_segue_takes() {
-    let text =
-        spec_text("postgres://postgres:p@127.0.0.1:20001/shop", "postgres://postgres:p@127.0.0.1:20002/shop");
+    let [source, target] = [20001, 20002].map(|port| format!("postgres://postgres:p@127.0.0.1:{port}/shop"));
+    let text = spec_text(&source, &target, "127.0.0.1:20003");
     let spec = Spec::parse("segue.yaml", &text, &|_| None).unwrap();
     assert_eq!(spec.name.as_str(), "demo");
 }

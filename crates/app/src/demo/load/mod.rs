@@ -1,7 +1,8 @@
 //! The shop's customers: clients that write all the time, and remember what was acknowledged.
 //!
 //! The pace is fixed and far below what a server can take, because the load stands for an application, not for a
-//! benchmark. All that it knows of a migration is a second address, for when a server says that writes go elsewhere.
+//! benchmark. All that it knows of a migration is another connection string, and a second address for when a server
+//! says that writes go elsewhere.
 
 mod measure;
 mod memory;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -51,6 +53,7 @@ impl Default for Pace {
 #[derive(Debug)]
 pub(super) struct Load {
     shared: Arc<Shared>,
+    urls: watch::Sender<[String; 2]>,
     clients: Vec<JoinHandle<(Memory, Tally)>>,
     started: Instant,
 }
@@ -74,10 +77,11 @@ impl Load {
     /// Clients that write to the first of `urls` until it tells them to go to the other one.
     pub(super) fn start(urls: [String; 2], size: Size, pace: Pace) -> Self {
         let shared = Arc::<Shared>::default();
+        let urls = watch::Sender::new(urls);
         let clients = (1..=pace.clients)
             .map(|number| {
                 let client = Client {
-                    urls: urls.clone(),
+                    urls: urls.subscribe(),
                     at: 0,
                     retry: None,
                     size,
@@ -90,7 +94,12 @@ impl Load {
                 tokio::spawn(client.work(every))
             })
             .collect();
-        Self { shared, clients, started: Instant::now() }
+        Self { shared, urls, clients, started: Instant::now() }
+    }
+
+    /// Has every client connect to `url` and nowhere else, from its next transaction on.
+    pub(super) fn connect_to(&self, url: &str) {
+        self.urls.send_replace([url.to_owned(), url.to_owned()]);
     }
 
     /// From now on what clients notice is also counted by itself.
@@ -141,7 +150,7 @@ impl Drop for Load {
 }
 
 struct Client {
-    urls: [String; 2],
+    urls: watch::Receiver<[String; 2]>,
     /// Which of them takes the writes, as far as the client knows.
     at: usize,
     /// A transaction that certainly did not happen and is tried again, and when it was tried first.
@@ -159,7 +168,8 @@ impl Client {
         // A slow server is not paid back with a burst.
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.is_stopped() {
-            let pause = match Session::open(&self.urls[self.at]).await {
+            let url = self.urls.borrow_and_update()[self.at].clone();
+            let pause = match Session::open(&url).await {
                 Ok(mut session) => self.stay(&mut session, &mut tick).await,
                 Err(error) => {
                     self.count(&error.to_string());
@@ -179,6 +189,10 @@ impl Client {
         while !self.is_stopped() && !session.is_closed() {
             if self.retry.is_none() {
                 tick.tick().await;
+            }
+            // The application starts again with another connection string.
+            if self.urls.has_changed().unwrap_or(false) {
+                return Duration::ZERO;
             }
             if self.transaction(session).await {
                 return ELSEWHERE_PAUSE;

@@ -25,6 +25,8 @@ pub(super) use watchdog::Guard;
 
 /// The one database of each server.
 pub(super) const DATABASE: &str = "shop";
+/// The one role that everything is done with.
+const USER: &str = "postgres";
 /// Where the servers are with `--keep`, in the current directory.
 const KEPT_DIR: &str = ".segue-demo";
 /// In a kept directory: stops the servers and removes the directory. Also tells that the directory is a demo's.
@@ -55,6 +57,8 @@ logging_collector = off
 pub(super) struct Servers {
     pub(super) source: Server,
     pub(super) target: Server,
+    /// Where the router is to listen.
+    router: u16,
     /// For people: `15.14`.
     pub(super) version: String,
     home: Home,
@@ -65,10 +69,28 @@ impl Servers {
     pub(super) async fn start(keep: bool) -> Result<Self, DemoError> {
         let installation = Installation::find()?;
         let home = Home::make(keep)?;
-        let boot = |name| Server::boot(name, &home, &installation);
+        // The shop's role has one password, on whichever server it is served.
+        let password = format!("{:032x}", rand::random::<u128>());
+        let boot = |name| Server::boot(name, password.clone(), &home, &installation);
         // Both to their end, also if one fails: what is still being written cannot be removed.
         let (source, target) = tokio::join!(boot("source"), boot("target"));
-        Ok(Self { source: source?, target: target?, version: installation.version, home })
+        let router = free_port().ok_or(DemoError::NoPort)?;
+        Ok(Self { source: source?, target: target?, router, version: installation.version, home })
+    }
+
+    /// Where the router listens, without the password.
+    pub(super) fn router_address(&self) -> String {
+        address(self.router)
+    }
+
+    /// The shop's connection string by way of the router.
+    pub(super) fn router_url(&self) -> String {
+        self.source.url_at(&self.router_address(), DATABASE)
+    }
+
+    /// The users that the router knows, as its file has them.
+    pub(super) fn router_users(&self) -> String {
+        format!("\"{USER}\" \"{}\"\n", self.source.password)
     }
 
     /// The directory of all that the demo makes.
@@ -183,9 +205,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    async fn boot(name: &'static str, home: &Home, installation: &Installation) -> Result<Self, DemoError> {
+    async fn boot(
+        name: &'static str,
+        password: String,
+        home: &Home,
+        installation: &Installation,
+    ) -> Result<Self, DemoError> {
         let dir = home.dir.join(name);
-        let password = format!("{:032x}", rand::random::<u128>());
         let mut server = Self { name, dir, port: 0, password, child: None };
         let (init, user) = (installation.clone(), home.user);
         server = tokio::task::spawn_blocking(move || server.init(&init, user).map(|()| server))
@@ -248,7 +274,7 @@ impl Server {
         initdb
             .current_dir(&self.dir)
             .env_remove("PGDATA")
-            .args(["--pgdata=data", "--username=postgres", "--pwfile=password", "--encoding=UTF8"])
+            .args(["--pgdata=data", &format!("--username={USER}"), "--pwfile=password", "--encoding=UTF8"])
             .args(["--auth-local=scram-sha-256", "--auth-host=scram-sha-256", "--no-sync"])
             .args(locale)
             .stdin(Stdio::null());
@@ -334,7 +360,7 @@ impl Server {
 
     /// Where it is, without the password: `127.0.0.1:23456`.
     pub(super) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        address(self.port)
     }
 
     /// The superuser's connection string for the shop.
@@ -343,7 +369,11 @@ impl Server {
     }
 
     fn url_of(&self, database: &str) -> String {
-        format!("postgres://postgres:{}@{}/{database}", self.password, self.address())
+        self.url_at(&self.address(), database)
+    }
+
+    fn url_at(&self, address: &str, database: &str) -> String {
+        format!("postgres://{USER}:{}@{address}/{database}", self.password)
     }
 
     /// Opens a session on the shop.
@@ -389,6 +419,10 @@ pub(super) async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> 
     // Its end shows in the next use of the client.
     tokio::spawn(connection);
     Ok(client)
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
 }
 
 fn free_port() -> Option<u16> {

@@ -10,7 +10,7 @@ use segue_model::spec::ShownDuration;
 use segue_model::switch::Side;
 use segue_model::switch::decide::Situation;
 use segue_model::traffic::{self, Against, Blind, Kind, Record};
-use segue_postgres::control::Entry;
+use segue_postgres::control::{Entry, RouterReport};
 use segue_postgres::{birth, health};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -73,6 +73,7 @@ impl Completer<'_> {
         judged.proved("who owns the writes", "the target, and no hand-over is under way");
         self.judge_divergences(&mut judged).await?;
         self.judge_traffic(order, &mut judged).await?;
+        self.judge_routers(&mut judged).await?;
         self.judge_order(order, &mut judged).await?;
         // Last: it says what is so now.
         self.judge_way_back(&mut judged).await?;
@@ -158,6 +159,28 @@ impl Completer<'_> {
                 lost.what
             );
             judged.proved("what cannot be seen from here", found);
+        }
+        Ok(())
+    }
+
+    /// Routers lead to the owner for as long as there is a migration; who comes by way of one has to go by itself then.
+    async fn judge_routers(&self, judged: &mut Judged) -> Outcome<()> {
+        let routers = self.driver.control.routers().await?;
+        if routers.is_empty() {
+            return Ok(());
+        }
+        let used: Vec<_> = routers.iter().filter(|router| router.body["clients"] != 0).collect();
+        for RouterReport { id, body, .. } in &used {
+            let at = body["listen"].as_str().unwrap_or(id);
+            let why = format!("{} client(s) are connected by way of the router on {at}", body["clients"]);
+            judged.against(
+                "routers",
+                why,
+                "give these applications the target's own address, then ask again",
+            );
+        }
+        if used.is_empty() {
+            judged.proved("applications that come by way of a router", "none is connected");
         }
         Ok(())
     }
