@@ -135,8 +135,16 @@ impl OfClient {
         self.named.retain(|_, named| named.serial != serial);
     }
 
-    pub(crate) fn clear_named(&mut self) {
-        self.named.clear();
+    /// Forgets every name; returns what they meant, in case that it does not come to be.
+    pub(crate) fn take_named(&mut self) -> OfClient {
+        OfClient { named: std::mem::take(&mut self.named), ..OfClient::default() }
+    }
+
+    /// Names that were not thrown away after all; those given since then stay.
+    pub(crate) fn put_back(&mut self, taken: OfClient) {
+        for (name, named) in taken.named {
+            self.named.entry(name).or_insert(named);
+        }
     }
 }
 
@@ -191,8 +199,17 @@ impl OnServer {
         self.unnamed = None;
     }
 
-    pub(crate) fn clear(&mut self) {
-        *self = OnServer::default();
+    /// Forgets everything; returns it, in case that it does not come to be.
+    pub(crate) fn take(&mut self) -> OnServer {
+        std::mem::take(self)
+    }
+
+    /// Statements that were not thrown away after all.
+    pub(crate) fn put_back(&mut self, taken: OnServer) {
+        for (id, used) in taken.named {
+            self.named.entry(id).or_insert(used);
+        }
+        self.uses = self.uses.max(taken.uses);
     }
 }
 

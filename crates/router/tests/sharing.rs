@@ -4,8 +4,10 @@
 
 mod support;
 
-use segue_router::PoolMode;
+use segue_router::{ClientAuth, Hold, PoolMode};
 use segue_testkit::{Cluster, Options};
+use std::time::{Duration, Instant};
+use support::wire::{Wire, frame};
 use support::{Running, config};
 use tokio_postgres::Client;
 
@@ -72,6 +74,41 @@ async fn what_sql_prepared_outlives_a_rollback_and_is_nobody_elses() {
         drop(client);
         let other = router.connect().await;
         assert_eq!(other.query_one(prepared, &[]).await.unwrap().get::<_, i64>(0), 0, "{sql:?}");
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_sent_without_waiting_ends_although_the_route_changes() {
+    let cluster = Cluster::start(Options::default()).await;
+    cluster.execute("CREATE TABLE t (i int)").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&cluster, &cluster, mode);
+        config.auth = ClientAuth::Trust;
+        let router = Running::start(config, cluster.password()).await;
+        let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+        // The lock keeps the first answer back until the route has changed.
+        let blocker = cluster.connect("postgres").await;
+        blocker.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+        let texts = [&b"BEGIN; INSERT INTO t VALUES (1)\0"[..], b"SELECT 1\0", b"COMMIT\0"];
+        let texts = texts.map(|text| frame(b'Q', &[text]));
+        wire.send(&texts[0]).await;
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        while cluster.scalar(waiting).await.as_deref() != Some("1") {}
+        let until = Instant::now() + Duration::from_secs(20);
+        router.routes.send_modify(|route| route.hold = Some(Hold { until }));
+        let mut taken = router.handle.taken();
+        assert_eq!(taken.wait_for(|taken| taken.held).await.unwrap().running, 1, "{mode:?}");
+        // Read behind an answer that is still to come, and so kept back for now. Nothing tells that they were read: were
+        // the time too short, less would be shown.
+        wire.send(&texts[1..].concat()).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        blocker.batch_execute("COMMIT").await.unwrap();
+        for _ in texts {
+            let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+            assert!(answers.last().is_some_and(|(tag, _)| *tag == b'Z'), "{mode:?}: {answers:?}");
+        }
+        taken.wait_for(|taken| taken.is_quiet()).await.unwrap();
         router.drain().await;
     }
 }

@@ -5,7 +5,7 @@ use crate::effects::Change;
 use crate::frames::{self, Fields, Refusal, put_query, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
-use crate::settings::{Parameters, Settings, outlives_rollback};
+use crate::settings::{Parameters, Settings};
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
 use std::future::poll_fn;
@@ -314,6 +314,9 @@ impl Session {
         self.settle();
         self.active = false;
         self.last_bound = None;
+        if !self.portals.is_empty() {
+            self.portals.clear();
+        }
         self.lone.is_answered();
         self.shared.gate.leave(&self.cell);
         if self.is_shared() {
@@ -326,12 +329,17 @@ impl Session {
 
     /// Makes the changes of a finished transaction the session's.
     pub(super) fn settle(&mut self) {
-        if self.pending.is_empty() {
+        let due = self.pending.take_due();
+        self.apply(due);
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
             return;
         }
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
-        for change in self.pending.drain(..) {
+        for change in changes {
             starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
             too_many |= settings.apply(change).is_err();
         }
@@ -355,18 +363,13 @@ impl Session {
 
     /// Within a transaction: what SQL has prepared there stays, however the transaction ends.
     pub(super) fn settle_prepared(&mut self, failed: bool) {
-        if !self.pending.iter().any(outlives_rollback) {
-            return;
-        }
-        let (lasting, rest) = std::mem::take(&mut self.pending).into_iter().partition(outlives_rollback);
-        if failed {
+        let lasting = self.pending.take_lasting();
+        if failed && !lasting.is_empty() {
             // Whether it was this that failed, or something beside it, is the server's knowledge.
             self.pin(crate::Pin::Setting);
         } else {
-            self.pending = lasting;
-            self.settle();
+            self.apply(lasting);
         }
-        self.pending = rest;
     }
 
     /// Gives a shared server back, unless the session needs it still.
@@ -410,6 +413,7 @@ impl Session {
         self.pipeline = Pipeline::default();
         self.pending.clear();
         self.last_bound = None;
+        self.portals.clear();
         self.active = false;
         self.shared.gate.leave(&self.cell);
         self.leave_link();

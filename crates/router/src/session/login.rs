@@ -1,6 +1,7 @@
 //! A client's first packets: TLS, cancel requests, who it is and how it proves that; then a server that lets it in.
 
 use super::link::Lone;
+use super::pending::Pending;
 use super::{End, Session};
 use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};
@@ -13,6 +14,7 @@ use crate::statements::OfClient;
 use crate::stream::{FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
 use rand::RngCore;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -277,6 +279,7 @@ fn open(
         client,
         input,
         to_client: Out::default(),
+        kept_back: false,
         wanted_bytes: 0,
         link: None,
         pipeline: Pipeline::default(),
@@ -288,12 +291,15 @@ fn open(
         discarding: false,
         told: Arc::default(),
         settings: Arc::new(settings),
-        pending: Vec::new(),
+        pending: Pending::default(),
         transaction_failed: false,
+        server_said_why: false,
         leaving: false,
         pin: None,
         statements: OfClient::default(),
+        dropped: None,
         last_bound: None,
+        portals: HashMap::new(),
         lone: Lone::default(),
     }
 }

@@ -4,6 +4,7 @@
 //! * [`forward`]: what the client sends, to the server
 //! * [`prepare`]: what of that names a prepared statement
 //! * [`back`]: what the server answers, to the client
+//! * [`pending`]: what that changes, until it is answered
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
@@ -12,10 +13,11 @@ mod back;
 mod forward;
 mod link;
 mod login;
+mod pending;
 mod prepare;
 
 use crate::auth::Login;
-use crate::effects::{Change, Pin};
+use crate::effects::Pin;
 use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
@@ -24,7 +26,7 @@ use crate::route::{Route, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
-use crate::statements::{OfClient, Statement};
+use crate::statements::{OfClient, OnServer, Statement};
 use crate::stream::{Out, Stream};
 use crate::upstream::Server;
 #[cfg(any(test, fuzzing))]
@@ -33,6 +35,8 @@ pub(crate) use link::is_lone;
 use back::Back;
 use bytes::{Bytes, BytesMut};
 use forward::Forward;
+use pending::Pending;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -88,6 +92,14 @@ struct Link {
     place: Option<Place>,
 }
 
+/// Prepared statements that SQL throws away, until it is known that it did.
+struct Dropped {
+    /// So many ReadyForQuery are to come, and the last one tells.
+    boundaries: usize,
+    named: OfClient,
+    on_server: OnServer,
+}
+
 /// One client.
 struct Session {
     shared: Arc<Shared>,
@@ -99,6 +111,8 @@ struct Session {
     client: Stream,
     input: BytesMut,
     to_client: Out,
+    /// The client sent what waits for an answer.
+    kept_back: bool,
     /// What is to be read of the client before it can be gone on with.
     wanted_bytes: usize,
     link: Option<Link>,
@@ -116,13 +130,19 @@ struct Session {
     told: Arc<Parameters>,
     settings: Arc<Settings>,
     /// What holds once the transaction has succeeded.
-    pending: Vec<Change>,
+    pending: Pending,
     transaction_failed: bool,
+    /// The server has told the client why it closes the connection.
+    server_said_why: bool,
     /// The client has said good-bye behind something that is not answered yet.
     leaving: bool,
     pin: Option<Pin>,
     statements: OfClient,
+    /// What SQL is throwing away and has not thrown away yet.
+    dropped: Option<Dropped>,
     last_bound: Option<Arc<Statement>>,
+    /// Portals that were named in this transaction.
+    portals: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     lone: link::Lone,
 }
 
@@ -180,6 +200,8 @@ impl Session {
                 }
             }
             match self.back()? {
+                // What was kept back for an answer goes on with it: nothing else may ever come to wake this.
+                Back::Wait if self.kept_back && !self.must_wait(0) => {}
                 Back::Wait => break,
                 Back::Idle => self.at_boundary().await?,
                 Back::Refused => self.park_refused(),
@@ -288,6 +310,7 @@ impl Session {
         tracing::debug!(user = %self.startup.user, why = %end, "a session is over");
         match &end {
             End::ClientGone | End::Left | End::Client(_) => {}
+            End::ServerGone | End::Server(_) if self.server_said_why => {}
             End::Refused(refusal) => refusal.put(self.to_client.buffer()),
             End::Told(frame) => self.to_client.buffer().extend_from_slice(frame),
             End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) => {
