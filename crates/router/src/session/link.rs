@@ -233,12 +233,13 @@ impl Session {
     }
 
     /// A server of the pool.
-    async fn borrow_server(&self) -> Result<Link, End> {
-        let limits = &self.config.limits;
+    async fn borrow_server(&mut self) -> Result<Link, End> {
+        let config = Arc::clone(&self.config);
+        let limits = &config.limits;
         let deadline = self.queue_deadline();
         let (user, database) = (self.startup.user.as_str(), self.startup.database.as_str());
         let pool = self.shared.pools.of(self.route.owner, user, database, limits.connections_max);
-        let Some(place) = pool.place(limits.queue_max).await else {
+        let Some(place) = self.in_queue(pool.place(limits.queue_max)).await? else {
             self.shared.counters.queue_timeouts.add_one();
             let message = format!(
                 "no connection to the database became free within {} ms",
@@ -253,6 +254,26 @@ impl Session {
             None => self.connect(&[], deadline).await?,
         };
         Ok(Link { server, out: Default::default(), place: Some(place) })
+    }
+
+    /// Waits in a queue; who leaves, or gives up, takes nobody's turn.
+    async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, End> {
+        let mut turn = pin!(turn);
+        poll_fn(|cx| {
+            if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
+                return Poll::Ready(Ok(turn));
+            }
+            self.cell.register(cx);
+            if self.cell.flags() & CANCEL != 0 {
+                self.cell.clear(CANCEL);
+                let refusal = Refusal::error("57014", "canceling statement due to user request");
+                return Poll::Ready(Err(End::Refused(refusal)));
+            }
+            self.poll_send(cx)?;
+            while self.input.len() < WAITING_BYTES_MAX && self.poll_client(cx)? {}
+            Poll::Pending
+        })
+        .await
     }
 
     /// Opens a connection; one that cannot be reached is tried again until `deadline`.

@@ -182,11 +182,7 @@ async fn prove(
                 body.put_u8(0);
             });
             client.write_all(&out).await?;
-            let verifier = match known {
-                Some(Secret::Password(password)) => Verifier::of(password, rand::random()),
-                Some(Secret::Verifier(verifier)) => verifier.clone(),
-                None => Verifier::mock(&shared.mock_secret, &startup.user),
-            };
+            let verifier = config.users.verifier(&shared.mock_secret, &startup.user);
             let client_key = scram(client, input, verifier.clone(), &startup.user).await?;
             Ok(match known {
                 Some(Secret::Password(password)) => Login::Password(password.clone()),
