@@ -89,8 +89,8 @@ impl Session {
             self.told = Arc::clone(&link.server.parameters);
         }
         if head.tag == b'G' {
-            // The server waits for data, and the client must not wait for the server.
-            self.dropped = None;
+            // Behind it the server waits for data, and the client must not wait for the server.
+            self.dropped.take_if(|dropped| dropped.boundaries == 1);
         }
         if head.tag == b'E' {
             self.server_said_why = frames::is_fatal(input);
@@ -116,7 +116,9 @@ impl Session {
     fn settle_dropped(&mut self, failed: bool) {
         let Some(dropped) = &mut self.dropped else { return };
         dropped.boundaries -= 1;
-        let Some(dropped) = self.dropped.take_if(|dropped| dropped.boundaries == 0) else { return };
+        // A Query that was skipped behind an error owes nothing, and was counted.
+        let is_told = dropped.boundaries == 0 || self.pipeline.owes_nothing();
+        let Some(dropped) = self.dropped.take_if(|_| is_told) else { return };
         if failed {
             self.statements.put_back(dropped.named);
             if let Some(link) = &mut self.link {
