@@ -1,11 +1,10 @@
 //! The boundary of a transaction: which route it takes, whether it waits, and a server connection made ready for it.
 
 use super::{End, Link, Session, WAITING_BYTES_MAX};
-use crate::effects::Change;
 use crate::frames::{self, Fields, Refusal, put_query, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
-use crate::settings::{Parameters, Settings};
+use crate::settings::Parameters;
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
 use std::future::poll_fn;
@@ -346,51 +345,6 @@ impl Session {
             self.leave_link();
         }
         Ok(())
-    }
-
-    /// Makes the changes of a finished transaction the session's.
-    pub(super) fn settle(&mut self) {
-        let due = self.pending.take_due();
-        self.apply(due);
-    }
-
-    fn apply(&mut self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
-        let settings = Arc::make_mut(&mut self.settings);
-        let (mut too_many, mut starts_anew) = (false, false);
-        for change in changes {
-            starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
-            too_many |= settings.apply(change).is_err();
-        }
-        if let Some(link) = &mut self.link {
-            link.server.settings = Arc::clone(&self.settings);
-        }
-        if starts_anew && self.is_shared() {
-            // A shared server falls back to nobody's settings, and the client expects its own.
-            let wishes = Settings::at_start(&self.startup.settings);
-            self.settings = Arc::new(self.settings.over(wishes));
-        }
-        if too_many {
-            self.pin(crate::Pin::Size);
-        }
-        if self.is_shared() && self.settings.pins() {
-            self.pin(crate::Pin::Session);
-        } else if self.pin == Some(crate::Pin::Session) {
-            self.pin = None;
-        }
-    }
-
-    /// Within a transaction: what SQL has prepared there stays, however the transaction ends.
-    pub(super) fn settle_prepared(&mut self, failed: bool) {
-        let lasting = self.pending.take_lasting();
-        if failed && !lasting.is_empty() {
-            // Whether it was this that failed, or something beside it, is the server's knowledge.
-            self.pin(crate::Pin::Setting);
-        } else {
-            self.apply(lasting);
-        }
     }
 
     /// Gives a shared server back, unless the session needs it still.
