@@ -194,6 +194,11 @@ pub(crate) fn is_fence(frame: &[u8]) -> bool {
     code == b"25006" && error_field(frame, b'n').is_ok_and(|constraint| constraint.starts_with(b"segue:"))
 }
 
+/// Whether the server closes the connection behind an ErrorResponse.
+pub(crate) fn is_fatal(frame: &[u8]) -> bool {
+    matches!(error_field(frame, b'V'), Ok(b"FATAL" | b"PANIC"))
+}
+
 /// Code and message of an ErrorResponse, for people.
 pub(crate) fn describe_error(frame: &[u8]) -> String {
     let field = |tag| String::from_utf8_lossy(error_field(frame, tag).unwrap_or_default()).into_owned();
@@ -230,7 +235,7 @@ mod tests {
         assert_eq!(error_field(&out, b'M'), Ok(&b"going"[..]));
         assert_eq!(error_field(&out, b'H'), Ok(&b"later"[..]));
         assert_eq!(error_field(&out, b'x'), Ok(&b""[..]));
-        assert!(!is_fence(&out));
+        assert!(!is_fence(&out) && is_fatal(&out));
     }
 
     #[test]

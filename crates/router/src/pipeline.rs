@@ -108,6 +108,16 @@ impl Pipeline {
         self.boundaries > 0
     }
 
+    /// Whether everything that was sent is answered.
+    pub(crate) fn owes_nothing(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// How many ReadyForQuery are owed.
+    pub(crate) fn boundaries(&self) -> usize {
+        self.boundaries
+    }
+
     /// Whether what is sent from here on belongs to an unfinished group: something was sent since the last boundary.
     pub(crate) fn in_group(&self) -> bool {
         self.skipping || self.copying || !self.owed.back().is_none_or(|last| is_boundary(*last))

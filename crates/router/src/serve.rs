@@ -208,7 +208,10 @@ impl Handle {
 
     /// Takes another configuration, for clients that come from now on. Nobody is dropped. How many clients and server
     /// connections there may be stays as it was.
-    pub fn reload(&self, config: Config) {
+    pub fn reload(&self, mut config: Config) {
+        if config.auth == ClientAuth::Scram {
+            config.users.stretch(&self.shared.mock_secret, Some(&self.shared.config().users));
+        }
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
@@ -220,10 +223,14 @@ impl Handle {
 
 impl Router {
     /// Listens, and serves the route that there is now.
-    pub async fn bind(listen: SocketAddr, config: Config, routes: Routes) -> Result<Router, ServeError> {
+    pub async fn bind(listen: SocketAddr, mut config: Config, routes: Routes) -> Result<Router, ServeError> {
         let listener = TcpListener::bind(listen).await.map_err(|error| ServeError::Listen(listen, error))?;
         let address = listener.local_addr().map_err(|error| ServeError::Listen(listen, error))?;
         let route = routes.borrow().clone();
+        let mock_secret = rand::random();
+        if config.auth == ClientAuth::Scram {
+            config.users.stretch(&mock_secret, None);
+        }
         let shared = Arc::new(Shared {
             config: RwLock::new(Arc::new(config)),
             gate: Gate::new(&route),
@@ -232,7 +239,7 @@ impl Router {
             counters: Counters::default(),
             routes,
             met_fence: Notify::new(),
-            mock_secret: rand::random(),
+            mock_secret,
         });
         let (drain, draining) = watch::channel(false);
         let handle = Handle { shared: Arc::clone(&shared), drain: Arc::new(drain), address };

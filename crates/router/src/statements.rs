@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A client that names more has lost count, and would have the router remember without end.
 pub(crate) const NAMED_MAX: usize = 10_000;
+/// The texts of what one client named may have so many bytes in all; and so may texts that nobody names.
+pub(crate) const TEXT_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 /// Statements that one shared server keeps; each holds a plan in its memory.
 const ON_SERVER_MAX: usize = 1_000;
 /// Texts that are kept although no client names them any more.
@@ -55,11 +57,18 @@ impl PartialEq for ByBody {
 
 impl Eq for ByBody {}
 
+#[derive(Default)]
+struct Shared {
+    texts: HashSet<ByBody>,
+    /// Since it was last looked which of them are named still.
+    bytes: usize,
+}
+
 /// All statements of one router.
 #[derive(Default)]
 pub(crate) struct Texts {
     last_id: AtomicU64,
-    shared: Mutex<HashSet<ByBody>>,
+    shared: Mutex<Shared>,
 }
 
 impl Texts {
@@ -72,16 +81,18 @@ impl Texts {
     /// The one statement that has this text and these types.
     pub(crate) fn shared(&self, body: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = shared.get(body) {
+        if let Some(known) = shared.texts.get(body) {
             return Arc::clone(&known.0);
         }
-        if shared.len() >= UNUSED_MAX {
-            shared.retain(|known| Arc::strong_count(&known.0) > 1);
+        shared.bytes += body.len();
+        if shared.texts.len() >= UNUSED_MAX || shared.bytes > TEXT_BYTES_MAX {
+            shared.texts.retain(|known| Arc::strong_count(&known.0) > 1);
+            shared.bytes = body.len();
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let server_name = shared_name(id).into_boxed_slice();
         let statement = Arc::new(Statement { id, body: body.into(), effects: effects(), server_name });
-        shared.insert(ByBody(Arc::clone(&statement)));
+        shared.texts.insert(ByBody(Arc::clone(&statement)));
         statement
     }
 }
@@ -99,6 +110,8 @@ pub(crate) struct OfClient {
     named: HashMap<Box<[u8]>, Named>,
     unnamed: Option<Named>,
     last_serial: u64,
+    /// The texts of what is named.
+    bytes: usize,
 }
 
 impl OfClient {
@@ -114,29 +127,54 @@ impl OfClient {
         let named = Named { statement, serial };
         if name.is_empty() {
             self.unnamed = Some(named);
-        } else if let Some(known) = self.named.get_mut(name) {
+            return Some(serial);
+        }
+        let bytes = named.statement.body.len();
+        if let Some(known) = self.named.get_mut(name) {
+            self.bytes -= known.statement.body.len();
             *known = named;
-        } else if self.named.len() >= NAMED_MAX {
+        } else if self.named.len() >= NAMED_MAX || self.bytes + bytes > TEXT_BYTES_MAX.max(bytes) {
             return None;
         } else {
             self.named.insert(name.into(), named);
         }
+        self.bytes += bytes;
         Some(serial)
     }
 
     pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let named = if name.is_empty() { self.unnamed.take() } else { self.named.remove(name) };
+        let named = match name.is_empty() {
+            true => self.unnamed.take(),
+            false => self.named.remove(name).inspect(|named| self.bytes -= named.statement.body.len()),
+        };
         named.map(|named| named.statement)
     }
 
     /// Forgets a statement that never came to be.
     pub(crate) fn forget(&mut self, serial: u64) {
         self.unnamed.take_if(|named| named.serial == serial);
-        self.named.retain(|_, named| named.serial != serial);
+        self.named.retain(|_, named| {
+            let stays = named.serial != serial;
+            self.bytes -= if stays { 0 } else { named.statement.body.len() };
+            stays
+        });
     }
 
-    pub(crate) fn clear_named(&mut self) {
-        self.named.clear();
+    /// Forgets every name; returns what they meant, in case that it does not come to be.
+    pub(crate) fn take_named(&mut self) -> OfClient {
+        self.bytes = 0;
+        OfClient { named: std::mem::take(&mut self.named), ..OfClient::default() }
+    }
+
+    /// Names that were not thrown away after all; those given since then stay.
+    pub(crate) fn put_back(&mut self, taken: OfClient) {
+        for (name, named) in taken.named {
+            let bytes = named.statement.body.len();
+            self.named.entry(name).or_insert_with(|| {
+                self.bytes += bytes;
+                named
+            });
+        }
     }
 }
 
@@ -191,8 +229,17 @@ impl OnServer {
         self.unnamed = None;
     }
 
-    pub(crate) fn clear(&mut self) {
-        *self = OnServer::default();
+    /// Forgets everything; returns it, in case that it does not come to be.
+    pub(crate) fn take(&mut self) -> OnServer {
+        std::mem::take(self)
+    }
+
+    /// Statements that were not thrown away after all.
+    pub(crate) fn put_back(&mut self, taken: OnServer) {
+        for (id, used) in taken.named {
+            self.named.entry(id).or_insert(used);
+        }
+        self.uses = self.uses.max(taken.uses);
     }
 }
 
@@ -216,7 +263,7 @@ mod tests {
         for i in 0..2 * UNUSED_MAX {
             texts.shared(format!("{i}").as_bytes(), Effects::default);
         }
-        assert!(texts.shared.lock().unwrap().len() <= UNUSED_MAX);
+        assert!(texts.shared.lock().unwrap().texts.len() <= UNUSED_MAX);
         assert!(Arc::ptr_eq(&kept, &texts.shared(b"kept", Effects::default)));
     }
 
@@ -244,6 +291,29 @@ mod tests {
         assert!(server.uses(&mine) && !server.uses(&yours));
         server.drop_unnamed();
         assert!(!server.uses(&mine));
+    }
+
+    #[test]
+    fn texts_are_bounded_by_their_bytes_too() {
+        let (texts, mut client) = (Texts::default(), OfClient::default());
+        let body = |i: usize| [i.to_string().as_bytes(), &vec![b'x'; TEXT_BYTES_MAX / 4]].concat();
+        let named = |i: usize, client: &mut OfClient| {
+            client.insert(i.to_string().as_bytes(), texts.shared(&body(i), Effects::default)).is_some()
+        };
+        assert_eq!([0, 1, 2, 3].map(|i| named(i, &mut client)), [true, true, true, false]);
+        client.remove(b"0");
+        assert!(named(3, &mut client) && !named(4, &mut client));
+        client.put_back(client_of(&texts, &body(9)));
+        assert!(client.take_named().get(b"1").is_some() && client.bytes == 0);
+        drop(client);
+        texts.shared(&body(5), Effects::default);
+        assert!(texts.shared.lock().unwrap().texts.len() <= 5);
+    }
+
+    fn client_of(texts: &Texts, body: &[u8]) -> OfClient {
+        let mut client = OfClient::default();
+        client.insert(b"back", texts.shared(body, Effects::default));
+        client
     }
 
     #[test]

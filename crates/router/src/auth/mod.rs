@@ -50,6 +50,13 @@ pub struct Verifier {
     pub(crate) server_key: Keys,
 }
 
+// As a secret: it can be guessed against.
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier(..)")
+    }
+}
+
 /// What a server connection logs in with.
 #[derive(Clone)]
 pub(crate) enum Login {

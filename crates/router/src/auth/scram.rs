@@ -85,10 +85,11 @@ impl Verifier {
     }
 
     /// The verifier of a known password.
-    pub(crate) fn of(password: &str, salt: [u8; 16]) -> Verifier {
+    pub(crate) fn of(password: &str, salt: impl Into<Vec<u8>>) -> Verifier {
+        let salt = salt.into();
         let salted = salted(password, &salt, ITERATIONS);
         Verifier {
-            salt: salt.to_vec(),
+            salt,
             iterations: ITERATIONS,
             stored_key: sha256(&hmac(&salted, &[b"Client Key"])),
             server_key: hmac(&salted, &[b"Server Key"]),
@@ -299,7 +300,7 @@ mod tests {
     fn the_example_of_rfc_7677_holds() {
         let verifier = {
             let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-            Verifier::of("pencil", salt.try_into().unwrap())
+            Verifier::of("pencil", salt)
         };
         let nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let end = ServerEnd {

@@ -2,12 +2,17 @@
 //!
 //! It reads text; who reads the file, and when, is the embedder's business.
 
+use super::scram::Keys;
 use super::{Secret, Verifier};
 use std::collections::HashMap;
 
 /// Users by name.
 #[derive(Debug, Clone, Default)]
-pub struct Users(HashMap<String, Secret>);
+pub struct Users {
+    secrets: HashMap<String, Secret>,
+    /// Verifiers of those of whom the password is known.
+    stretched: HashMap<String, Verifier>,
+}
 
 /// A line that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,17 +54,44 @@ impl Users {
                 return Err(wrong("this user was named before"));
             }
         }
-        Ok(Users(users))
+        Ok(Users { secrets: users, stretched: HashMap::new() })
     }
 
     /// Adds a user, or gives one another secret.
     pub fn insert(&mut self, name: impl Into<String>, secret: Secret) {
-        self.0.insert(name.into(), secret);
+        let name = name.into();
+        self.stretched.remove(&name);
+        self.secrets.insert(name, secret);
     }
 
     /// What is known of a user's password.
     pub fn secret(&self, name: &str) -> Option<&Secret> {
-        self.0.get(name)
+        self.secrets.get(name)
+    }
+
+    /// Stretches the passwords that were not stretched `before`: a millisecond for each. Done at a login, it would tell
+    /// by its time who exists, and let strangers keep the router busy.
+    pub(crate) fn stretch(&mut self, secret: &Keys, before: Option<&Users>) {
+        for (name, password) in &self.secrets {
+            let Secret::Password(password) = password else { continue };
+            let known = before.filter(|users| users.secrets.get(name) == self.secrets.get(name));
+            let verifier = known.and_then(|users| users.stretched.get(name)).cloned();
+            let salt = Verifier::mock(secret, name).salt;
+            let stretched = verifier.unwrap_or_else(|| Verifier::of(password, salt));
+            self.stretched.insert(name.clone(), stretched);
+        }
+    }
+
+    /// What a login is checked against; for nobody something that looks the same, and that nothing matches.
+    pub(crate) fn verifier(&self, secret: &Keys, name: &str) -> Verifier {
+        match self.secrets.get(name) {
+            Some(Secret::Verifier(verifier)) => verifier.clone(),
+            Some(Secret::Password(password)) => match self.stretched.get(name) {
+                Some(verifier) => verifier.clone(),
+                None => Verifier::of(password, Verifier::mock(secret, name).salt),
+            },
+            None => Verifier::mock(secret, name),
+        }
     }
 }
 

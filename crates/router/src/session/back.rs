@@ -88,8 +88,15 @@ impl Session {
             note_parameter(&mut link.server.parameters, &input[..head.bytes])?;
             self.told = Arc::clone(&link.server.parameters);
         }
-        if head.tag == b'E' && frames::is_fence(&input[..head.bytes.min(input.len())]) {
-            self.shared.met_fence.notify_one();
+        if head.tag == b'G' {
+            // Behind it the server waits for data, and the client must not wait for the server.
+            self.dropped.take_if(|dropped| dropped.boundaries == 1);
+        }
+        if head.tag == b'E' {
+            self.server_said_why = frames::is_fatal(input);
+            if frames::is_fence(&input[..head.bytes.min(input.len())]) {
+                self.shared.met_fence.notify_one();
+            }
         }
         if answer == Answer::Ours {
             self.to_client.take(&mut link.server.input, *run);
@@ -108,7 +115,24 @@ impl Session {
         Ok((matches!(answer, Answer::Ready(_)) && self.pipeline.is_idle()).then_some(Back::Idle))
     }
 
+    /// Whether statements were thrown away, once the server has come so far.
+    fn settle_dropped(&mut self, failed: bool) {
+        let Some(dropped) = &mut self.dropped else { return };
+        dropped.boundaries -= 1;
+        // A Query that was skipped behind an error owes nothing, and was counted.
+        let is_told = dropped.boundaries == 0 || self.pipeline.owes_nothing();
+        let Some(dropped) = self.dropped.take_if(|_| is_told) else { return };
+        if failed {
+            self.statements.put_back(dropped.named);
+            if let Some(link) = &mut self.link {
+                link.server.statements.put_back(dropped.on_server);
+            }
+        }
+    }
+
     fn ready(&mut self, status: Status, failed: bool) {
+        self.settle_dropped(failed);
+        self.pending.answered(self.pipeline.owes_nothing());
         if failed || status != Status::Idle {
             self.settle_prepared(failed);
         }
@@ -118,7 +142,7 @@ impl Session {
             Status::Idle => {
                 // What was set in a transaction that failed was never set.
                 if failed || self.transaction_failed {
-                    self.pending.clear();
+                    drop(self.pending.take_due());
                 }
                 self.transaction_failed = false;
             }

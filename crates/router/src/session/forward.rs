@@ -1,11 +1,10 @@
 //! From the client to the server: what is understood, what is renamed, and what has to be said before.
 
-use super::{End, Session, WAITING_BYTES_MAX};
+use super::{Dropped, End, Session, WAITING_BYTES_MAX};
 use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
-use crate::settings::outlives_rollback;
 use bytes::Buf;
 
 /// What to do next.
@@ -30,6 +29,7 @@ pub(super) enum Frame {
 impl Session {
     /// Moves what the client sent towards the server.
     pub(super) fn forward(&mut self) -> Result<Forward, End> {
+        self.kept_back = false;
         if self.leaving {
             return Ok(Forward::Wait);
         }
@@ -69,6 +69,7 @@ impl Session {
                 }
             }
             if self.must_wait(run) {
+                self.kept_back = true;
                 break Forward::Wait;
             }
             match self.frame(run, head)? {
@@ -142,9 +143,13 @@ impl Session {
         self.client_rest = head.bytes;
     }
 
-    fn must_wait(&self, run: usize) -> bool {
+    pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
         if waiting + run >= 2 * WAITING_BYTES_MAX || self.pipeline.is_full() {
+            return true;
+        }
+        // Whether names mean something still is known once the server has thrown them away, or has not.
+        if self.dropped.as_ref().is_some_and(|dropped| self.pipeline.boundaries() >= dropped.boundaries) {
             return true;
         }
         // Behind an unanswered boundary a new transaction would begin, perhaps on another owner.
@@ -174,7 +179,10 @@ impl Session {
             b'B' => return self.bind(run, head),
             b'D' | b'C' => return self.describe_or_close(run, head),
             b'E' => {
-                self.note_execution();
+                if !self.whole(run, head)? {
+                    return Ok(Frame::Unfinished);
+                }
+                self.note_execution(run).map_err(End::client)?;
                 Owed::Execute
             }
             b'S' => Owed::Sync,
@@ -200,30 +208,35 @@ impl Session {
     /// What the statement does to the session, if it succeeds.
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable;
-        self.pending.extend(effects.changes.iter().cloned());
+        if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
+            self.pin(Pin::Size);
+        }
         if let Some(pin) = effects.pin {
             self.pin(pin);
         }
         if effects.rolls_back {
-            self.pending.retain(outlives_rollback);
+            self.pending.roll_back();
         } else if effects.rolls_back_part {
-            if !self.pending.iter().all(outlives_rollback) {
+            if self.pending.roll_back() {
                 // Which of the changes are taken back is the server's knowledge.
-                self.pending.retain(outlives_rollback);
                 self.pin(Pin::Setting);
             }
             self.transaction_failed = false;
         }
     }
 
-    fn note_execution(&mut self) {
-        match self.last_bound.clone() {
+    fn note_execution(&mut self, run: usize) -> Result<(), Malformed> {
+        let portal = Fields::of(&self.input[run..]).string()?;
+        let statement =
+            if portal.is_empty() { &self.last_bound } else { self.portals.get(portal).unwrap_or(&None) };
+        match statement.clone() {
             Some(statement) => {
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
             None => self.lone.armed = false,
         }
+        Ok(())
     }
 
     /// Statements that SQL throws away.
@@ -231,10 +244,15 @@ impl Session {
         for change in changes {
             match change {
                 Change::DeallocateAll | Change::DiscardAll => {
-                    self.statements.clear_named();
-                    if let Some(link) = &mut self.link {
-                        link.server.statements.clear();
-                    }
+                    let named = self.statements.take_named();
+                    let on_server = self.link.as_mut().map(|link| link.server.statements.take());
+                    let dropped = Dropped {
+                        boundaries: self.pipeline.boundaries() + 1,
+                        named,
+                        on_server: on_server.unwrap_or_default(),
+                    };
+                    // Of several, the first has all there was.
+                    self.dropped.get_or_insert(dropped);
                 }
                 Change::Deallocate { name } if !self.is_shared() => {
                     let removed = self.statements.remove(name.as_bytes());
@@ -282,7 +300,7 @@ impl Session {
             return Some([b"DEALLOCATE ", &statement.server_name[..]].concat());
         }
         // It is not there. This is answered as it would be, and costs others no more than to parse again.
-        link.server.statements.clear();
+        link.server.statements.take();
         Some(b"DEALLOCATE ALL".to_vec())
     }
 }

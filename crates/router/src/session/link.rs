@@ -1,11 +1,10 @@
 //! The boundary of a transaction: which route it takes, whether it waits, and a server connection made ready for it.
 
 use super::{End, Link, Session, WAITING_BYTES_MAX};
-use crate::effects::Change;
 use crate::frames::{self, Fields, Refusal, put_query, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
-use crate::settings::{Parameters, Settings, outlives_rollback};
+use crate::settings::Parameters;
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
 use segue_model::switch::ownership::Epoch;
@@ -194,13 +193,14 @@ impl Session {
     }
 
     /// A server of the pool.
-    async fn borrow_server(&self) -> Result<Link, End> {
-        let limits = &self.config.limits;
+    async fn borrow_server(&mut self) -> Result<Link, End> {
+        let config = Arc::clone(&self.config);
+        let limits = &config.limits;
         let deadline = self.queue_deadline();
         let (user, owner) = (self.startup.user.as_str(), self.route.owner);
-        let database = self.config.database(owner, &self.startup.database);
+        let database = config.database(owner, &self.startup.database);
         let pool = self.shared.pools.of(owner, user, database, limits.connections_max);
-        let Some(place) = pool.place(limits.queue_max).await else {
+        let Some(place) = self.in_queue(pool.place(limits.queue_max)).await? else {
             self.shared.counters.queue_timeouts.add_one();
             let message = format!(
                 "no connection to the database became free within {} ms",
@@ -215,6 +215,26 @@ impl Session {
             None => self.connect(&[], deadline).await?,
         };
         Ok(Link { server, out: Default::default(), place: Some(place) })
+    }
+
+    /// Waits in a queue; who leaves, or gives up, takes nobody's turn.
+    async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, End> {
+        let mut turn = pin!(turn);
+        poll_fn(|cx| {
+            if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
+                return Poll::Ready(Ok(turn));
+            }
+            self.cell.register(cx);
+            if self.cell.flags() & CANCEL != 0 {
+                self.cell.clear(CANCEL);
+                let refusal = Refusal::error("57014", "canceling statement due to user request");
+                return Poll::Ready(Err(End::Refused(refusal)));
+            }
+            self.poll_send(cx)?;
+            while self.input.len() < WAITING_BYTES_MAX && self.poll_client(cx)? {}
+            Poll::Pending
+        })
+        .await
     }
 
     /// Opens a connection; one that cannot be reached is tried again until `deadline`.
@@ -276,6 +296,9 @@ impl Session {
         self.settle();
         self.active = false;
         self.last_bound = None;
+        if !self.portals.is_empty() {
+            self.portals.clear();
+        }
         self.lone.is_answered();
         self.shared.gate.leave(&self.cell);
         if self.is_shared() {
@@ -284,51 +307,6 @@ impl Session {
             self.leave_link();
         }
         Ok(())
-    }
-
-    /// Makes the changes of a finished transaction the session's.
-    pub(super) fn settle(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let settings = Arc::make_mut(&mut self.settings);
-        let (mut too_many, mut starts_anew) = (false, false);
-        for change in self.pending.drain(..) {
-            starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
-            too_many |= settings.apply(change).is_err();
-        }
-        if let Some(link) = &mut self.link {
-            link.server.settings = Arc::clone(&self.settings);
-        }
-        if starts_anew && self.is_shared() {
-            // A shared server falls back to nobody's settings, and the client expects its own.
-            let wishes = Settings::at_start(&self.startup.settings);
-            self.settings = Arc::new(self.settings.over(wishes));
-        }
-        if too_many {
-            self.pin(crate::Pin::Size);
-        }
-        if self.is_shared() && self.settings.pins() {
-            self.pin(crate::Pin::Session);
-        } else if self.pin == Some(crate::Pin::Session) {
-            self.pin = None;
-        }
-    }
-
-    /// Within a transaction: what SQL has prepared there stays, however the transaction ends.
-    pub(super) fn settle_prepared(&mut self, failed: bool) {
-        if !self.pending.iter().any(outlives_rollback) {
-            return;
-        }
-        let (lasting, rest) = std::mem::take(&mut self.pending).into_iter().partition(outlives_rollback);
-        if failed {
-            // Whether it was this that failed, or something beside it, is the server's knowledge.
-            self.pin(crate::Pin::Setting);
-        } else {
-            self.pending = lasting;
-            self.settle();
-        }
-        self.pending = rest;
     }
 
     /// Gives a shared server back, unless the session needs it still.
@@ -373,6 +351,7 @@ impl Session {
         self.pipeline = Pipeline::default();
         self.pending.clear();
         self.last_bound = None;
+        self.portals.clear();
         self.active = false;
         self.shared.gate.leave(&self.cell);
         self.leave_link();

@@ -1,6 +1,7 @@
 //! A client's first packets: TLS, cancel requests, who it is and how it proves that; then a server that lets it in.
 
 use super::lone::Lone;
+use super::pending::Pending;
 use super::{End, Session};
 use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};
@@ -13,6 +14,7 @@ use crate::statements::OfClient;
 use crate::stream::{FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
 use rand::RngCore;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -185,11 +187,7 @@ async fn prove(
                 body.put_u8(0);
             });
             client.write_all(&out).await?;
-            let verifier = match known {
-                Some(Secret::Password(password)) => Verifier::of(password, rand::random()),
-                Some(Secret::Verifier(verifier)) => verifier.clone(),
-                None => Verifier::mock(&shared.mock_secret, &startup.user),
-            };
+            let verifier = config.users.verifier(&shared.mock_secret, &startup.user);
             let client_key = scram(client, input, verifier.clone(), &startup.user).await?;
             Ok(match known {
                 Some(Secret::Password(password)) => Login::Password(password.clone()),
@@ -282,6 +280,7 @@ fn open(
         client,
         input,
         to_client: Out::default(),
+        kept_back: false,
         wanted_bytes: 0,
         link: None,
         pipeline: Pipeline::default(),
@@ -293,12 +292,15 @@ fn open(
         discarding: false,
         told: Arc::default(),
         settings: Arc::new(settings),
-        pending: Vec::new(),
+        pending: Pending::default(),
         transaction_failed: false,
+        server_said_why: false,
         leaving: false,
         pin: None,
         statements: OfClient::default(),
+        dropped: None,
         last_bound: None,
+        portals: HashMap::new(),
         lone: Lone::default(),
     }
 }

@@ -5,6 +5,7 @@
 //! * [`prepare`]: what of that names a prepared statement
 //! * [`back`]: what the server answers, to the client
 //! * [`lone`]: a statement that may be sent again
+//! * [`pending`]: what that changes, until it is answered
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
@@ -14,10 +15,11 @@ mod forward;
 mod link;
 mod login;
 mod lone;
+mod pending;
 mod prepare;
 
 use crate::auth::Login;
-use crate::effects::{Change, Pin};
+use crate::effects::Pin;
 use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
@@ -26,7 +28,7 @@ use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
-use crate::statements::{OfClient, Statement};
+use crate::statements::{OfClient, OnServer, Statement};
 use crate::stream::{Out, Stream};
 use crate::upstream::Server;
 #[cfg(any(test, fuzzing))]
@@ -35,6 +37,8 @@ pub(crate) use lone::is_lone;
 use back::Back;
 use bytes::{Bytes, BytesMut};
 use forward::Forward;
+use pending::Pending;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -90,6 +94,14 @@ struct Link {
     place: Option<Place>,
 }
 
+/// Prepared statements that SQL throws away, until it is known that it did.
+struct Dropped {
+    /// So many ReadyForQuery are to come, and the last one tells.
+    boundaries: usize,
+    named: OfClient,
+    on_server: OnServer,
+}
+
 /// One client.
 struct Session {
     shared: Arc<Shared>,
@@ -101,6 +113,8 @@ struct Session {
     client: Stream,
     input: BytesMut,
     to_client: Out,
+    /// The client sent what waits for an answer.
+    kept_back: bool,
     /// What is to be read of the client before it can be gone on with.
     wanted_bytes: usize,
     link: Option<Link>,
@@ -118,13 +132,19 @@ struct Session {
     told: Arc<Parameters>,
     settings: Arc<Settings>,
     /// What holds once the transaction has succeeded.
-    pending: Vec<Change>,
+    pending: Pending,
     transaction_failed: bool,
+    /// The server has told the client why it closes the connection.
+    server_said_why: bool,
     /// The client has said good-bye behind something that is not answered yet.
     leaving: bool,
     pin: Option<Pin>,
     statements: OfClient,
+    /// What SQL is throwing away and has not thrown away yet.
+    dropped: Option<Dropped>,
     last_bound: Option<Arc<Statement>>,
+    /// Portals that were named in this transaction.
+    portals: HashMap<Box<[u8]>, Option<Arc<Statement>>>,
     lone: lone::Lone,
 }
 
@@ -182,6 +202,8 @@ impl Session {
                 }
             }
             match self.back()? {
+                // What was kept back for an answer goes on with it: nothing else may ever come to wake this.
+                Back::Wait if self.kept_back && !self.must_wait(0) => {}
                 Back::Wait => break,
                 Back::Idle => self.at_boundary().await?,
                 Back::Refused => self.park_refused(),
@@ -290,6 +312,7 @@ impl Session {
         tracing::debug!(user = %self.startup.user, why = %end, "a session is over");
         match &end {
             End::ClientGone | End::Left | End::Client(_) => {}
+            End::ServerGone | End::Server(_) if self.server_said_why => {}
             End::Refused(refusal) => refusal.put(self.to_client.buffer()),
             End::Told(frame) => self.to_client.buffer().extend_from_slice(frame),
             End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) => {

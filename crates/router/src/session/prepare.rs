@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// A Bind's two names are looked for in so many bytes.
 const NAMES_BYTES_MAX: usize = 8 * 1024;
+/// More are not remembered: each holds the server's memory too.
+const PORTALS_MAX: usize = 1_024;
 /// No statement has this name on a shared server: closing it is answered, and does nothing.
 const NO_STATEMENT: &[u8] = b"segue_0";
 /// The statement that failed or was refused before it was given a number.
@@ -158,8 +160,15 @@ impl Session {
             start.put_u8(0);
             start
         });
+        let portal: Option<Box<[u8]>> = (!portal.is_empty()).then(|| portal.into());
         let was_sent = statement.as_ref().is_some_and(|statement| self.ensure(run, statement));
-        self.last_bound = statement;
+        match portal {
+            None => self.last_bound = statement,
+            Some(_) if self.portals.len() >= PORTALS_MAX => {
+                return Err(End::Refused(Refusal::fatal("53400", "too many portals in one transaction")));
+            }
+            Some(name) => drop(self.portals.insert(name, statement)),
+        }
         self.pipeline.sent(Owed::Bind);
         let run = if was_sent { 0 } else { run };
         let Some(start) = renamed else {
