@@ -120,7 +120,7 @@ impl Routed {
 
     /// Starts pgbench through the router at `port`.
     pub fn pgbench(&self, port: u16, protocol: &str, clients: u32, seconds: u64, rate: u32) -> Bench {
-        let log = self.pair.dir.path().join(format!("log-{port}-{protocol}"));
+        let log = self.pair.dir.path().join(format!("log-{port}-{}", now_us()));
         let mut command = Command::new(client_program("pgbench"));
         for (name, text) in SCRIPTS {
             let file = self.pair.dir.path().join(name);
@@ -191,9 +191,9 @@ pub struct Benched {
 }
 
 impl Bench {
-    /// It goes on.
-    pub fn assert_alive(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_none(), "pgbench has ended");
+    /// Whether it has not come to its end.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits for its end: no transaction failed, no connection was lost.
