@@ -23,13 +23,19 @@ pub use token::{Holder, shut_out};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::schema;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
+
+/// A first session that was lost is opened again, so often in all …
+const TRIES_MAX: u32 = 3;
+/// … after so long, and longer each time.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// One migration's rows in its control database. Opens its session again when it was lost; a request that was
 /// under way then fails with a fault that can be retried.
@@ -50,8 +56,7 @@ struct Session {
 impl Control {
     /// Connects, and makes the schema if it is not there.
     pub async fn connect(endpoint: &Endpoint, migration: &str) -> Outcome<Control> {
-        let mut client = endpoint.connect("control").await?;
-        schema::ensure(&mut client).await?;
+        let client = Control::at_home(endpoint).await?;
         // Two processes never share a key: not even two that have host name and process number in common, as
         // containers may.
         let sql = "SELECT hashtextextended(format('segue:alive:%s:%s:%s', $1::text, clock_timestamp(), random()), 0)";
@@ -59,6 +64,23 @@ impl Control {
         let control = Control::over(endpoint, migration, client, Some(row.get(0)));
         control.session().await?;
         Ok(control)
+    }
+
+    /// A session where the schema is. Who can log in does not give up because that session was lost, or two met in making it.
+    async fn at_home(endpoint: &Endpoint) -> Outcome<Client> {
+        let mut tries = 1;
+        loop {
+            let mut client = endpoint.connect("control").await?;
+            match schema::ensure(&mut client).await {
+                Ok(()) => return Ok(client),
+                Err(fault) if fault.recovery == Recovery::Retry && tries < TRIES_MAX => {
+                    tracing::warn!("{fault}: trying again");
+                    tokio::time::sleep(TRY_AGAIN * tries).await;
+                    tries += 1;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
     }
 
     /// Connects without making anything; `None` if no segue has ever run here.

@@ -265,7 +265,18 @@ impl<'a> Statement<'a> {
             Some(second) => format!("{name}.{second}"),
             None => name,
         };
-        effects.changes.push(Change::Set { name, sql: self.sql() });
+        effects.changes.push(match self.ends_with_default() {
+            true => Change::Reset { name, sql: self.sql() },
+            false => Change::Set { name, sql: self.sql() },
+        });
+    }
+
+    /// The last word is DEFAULT, or LOCAL, which a time zone may be set to: the same as a reset.
+    fn ends_with_default(&self) -> bool {
+        let text = self.text.trim_ascii_end();
+        let is_default = |word: &str| self.count > 1 && self.is(self.count - 1, word);
+        (is_default("default") || is_default("local"))
+            && text.len() == self.place(self.count - 1) + self.words[self.count - 1].len()
     }
 
     fn dotted(&self, at: usize) -> Option<String> {

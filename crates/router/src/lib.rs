@@ -11,6 +11,9 @@ mod auth;
 mod effects;
 mod frames;
 mod gate;
+#[cfg(any(test, fuzzing))]
+#[allow(missing_docs, unreachable_pub, reason = "for the fuzzer, which is outside of the crate")]
+pub mod hostile;
 mod pipeline;
 mod pool;
 mod route;

@@ -147,6 +147,14 @@ impl Pipeline {
         self.owed.push_back(message);
     }
 
+    /// What holds after every message and answer.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn check(&self) {
+        assert_eq!(self.boundaries, self.owed.iter().filter(|owed| is_boundary(**owed)).count());
+        assert!(self.owed.len() <= OWED_MAX);
+        assert!(!self.skipping || self.owed.is_empty(), "what is skipped is not owed");
+    }
+
     /// An answer came: its type, and the first byte of its body.
     pub(crate) fn received(&mut self, tag: u8, first: u8) -> Result<Answer, Unasked> {
         // Notices, notifications and changed settings come at any time.

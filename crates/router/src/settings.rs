@@ -43,6 +43,11 @@ pub(crate) struct Settings {
     prepared: BTreeMap<String, String>,
 }
 
+/// Whether a change holds from its statement on, even where its transaction is rolled back.
+pub(crate) fn outlives_rollback(change: &Change) -> bool {
+    matches!(change, Change::Prepare { .. } | Change::Deallocate { .. } | Change::DeallocateAll)
+}
+
 /// There is too much to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooMany;
@@ -78,12 +83,12 @@ impl Settings {
                 self.roles.insert(name, sql);
             }
             Change::Set { name, sql } => drop(self.set.insert(name, sql)),
-            Change::Reset { name, sql } => {
-                // What the client wished at its start is overruled too: on every server the same word is said again.
-                self.roles.remove(&name);
-                if self.set.contains_key(&name) {
-                    self.set.insert(name, sql);
+            Change::Reset { name, .. } => {
+                if name == "session_authorization" {
+                    self.roles.clear();
                 }
+                self.roles.remove(&name);
+                self.set.remove(&name);
             }
             Change::ResetAll => self.set.clear(),
             Change::Listen { channel, sql } => drop(self.listens.insert(channel, sql)),

@@ -8,29 +8,11 @@ use futures_util::{SinkExt, StreamExt, TryStreamExt, future, pin_mut};
 use segue_router::{ClientAuth, PoolMode, Secret, Users};
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
-use support::{Running, config, said};
+use support::{Running, config};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::{AsyncMessage, NoTls};
 
 const MODES: [PoolMode; 2] = [PoolMode::Session, PoolMode::Transaction];
-
-#[tokio::test(flavor = "multi_thread")]
-async fn psql_and_pgbench_work_as_they_do_directly() {
-    let cluster = Cluster::start(Options::default()).await;
-    for mode in MODES {
-        let router = Running::before(&cluster, mode).await;
-        assert_eq!(router.psql(&["-c", "SELECT 1", "-c", "SELECT 2"]).await, "1\n2");
-        let failed = router.run("psql", &["-X", "-v", "VERBOSITY=verbose", "-c", "SELECT 1/0"]).await;
-        assert!(String::from_utf8_lossy(&failed.stderr).contains("22012"), "{failed:?}");
-        said(&router.run("pgbench", &["-i", "-q", "-s", "1"]).await);
-        // As many clients as servers: pgbench prepares synchronously, and would wait for its own transactions.
-        for protocol in ["simple", "extended", "prepared"] {
-            let output = router.run("pgbench", &["-M", protocol, "-c", "8", "-t", "40", "-n"]).await;
-            assert!(said(&output).contains("failed transactions: 0 "), "{mode:?} {protocol}");
-        }
-        router.drain().await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn data_is_copied_both_ways() {

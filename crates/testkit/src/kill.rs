@@ -188,6 +188,11 @@ impl Process {
         self.signal("HUP");
     }
 
+    /// Says that its time is up, as its own clock does (SIGALRM): pgbench then finishes what it has begun, and reports.
+    pub fn alarm(&self) {
+        self.signal("ALRM");
+    }
+
     /// What a Ctrl-C at its terminal does (SIGINT).
     pub fn interrupt(&self) {
         self.signal("INT");

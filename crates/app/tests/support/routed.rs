@@ -8,9 +8,8 @@ use segue_testkit::probe::{self, Probes};
 use segue_testkit::{Cluster, Options};
 use serde_json::Value;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::process::{Child, Command};
 
 pub const PASSWORD: &str = "through the router";
 const TABLES: &[&str] = &["app.*", "probe.mark"];
@@ -118,9 +117,9 @@ impl Routed {
         )
     }
 
-    /// Starts pgbench through the router at `port`.
-    pub fn pgbench(&self, port: u16, protocol: &str, clients: u32, seconds: u64, rate: u32) -> Bench {
-        let log = self.pair.dir.path().join(format!("log-{port}-{}", now_us()));
+    /// Starts pgbench through the router at `port`; it goes on until it is told to finish.
+    pub fn pgbench(&self, port: u16, protocol: &str, clients: u32, rate: u32) -> Bench {
+        let log = self.pair.dir.path().join(format!("log-{port}-{protocol}"));
         let mut command = Command::new(client_program("pgbench"));
         for (name, text) in SCRIPTS {
             let file = self.pair.dir.path().join(name);
@@ -129,19 +128,15 @@ impl Routed {
         }
         command
             .args(["-n", "-l", "--max-tries", "1", "-M", protocol, "-c", &clients.to_string()])
-            .args(["-T", &seconds.to_string(), "-R", &rate.to_string()])
+            .args(["-T", "86400", "-R", &rate.to_string()])
             .arg("--log-prefix")
             .arg(&log)
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", port.to_string())
             .env("PGUSER", "app")
             .env("PGPASSWORD", PASSWORD)
-            .env("PGDATABASE", "postgres")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        Bench { child: command.spawn().expect("start pgbench"), log }
+            .env("PGDATABASE", "postgres");
+        Bench { process: Process::start(command), log }
     }
 
     /// Transactions that one side has, by the rows of the given clients' scripts.
@@ -179,7 +174,7 @@ pub async fn port_of(process: &Process) -> u16 {
 
 /// pgbench that runs.
 pub struct Bench {
-    child: Child,
+    process: Process,
     log: PathBuf,
 }
 
@@ -191,20 +186,23 @@ pub struct Benched {
 }
 
 impl Bench {
-    /// Whether it has not come to its end.
-    pub fn runs(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    /// It goes on.
+    pub fn assert_alive(&self) {
+        assert_eq!(self.process.status(), None, "{}", self.process.lines().join("\n"));
     }
 
-    /// Waits for its end: no transaction failed, no connection was lost.
+    /// Lets it finish: no transaction failed, no connection was lost.
     pub async fn finish(self) -> Benched {
-        let output =
-            tokio::time::timeout(PATIENCE, self.child.wait_with_output()).await.expect("in time").unwrap();
-        let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        let err = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !err.contains("aborted"), "{}\n{out}\n{err}", output.status);
-        assert!(out.contains("number of failed transactions: 0 "), "{out}\n{err}");
-        let line = out.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
+        self.process.alarm();
+        let status = self.process.wait(PATIENCE).await.unwrap();
+        self.process.wait_for("number of failed transactions: 0 ", PATIENCE).await.unwrap();
+        let said = self.process.lines();
+        assert!(
+            status.success() && !said.iter().any(|l| l.contains("aborted")),
+            "{status}\n{}",
+            said.join("\n")
+        );
+        let line = said.iter().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
         let transactions = line.unwrap().split('/').next().unwrap().parse().unwrap();
         Benched { transactions, latencies: latencies(&self.log) }
     }

@@ -15,7 +15,6 @@ fn set(name: &str, sql: &str) -> Change {
 fn settings_are_carried_by_name() {
     for (sql, name) in [
         ("SET work_mem = '1MB'", "work_mem"),
-        ("set session WORK_MEM to default", "work_mem"),
         ("SET TIME ZONE 'UTC'", "timezone"),
         ("SET NAMES 'utf8'", "client_encoding"),
         ("SET ROLE bob", "role"),
@@ -25,6 +24,19 @@ fn settings_are_carried_by_name() {
         ("SET \"TimeZone\" = 'UTC'", "timezone"),
     ] {
         assert_eq!(changes(sql), [set(name, sql)], "{sql}");
+    }
+    for (sql, name) in [
+        ("set session WORK_MEM to default", "work_mem"),
+        ("SET a.b = DEFAULT ;", "a.b"),
+        ("SET TIME ZONE LOCAL", "timezone"),
+        ("SET SESSION AUTHORIZATION DEFAULT", "session_authorization"),
+        ("RESET work_mem", "work_mem"),
+    ] {
+        let reset = Change::Reset { name: name.into(), sql: sql.trim_end_matches([' ', ';']).into() };
+        assert_eq!(changes(sql), [reset], "{sql}");
+    }
+    for sql in ["SET search_path TO \"default\"", "SET search_path TO default, public", "SET x = 'default'"] {
+        assert!(matches!(&changes(sql)[..], [Change::Set { .. }]), "{sql}");
     }
     for local in ["SET LOCAL x = 1", "SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
         assert_eq!(changes(local), [], "{local}");

@@ -109,6 +109,9 @@ impl Session {
     }
 
     fn ready(&mut self, status: Status, failed: bool) {
+        if failed || status != Status::Idle {
+            self.settle_prepared(failed);
+        }
         match status {
             Status::InTransaction => {}
             Status::Failed => self.transaction_failed = true,

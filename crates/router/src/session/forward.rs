@@ -5,6 +5,7 @@ use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
+use crate::settings::outlives_rollback;
 use bytes::Buf;
 
 /// What to do next.
@@ -204,11 +205,11 @@ impl Session {
             self.pin(pin);
         }
         if effects.rolls_back {
-            self.pending.clear();
+            self.pending.retain(outlives_rollback);
         } else if effects.rolls_back_part {
-            if !self.pending.is_empty() {
+            if !self.pending.iter().all(outlives_rollback) {
                 // Which of the changes are taken back is the server's knowledge.
-                self.pending.clear();
+                self.pending.retain(outlives_rollback);
                 self.pin(Pin::Setting);
             }
             self.transaction_failed = false;

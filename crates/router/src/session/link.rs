@@ -5,7 +5,7 @@ use crate::effects::Change;
 use crate::frames::{self, Fields, Refusal, put_query, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
-use crate::settings::{Parameters, Settings};
+use crate::settings::{Parameters, Settings, outlives_rollback};
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
 use segue_model::switch::ownership::Epoch;
@@ -17,50 +17,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
-/// A group of messages of more bytes is not kept for being sent again.
-pub(super) const LONE_BYTES_MAX: usize = 64 * 1024;
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
 /// Between two tries to reach a server that is not to be reached just now.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
-
-/// A statement that is its own transaction, while nothing of its answer was passed on.
-#[derive(Default)]
-pub(super) struct Lone {
-    /// The group as it came.
-    pub(super) bytes: BytesMut,
-    /// Whether it is the only thing that was sent, and may be sent again.
-    pub(super) armed: bool,
-    /// The epoch whose owner refused it, and until when another one is waited for.
-    refused: Option<(Epoch, Instant)>,
-    /// The client's wishes for statements in it: they are made again.
-    pub(super) parsed: Vec<u64>,
-}
-
-impl Lone {
-    /// Something of the answer goes to the client.
-    pub(super) fn is_answered(&mut self) {
-        self.armed = false;
-        self.refused = None;
-        if self.bytes.capacity() > 4096 {
-            self.bytes = BytesMut::new();
-        }
-    }
-
-    /// Whether its next refusal is the client's.
-    pub(super) fn is_last_try(&self) -> bool {
-        self.refused.is_some_and(|(_, until)| Instant::now() >= until)
-    }
-
-    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is.
-    pub(super) fn keep(&mut self, input: &[u8]) {
-        self.bytes.clear();
-        self.parsed.clear();
-        if !self.is_last_try() && is_lone(input) {
-            self.bytes.extend_from_slice(input);
-        }
-    }
-}
 
 /// How a wait ended that is not the client's fault.
 enum Waited {
@@ -334,7 +294,7 @@ impl Session {
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
         for change in self.pending.drain(..) {
-            starts_anew |= matches!(change, Change::ResetAll | Change::DiscardAll);
+            starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
             too_many |= settings.apply(change).is_err();
         }
         if let Some(link) = &mut self.link {
@@ -353,6 +313,22 @@ impl Session {
         } else if self.pin == Some(crate::Pin::Session) {
             self.pin = None;
         }
+    }
+
+    /// Within a transaction: what SQL has prepared there stays, however the transaction ends.
+    pub(super) fn settle_prepared(&mut self, failed: bool) {
+        if !self.pending.iter().any(outlives_rollback) {
+            return;
+        }
+        let (lasting, rest) = std::mem::take(&mut self.pending).into_iter().partition(outlives_rollback);
+        if failed {
+            // Whether it was this that failed, or something beside it, is the server's knowledge.
+            self.pin(crate::Pin::Setting);
+        } else {
+            self.pending = lasting;
+            self.settle();
+        }
+        self.pending = rest;
     }
 
     /// Gives a shared server back, unless the session needs it still.
@@ -410,26 +386,6 @@ impl Session {
     }
 }
 
-/// Whether there is one group with one execution, whole, and nothing behind it.
-fn is_lone(input: &[u8]) -> bool {
-    if input.len() > LONE_BYTES_MAX {
-        return false;
-    }
-    let (mut rest, mut executions) = (input, 0);
-    while let Ok(Some(head)) = frames::head(rest) {
-        let Some(behind) = rest.get(head.bytes..) else { return false };
-        match head.tag {
-            b'Q' => return executions == 0 && behind.is_empty() && rest.len() == input.len(),
-            b'S' => return executions == 1 && behind.is_empty(),
-            b'E' => executions += 1,
-            b'P' | b'B' | b'D' | b'C' => {}
-            _ => return false,
-        }
-        rest = behind;
-    }
-    false
-}
-
 /// A server that is starting, stopping or recovering will let clients in in a moment.
 fn is_starting(frame: &[u8]) -> bool {
     frames::error_field(frame, b'C').is_ok_and(|code| code == b"57P03")
@@ -456,41 +412,4 @@ pub(super) fn note_parameter(parameters: &mut Arc<Parameters>, frame: &[u8]) -> 
     let value = fields.string().map_err(End::Garbled)?;
     Arc::make_mut(parameters).set(name, value);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::BufMut;
-
-    #[test]
-    fn a_lone_statement_gives_a_large_buffer_up() {
-        let mut lone =
-            Lone { bytes: BytesMut::with_capacity(LONE_BYTES_MAX), armed: true, ..Lone::default() };
-        lone.bytes.put_u8(b'Q');
-        lone.is_answered();
-        assert!(!lone.armed && lone.bytes.capacity() <= 4096);
-    }
-
-    #[test]
-    fn only_one_execution_with_nothing_behind_it_is_lone() {
-        let group = |tags: &str| -> Vec<u8> { tags.bytes().flat_map(|tag| [tag, 0, 0, 0, 4]).collect() };
-        for (tags, lone) in [
-            ("Q", true),
-            ("PBDES", true),
-            ("CPBES", true),
-            ("BES", true),
-            ("", false),
-            ("QQ", false),
-            ("PDS", false),
-            ("BEBES", false),
-            ("BESQ", false),
-            ("BE", false),
-            ("PQ", false),
-            ("BEHS", false),
-        ] {
-            assert_eq!(is_lone(&group(tags)), lone, "{tags}");
-        }
-        assert!(!is_lone(b"Q\0\0\0\x05"));
-    }
 }

@@ -1,6 +1,6 @@
 //! A client's first packets: TLS, cancel requests, who it is and how it proves that; then a server that lets it in.
 
-use super::link::Lone;
+use super::lone::Lone;
 use super::{End, Session};
 use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};

@@ -4,6 +4,7 @@
 //! * [`forward`]: what the client sends, to the server
 //! * [`prepare`]: what of that names a prepared statement
 //! * [`back`]: what the server answers, to the client
+//! * [`lone`]: a statement that may be sent again
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
@@ -12,6 +13,7 @@ mod back;
 mod forward;
 mod link;
 mod login;
+mod lone;
 mod prepare;
 
 use crate::auth::Login;
@@ -27,6 +29,9 @@ use crate::startup::Startup;
 use crate::statements::{OfClient, Statement};
 use crate::stream::{Out, Stream};
 use crate::upstream::Server;
+#[cfg(any(test, fuzzing))]
+pub(crate) use lone::is_lone;
+
 use back::Back;
 use bytes::{Bytes, BytesMut};
 use forward::Forward;
@@ -120,7 +125,7 @@ struct Session {
     pin: Option<Pin>,
     statements: OfClient,
     last_bound: Option<Arc<Statement>>,
-    lone: link::Lone,
+    lone: lone::Lone,
 }
 
 /// Serves one client.

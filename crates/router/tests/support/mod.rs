@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failed test")]
 
+pub(crate) mod clients;
+
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use segue_model::switch::route::Route;

@@ -186,13 +186,11 @@ impl Switch<'_> {
             Answer::Blocked { by, what } => {
                 walk.blocked += 1;
                 walk.stalled_for(began.elapsed());
-                // The short tries are over before anybody is seen: whoever is there still is looked for in the pause.
-                let by = match by.is_empty() && walk.in_the_way.is_empty() {
-                    true => self.side(turn.from).blockers().await.unwrap_or_default(),
-                    false => by,
-                };
                 if !by.is_empty() {
                     walk.in_the_way = named(&by);
+                } else if walk.in_the_way.is_empty() {
+                    // The short tries are over before anybody is seen.
+                    walk.in_the_way = named(&self.side(turn.from).blockers().await.unwrap_or_default());
                 }
                 if walk.blocked as usize >= tries {
                     let why = format!("the tables could not be locked in {tries} tries: {what}");
