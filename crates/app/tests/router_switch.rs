@@ -7,6 +7,12 @@ mod support;
 use support::fire::soak;
 use support::routed::{Routed, now_us, port_of, report};
 
+/// How often the writes move.
+fn switches() -> usize {
+    let wanted = std::env::var("SEGUE_SWITCHES").ok().and_then(|count| count.parse().ok());
+    wanted.unwrap_or(if soak() { 100 } else { 4 })
+}
+
 /// Moves the writes back and forth under pgbench, through the router of `segue run` and through one of its own.
 async fn to_and_fro(pool: &str, protocols: [&str; 2], switches: usize) {
     let (routed, run) = Routed::start(pool, "", None).await;
@@ -38,7 +44,9 @@ async fn to_and_fro(pool: &str, protocols: [&str; 2], switches: usize) {
         latencies.extend(done.latencies.into_iter().map(|(client, at, took)| (number + client, at, took)));
     }
     report(&format!("pool {pool}, {protocols:?}"), &latencies, &times);
-    eprintln!("stalls by the driver's own clock, in ms: {stalls:?}");
+    stalls.sort_by(f64::total_cmp);
+    let stall = |part: usize| stalls[(stalls.len() - 1) * part / 100];
+    eprintln!("stalls by the driver's own clock: p50 {:.0} ms, p99 {:.0} ms", stall(50), stall(99));
     routed.assert_kept(owner, transactions).await;
     routed.assert_equal(owner).await;
     assert_eq!(run.process.status(), None, "{}", run.process.lines().join("\n"));
@@ -46,10 +54,10 @@ async fn to_and_fro(pool: &str, protocols: [&str; 2], switches: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_do_not_notice_switches() {
-    to_and_fro("session", ["prepared", "simple"], if soak() { 100 } else { 4 }).await;
+    to_and_fro("session", ["prepared", "simple"], switches()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_do_not_notice_switches() {
-    to_and_fro("transaction", ["prepared", "extended"], if soak() { 100 } else { 4 }).await;
+    to_and_fro("transaction", ["prepared", "extended"], switches()).await;
 }
