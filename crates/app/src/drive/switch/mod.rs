@@ -252,7 +252,10 @@ impl<'d> Switch<'d> {
                 }
             }
         };
-        match timeout(RETREAT_PATIENCE, undo).await {
+        let retreated = timeout(RETREAT_PATIENCE, undo).await;
+        // Otherwise nobody takes the writes, or nobody may: the next attempt must not be long in coming.
+        self.driver.nobody_owns.store(!matches!(retreated, Ok(Ok(true))), Ordering::Relaxed);
+        match retreated {
             Ok(Ok(true)) => self.routers.let_go().await,
             Ok(Ok(false)) => {}
             Ok(Err(_)) | Err(_) => {
