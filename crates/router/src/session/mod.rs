@@ -302,6 +302,9 @@ impl Session {
             tracing::debug!(user = %self.startup.user, ?pin, "a session is bound to its server connection");
             self.shared.counters.pins.add_one();
             self.pin = Some(pin);
+        } else if self.pin == Some(Pin::Session) {
+            // That one may end, and this one must stay.
+            self.pin = Some(pin);
         }
     }
 
