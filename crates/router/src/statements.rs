@@ -162,8 +162,8 @@ impl OfClient {
 
     /// Forgets every name; returns what they meant, in case that it does not come to be.
     pub(crate) fn take_named(&mut self) -> OfClient {
-        self.bytes = 0;
-        OfClient { named: std::mem::take(&mut self.named), ..OfClient::default() }
+        let bytes = std::mem::take(&mut self.bytes);
+        OfClient { named: std::mem::take(&mut self.named), bytes, ..OfClient::default() }
     }
 
     /// Names that were not thrown away after all; those given since then stay.
@@ -304,6 +304,9 @@ mod tests {
         client.remove(b"0");
         assert!(named(3, &mut client) && !named(4, &mut client));
         client.put_back(client_of(&texts, &body(9)));
+        let mut taken = client.take_named();
+        taken.forget(1);
+        client.put_back(taken);
         assert!(client.take_named().get(b"1").is_some() && client.bytes == 0);
         drop(client);
         texts.shared(&body(5), Effects::default);

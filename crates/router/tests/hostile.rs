@@ -177,6 +177,33 @@ async fn who_sends_half_a_message_keeps_no_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_sent_half_a_message_is_given_to_nobody() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut config = trusting(&cluster);
+    config.limits.connections_max = 1;
+    config.limits.login_max = Duration::from_secs(15);
+    let router = Running::start(config, cluster.password()).await;
+    let port = router.handle.address().port();
+    let client = router.connect().await;
+    for finishes in [true, false] {
+        // The Sync is answered, and then nothing is owed for the CopyData that has only begun.
+        let mut wire = Wire::through(port, "postgres").await;
+        let data = frame(b'd', &[&[b'x'; 100]]);
+        wire.send(&[&frame(b'S', &[]), &data[..20]].concat()).await;
+        assert_eq!(wire.frame().await.unwrap().0, b'Z');
+        if finishes {
+            wire.send(&data[20..]).await;
+            client.query_one("SELECT 1", &[]).await.unwrap();
+            wire.send(&frame(b'Q', &[b"SELECT 1\0"])).await;
+            assert_eq!(wire.until(|(tag, _)| *tag == b'Z').await.len(), 4);
+        }
+        drop(wire);
+        client.query_one("SELECT 1", &[]).await.unwrap();
+    }
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_out_of_their_place_end_a_session_with_a_reason() {
     let cluster = Cluster::start(Options::default()).await;
     let mut config = trusting(&cluster);

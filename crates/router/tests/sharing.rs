@@ -179,3 +179,19 @@ async fn a_servers_last_word_is_passed_on_and_nothing_is_added() {
         router.drain().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pins_for_good_outlasts_what_pins_for_a_while() {
+    let cluster = Cluster::start(Options::default()).await;
+    for (holds, ends) in [("PREPARE mine AS SELECT 1", "DEALLOCATE mine"), ("LISTEN mine", "UNLISTEN mine")] {
+        let router = narrow(&cluster).await;
+        let client = router.connect().await;
+        for sql in [holds, "CREATE TEMP TABLE mine (i int)", ends, "SELECT * FROM mine"] {
+            client.batch_execute(sql).await.unwrap();
+        }
+        drop(client);
+        let other = router.connect().await;
+        assert!(other.batch_execute("SELECT * FROM mine").await.is_err(), "{holds}: another client's table");
+        router.drain().await;
+    }
+}

@@ -289,6 +289,7 @@ fn open(
         active: false,
         client_rest: 0,
         server_rest: 0,
+        boundary_waits: false,
         discarding: false,
         told: Arc::default(),
         settings: Arc::new(settings),

@@ -126,6 +126,8 @@ struct Session {
     /// What of a long frame is still to come, from the client and from the server.
     client_rest: usize,
     server_rest: usize,
+    /// Everything is answered, and the server waits for the rest of a frame.
+    boundary_waits: bool,
     /// A group of messages was answered by the router itself: the rest of it is dropped.
     discarding: bool,
     /// What the client was told.
@@ -195,6 +197,13 @@ impl Session {
     async fn turn(&mut self) -> Result<(), End> {
         loop {
             match self.forward()? {
+                Forward::Wait if self.boundary_waits && self.client_rest == 0 => {
+                    self.boundary_waits = false;
+                    if self.pipeline.is_idle() {
+                        self.at_boundary().await?;
+                        continue;
+                    }
+                }
                 Forward::Wait => {}
                 Forward::Begin => {
                     self.begin().await?;
@@ -205,6 +214,8 @@ impl Session {
                 // What was kept back for an answer goes on with it: nothing else may ever come to wake this.
                 Back::Wait if self.kept_back && !self.must_wait(0) => {}
                 Back::Wait => break,
+                // The rest of a frame that owes nothing, as of a stray CopyData, belongs to the server that has its beginning.
+                Back::Idle if self.client_rest > 0 => self.boundary_waits = true,
                 Back::Idle => self.at_boundary().await?,
                 Back::Refused => self.park_refused(),
             }
@@ -303,6 +314,9 @@ impl Session {
         if self.pin.is_none() {
             tracing::debug!(user = %self.startup.user, ?pin, "a session is bound to its server connection");
             self.shared.counters.pins.add_one();
+            self.pin = Some(pin);
+        } else if self.pin == Some(Pin::Session) {
+            // That one may end, and this one must stay.
             self.pin = Some(pin);
         }
     }

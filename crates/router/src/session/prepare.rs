@@ -253,6 +253,10 @@ impl Session {
             if lost.serial != 0 {
                 self.statements.forget(lost.serial);
             }
+            if let Some(dropped) = &mut self.dropped {
+                dropped.named.forget(lost.serial);
+                dropped.on_server.remove(lost.statement);
+            }
         }
     }
 }
