@@ -29,8 +29,6 @@ pub(crate) struct Cell {
     waker: AtomicWaker,
     /// What its server connection is cancelled with.
     cancel: Mutex<Option<CancelKey>>,
-    /// A cancel request is on its way: who is served next by that connection must not be hit by it.
-    cancelling: AtomicBool,
     secret: Vec<u8>,
 }
 
@@ -74,10 +72,11 @@ impl Cell {
         *self.cancel.lock().unwrap_or_else(PoisonError::into_inner) = key;
     }
 
-    /// No cancel request reaches the server from here on; `false`: one may still be on its way.
+    /// No cancel request reaches the server from here on; `false`: one may still be on its way, and who is served next by
+    /// that connection must not be hit by it.
     pub(crate) fn end_cancel(&self) -> bool {
-        self.set_cancel(None);
-        !self.cancelling.load(Ordering::SeqCst)
+        let key = self.cancel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        key.is_none_or(|key| !key.is_on_its_way())
     }
 }
 
@@ -166,7 +165,9 @@ impl Gate {
             let key = cell.cancel.lock().unwrap_or_else(PoisonError::into_inner);
             // Whoever is outside of a transaction waits in the router, if for anything.
             let key = key.clone().filter(|_| cell.side().is_some());
-            cell.cancelling.store(key.is_some(), Ordering::SeqCst);
+            if let Some(key) = &key {
+                key.begin();
+            }
             key
         };
         match key {
@@ -174,7 +175,6 @@ impl Gate {
                 if let Err(error) = key.send(limit).await {
                     tracing::warn!(%error, "a cancel request did not get through");
                 }
-                cell.cancelling.store(false, Ordering::SeqCst);
             }
             None => cell.ask(CANCEL),
         }

@@ -14,6 +14,7 @@ use rustls::pki_types::ServerName;
 use segue_model::switch::Side;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -44,6 +45,8 @@ pub(crate) struct CancelKey {
     upstream: Arc<Upstream>,
     process: u32,
     secret: Bytes,
+    /// Requests that may reach the server still.
+    on_their_way: Arc<AtomicUsize>,
 }
 
 /// A connection that is logged in and idle.
@@ -165,7 +168,8 @@ async fn log_in(
             b'K' => {
                 let process = fields.int()?;
                 let secret = frame.slice(frames::HEADER_BYTES + 4..);
-                cancel = Some(CancelKey { upstream: Arc::clone(upstream), process, secret });
+                let upstream = Arc::clone(upstream);
+                cancel = Some(CancelKey { upstream, process, secret, on_their_way: Arc::default() });
             }
             b'Z' => break,
             b'N' | b'v' => {}
@@ -282,6 +286,16 @@ fn mechanisms<'a>(fields: &mut Fields<'a>) -> Result<Vec<&'a [u8]>, Malformed> {
 }
 
 impl CancelKey {
+    /// From here on a request may reach the server, until [`CancelKey::send`] has ended well.
+    pub(crate) fn begin(&self) {
+        self.on_their_way.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether a request may reach the server still: one that failed on its way may, too.
+    pub(crate) fn is_on_its_way(&self) -> bool {
+        self.on_their_way.load(Ordering::SeqCst) > 0
+    }
+
     /// Asks the server to cancel. That it did is not told, by any server.
     pub(crate) async fn send(&self, limit: Duration) -> Result<(), ConnectError> {
         let sending = async {
@@ -290,6 +304,7 @@ impl CancelKey {
             stream.flush().await?;
             // It closes once the signal is sent: the next statement of that session is not hit by this request.
             while stream.read_u8().await.is_ok() {}
+            self.on_their_way.fetch_sub(1, Ordering::SeqCst);
             Ok(())
         };
         tokio::time::timeout(limit, sending).await.unwrap_or(Err(ConnectError::Timeout(limit)))

@@ -5,9 +5,10 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::{Databases, PoolMode};
+use segue_router::{ClientAuth, Databases, PoolMode};
 use segue_testkit::{Cluster, Options};
 use std::time::{Duration, Instant};
+use support::wire::{Wire, field, frame};
 use support::{Running, config, said};
 
 /// A fence, as the product puts it up; `constraint` names it.
@@ -227,6 +228,38 @@ async fn what_cannot_be_carried_ends_the_session_with_its_reason() {
     assert_eq!(error.code().code(), "57P01");
     assert!(error.message().contains("a temporary table"), "{error}");
     router.drain().await;
+}
+
+/// A client that flushes without a Sync is in a transaction, although nothing is owed to it: what the fence refuses there
+/// takes back what came before, and is the client's to know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_behind_flushed_ones_is_not_repeated() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    source.execute(&fence("segue:m")).await;
+    source.execute("CREATE TABLE audit (i int)").await;
+    target.execute("CREATE TABLE t (i int)").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&source, &target, mode);
+        config.auth = ClientAuth::Trust;
+        let router = Running::start(config, source.password()).await;
+        let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+        let group = |sql: &[u8]| {
+            let parse = frame(b'P', &[b"\0", sql, b"\0\0\0"]);
+            [parse, frame(b'B', &[b"\0\0\0\0\0\0\0\0"]), frame(b'E', &[b"\0\0\0\0\0"])].concat()
+        };
+        wire.send(&[group(b"INSERT INTO audit VALUES (1)"), frame(b'H', &[])].concat()).await;
+        wire.until(|(tag, _)| *tag == b'C').await;
+        wire.send(&[group(b"INSERT INTO t VALUES (1)"), frame(b'S', &[])].concat()).await;
+        let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+        let refused = answers.iter().find(|(tag, _)| *tag == b'E').map(|(_, body)| field(body, b'C'));
+        assert_eq!(refused.as_deref(), Some("25006"), "{answers:?}");
+        assert_eq!(router.counts().repeated, 0);
+        router.drain().await;
+    }
+    for (server, table) in [(&source, "audit"), (&target, "t")] {
+        assert_eq!(server.scalar(&format!("SELECT count(*) FROM {table}")).await.as_deref(), Some("0"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

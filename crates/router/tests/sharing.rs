@@ -195,3 +195,38 @@ async fn what_pins_for_good_outlasts_what_pins_for_a_while() {
         router.drain().await;
     }
 }
+
+/// As some clients do whose time is up: what was sent before is done, and place and server are free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_bye_that_does_not_wait_for_its_answer_leaves_nothing_behind() {
+    let cluster = Cluster::start(Options::default()).await;
+    cluster.execute("CREATE TABLE t (i int)").await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&cluster, &cluster, mode);
+        config.auth = ClientAuth::Trust;
+        config.limits.connections_max = 1;
+        let router = Running::start(config, cluster.password()).await;
+        let port = router.handle.address().port();
+        let (insert, bye) =
+            (frame(b'Q', &[b"INSERT INTO t SELECT 1 FROM pg_sleep(0.2)\0"]), frame(b'X', &[]));
+        let begin = frame(b'Q', &[b"BEGIN; INSERT INTO t VALUES (2)\0"]);
+        for words in [[&insert[..], &bye].concat(), [&begin[..], &bye].concat()] {
+            let mut wire = Wire::through(port, "postgres").await;
+            wire.send(&words).await;
+            wire.rest().await;
+            let until = Instant::now() + Duration::from_secs(20);
+            while router.handle.clients() > 0 {
+                assert!(Instant::now() < until, "{mode:?}: the session does not end");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let mut next = Wire::through(port, "postgres").await;
+            next.send(&frame(b'Q', &[b"SELECT 1\0"])).await;
+            let answers = next.until(|(tag, _)| *tag == b'Z').await;
+            assert!(answers.iter().any(|(tag, _)| *tag == b'D'), "{mode:?}: {answers:?}");
+            next.send(&bye).await;
+            next.rest().await;
+        }
+        router.drain().await;
+    }
+    assert_eq!(cluster.scalar("SELECT string_agg(i::text, ' ') FROM t").await.as_deref(), Some("1 1"));
+}

@@ -57,8 +57,9 @@ impl Session {
                 if !self.active {
                     return Err(End::Left);
                 }
-                // What was sent before it is still to be done.
+                // What was sent before it is still to be done, but nobody is there for whom it would be repeated.
                 self.leaving = true;
+                self.lone.armed = false;
                 run += head.bytes;
                 break Forward::Wait;
             }
@@ -196,7 +197,7 @@ impl Session {
 
     /// At the beginning of a transaction: whether it is a statement that could be sent again.
     fn keep_lone(&mut self, run: usize) {
-        if run == 0 && self.pipeline.is_idle() {
+        if std::mem::take(&mut self.lone.first) && run == 0 && self.pipeline.is_idle() {
             self.lone.keep(&self.input);
             self.lone.armed = !self.lone.bytes.is_empty();
         } else if self.pipeline.awaits_ready() {

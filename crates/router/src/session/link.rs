@@ -54,7 +54,7 @@ impl Session {
             }
             self.cell.enter(self.route.owner);
             if !self.routes.has_changed().unwrap_or(false) {
-                self.active = true;
+                (self.active, self.lone.first) = (true, true);
                 return Ok(());
             }
             self.shared.gate.leave(&self.cell);
@@ -293,6 +293,11 @@ impl Session {
 
     /// Nothing is owed, and no transaction is open.
     pub(super) async fn at_boundary(&mut self) -> Result<(), End> {
+        if self.leaving {
+            // The server was told good-bye as well: it is nobody's any more.
+            self.link = None;
+            return Err(End::Left);
+        }
         self.settle();
         self.active = false;
         self.last_bound = None;

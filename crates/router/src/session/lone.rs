@@ -14,6 +14,9 @@ pub(super) const LONE_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Lone {
     /// The group as it came.
     pub(super) bytes: BytesMut,
+    /// Nothing was sent since the transaction's begin: only what comes first can be alone in it. Where a client flushes
+    /// without a Sync nothing is owed, and the transaction goes on.
+    pub(super) first: bool,
     /// Whether it is the only thing that was sent, and may be sent again.
     pub(super) armed: bool,
     /// The epoch whose owner refused it, and until when another one is waited for.

@@ -56,6 +56,8 @@ impl<'d> Routers<'d> {
     /// Has them hold what is new, and waits for what is under way, but not for long.
     pub(super) async fn hold(&self, route: Route) {
         *self.held.lock().await = Some(route);
+        // An earlier route that could not be told must not end this hold.
+        self.untold.send_replace(None);
         let work = self.with(async |routing| {
             let told = self.next(route);
             routing.tell(told).await?;
@@ -83,17 +85,8 @@ impl<'d> Routers<'d> {
     /// Tells them where to go, and that nothing is held any longer.
     pub(super) async fn release(&self, route: Route) {
         *self.held.lock().await = None;
-        let told =
-            timeout(TELL_PATIENCE, self.with(async |routing| routing.tell(self.next(route)).await)).await;
-        let untold = match told {
-            Ok(Ok(_)) => None,
-            Ok(Err(fault)) => {
-                tracing::warn!("routers could not be told where to write: {fault}");
-                Some(route)
-            }
-            Err(_) => Some(route),
-        };
-        self.untold.send_replace(untold);
+        self.untold.send_replace(Some(route));
+        self.tell_untold(route).await;
     }
 
     /// Goes on telling what could not be told.
@@ -102,10 +95,24 @@ impl<'d> Routers<'d> {
         loop {
             let route = untold.wait_for(Option::is_some).await.map_or(None, |route| *route);
             sleep(TELL_AGAIN).await;
-            // Something newer may have been told meanwhile.
-            if let Some(route) = route.filter(|route| *self.untold.borrow() == Some(*route)) {
-                self.release(route).await;
+            if let Some(route) = route {
+                self.tell_untold(route).await;
             }
+        }
+    }
+
+    /// Tells them, unless something newer is to be told or was: that is looked at where nothing else is told meanwhile.
+    async fn tell_untold(&self, route: Route) {
+        let work = self.with(async |routing| {
+            if *self.untold.borrow() != Some(route) {
+                return Ok(());
+            }
+            routing.tell(self.next(route)).await?;
+            self.untold.send_if_modified(|untold| untold.take_if(|untold| *untold == route).is_some());
+            Ok(())
+        });
+        if let Ok(Err(fault)) = timeout(TELL_PATIENCE, work).await {
+            tracing::warn!("routers could not be told where to write: {fault}");
         }
     }
 
