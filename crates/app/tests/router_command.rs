@@ -173,6 +173,14 @@ async fn a_migration_is_not_completed_while_applications_come_by_way_of_a_router
     tokio::spawn(connection);
     client.batch_execute("INSERT INTO app.entry (client, account) VALUES (0, 0)").await.unwrap();
     assert_eq!(routed.entries(1).await, 1);
+    // A control database that was restored tells of an earlier owner; a router that starts asks the owners, too.
+    let earlier = "UPDATE segue.route SET body = '{\"owner\": \"source\", \"epoch\": 1}'";
+    routed.control().execute(earlier).await;
+    let router = routed.router();
+    let said = router.wait_for("the router listens on", PATIENCE).await.unwrap();
+    assert!(said.contains("the target owns the writes"), "{said}");
+    router.terminate();
+    router.wait(PATIENCE).await.unwrap();
     let address = format!("on 127.0.0.1:{port}");
     let complete = ["complete", "--window", "0s"];
     let refused = async || {

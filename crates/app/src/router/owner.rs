@@ -67,7 +67,7 @@ impl Owners {
             let told = timeout(ANSWER_PATIENCE, self.told()).await;
             let never_told = matches!(told, Ok(Ok(None)));
             let why = match told {
-                Ok(Ok(Some(heard))) => return Ok(heard),
+                Ok(Ok(Some(heard))) => return Ok(self.or_newer(heard).await),
                 Ok(Ok(None)) => String::new(),
                 Ok(Err(fault)) => format!("; the control database: {fault}"),
                 Err(_) => "; the control database does not answer".to_owned(),
@@ -84,6 +84,17 @@ impl Owners {
                     return Err(Fault::operator("SEGUE-NO-ROUTE", what, next));
                 }
             }
+        }
+    }
+
+    /// What was told, unless the rows know of a later epoch: a control database that was restored, or has failed over, may
+    /// tell of an earlier one.
+    async fn or_newer(&self, told: Heard) -> Heard {
+        match self.look().await {
+            Found::Open(route) | Found::Fenced(route) if route.epoch > told.epoch => {
+                Heard::now(told.revision, route)
+            }
+            Found::Open(_) | Found::Fenced(_) | Found::Unknown => told,
         }
     }
 
