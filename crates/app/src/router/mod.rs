@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Between two tries to listen where another process does, whose place is to be taken once it ends.
@@ -129,6 +130,8 @@ pub(crate) async fn beside(plan: Plan, say: Say, stop: watch::Receiver<bool>) {
 
 /// Serves until `end`, whose word for it is said, and lets transactions finish.
 async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) -> Outcome<()> {
+    // First of all: without a handler a wish to reload would end the process, and a driver with it.
+    let hangups = signal(SignalKind::hangup());
     let mut end = std::pin::pin!(end);
     let config = plan.config()?;
     let drain_max = config.limits.drain_max;
@@ -147,11 +150,15 @@ async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) 
     let seat = Seat::new(plan, owners, routes, handle.clone(), say.clone());
     let (ended, has_ended) = watch::channel(false);
     let mut seated = tokio::spawn(seat.run(has_ended));
+    let mut done = Ok(());
     let why = tokio::select! {
-        why = reloading(plan, say, &handle, end) => why,
-        _ = &mut running => "its own end",
+        why = reloading(plan, say, &handle, (hangups, end)) => Some(why),
+        ended = &mut running => {
+            done = ended.map_err(|e| Fault::bug("SEGUE-TASK", format!("the router ended unexpectedly: {e}")));
+            None
+        }
     };
-    if !running.is_finished() {
+    if let Some(why) = why {
         say(&News::text(format!("the router ends by {why}: transactions may finish, nobody gets in")));
         handle.drain();
         let _ = tokio::time::timeout(drain_max + END_PATIENCE, &mut running).await;
@@ -161,7 +168,7 @@ async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) 
     if tokio::time::timeout(END_PATIENCE, &mut seated).await.is_err() {
         seated.abort();
     }
-    Ok(())
+    done
 }
 
 /// Takes certificates and users anew at every SIGHUP, until the end.
@@ -169,14 +176,13 @@ async fn reloading(
     plan: &Plan,
     say: &Say,
     handle: &Handle,
-    mut end: std::pin::Pin<&mut impl Future<Output = &'static str>>,
+    (hangups, mut end): (std::io::Result<Signal>, std::pin::Pin<&mut impl Future<Output = &'static str>>),
 ) -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return end.await };
+    let Ok(mut hangups) = hangups else { return end.await };
     loop {
         tokio::select! {
             why = &mut end => return why,
-            _ = hangup.recv() => match plan.config() {
+            _ = hangups.recv() => match plan.config() {
                 Ok(config) => {
                     handle.reload(config);
                     say(&News::text("the router has read users and certificates again".to_owned()));
