@@ -44,7 +44,7 @@ pub(crate) struct SwitchWrites {
 
 /// Serve a share of the reads from the target
 ///
-/// This build refuses it: reads are moved by the router, which it does not have.
+/// This build refuses it: its router moves writes alone.
 #[derive(Debug, Args)]
 pub(crate) struct SwitchReads {
     /// The share that the target serves

@@ -34,9 +34,10 @@ impl Verb {
 const AFTER: &str = "A driver that takes over undoes what was before the hand-over and finishes what was after it; \
     `segue status` says who owns the writes, and giving the order again is harmless";
 
-/// Reads are moved by the router.
+/// Reads are to be moved by the router, which does not do that yet.
 pub(crate) fn reads(percent: u8, json: bool) -> Exit {
-    let what = format!("{percent} % of the reads cannot be moved: this build has no router, which does that");
+    let what =
+        format!("{percent} % of the reads cannot be moved: the router of this build moves writes alone");
     fault(&Fault::operator("SEGUE-NO-ROUTER", what, "move the writes with `segue switch writes`"), json)
 }
 

@@ -110,7 +110,7 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-NO-ROUTER",
-        "this build has no router, which moves reads",
+        "the router of this build does not move reads",
         "move the writes: `segue switch writes`",
     ),
     known("SEGUE-NO-TABLE", "the migration has no table of that name", "name it as `segue status` does"),
