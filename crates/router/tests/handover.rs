@@ -116,6 +116,37 @@ async fn a_lone_statement_that_the_fence_refused_is_done_by_the_new_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_in_a_hold_has_its_server_on_the_other_side_already() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
+    let url = format!("{} application_name=tests", router.url());
+    let client = router.try_connect(&url).await.unwrap();
+    router.hold().await;
+    let waiting = tokio::spawn(async move { client.simple_query("SELECT 1").await.map(|_| client) });
+    let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'";
+    while target.scalar(there).await.as_deref() != Some("1") {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished() && router.counts().connects == 2);
+    router.release_to(Side::Target);
+    let client = waiting.await.unwrap().unwrap();
+    assert_eq!((router.counts().connects, router.counts().exchanges), (2, 1), "it is the one that is used");
+    // What was opened for nothing is closed.
+    router.hold().await;
+    let waiting = tokio::spawn(async move { client.simple_query("SELECT 1").await.map(|_| client) });
+    while source.scalar(there).await.as_deref() != Some("1") {
+        tokio::task::yield_now().await;
+    }
+    router.release_to(Side::Target);
+    let _client = waiting.await.unwrap().unwrap();
+    while source.scalar(there).await.as_deref() != Some("0") {
+        tokio::task::yield_now().await;
+    }
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_refusals_are_the_clients() {
     let (source, target) = pair().await;
     for (constraint, sql) in [

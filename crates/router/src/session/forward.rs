@@ -1,5 +1,6 @@
 //! From the client to the server: what is understood, what is renamed, and what has to be said before.
 
+use super::link::shutting_down;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
 use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
@@ -119,10 +120,7 @@ impl Session {
                 self.wanted_bytes = head.bytes.min(WAITING_BYTES_MAX);
                 Ok(Some(Forward::Wait))
             }
-            _ if self.cell.flags() & DRAIN != 0 => Err(End::Refused(
-                Refusal::fatal("57P01", "terminating connection: the router is shutting down")
-                    .hint("Connect again."),
-            )),
+            _ if self.cell.flags() & DRAIN != 0 => Err(End::Refused(shutting_down())),
             _ => Ok(Some(Forward::Begin)),
         }
     }

@@ -7,6 +7,7 @@ use crate::pipeline::Pipeline;
 use crate::settings::Parameters;
 use crate::upstream::{self, ConnectError, Identity, Server};
 use bytes::BytesMut;
+use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -15,11 +16,28 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
 
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
 /// Between two tries to reach a server that is not to be reached just now.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// A server that is opened before it is needed.
+pub(super) struct Ahead {
+    side: Side,
+    opened: oneshot::Receiver<Server>,
+}
+
+impl Drop for Ahead {
+    /// It was not needed.
+    fn drop(&mut self) {
+        self.opened.close();
+        if let Ok(unwanted) = self.opened.try_recv() {
+            tokio::spawn(unwanted.close());
+        }
+    }
+}
 
 /// How a wait ended that is not the client's fault.
 enum Waited {
@@ -38,6 +56,7 @@ impl Session {
             }
             if let Some(until) = self.waits_until() {
                 self.leave_link();
+                self.open_ahead();
                 if !self.park(until).await? {
                     return Ok(());
                 }
@@ -52,6 +71,10 @@ impl Session {
                 }
                 Err(end) => return Err(end),
             }
+            if self.link.is_none() {
+                continue;
+            }
+            self.ahead = None;
             self.cell.enter(self.route.owner);
             if !self.routes.has_changed().unwrap_or(false) {
                 (self.active, self.lone.first) = (true, true);
@@ -112,10 +135,7 @@ impl Session {
                 return Poll::Ready(Ok(Waited::Cancelled));
             }
             if self.cell.flags() & (DRAIN | END) != 0 {
-                return Poll::Ready(Err(End::Refused(Refusal::fatal(
-                    "57P01",
-                    "terminating connection: the router is shutting down",
-                ))));
+                return Poll::Ready(Err(End::Refused(shutting_down())));
             }
             if !routes_end {
                 match changed.as_mut().poll(cx) {
@@ -150,7 +170,8 @@ impl Session {
         self.lone.is_answered();
     }
 
-    /// Sees to it that there is a server of the route's owner, with the session's settings.
+    /// Sees to it that there is a server of the route's owner, with the session's settings. There is none afterwards where
+    /// another route came meanwhile.
     pub(super) async fn link(&mut self) -> Result<(), End> {
         let owner = self.route.owner;
         if let Some(link) = self.link.take() {
@@ -165,7 +186,10 @@ impl Session {
             self.shared.counters.exchanges.add_one();
         }
         let link = if self.is_shared() { self.borrow_server().await? } else { self.own_server().await? };
-        self.keep(link).await
+        match link {
+            Some(link) => self.keep(link).await,
+            None => Ok(()),
+        }
     }
 
     async fn keep(&mut self, link: Link) -> Result<(), End> {
@@ -187,20 +211,54 @@ impl Session {
     }
 
     /// A server of the session's own, as its client asked for it.
-    async fn own_server(&self) -> Result<Link, End> {
-        let server = self.connect(&self.startup.settings, self.queue_deadline()).await?;
-        Ok(Link { server, out: Default::default(), place: None })
+    async fn own_server(&mut self) -> Result<Option<Link>, End> {
+        let side = self.route.owner;
+        let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
+        let opening = self.opening(side, self.startup.settings.clone(), self.queue_deadline());
+        let opening = async {
+            let ahead = match ahead {
+                Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
+                None => None,
+            };
+            match ahead {
+                Some(server) => Ok(server),
+                None => opening.await,
+            }
+        };
+        let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
+        Ok(Some(Link { server: server?, out: Default::default(), place: None }))
+    }
+
+    /// While a transaction waits for another route: a server on the side that it most likely leads to. Without it every
+    /// session of its own server would begin with a login at once, when the writes are taken again.
+    fn open_ahead(&mut self) {
+        let side = self.route.owner.other();
+        if self.is_shared() || self.pin.is_some_and(|pin| pin != crate::Pin::Session) || self.ahead.is_some()
+        {
+            return;
+        }
+        let opening = self.opening(side, self.startup.settings.clone(), Instant::now());
+        let (send, opened) = oneshot::channel();
+        tokio::spawn(async move {
+            // Who cannot be reached now is tried again when it is needed, and refuses then.
+            let Ok(server) = opening.await else { return };
+            if let Err(unwanted) = send.send(server) {
+                unwanted.close().await;
+            }
+        });
+        self.ahead = Some(Ahead { side, opened });
     }
 
     /// A server of the pool.
-    async fn borrow_server(&mut self) -> Result<Link, End> {
+    async fn borrow_server(&mut self) -> Result<Option<Link>, End> {
         let config = Arc::clone(&self.config);
         let limits = &config.limits;
         let deadline = self.queue_deadline();
         let (user, owner) = (self.startup.user.as_str(), self.route.owner);
         let database = config.database(owner, &self.startup.database);
         let pool = self.shared.pools.of(owner, user, database, limits.connections_max);
-        let Some(place) = self.in_queue(pool.place(limits.queue_max)).await? else {
+        let Some(turn) = self.in_queue(pool.place(limits.queue_max)).await? else { return Ok(None) };
+        let Some(place) = turn else {
             self.shared.counters.queue_timeouts.add_one();
             let message = format!(
                 "no connection to the database became free within {} ms",
@@ -212,23 +270,39 @@ impl Session {
         };
         let server = match place.take(&self.settings, limits.age_max) {
             Some(server) => server,
-            None => self.connect(&[], deadline).await?,
+            None => match self.in_queue(self.opening(owner, Vec::new(), deadline)).await? {
+                Some(opened) => opened?,
+                None => return Ok(None),
+            },
         };
-        Ok(Link { server, out: Default::default(), place: Some(place) })
+        Ok(Some(Link { server, out: Default::default(), place: Some(place) }))
     }
 
-    /// Waits in a queue; who leaves, or gives up, takes nobody's turn.
-    async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, End> {
+    /// Waits for a turn; who leaves, or gives up, takes nobody's. `None`: there is another route, and it may lead elsewhere.
+    async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<Option<T>, End> {
         let mut turn = pin!(turn);
+        let mut routes = self.routes.clone();
+        let mut rerouted = pin!(routes.changed());
+        let mut routes_end = false;
         poll_fn(|cx| {
             if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
-                return Poll::Ready(Ok(turn));
+                return Poll::Ready(Ok(Some(turn)));
             }
             self.cell.register(cx);
             if self.cell.flags() & CANCEL != 0 {
                 self.cell.clear(CANCEL);
                 let refusal = Refusal::error("57014", "canceling statement due to user request");
                 return Poll::Ready(Err(End::Refused(refusal)));
+            }
+            if self.cell.flags() & (DRAIN | END) != 0 {
+                return Poll::Ready(Err(End::Refused(shutting_down())));
+            }
+            if !routes_end {
+                match rerouted.as_mut().poll(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Err(_)) => routes_end = true,
+                    Poll::Pending => {}
+                }
             }
             self.poll_send(cx)?;
             while self.input.len() < WAITING_BYTES_MAX && self.poll_client(cx)? {}
@@ -238,34 +312,41 @@ impl Session {
     }
 
     /// Opens a connection; one that cannot be reached is tried again until `deadline`.
-    async fn connect(&self, settings: &[(String, String)], deadline: Instant) -> Result<Server, End> {
-        let side = self.route.owner;
-        let identity = Identity {
-            user: &self.startup.user,
-            database: self.config.database(side, &self.startup.database),
-            login: &self.login,
-            settings,
-        };
-        loop {
-            let upstream = self.config.upstream(side);
-            let result = upstream::connect(side, upstream, &identity, self.config.limits.connect_max).await;
-            let error = match result {
-                Ok(server) => {
-                    self.shared.counters.connects.add_one();
-                    return Ok(server);
-                }
-                // Its own words: the database is not there, there are too many connections, …
-                Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
-                Err(error @ (ConnectError::Io(_) | ConnectError::Told(_))) if Instant::now() < deadline => {
-                    error
-                }
-                Err(error) => {
-                    tracing::warn!(%error, user = %self.startup.user, "no connection to the database");
-                    return Err(End::Refused(Refusal::fatal("08006", error.to_string())));
-                }
-            };
-            tracing::debug!(%error, "trying the database again");
-            tokio::time::sleep(AGAIN_AFTER).await;
+    fn opening(
+        &self,
+        side: Side,
+        settings: Vec<(String, String)>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Server, End>> + Send + use<> {
+        let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
+        let (user, login) = (self.startup.user.clone(), self.login.clone());
+        let database = config.database(side, &self.startup.database).to_owned();
+        async move {
+            let identity = Identity { user: &user, database: &database, login: &login, settings: &settings };
+            loop {
+                let opened =
+                    upstream::connect(side, config.upstream(side), &identity, config.limits.connect_max)
+                        .await;
+                let error = match opened {
+                    Ok(server) => {
+                        shared.counters.connects.add_one();
+                        return Ok(server);
+                    }
+                    // Its own words: the database is not there, there are too many connections, …
+                    Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
+                    Err(error @ (ConnectError::Io(_) | ConnectError::Told(_)))
+                        if Instant::now() < deadline =>
+                    {
+                        error
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, user, "no connection to the database");
+                        return Err(End::Refused(Refusal::fatal("08006", error.to_string())));
+                    }
+                };
+                tracing::debug!(%error, "trying the database again");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
         }
     }
 
@@ -368,6 +449,11 @@ impl Session {
             self.statements.forget(serial);
         }
     }
+}
+
+/// What a session is told when the router ends.
+pub(super) fn shutting_down() -> Refusal {
+    Refusal::fatal("57P01", "terminating connection: the router is shutting down").hint("Connect again.")
 }
 
 /// A server that is starting, stopping or recovering will let clients in in a moment.

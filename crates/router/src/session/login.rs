@@ -283,6 +283,7 @@ fn open(
         kept_back: false,
         wanted_bytes: 0,
         link: None,
+        ahead: None,
         pipeline: Pipeline::default(),
         routes,
         route,
@@ -311,7 +312,13 @@ impl Session {
     async fn welcome(&mut self) -> Result<(), End> {
         let out = self.to_client.buffer();
         put(out, b'R', |body| body.put_u32(0));
-        self.link().await?;
+        loop {
+            self.link().await?;
+            if self.link.is_some() {
+                break;
+            }
+            self.route = self.routes.borrow_and_update().clone();
+        }
         let (process, secret) = (self.process, self.cell.secret().to_vec());
         let out = self.to_client.buffer();
         put(out, b'K', |body| {

@@ -118,6 +118,7 @@ struct Session {
     /// What is to be read of the client before it can be gone on with.
     wanted_bytes: usize,
     link: Option<Link>,
+    ahead: Option<link::Ahead>,
     pipeline: Pipeline,
     routes: Routes,
     route: Heard,
@@ -227,10 +228,7 @@ impl Session {
     fn heed_flags(&mut self) -> Result<(), End> {
         let flags = self.cell.flags();
         if flags & END != 0 || (flags & DRAIN != 0 && !self.active) {
-            return Err(End::Refused(
-                Refusal::fatal("57P01", "terminating connection: the router is shutting down")
-                    .hint("Connect again."),
-            ));
+            return Err(End::Refused(link::shutting_down()));
         }
         if flags & CANCEL != 0 {
             // Nothing of this session waited in the router: the statement had ended, as it may with any server.
