@@ -20,10 +20,13 @@ pub(crate) const CANCEL: u8 = 2;
 /// The session is to end now.
 pub(crate) const END: u8 = 4;
 
+/// Of [`Cell::inside`].
+const READING: u64 = 4;
+
 /// What others may know and ask of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Cell {
-    /// 0: outside; else one more than twice the side's number.
+    /// 0: outside; 1 and 3: inside, on the source and on the target; 4: reading on a follower, which no hold waits for.
     inside: AtomicU64,
     flags: AtomicU8,
     waker: AtomicWaker,
@@ -38,12 +41,22 @@ impl Cell {
         fence(Ordering::SeqCst);
     }
 
+    /// As [`enter`](Cell::enter), for what can write nothing.
+    pub(crate) fn enter_reading(&self) {
+        self.inside.store(READING, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
     fn side(&self) -> Option<Side> {
         match self.inside.load(Ordering::SeqCst) {
-            0 => None,
+            0 | READING => None,
             1 => Some(Side::Source),
             _ => Some(Side::Target),
         }
+    }
+
+    fn is_inside(&self) -> bool {
+        self.inside.load(Ordering::SeqCst) != 0
     }
 
     pub(crate) fn ask(&self, flag: u8) {
@@ -164,7 +177,7 @@ impl Gate {
         let key = {
             let key = cell.cancel.lock().unwrap_or_else(PoisonError::into_inner);
             // Whoever is outside of a transaction waits in the router, if for anything.
-            let key = key.clone().filter(|_| cell.side().is_some());
+            let key = key.clone().filter(|_| cell.is_inside());
             if let Some(key) = &key {
                 key.begin();
             }

@@ -8,6 +8,8 @@
 //! of them is [`Taken`].
 
 mod auth;
+mod breaker;
+mod classify;
 mod effects;
 mod frames;
 mod gate;
@@ -16,6 +18,7 @@ mod gate;
 pub mod hostile;
 mod pipeline;
 mod pool;
+mod reads;
 mod route;
 mod serve;
 mod session;
@@ -27,7 +30,10 @@ mod stream;
 mod upstream;
 
 pub use auth::{ClientAuth, Secret, Users, UsersError, Verifier};
+pub use breaker::BreakerState;
+pub use classify::{Catalog, CatalogError};
 pub use effects::Pin;
+pub use reads::{Feeds, Fresh, ReadLimits, Reads};
 pub use route::{Heard, Routes, Taken};
 pub use serve::{Config, Databases, Handle, Limits, PoolMode, Router, ServeError, Tls};
 pub use stats::Counts;

@@ -98,6 +98,16 @@ impl Pipeline {
         self.owed.is_empty() && self.status == Status::Idle && !self.skipping
     }
 
+    /// Of a server on which a transaction was opened on the session's behalf.
+    pub(crate) fn in_transaction() -> Pipeline {
+        Pipeline { status: Status::InTransaction, ..Pipeline::default() }
+    }
+
+    /// Whether a transaction is open, as far as was answered.
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.status != Status::Idle
+    }
+
     /// Whether so much is owed that nothing more may be sent.
     pub(crate) fn is_full(&self) -> bool {
         self.owed.len() >= OWED_MAX

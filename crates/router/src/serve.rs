@@ -1,8 +1,11 @@
 //! The listener: who gets in, how many, how long a login may take; and how the router ends.
 
 use crate::auth::{ClientAuth, Users};
+use crate::breaker::{Breaker, BreakerState};
+use crate::classify::Classifier;
 use crate::gate::{DRAIN, END, Gate};
 use crate::pool::Pools;
+use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
 use crate::session;
 use crate::statements::Texts;
@@ -36,6 +39,8 @@ pub struct Config {
     pub databases: Option<Databases>,
     /// Every bound.
     pub limits: Limits,
+    /// Bounds of reads that the follower serves.
+    pub reads: ReadLimits,
 }
 
 /// What a database is called on each side.
@@ -146,6 +151,10 @@ pub(crate) struct Shared {
     pub(crate) texts: Texts,
     pub(crate) counters: Counters,
     pub(crate) routes: Routes,
+    pub(crate) feeds: Feeds,
+    pub(crate) classifier: Classifier,
+    pub(crate) breaker: Breaker,
+    pub(crate) tenants: Tenants,
     /// A statement has met a fence.
     pub(crate) met_fence: Notify,
     /// What mock verifiers are made from; another one after each start.
@@ -206,6 +215,11 @@ impl Handle {
         self.shared.counters.read()
     }
 
+    /// Whether reads go to the follower, and how often it was found that they must not.
+    pub fn breaker(&self) -> (BreakerState, u64) {
+        self.shared.breaker.state()
+    }
+
     /// Takes another configuration, for clients that come from now on. Nobody is dropped. How many clients and server
     /// connections there may be stays as it was.
     pub fn reload(&self, mut config: Config) {
@@ -222,8 +236,18 @@ impl Handle {
 }
 
 impl Router {
-    /// Listens, and serves the route that there is now.
-    pub async fn bind(listen: SocketAddr, mut config: Config, routes: Routes) -> Result<Router, ServeError> {
+    /// Listens, and serves the route that there is now; every read is the owner's.
+    pub async fn bind(listen: SocketAddr, config: Config, routes: Routes) -> Result<Router, ServeError> {
+        Router::bind_reading(listen, config, routes, Feeds::none()).await
+    }
+
+    /// As [`bind`](Router::bind), with reads that go elsewhere as these say.
+    pub async fn bind_reading(
+        listen: SocketAddr,
+        mut config: Config,
+        routes: Routes,
+        feeds: Feeds,
+    ) -> Result<Router, ServeError> {
         let listener = TcpListener::bind(listen).await.map_err(|error| ServeError::Listen(listen, error))?;
         let address = listener.local_addr().map_err(|error| ServeError::Listen(listen, error))?;
         let route = routes.borrow().clone();
@@ -238,6 +262,10 @@ impl Router {
             texts: Texts::default(),
             counters: Counters::default(),
             routes,
+            feeds,
+            classifier: Classifier::new(),
+            breaker: Breaker::default(),
+            tenants: Tenants::default(),
             met_fence: Notify::new(),
             mock_secret,
         });
@@ -258,6 +286,10 @@ impl Router {
         let following = tokio::spawn({
             let shared = Arc::clone(&self.shared);
             async move { shared.gate.follow(shared.routes.clone()).await }
+        });
+        let learning = tokio::spawn({
+            let shared = Arc::clone(&self.shared);
+            async move { learn(&shared).await }
         });
         let mut tidy = tokio::time::interval(Duration::from_secs(10));
         loop {
@@ -284,6 +316,7 @@ impl Router {
             let _ = tokio::time::timeout(Duration::from_secs(2), clients.acquire_many(everybody)).await;
         }
         following.abort();
+        learning.abort();
     }
 
     fn admit(&self, client: TcpStream, clients: &Arc<Semaphore>) {
@@ -297,6 +330,17 @@ impl Router {
                 shared.counters.refused_logins.add_one();
                 session::turn_away(client);
             }
+        }
+    }
+}
+
+/// Takes every catalog as it comes. Ends when nobody gives any more.
+async fn learn(shared: &Shared) {
+    let mut catalogs = shared.feeds.catalog.clone();
+    loop {
+        shared.classifier.set_catalog(catalogs.borrow_and_update().clone());
+        if catalogs.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -3,10 +3,11 @@
 //! It does not read SQL ([`effects`](crate::effects)) and sends nothing.
 
 use crate::effects::Change;
-use crate::frames::put_parameter;
+use crate::frames::{Fields, Malformed, put_parameter};
 use bytes::BytesMut;
 use segue_model::sqltext::quote_literal;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What ParameterStatus said, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +21,23 @@ impl Parameters {
         }
     }
 
+    /// Remembers what a ParameterStatus (a whole frame) says.
+    pub(crate) fn note(parameters: &mut Arc<Parameters>, frame: &[u8]) -> Result<(), Malformed> {
+        let mut fields = Fields::of(frame);
+        let (name, value) = (fields.string()?, fields.string()?);
+        Arc::make_mut(parameters).set(name, value);
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.get(name).map(|value| &value[..])
+    }
+
+    /// Whether a server that says this writes and reads values as one that says `other`.
+    pub(crate) fn reads_as(&self, other: &Parameters) -> bool {
+        FORMATS.iter().all(|name| self.get(name) == other.get(name))
+    }
+
     /// Appends what a client that was told `known` has to be told anew.
     pub(crate) fn put_differences(&self, known: &Parameters, into: &mut BytesMut) {
         for (name, value) in &self.0 {
@@ -29,6 +47,16 @@ impl Parameters {
         }
     }
 }
+
+/// What values look like.
+const FORMATS: [&[u8]; 6] = [
+    b"client_encoding",
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"integer_datetimes",
+    b"standard_conforming_strings",
+];
 
 /// More is not carried from server to server; who has more is pinned.
 const CHANGES_MAX: usize = 256;
@@ -114,6 +142,25 @@ impl Settings {
         !self.listens.is_empty() || !self.prepared.is_empty()
     }
 
+    /// Whether a statement may read something else than where nothing of this is set: what a name means, at which isolation a
+    /// transaction runs, and what a user may see, is then not known.
+    pub(crate) fn reads_differ(&self) -> bool {
+        let names_schema = |sql: &String| sql.to_ascii_lowercase().contains("information_schema");
+        !self.roles.is_empty()
+            || self.set.keys().any(|name| name.starts_with("default_transaction_"))
+            || self.set.get("search_path").is_some_and(names_schema)
+    }
+
+    /// Whom the session's statements are for: `SET segue.tenant = 'acme'`.
+    pub(crate) fn tenant(&self) -> Option<String> {
+        assigned(self.set.get("segue.tenant")?)
+    }
+
+    /// These without what pins: all that a single read can depend on.
+    pub(crate) fn for_reads(&self) -> Settings {
+        Settings { listens: BTreeMap::new(), prepared: BTreeMap::new(), ..self.clone() }
+    }
+
     /// The statements that make a server with `there` into one with these.
     pub(crate) fn statements(&self, there: &Settings) -> Vec<String> {
         let mut statements = Vec::new();
@@ -130,6 +177,20 @@ impl Settings {
         }
         statements.extend(self.prepared.values().chain(self.listens.values()).cloned());
         statements
+    }
+}
+
+/// The value that a `SET name TO value` or `set_config` assigns, where it is one literal or word.
+fn assigned(sql: &str) -> Option<String> {
+    let literals: Vec<&str> = sql.split('\'').collect();
+    match (literals.as_slice(), sql.contains("set_config(")) {
+        ([_, _, _, value, _], true) | ([_, value, _], false) => Some((*value).to_owned()),
+        ([_], false) => {
+            let (_, value) = sql.rsplit_once(['=', ' '])?;
+            Some(value.trim().to_owned())
+        }
+        // Quotes within quotes: a tenant is not called so.
+        _ => None,
     }
 }
 
@@ -191,6 +252,23 @@ mod tests {
             Settings::default().statements(&there),
             ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL"]
         );
+    }
+
+    #[test]
+    fn the_tenant_is_what_was_set() {
+        for (sql, tenant) in [
+            ("SET segue.tenant = 'acme corp'", Some("acme corp")),
+            ("SET segue.tenant TO acme", Some("acme")),
+            ("SET segue.tenant=7", Some("7")),
+            ("SET segue.tenant = 'a''b'", None),
+        ] {
+            let mut settings = Settings::default();
+            settings.apply(set("segue.tenant", sql)).unwrap();
+            assert_eq!(settings.tenant().as_deref(), tenant, "{sql}");
+        }
+        let wishes = [("options".to_owned(), "-c segue.tenant=acme".to_owned())];
+        assert_eq!(Settings::at_start(&wishes).tenant().as_deref(), Some("acme"));
+        assert_eq!(Settings::default().tenant(), None);
     }
 
     #[test]

@@ -30,6 +30,13 @@ pub(crate) struct Statement {
     pub(crate) server_name: Box<[u8]>,
 }
 
+impl Statement {
+    /// Its text, without the types.
+    pub(crate) fn text(&self) -> &[u8] {
+        self.body.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+}
+
 /// What a shared statement is called on servers.
 pub(crate) fn shared_name(id: u64) -> Vec<u8> {
     format!("segue_{id}").into_bytes()

@@ -27,6 +27,12 @@ pub(crate) struct Counters {
     pub(crate) parked: Counter,
     pub(crate) repeated: Counter,
     pub(crate) queue_timeouts: Counter,
+    pub(crate) reads: Counter,
+    pub(crate) reads_too_early: Counter,
+    pub(crate) reads_not_admitted: Counter,
+    pub(crate) reads_failed: Counter,
+    pub(crate) reads_repeated: Counter,
+    pub(crate) reads_returned: Counter,
 }
 
 /// [`Counters`], read once.
@@ -48,6 +54,18 @@ pub struct Counts {
     pub repeated: u64,
     /// Transactions that got no server connection in time.
     pub queue_timeouts: u64,
+    /// Transactions that the follower was asked to serve.
+    pub reads: u64,
+    /// Reads that the owner served because the follower did not show yet what their session had seen.
+    pub reads_too_early: u64,
+    /// Reads that the owner served because the follower had failed before.
+    pub reads_not_admitted: u64,
+    /// Times that the follower did not answer, not in time, or refused what the owner answered.
+    pub reads_failed: u64,
+    /// Reads that the owner answered after the follower did not.
+    pub reads_repeated: u64,
+    /// Transactions of reads that went on with the owner, at a statement that may be more than a read.
+    pub reads_returned: u64,
 }
 
 impl Counters {
@@ -61,6 +79,12 @@ impl Counters {
             parked: self.parked.get(),
             repeated: self.repeated.get(),
             queue_timeouts: self.queue_timeouts.get(),
+            reads: self.reads.get(),
+            reads_too_early: self.reads_too_early.get(),
+            reads_not_admitted: self.reads_not_admitted.get(),
+            reads_failed: self.reads_failed.get(),
+            reads_repeated: self.reads_repeated.get(),
+            reads_returned: self.reads_returned.get(),
         }
     }
 }

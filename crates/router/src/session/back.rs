@@ -1,6 +1,7 @@
 //! From the server to the client: what is the client's, what the router asked for, and what a refusal was.
 
 use super::link::note_parameter;
+use super::read::Failure;
 use super::{End, Session, WAITING_BYTES_MAX};
 use crate::frames::{self, HEADER_BYTES};
 use crate::pipeline::{Answer, Status};
@@ -19,6 +20,8 @@ pub(super) enum Back {
     Idle,
     /// The fence refused a lone statement, and nothing of it was passed on.
     Refused,
+    /// The follower did not serve a read, and nothing of it was passed on.
+    Unread(Failure),
 }
 
 /// What the beginning of an answer says of a lone statement.
@@ -30,6 +33,10 @@ enum Verdict {
     Answered,
     /// The fence refused it, in so many bytes.
     Fenced(usize),
+    /// The follower refused it, in so many bytes.
+    Unread(usize),
+    /// The follower takes leave instead of answering.
+    Lost,
 }
 
 impl Session {
@@ -37,8 +44,17 @@ impl Session {
     pub(super) fn back(&mut self) -> Result<Back, End> {
         if self.lone.armed {
             let Some(link) = &mut self.link else { return Ok(Back::Wait) };
-            match verdict(&link.server.input) {
+            let verdict = match &self.reading {
+                Some(reading) => verdict_of_read(&link.server.input, reading.preludes),
+                None => verdict(&link.server.input),
+            };
+            match verdict {
                 Verdict::Open => return Ok(Back::Wait),
+                Verdict::Unread(bytes) => {
+                    link.server.input.advance(bytes);
+                    return Ok(Back::Unread(Failure::Refused));
+                }
+                Verdict::Lost => return Ok(Back::Unread(Failure::Lost)),
                 Verdict::Fenced(bytes) => {
                     link.server.input.advance(bytes);
                     return Ok(Back::Refused);
@@ -86,7 +102,9 @@ impl Session {
         };
         if head.tag == b'S' && input.len() >= head.bytes {
             note_parameter(&mut link.server.parameters, &input[..head.bytes])?;
-            self.told = Arc::clone(&link.server.parameters);
+            if self.reading.is_none() {
+                self.told = Arc::clone(&link.server.parameters);
+            }
         }
         if head.tag == b'G' {
             // Behind it the server waits for data, and the client must not wait for the server.
@@ -133,6 +151,10 @@ impl Session {
     fn ready(&mut self, status: Status, failed: bool) {
         self.settle_dropped(failed);
         self.pending.answered(self.pipeline.owes_nothing());
+        self.judge_follower(failed);
+        if let Some(reading) = &mut self.reading {
+            reading.proved = false;
+        }
         if failed || status != Status::Idle {
             self.settle_prepared(failed);
         }
@@ -172,6 +194,36 @@ fn verdict(mut input: &[u8]) -> Verdict {
             b'Z' if fenced && frame.get(HEADER_BYTES) == Some(&b'I') => {
                 return Verdict::Fenced(whole - rest.len());
             }
+            b'Z' => return Verdict::Answered,
+            _ => {}
+        }
+        input = rest;
+    }
+    if whole > LOOKED_AT_MAX { Verdict::Answered } else { Verdict::Open }
+}
+
+/// Looks at the answer of a read, up to the first thing that the client must have seen once it is passed on. So many
+/// commands that begin a transaction come first.
+fn verdict_of_read(mut input: &[u8], mut preludes: usize) -> Verdict {
+    let whole = input.len();
+    let mut refused = false;
+    while let Ok(Some(head)) = frames::head(input) {
+        let open = if whole > LOOKED_AT_MAX { Verdict::Answered } else { Verdict::Open };
+        let is_prelude = head.tag == b'C' && preludes > 0;
+        if !is_prelude && !matches!(head.tag, b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' | b'E' | b'Z') {
+            return Verdict::Answered;
+        }
+        let (Some(frame), Some(rest)) = (input.get(..head.bytes), input.get(head.bytes..)) else {
+            return open;
+        };
+        preludes -= usize::from(is_prelude);
+        match head.tag {
+            // The client, or a limit of its own, has cancelled it.
+            b'E' if frames::error_field(frame, b'C') == Ok(b"57014") => return Verdict::Answered,
+            // The connection's end follows, and no ReadyForQuery.
+            b'E' if frames::is_fatal(frame) => return Verdict::Lost,
+            b'E' => refused = true,
+            b'Z' if refused => return Verdict::Unread(whole - rest.len()),
             b'Z' => return Verdict::Answered,
             _ => {}
         }

@@ -6,6 +6,7 @@ use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
+use crate::reads;
 use bytes::Buf;
 
 /// What to do next.
@@ -15,6 +16,8 @@ pub(super) enum Forward {
     Wait,
     /// A transaction wants to begin.
     Begin,
+    /// A transaction of reads cannot go on where it is.
+    Return,
 }
 
 /// What became of one frame.
@@ -73,6 +76,16 @@ impl Session {
             if self.must_wait(run) {
                 self.kept_back = true;
                 break Forward::Wait;
+            }
+            if self.reading.as_ref().is_some_and(|reading| !reading.proved) {
+                match self.proves_next(run) {
+                    Some(true) => {}
+                    Some(false) => break Forward::Return,
+                    None => {
+                        self.wanted_bytes = run + super::read::GROUP_BYTES_MAX;
+                        break Forward::Wait;
+                    }
+                }
             }
             match self.frame(run, head)? {
                 Frame::Pass => {
@@ -144,6 +157,10 @@ impl Session {
 
     pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
+        if self.reading.is_some() && self.pipeline.awaits_ready() && !self.pipeline.in_group() {
+            // What comes next is looked at once the follower has answered this.
+            return true;
+        }
         if waiting + run >= 2 * WAITING_BYTES_MAX || self.pipeline.is_full() {
             return true;
         }
@@ -195,8 +212,9 @@ impl Session {
 
     /// At the beginning of a transaction: whether it is a statement that could be sent again.
     fn keep_lone(&mut self, run: usize) {
-        if std::mem::take(&mut self.lone.first) && run == 0 && self.pipeline.is_idle() {
-            self.lone.keep(&self.input);
+        let is_first = self.pipeline.is_idle() || self.reading.is_some() && self.pipeline.owes_nothing();
+        if std::mem::take(&mut self.lone.first) && run == 0 && is_first {
+            self.lone.keep(&self.input, self.reading.is_some());
             self.lone.armed = !self.lone.bytes.is_empty();
         } else if self.pipeline.awaits_ready() {
             // Something is sent behind it: sent again, it would come after that.
@@ -206,7 +224,7 @@ impl Session {
 
     /// What the statement does to the session, if it succeeds.
     fn note(&mut self, effects: &Effects) {
-        self.lone.armed &= effects.repeatable;
+        self.lone.armed &= effects.repeatable || self.reading.is_some();
         if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }
@@ -270,6 +288,7 @@ impl Session {
         }
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let effects = effects::read(text);
+        self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();
         }

@@ -1,11 +1,11 @@
 //! The boundary of a transaction: which route it takes, whether it waits, and a server connection made ready for it.
 
 use super::{End, Link, Session, WAITING_BYTES_MAX};
-use crate::frames::{self, Fields, Refusal, put_query, put_ready};
+use crate::frames::{self, Refusal, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
 use crate::settings::Parameters;
-use crate::upstream::{self, ConnectError, Identity, Server};
+use crate::upstream::Server;
 use bytes::BytesMut;
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
@@ -14,31 +14,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt;
-use tokio::sync::oneshot;
+use std::time::Instant;
 
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
-/// Between two tries to reach a server that is not to be reached just now.
-const AGAIN_AFTER: Duration = Duration::from_millis(50);
-
-/// A server that is opened before it is needed.
-pub(super) struct Ahead {
-    side: Side,
-    opened: oneshot::Receiver<Server>,
-}
-
-impl Drop for Ahead {
-    /// It was not needed.
-    fn drop(&mut self) {
-        self.opened.close();
-        if let Ok(unwanted) = self.opened.try_recv() {
-            tokio::spawn(unwanted.close());
-        }
-    }
-}
-
 /// How a wait ended that is not the client's fault.
 enum Waited {
     Over,
@@ -50,24 +29,45 @@ impl Session {
     /// A transaction is about to begin: on the route as it is now, with a server that is ready.
     pub(super) async fn begin(&mut self) -> Result<(), End> {
         self.lone.armed = false;
-        loop {
-            if self.routes.has_changed().unwrap_or(false) {
-                self.route = self.routes.borrow_and_update().clone();
+        self.take_route();
+        let begun = match self.begin_reading().await {
+            Ok(begun) => begun,
+            Err(End::Refused(refusal)) if !refusal.fatal => {
+                self.answer_group(&refusal);
+                return Ok(());
             }
+            Err(end) => return Err(end),
+        };
+        if begun || self.enter_owner().await? {
+            (self.active, self.lone.first) = (true, true);
+        }
+        Ok(())
+    }
+
+    fn take_route(&mut self) {
+        if self.routes.has_changed().unwrap_or(false) {
+            self.route = self.routes.borrow_and_update().clone();
+        }
+    }
+
+    /// Goes inside, on the owner's side, once nothing holds; `false`: the client's group was answered instead.
+    pub(super) async fn enter_owner(&mut self) -> Result<bool, End> {
+        loop {
+            self.take_route();
             if let Some(until) = self.waits_until() {
                 self.leave_link();
                 self.open_ahead();
                 if !self.park(until).await? {
-                    return Ok(());
+                    return Ok(false);
                 }
                 continue;
             }
             // Whoever waits for a connection is not inside yet: a hold would wait for it.
-            match self.link().await {
+            match self.link(self.route.owner).await {
                 Ok(()) => {}
                 Err(End::Refused(refusal)) if !refusal.fatal => {
                     self.answer_group(&refusal);
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(end) => return Err(end),
             }
@@ -77,8 +77,7 @@ impl Session {
             self.ahead = None;
             self.cell.enter(self.route.owner);
             if !self.routes.has_changed().unwrap_or(false) {
-                (self.active, self.lone.first) = (true, true);
-                return Ok(());
+                return Ok(true);
             }
             self.shared.gate.leave(&self.cell);
         }
@@ -170,26 +169,48 @@ impl Session {
         self.lone.is_answered();
     }
 
-    /// Sees to it that there is a server of the route's owner, with the session's settings. There is none afterwards where
-    /// another route came meanwhile.
-    pub(super) async fn link(&mut self) -> Result<(), End> {
-        let owner = self.route.owner;
-        if let Some(link) = self.link.take() {
-            if link.server.side == owner {
-                return self.keep(link).await;
+    /// Sees to it that there is a server of this side, with the session's settings. There is none afterwards where another
+    /// route came meanwhile.
+    pub(super) async fn link(&mut self, side: Side) -> Result<(), End> {
+        let is_owners = side == self.route.owner;
+        let mut left = self.link.take();
+        if left.as_ref().is_none_or(|link| link.server.side != side) {
+            let former = left.take_if(|link| is_owners && !link.reads);
+            let reader = std::mem::replace(&mut self.aside, left.take());
+            if let Some(former) = former {
+                self.leave_former_owner(former)?;
             }
-            self.end_link(link, true);
-            if let Some(pin) = self.pin.filter(|pin| *pin != crate::Pin::Session) {
-                let why = format!("terminating connection: the writes were moved, and {pin} cannot be");
-                return Err(End::Refused(Refusal::fatal("57P01", why).hint("Connect again.")));
+            match reader {
+                Some(reader) if reader.server.side == side && reader.server.stream.is_quiet() => {
+                    left = Some(reader)
+                }
+                Some(unwanted) => self.end_link(unwanted, true),
+                None => {}
             }
-            self.shared.counters.exchanges.add_one();
         }
-        let link = if self.is_shared() { self.borrow_server().await? } else { self.own_server().await? };
+        // One on a side that owned the writes once is in the way of whoever wants to be done with that side.
+        if let Some(unwanted) = self.aside.take_if(|link| is_owners && !link.reads) {
+            self.end_link(unwanted, true);
+        }
+        let link = match left {
+            Some(link) => Some(link),
+            None => self.open(side).await?,
+        };
         match link {
-            Some(link) => self.keep(link).await,
+            Some(link) => self.keep(Link { reads: !is_owners, ..link }).await,
             None => Ok(()),
         }
+    }
+
+    /// The writes have moved away from the session's own server.
+    fn leave_former_owner(&mut self, former: Link) -> Result<(), End> {
+        self.end_link(former, true);
+        if let Some(pin) = self.pin.filter(|pin| *pin != crate::Pin::Session) {
+            let why = format!("terminating connection: the writes were moved, and {pin} cannot be");
+            return Err(End::Refused(Refusal::fatal("57P01", why).hint("Connect again.")));
+        }
+        self.shared.counters.exchanges.add_one();
+        Ok(())
     }
 
     async fn keep(&mut self, link: Link) -> Result<(), End> {
@@ -197,7 +218,8 @@ impl Session {
         if !Arc::ptr_eq(&server.settings, &self.settings) {
             self.make_ready(&mut server).await?;
         }
-        if !Arc::ptr_eq(&self.told, &server.parameters) {
+        // What is told of a server for reads is compared, and not told: it is another one's with the next statement.
+        if !link.reads && !Arc::ptr_eq(&self.told, &server.parameters) {
             let mut differences = BytesMut::new();
             server.parameters.put_differences(&self.told, &mut differences);
             if !differences.is_empty() {
@@ -210,76 +232,8 @@ impl Session {
         Ok(())
     }
 
-    /// A server of the session's own, as its client asked for it.
-    async fn own_server(&mut self) -> Result<Option<Link>, End> {
-        let side = self.route.owner;
-        let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
-        let opening = self.opening(side, self.startup.settings.clone(), self.queue_deadline());
-        let opening = async {
-            let ahead = match ahead {
-                Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
-                None => None,
-            };
-            match ahead {
-                Some(server) => Ok(server),
-                None => opening.await,
-            }
-        };
-        let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
-        Ok(Some(Link { server: server?, out: Default::default(), place: None }))
-    }
-
-    /// While a transaction waits for another route: a server on the side that it most likely leads to. Without it every
-    /// session of its own server would begin with a login at once, when the writes are taken again.
-    fn open_ahead(&mut self) {
-        let side = self.route.owner.other();
-        if self.is_shared() || self.pin.is_some_and(|pin| pin != crate::Pin::Session) || self.ahead.is_some()
-        {
-            return;
-        }
-        let opening = self.opening(side, self.startup.settings.clone(), Instant::now());
-        let (send, opened) = oneshot::channel();
-        tokio::spawn(async move {
-            // Who cannot be reached now is tried again when it is needed, and refuses then.
-            let Ok(server) = opening.await else { return };
-            if let Err(unwanted) = send.send(server) {
-                unwanted.close().await;
-            }
-        });
-        self.ahead = Some(Ahead { side, opened });
-    }
-
-    /// A server of the pool.
-    async fn borrow_server(&mut self) -> Result<Option<Link>, End> {
-        let config = Arc::clone(&self.config);
-        let limits = &config.limits;
-        let deadline = self.queue_deadline();
-        let (user, owner) = (self.startup.user.as_str(), self.route.owner);
-        let database = config.database(owner, &self.startup.database);
-        let pool = self.shared.pools.of(owner, user, database, limits.connections_max);
-        let Some(turn) = self.in_queue(pool.place(limits.queue_max)).await? else { return Ok(None) };
-        let Some(place) = turn else {
-            self.shared.counters.queue_timeouts.add_one();
-            let message = format!(
-                "no connection to the database became free within {} ms",
-                limits.queue_max.as_millis()
-            );
-            return Err(End::Refused(
-                Refusal::error("53300", message).hint("Transactions are too long, or the pool is too small."),
-            ));
-        };
-        let server = match place.take(&self.settings, limits.age_max) {
-            Some(server) => server,
-            None => match self.in_queue(self.opening(owner, Vec::new(), deadline)).await? {
-                Some(opened) => opened?,
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(Link { server, out: Default::default(), place: Some(place) }))
-    }
-
     /// Waits for a turn; who leaves, or gives up, takes nobody's. `None`: there is another route, and it may lead elsewhere.
-    async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<Option<T>, End> {
+    pub(super) async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<Option<T>, End> {
         let mut turn = pin!(turn);
         let mut routes = self.routes.clone();
         let mut rerouted = pin!(routes.changed());
@@ -311,65 +265,9 @@ impl Session {
         .await
     }
 
-    /// Opens a connection; one that cannot be reached is tried again until `deadline`.
-    fn opening(
-        &self,
-        side: Side,
-        settings: Vec<(String, String)>,
-        deadline: Instant,
-    ) -> impl Future<Output = Result<Server, End>> + Send + use<> {
-        let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
-        let (user, login) = (self.startup.user.clone(), self.login.clone());
-        let database = config.database(side, &self.startup.database).to_owned();
-        async move {
-            let identity = Identity { user: &user, database: &database, login: &login, settings: &settings };
-            loop {
-                let opened =
-                    upstream::connect(side, config.upstream(side), &identity, config.limits.connect_max)
-                        .await;
-                let error = match opened {
-                    Ok(server) => {
-                        shared.counters.connects.add_one();
-                        return Ok(server);
-                    }
-                    // Its own words: the database is not there, there are too many connections, …
-                    Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
-                    Err(error @ (ConnectError::Io(_) | ConnectError::Told(_)))
-                        if Instant::now() < deadline =>
-                    {
-                        error
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, user, "no connection to the database");
-                        return Err(End::Refused(Refusal::fatal("08006", error.to_string())));
-                    }
-                };
-                tracing::debug!(%error, "trying the database again");
-                tokio::time::sleep(AGAIN_AFTER).await;
-            }
-        }
-    }
-
     /// Says on `server` what the session has set, and takes back what somebody else had.
     async fn make_ready(&mut self, server: &mut Server) -> Result<(), End> {
-        let statements = self.settings.statements(&server.settings);
-        if !statements.is_empty() && server.settings != self.settings {
-            let mut out = BytesMut::new();
-            // One by one: a RESET ALL and a role do not belong into one transaction with what may fail.
-            statements.iter().for_each(|sql| put_query(&mut out, sql.as_bytes()));
-            server.stream.write_all(&out).await.map_err(End::Server)?;
-            server.stream.flush().await.map_err(End::Server)?;
-            for _ in &statements {
-                let refusal = await_ready(server).await?;
-                if let Some(why) = refusal {
-                    let message = format!("a setting of this session is not taken by the database: {why}");
-                    return Err(End::Refused(Refusal::fatal("57P01", message).hint("Connect again.")));
-                }
-            }
-            server.statements.drop_unnamed();
-        }
-        server.settings = Arc::clone(&self.settings);
-        Ok(())
+        server.make_ready(&self.settings).await.map_err(End::from)
     }
 
     /// Nothing is owed, and no transaction is open.
@@ -380,6 +278,7 @@ impl Session {
             return Err(End::Left);
         }
         self.settle();
+        self.settle_reading();
         self.active = false;
         self.last_bound = None;
         if !self.portals.is_empty() {
@@ -408,7 +307,7 @@ impl Session {
     /// `may_reuse`: nothing is owed by the server.
     pub(super) fn end_link(&self, link: Link, may_reuse: bool) {
         let not_cancelled = self.cell.end_cancel();
-        let Link { server, out, place } = link;
+        let Link { server, out, place, .. } = link;
         if !may_reuse || !out.is_empty() {
             // Closing it ends its transaction.
             return;
@@ -456,30 +355,7 @@ pub(super) fn shutting_down() -> Refusal {
     Refusal::fatal("57P01", "terminating connection: the router is shutting down").hint("Connect again.")
 }
 
-/// A server that is starting, stopping or recovering will let clients in in a moment.
-fn is_starting(frame: &[u8]) -> bool {
-    frames::error_field(frame, b'C').is_ok_and(|code| code == b"57P03")
-}
-
-/// Reads up to the next ReadyForQuery; returns what the server refused.
-async fn await_ready(server: &mut Server) -> Result<Option<String>, End> {
-    let mut refused = None;
-    loop {
-        let frame = server.stream.frame(&mut server.input).await.map_err(|_| End::ServerGone)?;
-        match frame[0] {
-            b'Z' => return Ok(refused),
-            b'E' => refused = Some(frames::describe_error(&frame)),
-            b'S' => note_parameter(&mut server.parameters, &frame)?,
-            _ => {}
-        }
-    }
-}
-
 /// Remembers what a ParameterStatus says.
 pub(super) fn note_parameter(parameters: &mut Arc<Parameters>, frame: &[u8]) -> Result<(), End> {
-    let mut fields = Fields::of(frame);
-    let name = fields.string().map_err(End::Garbled)?;
-    let value = fields.string().map_err(End::Garbled)?;
-    Arc::make_mut(parameters).set(name, value);
-    Ok(())
+    Parameters::note(parameters, frame).map_err(End::Garbled)
 }

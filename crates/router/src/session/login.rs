@@ -7,13 +7,14 @@ use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};
 use crate::frames::{Fields, Refusal, put, put_ready, put_string};
 use crate::pipeline::Pipeline;
+use crate::reads::LOTS;
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::Settings;
 use crate::startup::{self, First, Startup};
 use crate::statements::OfClient;
 use crate::stream::{FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
-use rand::RngCore;
+use rand::{Rng, RngCore};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
@@ -265,6 +266,7 @@ fn open(
     let (process, cell) = shared.gate.add(secret);
     let mut routes = shared.routes.clone();
     let route = routes.borrow_and_update().clone();
+    let tenant_at_start = Settings::at_start(&startup.settings).tenant();
     // A session's own server is opened with the client's wishes; a shared one is set to them.
     let settings = match config.pool {
         PoolMode::Session => Settings::default(),
@@ -283,7 +285,17 @@ fn open(
         kept_back: false,
         wanted_bytes: 0,
         link: None,
+        aside: None,
         ahead: None,
+        reading: None,
+        stays: false,
+        suspects: false,
+        unlike: false,
+        uses_both: false,
+        tenant_in_text: None,
+        tenant_at_start,
+        lot: rand::rng().random_range(0..LOTS),
+        seen: None,
         pipeline: Pipeline::default(),
         routes,
         route,
@@ -313,7 +325,7 @@ impl Session {
         let out = self.to_client.buffer();
         put(out, b'R', |body| body.put_u32(0));
         loop {
-            self.link().await?;
+            self.link(self.route.owner).await?;
             if self.link.is_some() {
                 break;
             }

@@ -40,11 +40,12 @@ impl Lone {
         self.refused.is_some_and(|(_, until)| Instant::now() >= until)
     }
 
-    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is.
-    pub(super) fn keep(&mut self, input: &[u8]) {
+    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is; `reads`: it is known
+    /// to be all that there is, and to do nothing but read.
+    pub(super) fn keep(&mut self, input: &[u8], reads: bool) {
         self.bytes.clear();
         self.parsed.clear();
-        if !self.is_last_try() && is_lone(input) {
+        if reads || !self.is_last_try() && is_lone(input) {
             self.bytes.extend_from_slice(input);
         }
     }

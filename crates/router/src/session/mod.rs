@@ -7,6 +7,8 @@
 //! * [`lone`]: a statement that may be sent again
 //! * [`pending`]: what that changes, until it is answered
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
+//! * [`open`]: where that connection comes from
+//! * [`read`]: reads that the follower serves
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
 
@@ -15,8 +17,10 @@ mod forward;
 mod link;
 mod login;
 mod lone;
+mod open;
 mod pending;
 mod prepare;
+mod read;
 
 use crate::auth::Login;
 use crate::effects::Pin;
@@ -30,7 +34,7 @@ use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
 use crate::statements::{OfClient, OnServer, Statement};
 use crate::stream::{Out, Stream};
-use crate::upstream::Server;
+use crate::upstream::{NotReady, Server};
 #[cfg(any(test, fuzzing))]
 pub(crate) use lone::is_lone;
 
@@ -38,6 +42,7 @@ use back::Back;
 use bytes::{Bytes, BytesMut};
 use forward::Forward;
 use pending::Pending;
+use read::Failure;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -76,12 +81,28 @@ enum End {
     Broken(#[from] Unasked),
     #[error("the server: {0}")]
     Garbled(Malformed),
+    /// Nothing of the answer was passed on: somebody else is asked.
+    #[error("the follower has not answered in time")]
+    Late,
 }
 
 impl End {
     /// The client does not keep to the protocol.
     fn client(error: Malformed) -> End {
         End::Refused(Refusal::fatal("08P01", error.to_string()))
+    }
+}
+
+impl From<NotReady> for End {
+    fn from(error: NotReady) -> End {
+        match error {
+            NotReady::Io(error) => End::Server(error),
+            NotReady::Gone(_) => End::ServerGone,
+            NotReady::Garbled(error) => End::Garbled(error),
+            NotReady::Refused(_) => {
+                End::Refused(Refusal::fatal("57P01", error.to_string()).hint("Connect again."))
+            }
+        }
     }
 }
 
@@ -92,6 +113,8 @@ struct Link {
     out: Out,
     /// The right to it, where it is shared.
     place: Option<Place>,
+    /// It was opened for reads, on a side that did not own the writes.
+    reads: bool,
 }
 
 /// Prepared statements that SQL throws away, until it is known that it did.
@@ -118,7 +141,27 @@ struct Session {
     /// What is to be read of the client before it can be gone on with.
     wanted_bytes: usize,
     link: Option<Link>,
-    ahead: Option<link::Ahead>,
+    /// The session's own server on the other side, where both are used.
+    aside: Option<Link>,
+    ahead: Option<open::Ahead>,
+    /// The transaction that is running is the follower's.
+    reading: Option<read::Reading>,
+    /// Its next transaction is the owner's, whatever it is: the follower could not answer it.
+    stays: bool,
+    /// The owner answers what the follower refused.
+    suspects: bool,
+    /// The sides write values in different ways.
+    unlike: bool,
+    /// It has had servers of its own on both sides: either may have a name that the client has closed on the other.
+    uses_both: bool,
+    /// Whom the transaction that is running is for, as a comment in it says.
+    tenant_in_text: Option<String>,
+    /// Whom the client said at its start that it works for.
+    tenant_at_start: Option<String>,
+    /// What decides whether this session is among those whose reads the target serves.
+    lot: u32,
+    /// Its last transaction on an owner had ended by then.
+    seen: Option<Instant>,
     pipeline: Pipeline,
     routes: Routes,
     route: Heard,
@@ -210,6 +253,10 @@ impl Session {
                     self.begin().await?;
                     continue;
                 }
+                Forward::Return => {
+                    self.return_to_owner().await?;
+                    continue;
+                }
             }
             match self.back()? {
                 // What was kept back for an answer goes on with it: nothing else may ever come to wake this.
@@ -219,9 +266,15 @@ impl Session {
                 Back::Idle if self.client_rest > 0 => self.boundary_waits = true,
                 Back::Idle => self.at_boundary().await?,
                 Back::Refused => self.park_refused(),
+                Back::Unread(failure) => self.fall_back(failure).await?,
             }
         }
-        poll_fn(|cx| self.poll_relay(cx)).await?;
+        let relayed = poll_fn(|cx| self.poll_relay(cx)).await;
+        match (relayed, self.reading.is_some() && self.lone.armed) {
+            (Err(End::Late), _) => self.fall_back(Failure::Late).await?,
+            (Err(End::ServerGone | End::Server(_)), true) => self.fall_back(Failure::Lost).await?,
+            (relayed, _) => relayed?,
+        }
         self.heed_flags()
     }
 
@@ -240,6 +293,9 @@ impl Session {
     /// Sends what waits, then reads. `Ready` when there is something new to look at.
     fn poll_relay(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         self.cell.register(cx);
+        if self.is_late(cx) {
+            return Poll::Ready(Err(End::Late));
+        }
         let mut progress = self.cell.flags() != 0 && self.heed_now();
         progress |= self.poll_send(cx)?;
         if let Some(link) = &mut self.link
@@ -327,7 +383,7 @@ impl Session {
             End::ServerGone | End::Server(_) if self.server_said_why => {}
             End::Refused(refusal) => refusal.put(self.to_client.buffer()),
             End::Told(frame) => self.to_client.buffer().extend_from_slice(frame),
-            End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) => {
+            End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) | End::Late => {
                 Refusal::fatal("08006", format!("the connection to the database is lost: {end}"))
                     .put(self.to_client.buffer());
             }
@@ -335,6 +391,9 @@ impl Session {
         let may_reuse = matches!(end, End::ClientGone | End::Left | End::Client(_) | End::Refused(_));
         if let Some(link) = self.link.take() {
             self.end_link(link, may_reuse && !self.active);
+        }
+        if let Some(aside) = self.aside.take() {
+            self.end_link(aside, true);
         }
         let farewell = async {
             poll_fn(|cx| self.client.poll_send(cx, &mut self.to_client)).await?;

@@ -5,6 +5,7 @@ use super::{End, Session};
 use crate::effects;
 use crate::frames::{Fields, Head, Refusal, put, put_string};
 use crate::pipeline::Owed;
+use crate::reads;
 use crate::serve::PoolMode;
 use crate::statements::{Statement, shared_name};
 use bytes::{Buf, BufMut};
@@ -30,6 +31,7 @@ impl Session {
         let name = fields.string().map_err(End::client)?;
         let body = fields.rest();
         let text = fields.string().map_err(End::client)?;
+        self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
         let is_shared = self.config.pool == PoolMode::Transaction;
         let known = self.statements.get(name).cloned();
         let statement = match &known {
@@ -60,7 +62,7 @@ impl Session {
 
     fn send_parse(&mut self, run: usize, head: Head, statement: &Arc<Statement>, serial: u64) -> Frame {
         let owed = Owed::Parse { statement: statement.id, serial };
-        if !self.is_shared() || statement.server_name.is_empty() {
+        if !(self.is_shared() || self.uses_both) || statement.server_name.is_empty() {
             if let Some(link) = &mut self.link {
                 let _ = link.server.statements.insert(statement, false);
             }
@@ -70,6 +72,10 @@ impl Session {
             }
             self.pipeline.sent(owed);
             return Frame::Pass;
+        }
+        if !self.is_shared() {
+            self.lone.armed &= self.pin.is_none();
+            self.lone.parsed.push(serial);
         }
         self.send(run);
         self.make_room(statement);

@@ -1,0 +1,146 @@
+//! A server for a session: its own or one of the pool's, opened when it is needed or, during a hold, ahead of that.
+
+use super::{End, Link, Session};
+use crate::frames::{self, Refusal};
+use crate::upstream::{self, ConnectError, Identity, Server};
+use segue_model::switch::Side;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Between two tries to reach a server that is not to be reached just now.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// A server that is opened before it is needed.
+pub(super) struct Ahead {
+    side: Side,
+    opened: oneshot::Receiver<Server>,
+}
+
+impl Drop for Ahead {
+    /// It was not needed.
+    fn drop(&mut self) {
+        self.opened.close();
+        if let Ok(unwanted) = self.opened.try_recv() {
+            tokio::spawn(unwanted.close());
+        }
+    }
+}
+
+impl Session {
+    /// A server of this side; `None`: another route came meanwhile.
+    pub(super) async fn open(&mut self, side: Side) -> Result<Option<Link>, End> {
+        if self.is_shared() { self.borrow_server(side).await } else { self.own_server(side).await }
+    }
+
+    /// A server of the session's own, as its client asked for it.
+    async fn own_server(&mut self, side: Side) -> Result<Option<Link>, End> {
+        let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
+        let opening = self.opening(side, self.startup.settings.clone(), self.queue_deadline());
+        let opening = async {
+            let ahead = match ahead {
+                Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
+                None => None,
+            };
+            match ahead {
+                Some(server) => Ok(server),
+                None => opening.await,
+            }
+        };
+        let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
+        Ok(Some(Link { server: server?, out: Default::default(), place: None, reads: false }))
+    }
+
+    /// While a transaction waits for another route: a server on the side that it most likely leads to. Without it every
+    /// session of its own server would begin with a login at once, when the writes are taken again.
+    pub(super) fn open_ahead(&mut self) {
+        let side = self.route.owner.other();
+        if self.is_shared() || self.pin.is_some_and(|pin| pin != crate::Pin::Session) || self.ahead.is_some()
+        {
+            return;
+        }
+        let opening = self.opening(side, self.startup.settings.clone(), Instant::now());
+        let (send, opened) = oneshot::channel();
+        tokio::spawn(async move {
+            // Who cannot be reached now is tried again when it is needed, and refuses then.
+            let Ok(server) = opening.await else { return };
+            if let Err(unwanted) = send.send(server) {
+                unwanted.close().await;
+            }
+        });
+        self.ahead = Some(Ahead { side, opened });
+    }
+
+    /// A server of the pool.
+    async fn borrow_server(&mut self, side: Side) -> Result<Option<Link>, End> {
+        let config = Arc::clone(&self.config);
+        let limits = &config.limits;
+        let deadline = self.queue_deadline();
+        let user = self.startup.user.as_str();
+        let database = config.database(side, &self.startup.database);
+        let pool = self.shared.pools.of(side, user, database, limits.connections_max);
+        let Some(turn) = self.in_queue(pool.place(limits.queue_max)).await? else { return Ok(None) };
+        let Some(place) = turn else {
+            self.shared.counters.queue_timeouts.add_one();
+            let message = format!(
+                "no connection to the database became free within {} ms",
+                limits.queue_max.as_millis()
+            );
+            return Err(End::Refused(
+                Refusal::error("53300", message).hint("Transactions are too long, or the pool is too small."),
+            ));
+        };
+        let server = match place.take(&self.settings, limits.age_max) {
+            Some(server) => server,
+            None => match self.in_queue(self.opening(side, Vec::new(), deadline)).await? {
+                Some(opened) => opened?,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Link { server, out: Default::default(), place: Some(place), reads: false }))
+    }
+
+    /// Opens a connection; one that cannot be reached is tried again until `deadline`.
+    fn opening(
+        &self,
+        side: Side,
+        settings: Vec<(String, String)>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Server, End>> + Send + use<> {
+        let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
+        let (user, login) = (self.startup.user.clone(), self.login.clone());
+        let database = config.database(side, &self.startup.database).to_owned();
+        async move {
+            let identity = Identity { user: &user, database: &database, login: &login, settings: &settings };
+            loop {
+                let opened =
+                    upstream::connect(side, config.upstream(side), &identity, config.limits.connect_max)
+                        .await;
+                let error = match opened {
+                    Ok(server) => {
+                        shared.counters.connects.add_one();
+                        return Ok(server);
+                    }
+                    // Its own words: the database is not there, there are too many connections, …
+                    Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
+                    Err(error @ (ConnectError::Io(_) | ConnectError::Told(_)))
+                        if Instant::now() < deadline =>
+                    {
+                        error
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, user, "no connection to the database");
+                        return Err(End::Refused(Refusal::fatal("08006", error.to_string())));
+                    }
+                };
+                tracing::debug!(%error, "trying the database again");
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+/// A server that is starting, stopping or recovering will let clients in in a moment.
+fn is_starting(frame: &[u8]) -> bool {
+    frames::error_field(frame, b'C').is_ok_and(|code| code == b"57P03")
+}
