@@ -3,7 +3,7 @@
 //! Words are told apart from strings, quoted names and comments, and that is all: it does not parse. Where words leave
 //! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
 
-use std::borrow::Cow;
+use crate::lexer::{Token, Words};
 
 /// Why a session needs the very server connection that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,7 +102,7 @@ fn tell(word: &[u8]) -> Option<Tell> {
 pub(crate) fn read(sql: &[u8]) -> Effects {
     let mut effects = Effects::default();
     let mut statements = 0;
-    let mut rest = Words { sql, at: 0 };
+    let mut rest = Words::of(sql);
     while let Some(statement) = Statement::next(&mut rest) {
         statements += 1;
         effects.repeatable = statements == 1 && statement.starts_with(REPEATABLE);
@@ -301,131 +301,6 @@ impl<'a> Statement<'a> {
 
 fn unquoted(word: &[u8]) -> &[u8] {
     word.strip_prefix(b"\"").and_then(|w| w.strip_suffix(b"\"")).unwrap_or(word)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    /// A name, quoted or not, or a keyword.
-    Word,
-    /// A semicolon.
-    End,
-    Other,
-}
-
-/// Tells words from everything that may hold bytes that look like words.
-struct Words<'a> {
-    sql: &'a [u8],
-    at: usize,
-}
-
-impl Words<'_> {
-    /// The next token and where it is.
-    fn next_token(&mut self) -> Option<(Token, usize, usize)> {
-        loop {
-            let from = self.at;
-            let byte = *self.sql.get(from)?;
-            let next = self.sql.get(from + 1).copied();
-            let token = match byte {
-                b if b.is_ascii_whitespace() => {
-                    self.at += 1;
-                    continue;
-                }
-                b'-' if next == Some(b'-') => {
-                    self.at +=
-                        self.sql[from..].iter().position(|&b| b == b'\n').unwrap_or(self.sql.len() - from);
-                    continue;
-                }
-                b'/' if next == Some(b'*') => {
-                    self.skip_comment();
-                    continue;
-                }
-                b';' => {
-                    self.at += 1;
-                    Token::End
-                }
-                b'\'' => {
-                    self.skip_string(b'\'', false);
-                    Token::Other
-                }
-                b'e' | b'E' if next == Some(b'\'') => {
-                    self.at += 1;
-                    self.skip_string(b'\'', true);
-                    Token::Other
-                }
-                b'"' => {
-                    self.skip_string(b'"', false);
-                    Token::Word
-                }
-                b'$' => {
-                    self.skip_dollar();
-                    Token::Other
-                }
-                b if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 => {
-                    let is_part =
-                        |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || *b >= 0x80;
-                    self.at +=
-                        self.sql[from..].iter().position(|b| !is_part(b)).unwrap_or(self.sql.len() - from);
-                    Token::Word
-                }
-                _ => {
-                    self.at += 1;
-                    Token::Other
-                }
-            };
-            return Some((token, from, self.at));
-        }
-    }
-
-    fn skip_comment(&mut self) {
-        let mut depth = 0usize;
-        while let Some(pair) = self.sql.get(self.at..self.at + 2) {
-            match pair {
-                b"/*" => depth += 1,
-                b"*/" => depth -= 1,
-                _ => {
-                    self.at += 1;
-                    continue;
-                }
-            }
-            self.at += 2;
-            if depth == 0 {
-                return;
-            }
-        }
-        self.at = self.sql.len();
-    }
-
-    /// Skips to behind the closing quote; two quotes are one inside, and a backslash escapes where it does.
-    fn skip_string(&mut self, quote: u8, escapes: bool) {
-        self.at += 1;
-        while let Some(&byte) = self.sql.get(self.at) {
-            self.at += 1;
-            if byte == b'\\' && escapes {
-                self.at = (self.at + 1).min(self.sql.len());
-            } else if byte == quote {
-                if self.sql.get(self.at) != Some(&quote) {
-                    return;
-                }
-                self.at += 1;
-            }
-        }
-    }
-
-    /// A dollar-quoted string, or a parameter's sign.
-    fn skip_dollar(&mut self) {
-        let rest = &self.sql[self.at + 1..];
-        let is_tag = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
-        let tag_bytes = rest.iter().position(|b| !is_tag(b)).unwrap_or(rest.len());
-        let is_parameter = rest.first().is_some_and(u8::is_ascii_digit);
-        if is_parameter || rest.get(tag_bytes) != Some(&b'$') {
-            self.at += 1;
-            return;
-        }
-        let tag = Cow::Borrowed(&self.sql[self.at..self.at + tag_bytes + 2]);
-        let body = self.at + tag.len();
-        let end = self.sql[body..].windows(tag.len()).position(|window| window == &tag[..]);
-        self.at = end.map_or(self.sql.len(), |end| body + end + tag.len());
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod gate;
 #[cfg(any(test, fuzzing))]
 #[allow(missing_docs, unreachable_pub, reason = "for the fuzzer, which is outside of the crate")]
 pub mod hostile;
+mod lexer;
 mod pipeline;
 mod pool;
 mod reads;

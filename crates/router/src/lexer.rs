@@ -1,0 +1,159 @@
+//! Tells the words of statements from everything that may hold bytes that look like words: strings, comments, numbers.
+//!
+//! It tells where a token ends just as PostgreSQL's scanner does, and knows no grammar. Whether a backslash escapes in
+//! a plain string is a setting of the session, which is not known here: it is taken to be as by default, and
+//! [`Words::is_doubtful`] says where the other way would make a difference.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    /// A name, quoted or not, or a keyword.
+    Word,
+    /// A string constant of any kind; what stands before the quote, but for an E, is a word of its own.
+    String,
+    /// A run of digits. A point, a sign and an exponent are tokens of their own.
+    Digits,
+    /// `$1`.
+    Parameter,
+    /// A semicolon.
+    End,
+    /// Any other byte.
+    Other,
+}
+
+/// Tells words from everything that may hold bytes that look like words.
+#[derive(Debug)]
+pub(crate) struct Words<'a> {
+    pub(crate) sql: &'a [u8],
+    at: usize,
+    is_doubtful: bool,
+}
+
+impl<'a> Words<'a> {
+    pub(crate) fn of(sql: &'a [u8]) -> Words<'a> {
+        Words { sql, at: 0, is_doubtful: false }
+    }
+
+    /// What was read so far has a string, quoted name or comment without an end, or one whose end a setting decides.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.is_doubtful
+    }
+
+    /// The next token and where it is.
+    pub(crate) fn next_token(&mut self) -> Option<(Token, usize, usize)> {
+        loop {
+            let from = self.at;
+            let byte = *self.sql.get(from)?;
+            let next = self.sql.get(from + 1).copied();
+            let token = match byte {
+                b if b.is_ascii_whitespace() => {
+                    self.at += 1;
+                    continue;
+                }
+                b'-' if next == Some(b'-') => {
+                    self.skip_while(|b| !matches!(b, b'\n' | b'\r'));
+                    continue;
+                }
+                b'/' if next == Some(b'*') => {
+                    self.skip_comment();
+                    continue;
+                }
+                b';' => {
+                    self.at += 1;
+                    Token::End
+                }
+                b'\'' => {
+                    self.skip_string(b'\'', false);
+                    Token::String
+                }
+                b'e' | b'E' if next == Some(b'\'') => {
+                    self.at += 1;
+                    self.skip_string(b'\'', true);
+                    Token::String
+                }
+                b'"' => {
+                    self.skip_string(b'"', false);
+                    Token::Word
+                }
+                b'$' => self.skip_dollar(),
+                b if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 => {
+                    self.skip_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || b >= 0x80);
+                    Token::Word
+                }
+                b if b.is_ascii_digit() => {
+                    self.skip_while(|b| b.is_ascii_digit());
+                    Token::Digits
+                }
+                _ => {
+                    self.at += 1;
+                    Token::Other
+                }
+            };
+            return Some((token, from, self.at));
+        }
+    }
+
+    fn skip_while(&mut self, is_part: impl Fn(u8) -> bool) {
+        let rest = &self.sql[self.at..];
+        self.at += rest.iter().position(|&b| !is_part(b)).unwrap_or(rest.len());
+    }
+
+    fn skip_comment(&mut self) {
+        let mut depth = 0usize;
+        while let Some(pair) = self.sql.get(self.at..self.at + 2) {
+            match pair {
+                b"/*" => depth += 1,
+                b"*/" => depth -= 1,
+                _ => {
+                    self.at += 1;
+                    continue;
+                }
+            }
+            self.at += 2;
+            if depth == 0 {
+                return;
+            }
+        }
+        self.at = self.sql.len();
+        self.is_doubtful = true;
+    }
+
+    /// Skips to behind the closing quote; two quotes are one inside, and a backslash escapes where it does.
+    fn skip_string(&mut self, quote: u8, escapes: bool) {
+        self.at += 1;
+        while let Some(&byte) = self.sql.get(self.at) {
+            self.at += 1;
+            if byte == b'\\' && escapes {
+                self.at = (self.at + 1).min(self.sql.len());
+            } else if byte == quote {
+                self.is_doubtful |= !escapes && quote == b'\'' && self.sql.get(self.at - 2) == Some(&b'\\');
+                if self.sql.get(self.at) != Some(&quote) {
+                    return;
+                }
+                self.at += 1;
+            }
+        }
+        self.is_doubtful = true;
+    }
+
+    /// A dollar-quoted string, a parameter, or the sign alone.
+    fn skip_dollar(&mut self) -> Token {
+        let rest = &self.sql[self.at + 1..];
+        if rest.first().is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+            self.skip_while(|b| b.is_ascii_digit());
+            return Token::Parameter;
+        }
+        let is_tag = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
+        let tag_bytes = rest.iter().position(|b| !is_tag(b)).unwrap_or(rest.len());
+        if rest.get(tag_bytes) != Some(&b'$') {
+            self.at += 1;
+            return Token::Other;
+        }
+        let tag = &self.sql[self.at..self.at + tag_bytes + 2];
+        let body = self.at + tag.len();
+        let end = self.sql[body..].windows(tag.len()).position(|window| window == tag);
+        self.is_doubtful |= end.is_none();
+        self.at = end.map_or(self.sql.len(), |end| body + end + tag.len());
+        Token::String
+    }
+}
