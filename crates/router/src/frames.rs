@@ -60,6 +60,11 @@ impl<'a> Fields<'a> {
         Fields { tag, rest: frame.get(HEADER_BYTES..).unwrap_or_default() }
     }
 
+    /// The fields of a frame's body, whose head was taken off.
+    pub(crate) fn of_body(tag: u8, body: &'a [u8]) -> Fields<'a> {
+        Fields { tag, rest: body }
+    }
+
     /// The error for what is not as it must be.
     pub(crate) fn short(&self) -> Malformed {
         Malformed::Short(self.tag as char)
@@ -80,6 +85,27 @@ impl<'a> Fields<'a> {
         let (four, rest) = self.rest.split_first_chunk::<4>().ok_or(self.short())?;
         self.rest = rest;
         Ok(u32::from_be_bytes(*four))
+    }
+
+    pub(crate) fn short_int(&mut self) -> Result<u16, Malformed> {
+        let (two, rest) = self.rest.split_first_chunk::<2>().ok_or(self.short())?;
+        self.rest = rest;
+        Ok(u16::from_be_bytes(*two))
+    }
+
+    /// The next `length` bytes.
+    pub(crate) fn bytes(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(self.short())?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// A value with its length before it; `None`: null.
+    pub(crate) fn value(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        match self.int()? {
+            u32::MAX => Ok(None),
+            length => Ok(Some(self.bytes(length as usize)?)),
+        }
     }
 
     /// A string, without the zero byte that ends it.

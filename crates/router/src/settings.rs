@@ -3,10 +3,11 @@
 //! It does not read SQL ([`effects`](crate::effects)) and sends nothing.
 
 use crate::effects::Change;
-use crate::frames::put_parameter;
+use crate::frames::{Fields, Malformed, put_parameter};
 use bytes::BytesMut;
 use segue_model::sqltext::quote_literal;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What ParameterStatus said, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +19,14 @@ impl Parameters {
             Some(known) => *known = value.into(),
             None => drop(self.0.insert(name.into(), value.into())),
         }
+    }
+
+    /// Remembers what a ParameterStatus (a whole frame) says.
+    pub(crate) fn note(parameters: &mut Arc<Parameters>, frame: &[u8]) -> Result<(), Malformed> {
+        let mut fields = Fields::of(frame);
+        let (name, value) = (fields.string()?, fields.string()?);
+        Arc::make_mut(parameters).set(name, value);
+        Ok(())
     }
 
     /// Appends what a client that was told `known` has to be told anew.
@@ -112,6 +121,11 @@ impl Settings {
     /// Whether the session holds what only its own server connection can hold: channels and prepared statements of SQL.
     pub(crate) fn pins(&self) -> bool {
         !self.listens.is_empty() || !self.prepared.is_empty()
+    }
+
+    /// These without what pins: all that a single read can depend on.
+    pub(crate) fn for_reads(&self) -> Settings {
+        Settings { listens: BTreeMap::new(), prepared: BTreeMap::new(), ..self.clone() }
     }
 
     /// The statements that make a server with `there` into one with these.

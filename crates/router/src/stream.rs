@@ -111,10 +111,19 @@ impl Stream {
 
     /// Awaits one whole frame of a login.
     pub(crate) async fn frame(&mut self, input: &mut BytesMut) -> Result<Bytes, FrameError> {
+        self.frame_within(input, LOGIN_FRAME_BYTES_MAX).await
+    }
+
+    /// Awaits one whole frame of at most `bytes_max`; a longer one stays where it is.
+    pub(crate) async fn frame_within(
+        &mut self,
+        input: &mut BytesMut,
+        bytes_max: usize,
+    ) -> Result<Bytes, FrameError> {
         loop {
             if let Some(head) = frames::head(input)? {
-                if head.bytes > LOGIN_FRAME_BYTES_MAX {
-                    return Err(FrameError::TooLong(head.tag as char, head.bytes));
+                if head.bytes > bytes_max {
+                    return Err(FrameError::TooLong(head.tag as char, head.bytes, bytes_max));
                 }
                 if input.len() >= head.bytes {
                     return Ok(input.split_to(head.bytes).freeze());
@@ -132,8 +141,8 @@ impl Stream {
 pub(crate) enum FrameError {
     #[error("the connection was closed")]
     Closed,
-    #[error("a frame of type {0:?} has {1} bytes, where at most {LOGIN_FRAME_BYTES_MAX} are expected")]
-    TooLong(char, usize),
+    #[error("a frame of type {0:?} has {1} bytes, where at most {2} are expected")]
+    TooLong(char, usize, usize),
     #[error(transparent)]
     Malformed(#[from] Malformed),
     #[error(transparent)]

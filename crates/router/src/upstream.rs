@@ -4,7 +4,7 @@
 
 use crate::auth::scram::{self, ClientEnd, ScramError};
 use crate::auth::{Login, md5_answer};
-use crate::frames::{self, Fields, Malformed, put, put_string};
+use crate::frames::{self, Fields, Malformed, put, put_query, put_string};
 use crate::settings::{Parameters, Settings};
 use crate::startup;
 use crate::statements::OnServer;
@@ -311,7 +311,57 @@ impl CancelKey {
     }
 }
 
+/// Why a server is not set as a session is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotReady {
+    #[error("the server: {0}")]
+    Io(io::Error),
+    #[error("the server has closed the connection: {0}")]
+    Gone(FrameError),
+    #[error("the server: {0}")]
+    Garbled(Malformed),
+    /// It refuses a setting, and has perhaps taken others.
+    #[error("a setting of this session is not taken by the database: {0}")]
+    Refused(String),
+}
+
 impl Server {
+    /// Says on this server what a session has set, and takes back what somebody else had.
+    pub(crate) async fn make_ready(&mut self, wanted: &Arc<Settings>) -> Result<(), NotReady> {
+        let statements = wanted.statements(&self.settings);
+        if !statements.is_empty() && self.settings != *wanted {
+            let mut out = BytesMut::new();
+            // One by one: a RESET ALL and a role do not belong into one transaction with what may fail.
+            statements.iter().for_each(|sql| put_query(&mut out, sql.as_bytes()));
+            self.stream.write_all(&out).await.map_err(NotReady::Io)?;
+            self.stream.flush().await.map_err(NotReady::Io)?;
+            let mut refused = None;
+            for _ in &statements {
+                refused = refused.or(self.await_ready().await?);
+            }
+            if let Some(why) = refused {
+                return Err(NotReady::Refused(why));
+            }
+            self.statements.drop_unnamed();
+        }
+        self.settings = Arc::clone(wanted);
+        Ok(())
+    }
+
+    /// Reads up to the next ReadyForQuery; returns what the server refused.
+    async fn await_ready(&mut self) -> Result<Option<String>, NotReady> {
+        let mut refused = None;
+        loop {
+            let frame = self.stream.frame(&mut self.input).await.map_err(NotReady::Gone)?;
+            match frame[0] {
+                b'Z' => return Ok(refused),
+                b'E' => refused = Some(frames::describe_error(&frame)),
+                b'S' => Parameters::note(&mut self.parameters, &frame).map_err(NotReady::Garbled)?,
+                _ => {}
+            }
+        }
+    }
+
     /// Says good-bye, so that the server does not log a lost connection.
     pub(crate) async fn close(mut self) {
         let bye = async {

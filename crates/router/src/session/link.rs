@@ -1,11 +1,11 @@
 //! The boundary of a transaction: which route it takes, whether it waits, and a server connection made ready for it.
 
 use super::{End, Link, Session, WAITING_BYTES_MAX};
-use crate::frames::{self, Fields, Refusal, put_query, put_ready};
+use crate::frames::{self, Refusal, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
 use crate::settings::Parameters;
-use crate::upstream::{self, ConnectError, Identity, Server};
+use crate::upstream::{self, ConnectError, Identity, NotReady, Server};
 use bytes::BytesMut;
 use segue_model::switch::ownership::Epoch;
 use std::future::poll_fn;
@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt;
 
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
@@ -271,24 +270,14 @@ impl Session {
 
     /// Says on `server` what the session has set, and takes back what somebody else had.
     async fn make_ready(&mut self, server: &mut Server) -> Result<(), End> {
-        let statements = self.settings.statements(&server.settings);
-        if !statements.is_empty() && server.settings != self.settings {
-            let mut out = BytesMut::new();
-            // One by one: a RESET ALL and a role do not belong into one transaction with what may fail.
-            statements.iter().for_each(|sql| put_query(&mut out, sql.as_bytes()));
-            server.stream.write_all(&out).await.map_err(End::Server)?;
-            server.stream.flush().await.map_err(End::Server)?;
-            for _ in &statements {
-                let refusal = await_ready(server).await?;
-                if let Some(why) = refusal {
-                    let message = format!("a setting of this session is not taken by the database: {why}");
-                    return Err(End::Refused(Refusal::fatal("57P01", message).hint("Connect again.")));
-                }
+        server.make_ready(&self.settings).await.map_err(|error| match error {
+            NotReady::Io(error) => End::Server(error),
+            NotReady::Gone(_) => End::ServerGone,
+            NotReady::Garbled(error) => End::Garbled(error),
+            NotReady::Refused(_) => {
+                End::Refused(Refusal::fatal("57P01", error.to_string()).hint("Connect again."))
             }
-            server.statements.drop_unnamed();
-        }
-        server.settings = Arc::clone(&self.settings);
-        Ok(())
+        })
     }
 
     /// Nothing is owed, and no transaction is open.
@@ -375,25 +364,7 @@ fn is_starting(frame: &[u8]) -> bool {
     frames::error_field(frame, b'C').is_ok_and(|code| code == b"57P03")
 }
 
-/// Reads up to the next ReadyForQuery; returns what the server refused.
-async fn await_ready(server: &mut Server) -> Result<Option<String>, End> {
-    let mut refused = None;
-    loop {
-        let frame = server.stream.frame(&mut server.input).await.map_err(|_| End::ServerGone)?;
-        match frame[0] {
-            b'Z' => return Ok(refused),
-            b'E' => refused = Some(frames::describe_error(&frame)),
-            b'S' => note_parameter(&mut server.parameters, &frame)?,
-            _ => {}
-        }
-    }
-}
-
 /// Remembers what a ParameterStatus says.
 pub(super) fn note_parameter(parameters: &mut Arc<Parameters>, frame: &[u8]) -> Result<(), End> {
-    let mut fields = Fields::of(frame);
-    let name = fields.string().map_err(End::Garbled)?;
-    let value = fields.string().map_err(End::Garbled)?;
-    Arc::make_mut(parameters).set(name, value);
-    Ok(())
+    Parameters::note(parameters, frame).map_err(End::Garbled)
 }
