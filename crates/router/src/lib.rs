@@ -24,6 +24,8 @@ mod route;
 mod serve;
 mod session;
 mod settings;
+#[cfg_attr(not(test), expect(dead_code, reason = "sessions do not offer their reads yet"))]
+mod shadow;
 mod startup;
 mod statements;
 mod stats;
@@ -37,5 +39,6 @@ pub use effects::Pin;
 pub use reads::{Feeds, Fresh, ReadLimits, Reads};
 pub use route::{Heard, Routes, Taken};
 pub use serve::{Config, Databases, Handle, Limits, PoolMode, Router, ServeError, Tls};
-pub use stats::Counts;
+pub use shadow::{ColumnPair, Mismatch, MismatchKind, MismatchSample, ShadowConfig, ShadowCounts, SlowRead};
+pub use stats::{Counts, Histogram};
 pub use upstream::{Upstream, UpstreamTls};

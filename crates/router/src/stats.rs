@@ -1,6 +1,7 @@
 //! Counters, for people and for gates. Nothing in the router decides by them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// One number that only grows.
 #[derive(Debug, Default)]
@@ -11,7 +12,7 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -85,6 +86,135 @@ impl Counters {
             reads_failed: self.reads_failed.get(),
             reads_repeated: self.reads_repeated.get(),
             reads_returned: self.reads_returned.get(),
+        }
+    }
+}
+
+/// Buckets of one power of two: a time is known to an eighth of itself.
+const STEPS: usize = 8;
+/// Powers of two of microseconds that are told apart: up to 19 hours.
+const BUCKETS: usize = STEPS * 34;
+
+/// Times that are measured now; whoever adds one waits for nobody.
+#[derive(Debug)]
+pub(crate) struct Times {
+    buckets: [AtomicU64; BUCKETS],
+    max_us: AtomicU64,
+}
+
+impl Default for Times {
+    fn default() -> Times {
+        Times { buckets: std::array::from_fn(|_| AtomicU64::new(0)), max_us: AtomicU64::new(0) }
+    }
+}
+
+impl Times {
+    pub(crate) fn add(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.buckets[bucket(us)].fetch_add(1, Ordering::Relaxed);
+        self.max_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Histogram {
+        let counts = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        Histogram { counts, max_us: self.max_us.load(Ordering::Relaxed) }
+    }
+}
+
+/// Which bucket holds a time; the last one holds everything longer, too.
+fn bucket(us: u64) -> usize {
+    let Some(power) = us.checked_ilog2().filter(|power| *power >= 3) else {
+        return us as usize;
+    };
+    // The three bits behind the leading one tell the step.
+    let step = (us >> (power - 3)) as usize - STEPS;
+    ((power as usize - 2) * STEPS + step).min(BUCKETS - 1)
+}
+
+/// The longest time that a bucket holds.
+fn longest_us(bucket: usize) -> u64 {
+    if bucket < STEPS {
+        return bucket as u64;
+    }
+    let (power, step) = (bucket / STEPS + 2, bucket % STEPS);
+    (((STEPS + step + 1) as u64) << (power - 3)) - 1
+}
+
+/// How long something took, over many times; each is known to an eighth of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Histogram {
+    counts: Vec<u64>,
+    max_us: u64,
+}
+
+impl Histogram {
+    /// How many times there are.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// So long took `percent` of them at most; zero where there is none.
+    pub fn percentile(&self, percent: u8) -> Duration {
+        let rank = (self.count() * u64::from(percent)).div_ceil(100).max(1);
+        let mut seen = 0;
+        let found = self.counts.iter().position(|count| {
+            seen += count;
+            seen >= rank
+        });
+        Duration::from_micros(found.map_or(0, longest_us).min(self.max_us))
+    }
+
+    /// Half of them took at most so long.
+    pub fn p50(&self) -> Duration {
+        self.percentile(50)
+    }
+
+    /// All but one in a hundred took at most so long.
+    pub fn p99(&self) -> Duration {
+        self.percentile(99)
+    }
+
+    /// The longest, exactly.
+    pub fn max(&self) -> Duration {
+        Duration::from_micros(self.max_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn without_times_there_is_nothing_to_tell() {
+        let none = Times::default().read();
+        assert_eq!((none.count(), none.p50(), none.max()), (0, Duration::ZERO, Duration::ZERO));
+    }
+
+    #[test]
+    fn half_and_nearly_all_are_told_apart() {
+        let times = Times::default();
+        (0..98).for_each(|_| times.add(Duration::from_micros(100)));
+        (0..2).for_each(|_| times.add(Duration::from_millis(70)));
+        let read = times.read();
+        assert_eq!((read.count(), read.max()), (100, Duration::from_millis(70)));
+        assert!((100..=112).contains(&read.p50().as_micros()), "{:?}", read.p50());
+        assert_eq!(read.p99(), Duration::from_millis(70), "no bucket reaches beyond the longest");
+    }
+
+    #[test]
+    fn what_is_longer_than_any_bucket_is_counted_too() {
+        let times = Times::default();
+        times.add(Duration::from_secs(u64::from(u32::MAX)));
+        assert_eq!(times.read().count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_holds_a_time_to_an_eighth(us in 0..1u64 << 36) {
+            let longest = longest_us(bucket(us));
+            prop_assert!(us <= longest && longest - us <= us / 8, "{} is in a bucket up to {}", us, longest);
+            prop_assert!(bucket(longest + 1) > bucket(us) || bucket(us) == BUCKETS - 1);
         }
     }
 }
