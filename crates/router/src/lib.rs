@@ -24,7 +24,6 @@ mod route;
 mod serve;
 mod session;
 mod settings;
-#[cfg_attr(not(test), expect(dead_code, reason = "sessions do not offer their reads yet"))]
 mod shadow;
 mod startup;
 mod statements;

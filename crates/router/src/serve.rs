@@ -8,6 +8,7 @@ use crate::pool::Pools;
 use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
 use crate::session;
+use crate::shadow::{Shadow, ShadowConfig, ShadowCounts};
 use crate::statements::Texts;
 use crate::stats::{Counters, Counts};
 use crate::upstream::Upstream;
@@ -41,6 +42,8 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds of reads that the follower serves.
     pub reads: ReadLimits,
+    /// How reads are compared.
+    pub shadow: ShadowConfig,
 }
 
 /// What a database is called on each side.
@@ -155,6 +158,7 @@ pub(crate) struct Shared {
     pub(crate) classifier: Classifier,
     pub(crate) breaker: Breaker,
     pub(crate) tenants: Tenants,
+    pub(crate) shadow: Shadow,
     /// A statement has met a fence.
     pub(crate) met_fence: Notify,
     /// What mock verifiers are made from; another one after each start.
@@ -220,6 +224,11 @@ impl Handle {
         self.shared.breaker.state()
     }
 
+    /// What the comparing of reads has found.
+    pub fn shadow(&self) -> ShadowCounts {
+        self.shared.shadow.snapshot()
+    }
+
     /// Takes another configuration, for clients that come from now on. Nobody is dropped. How many clients and server
     /// connections there may be stays as it was.
     pub fn reload(&self, mut config: Config) {
@@ -255,6 +264,7 @@ impl Router {
         if config.auth == ClientAuth::Scram {
             config.users.stretch(&mock_secret, None);
         }
+        let shadow = Shadow::start(config.shadow.clone(), feeds.fresh.clone());
         let shared = Arc::new(Shared {
             config: RwLock::new(Arc::new(config)),
             gate: Gate::new(&route),
@@ -266,6 +276,7 @@ impl Router {
             classifier: Classifier::new(),
             breaker: Breaker::default(),
             tenants: Tenants::default(),
+            shadow,
             met_fence: Notify::new(),
             mock_secret,
         });

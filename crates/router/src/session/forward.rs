@@ -157,7 +157,7 @@ impl Session {
 
     pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
-        if self.reading.is_some() && self.pipeline.awaits_ready() && !self.pipeline.in_group() {
+        if self.reading.as_ref().is_some_and(|reading| reading.unsent == 0) && self.pipeline.awaits_ready() {
             // What comes next is looked at once the follower has answered this.
             return true;
         }
@@ -201,7 +201,10 @@ impl Session {
                 self.note_execution(run).map_err(End::client)?;
                 Owed::Execute
             }
-            b'S' => Owed::Sync,
+            b'S' => {
+                self.note_boundary();
+                Owed::Sync
+            }
             b'F' => Owed::Call,
             b'c' | b'f' => Owed::CopyEnd,
             _ => return Ok(Frame::Pass),
@@ -295,6 +298,7 @@ impl Session {
         self.note(&effects);
         let deallocated = self.deallocated(&effects.changes);
         self.note_on_server(&effects.changes);
+        self.note_boundary();
         self.pipeline.sent(Owed::Query);
         let Some(sql) = deallocated else { return Ok(Frame::Pass) };
         self.send(run);

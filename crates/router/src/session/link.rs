@@ -30,6 +30,7 @@ impl Session {
     pub(super) async fn begin(&mut self) -> Result<(), End> {
         self.lone.armed = false;
         self.take_route();
+        self.begin_sample();
         let begun = match self.begin_reading().await {
             Ok(begun) => begun,
             Err(End::Refused(refusal)) if !refusal.fatal => {
@@ -278,6 +279,7 @@ impl Session {
             return Err(End::Left);
         }
         self.settle();
+        self.end_sample();
         self.settle_reading();
         self.active = false;
         self.last_bound = None;
@@ -335,7 +337,7 @@ impl Session {
         self.input = again;
         self.pipeline = Pipeline::default();
         self.pending.clear();
-        self.last_bound = None;
+        (self.sampling, self.last_bound) = (None, None);
         self.portals.clear();
         self.active = false;
         self.shared.gate.leave(&self.cell);

@@ -288,6 +288,7 @@ fn open(
         aside: None,
         ahead: None,
         reading: None,
+        sampling: None,
         stays: false,
         suspects: false,
         unlike: false,

@@ -9,6 +9,7 @@
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //! * [`open`]: where that connection comes from
 //! * [`read`]: reads that the follower serves
+//! * [`sample`]: reads that are compared
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
 
@@ -21,6 +22,7 @@ mod open;
 mod pending;
 mod prepare;
 mod read;
+mod sample;
 
 use crate::auth::Login;
 use crate::effects::Pin;
@@ -146,6 +148,8 @@ struct Session {
     ahead: Option<open::Ahead>,
     /// The transaction that is running is the follower's.
     reading: Option<read::Reading>,
+    /// The read that is being answered is to be compared.
+    sampling: Option<Box<sample::Sampling>>,
     /// Its next transaction is the owner's, whatever it is: the follower could not answer it.
     stays: bool,
     /// The owner answers what the follower refused.
@@ -401,10 +405,5 @@ impl Session {
         };
         // A client that does not listen misses it.
         let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
-    }
-
-    /// Time to wait for a server connection ends here.
-    fn queue_deadline(&self) -> Instant {
-        Instant::now() + self.config.limits.queue_max
     }
 }

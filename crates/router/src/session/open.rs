@@ -33,10 +33,16 @@ impl Session {
         if self.is_shared() { self.borrow_server(side).await } else { self.own_server(side).await }
     }
 
+    /// Until when an unreachable side is tried again: for reads there is another one.
+    fn patience(&self, side: Side) -> Instant {
+        let now = Instant::now();
+        if side == self.route.owner { now + self.config.limits.queue_max } else { now }
+    }
+
     /// A server of the session's own, as its client asked for it.
     async fn own_server(&mut self, side: Side) -> Result<Option<Link>, End> {
         let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
-        let opening = self.opening(side, self.startup.settings.clone(), self.queue_deadline());
+        let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
         let opening = async {
             let ahead = match ahead {
                 Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
@@ -75,7 +81,7 @@ impl Session {
     async fn borrow_server(&mut self, side: Side) -> Result<Option<Link>, End> {
         let config = Arc::clone(&self.config);
         let limits = &config.limits;
-        let deadline = self.queue_deadline();
+        let deadline = self.patience(side);
         let user = self.startup.user.as_str();
         let database = config.database(side, &self.startup.database);
         let pool = self.shared.pools.of(side, user, database, limits.connections_max);

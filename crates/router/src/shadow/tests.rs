@@ -8,6 +8,7 @@ use crate::auth::{ClientAuth, Users};
 use crate::effects::Change;
 use crate::serve::{Limits, PoolMode};
 use crate::upstream::Upstream;
+use segue_model::switch::ownership::Epoch;
 use segue_testkit::proxy::Proxy;
 use segue_testkit::{Cluster, Options};
 
@@ -18,12 +19,16 @@ struct Pair {
     source: Cluster,
     target: Cluster,
     config: Arc<Config>,
-    fresh: watch::Sender<Option<Instant>>,
+    fresh: watch::Sender<Option<reads::Fresh>>,
     shadow: Shadow,
 }
 
 fn settings() -> ShadowConfig {
     ShadowConfig { show_values: true, ..ShadowConfig::default() }
+}
+
+fn shows(as_of: Instant) -> Option<reads::Fresh> {
+    Some(reads::Fresh { epoch: Epoch(1), as_of })
 }
 
 fn upstream(port: u16) -> Arc<Upstream> {
@@ -51,8 +56,10 @@ impl Pair {
             target: upstream(target_port),
             databases: None,
             limits: Limits::default(),
+            reads: reads::ReadLimits::default(),
+            shadow: ShadowConfig::default(),
         });
-        let (fresh, followed) = watch::channel(Some(Instant::now() + Duration::from_secs(3600)));
+        let (fresh, followed) = watch::channel(shows(Instant::now() + Duration::from_secs(3600)));
         Pair { source, target, config, fresh, shadow: Shadow::start(settings, followed) }
     }
 
@@ -218,7 +225,7 @@ async fn a_late_follower_is_waited_for_but_not_without_end() {
     let read = "SELECT count(*) FROM t";
     let sample = pair.sample(read).await;
     // It shows everything up to a moment ago: that is not enough.
-    pair.fresh.send_replace(sample.answered_at.checked_sub(Duration::from_millis(1)));
+    pair.fresh.send_replace(shows(sample.answered_at - Duration::from_millis(1)));
     assert_eq!(pair.compare([sample]).await.stale, 1);
     pair.fresh.send_replace(None);
     assert_eq!(pair.compare([pair.sample(read).await]).await.stale, 2);
@@ -228,7 +235,7 @@ async fn a_late_follower_is_waited_for_but_not_without_end() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(through(&pair.shadow.snapshot()), 2, "it waits");
     pair.target.execute("INSERT INTO t VALUES (101, 'late')").await;
-    pair.fresh.send_replace(Some(Instant::now() + LIMIT));
+    pair.fresh.send_replace(shows(Instant::now() + LIMIT));
     let counts = pair.until(|counts| through(counts) == 3).await;
     assert_eq!((counts.equal, counts.stale), (1, 2), "{counts:?}");
 }
@@ -352,7 +359,7 @@ async fn what_there_is_no_room_for_is_dropped_and_counted() {
     (0..10).for_each(|_| pair.shadow.offer(copy(&sample)));
     let full = pair.shadow.snapshot().queue_full;
     assert!(full >= 7, "{full}");
-    pair.fresh.send_replace(Some(Instant::now() + LIMIT));
+    pair.fresh.send_replace(shows(Instant::now() + LIMIT));
     pair.until(|counts| through(counts) == 15).await;
     let counts = pair.compare((0..3).map(|_| copy(&sample))).await;
     assert_eq!(counts.queue_full, full, "room was given back: {counts:?}");

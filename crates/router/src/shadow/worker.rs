@@ -180,7 +180,7 @@ impl Shared {
     /// Waits until the follower shows what was committed before `since`.
     async fn shown(&self, since: Instant, until: Instant) -> Result<(), NoConclusion> {
         let mut fresh = self.fresh.clone();
-        let waiting = fresh.wait_for(|fresh| fresh.is_some_and(|fresh| fresh >= since));
+        let waiting = fresh.wait_for(|fresh| fresh.is_some_and(|fresh| fresh.as_of >= since));
         match tokio::time::timeout_at(until.into(), waiting).await {
             Ok(Ok(_)) => Ok(()),
             // Nobody will say so any more, or not in time.
