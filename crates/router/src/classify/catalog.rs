@@ -144,6 +144,11 @@ impl Catalog {
         for row in answer.system_functions {
             catalog.put_system_function(row);
         }
+        for (newer, older) in names::NEWER {
+            if let (Err(_), Ok(verdict)) = (catalog.function(None, newer), catalog.function(None, older)) {
+                catalog.put_system(newer, Ok(verdict));
+            }
+        }
         for row in answer.functions {
             pending.extend(catalog.put_function(row));
         }
@@ -234,20 +239,26 @@ impl Catalog {
     }
 
     fn put_system_function(&mut self, row: SystemRow) {
+        let is_volatile = row.volatile && !names::is_called_volatile_wrongly(&row.name);
         let verdict = match () {
             () if names::is_about_server(&row.name) => Err(Why::AboutServer),
-            () if row.volatile && !names::is_chance(&row.name) => Err(Why::Volatile),
+            () if is_volatile && !names::is_chance(&row.name) => Err(Why::Volatile),
             () => Ok(Called {
-                found: Found { tables: false, chance: row.volatile },
+                found: Found { tables: false, chance: is_volatile },
                 depends_on_order: row.aggregate && names::depends_on_order(&row.name),
             }),
         };
+        self.put_system(&row.name, verdict);
+    }
+
+    fn put_system(&mut self, name: &str, verdict: Result<Called, Why>) {
         let function = Function { schema: "pg_catalog".to_owned(), verdict, takes_row: false };
-        self.functions.entry(row.name).or_default().push(function);
+        self.functions.entry(name.to_owned()).or_default().push(function);
     }
 
     fn put_function(&mut self, row: FunctionRow) -> Option<Pending> {
         let named = self.functions.entry(row.name.clone()).or_default();
+        let is_chance = names::is_chance(&row.name);
         let place = Place::Function(row.name, named.len());
         let later = Err(Why::UnknownFunction);
         let (verdict, body) = match (&*row.volatility, &*row.language) {
@@ -259,6 +270,9 @@ impl Catalog {
             }
             ("i", _) => (Ok(Called::default()), None),
             ("s", _) => (later, None),
+            ("v", "c") if is_chance => {
+                (Ok(Called { found: Found { tables: false, chance: true }, depends_on_order: false }), None)
+            }
             _ => (Err(Why::Volatile), None),
         };
         named.push(Function { schema: row.schema, verdict, takes_row: row.takes_row });

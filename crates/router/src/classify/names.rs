@@ -1,21 +1,31 @@
 //! Names of PostgreSQL's own that mean something: functions and types that ask about the server, and columns of the
 //! system. What a function of the system does, if it is not here, its volatility says.
 
-/// Volatile, but for other reasons than that they write: chance, the clock, sleep.
+/// Volatile, but for other reasons than that they write: chance, the clock, sleep. Some are of `pgcrypto` and
+/// `uuid-ossp`.
 const CHANCE: &[&str] = &[
     "array_sample",
     "array_shuffle",
     "clock_timestamp",
+    "gen_random_bytes",
     "gen_random_uuid",
+    "gen_salt",
     "pg_sleep",
     "pg_sleep_for",
     "pg_sleep_until",
     "random",
     "random_normal",
     "timeofday",
+    "uuid_generate_v1",
+    "uuid_generate_v1mc",
+    "uuid_generate_v4",
     "uuidv4",
     "uuidv7",
 ];
+
+/// Functions that today's parser makes of syntax for which older servers have others.
+pub(super) const NEWER: &[(&str, &str)] =
+    &[("extract", "date_part"), ("similar_to_escape", "similar_escape")];
 
 /// Aggregates whose result depends on the order of their input.
 const BY_ORDER: &[&str] = &[
@@ -89,9 +99,14 @@ pub(super) fn is_about_server(function: &str) -> bool {
     (ABOUT_SERVER.contains(&function) || starts()) && !ABOUT_DATA.contains(&function)
 }
 
-/// Of a volatile function in `pg_catalog`: it writes nothing all the same.
+/// Of a volatile function in C: it writes nothing all the same, but its result depends on chance.
 pub(super) fn is_chance(function: &str) -> bool {
     CHANCE.contains(&function)
+}
+
+/// Of a function in `pg_catalog` that is called volatile: one form of it was, by an oversight, before PostgreSQL 17.
+pub(super) fn is_called_volatile_wrongly(function: &str) -> bool {
+    function == "timezone"
 }
 
 /// Of an aggregate in `pg_catalog`.

@@ -54,6 +54,7 @@ fn catalog_json() -> Value {
             function("tidy", "i", "plpgsql", None),
             function("guess", "s", "plpgsql", None),
             function("native", "s", "c", None),
+            function("gen_random_bytes", "v", "c", None),
             function("total", "s", "sql", Some("SELECT sum(a) FROM t WHERE b = $1")),
             function("total_other", "s", "sql", Some("SELECT sum(a) FROM other")),
             function("atomic", "i", "sql", None),
@@ -73,7 +74,7 @@ fn catalog_json() -> Value {
             system("pg_typeof", false, false), system("pg_backend_pid", false, false),
             system("pg_advisory_lock", true, false), system("row_number", false, false),
             system("generate_series", false, false), system("extract", false, false),
-            system("timezone", false, false), system("percentile_cont", false, true),
+            system("timezone", true, false), system("percentile_cont", false, true),
             system("has_table_privilege", false, false), system("query_to_xml", true, false),
             system("to_regclass", false, false), system("substring", false, false),
             system("txid_current", false, false), system("pg_sleep", true, false),
@@ -514,6 +515,7 @@ fn results_that_depend_on_chance_are_told() {
         ("SELECT array_agg(a) FROM t", true),
         ("SELECT my_agg(a) FROM t", true),
         ("SELECT random() FROM t", true),
+        ("SELECT gen_random_bytes(8) FROM t", true),
         ("SELECT a FROM top", true),
     ] {
         let class = classifier.class(sql.as_bytes());
