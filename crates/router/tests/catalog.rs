@@ -24,6 +24,11 @@ CREATE FUNCTION tidy(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETUR
 CREATE FUNCTION guess(int) RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
 CREATE FUNCTION total(int) RETURNS bigint STABLE LANGUAGE sql AS 'SELECT sum(a) FROM t WHERE id > $1';
 CREATE FUNCTION total_other() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM other';
+CREATE FUNCTION by_default(int DEFAULT tidy(1), text DEFAULT 'a,b') RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+  'BEGIN RETURN $1; END';
+CREATE FUNCTION badly_by_default(int DEFAULT writer(1)) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+  'BEGIN RETURN $1; END';
+CREATE FUNCTION sql_by_default(int DEFAULT writer(1)) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION of_row(t) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END';
 CREATE FUNCTION add_tidy(int, int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1 + $2; END';
 CREATE FUNCTION add_badly(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1 + $2; END';
@@ -60,6 +65,7 @@ const READS: &[&str] = &[
     "SELECT * FROM plain",
     "SELECT * FROM deep ORDER BY id LIMIT 3",
     "SELECT tidy(a), total(a), tidy_sum(a) OVER (), a %%% 1, a::positive FROM t",
+    "SELECT by_default() FROM t",
     "SELECT ts_rank(to_tsvector('english', b), plainto_tsquery('english', 'x')) FROM t",
 ];
 
@@ -73,6 +79,9 @@ const NOT_READS: &[(&str, &str)] = &[
     ("SELECT * FROM secret", "row-level security"),
     ("SELECT writer(id) FROM t", "function that may write"),
     ("SELECT * FROM writes", "function that may write"),
+    ("SELECT badly_by_default() FROM t", "function that may write"),
+    ("SELECT sql_by_default() FROM t", "function that may write"),
+    ("SELECT regclass('t'::text) FROM t", "about the server"),
     ("SELECT t.of_row FROM t", "function that may write"),
     ("SELECT bad_sum(a) FROM t", "function that may write"),
     ("SELECT guess(id) FROM t", "not known"),

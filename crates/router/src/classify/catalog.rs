@@ -87,6 +87,8 @@ struct FunctionRow {
     language: String,
     takes_row: bool,
     body: Option<String>,
+    /// Of its arguments, with commas between them.
+    defaults: Option<String>,
     /// What an aggregate calls.
     calls: Option<Vec<(String, String)>>,
 }
@@ -257,24 +259,32 @@ impl Catalog {
     }
 
     fn put_function(&mut self, row: FunctionRow) -> Option<Pending> {
-        let named = self.functions.entry(row.name.clone()).or_default();
-        let is_chance = names::is_chance(&row.name);
-        let place = Place::Function(row.name, named.len());
         let later = Err(Why::UnknownFunction);
         let (verdict, body) = match (&*row.volatility, &*row.language) {
             ("i", _) if row.kind == "a" => (later, row.calls.map(Body::Calls)),
-            ("i" | "s", "internal" | "c") => (Ok(Called::default()), None),
+            ("i" | "s", "c") if names::runs_text(&row.name) => (later, None),
+            ("i" | "s", "internal" | "c") | ("i", _) if row.language != "sql" => {
+                (Ok(Called::default()), None)
+            }
             ("i" | "s", "sql") => {
                 let parsed = row.body.and_then(|body| parse::parse(body.as_bytes()).ok());
                 (later, parsed.map(Body::Statements))
             }
-            ("i", _) => (Ok(Called::default()), None),
-            ("s", _) => (later, None),
-            ("v", "c") if is_chance => {
+            ("v", "c") if names::is_chance(&row.name) => {
                 (Ok(Called { found: Found { tables: false, chance: true }, depends_on_order: false }), None)
             }
-            _ => (Err(Why::Volatile), None),
+            ("v", _) => (Err(Why::Volatile), None),
+            _ => (later, None),
         };
+        // A call that leaves arguments out evaluates their defaults.
+        let (verdict, body) = match (row.defaults, verdict, body) {
+            (None, verdict, body) => (verdict, body),
+            (Some(defaults), Ok(_), None) => (later, with_defaults(Vec::new(), &defaults)),
+            (Some(defaults), _, Some(Body::Statements(body))) => (later, with_defaults(body, &defaults)),
+            (Some(_), verdict, _) => (verdict, None),
+        };
+        let named = self.functions.entry(row.name.clone()).or_default();
+        let place = Place::Function(row.name, named.len());
         named.push(Function { schema: row.schema, verdict, takes_row: row.takes_row });
         body.map(|body| Pending { place, body })
     }
@@ -342,6 +352,11 @@ impl Catalog {
             }
         }
     }
+}
+
+fn with_defaults(mut body: Vec<Statement>, defaults: &str) -> Option<Body> {
+    body.extend(parse::parse(format!("SELECT {defaults}").as_bytes()).ok()?);
+    Some(Body::Statements(body))
 }
 
 /// Which tables are migrated, themselves or as part of another, and which read others when they are read.
