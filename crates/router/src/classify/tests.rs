@@ -6,68 +6,81 @@ use serde_json::json;
 
 mod units;
 
+fn relation(oid: u32, schema: &str, name: &str, kind: &str) -> Value {
+    json!({"oid": oid, "schema": schema, "name": name, "kind": kind, "row_security": false,
+           "partition": false, "parents": [], "definition": null})
+}
+
+fn view(oid: u32, name: &str, definition: &str) -> Value {
+    with(relation(oid, "public", name, "v"), "definition", definition.into())
+}
+
+fn with(mut row: Value, member: &str, value: Value) -> Value {
+    row[member] = value;
+    row
+}
+
+fn function(name: &str, volatility: &str, language: &str, body: Option<&str>) -> Value {
+    json!({"schema": "public", "name": name, "kind": "f", "volatility": volatility, "language": language,
+           "takes_row": false, "body": body, "calls": null})
+}
+
+fn aggregate(name: &str, calls: &str) -> Value {
+    let row = with(function(name, "i", "internal", None), "kind", json!("a"));
+    with(row, "calls", json!([["public", calls]]))
+}
+
 /// Tables `t`, `u` and `"Ü"` and a partitioned `p` with its leaf `p1` are migrated; `other` is not.
-fn catalog_json() -> Value {
-    let relation = |oid: u32, schema: &str, name: &str, kind: &str| {
-        json!({"oid": oid, "schema": schema, "name": name, "kind": kind, "row_security": false,
-               "partition": false, "parents": [], "definition": null})
-    };
-    let view = |oid: u32, name: &str, definition: &str| {
-        let mut view = relation(oid, "public", name, "v");
-        view["definition"] = definition.into();
-        view
-    };
-    let with = |mut relation: Value, member: &str, value: Value| {
-        relation[member] = value;
-        relation
-    };
-    let function = |name: &str, volatility: &str, language: &str, body: Option<&str>| {
-        json!({"schema": "public", "name": name, "kind": "f", "volatility": volatility, "language": language,
-               "takes_row": false, "body": body, "calls": null})
-    };
-    let system = |name: &str, volatile: bool, aggregate: bool| json!({"name": name, "volatile": volatile, "aggregate": aggregate});
+fn relations() -> Vec<Value> {
     let leaf = with(relation(6, "public", "p1", "r"), "parents", json!([5]));
+    vec![
+        relation(1, "public", "t", "r"),
+        relation(2, "public", "u", "r"),
+        relation(3, "public", "Ü", "r"),
+        relation(4, "public", "other", "r"),
+        relation(5, "public", "p", "p"),
+        with(leaf, "partition", json!(true)),
+        with(relation(7, "public", "secret", "r"), "row_security", json!(true)),
+        relation(8, "public", "heads", "r"),
+        with(relation(9, "public", "heir", "r"), "parents", json!([8])),
+        relation(10, "public", "stock", "m"),
+        relation(11, "public", "far", "f"),
+        relation(12, "public", "seq", "S"),
+        relation(13, "public", "twice", "r"),
+        relation(14, "app", "twice", "r"),
+        view(20, "good", "SELECT t.a FROM t;"),
+        view(21, "deep", "SELECT good.a FROM good;"),
+        view(22, "writes", "SELECT writer(t.a) AS a FROM t;"),
+        view(23, "reads_other", "SELECT t.a FROM t JOIN other USING (a);"),
+        view(24, "top", "SELECT t.a FROM t LIMIT 5;"),
+        view(25, "broken", "SELECT FROM FROM"),
+        view(26, "calls_sql", "SELECT total(1) AS a;"),
+    ]
+}
+
+fn functions() -> Vec<Value> {
+    vec![
+        function("writer", "v", "plpgsql", None),
+        function("tidy", "i", "plpgsql", None),
+        function("guess", "s", "plpgsql", None),
+        function("native", "s", "c", None),
+        function("gen_random_bytes", "v", "c", None),
+        function("total", "s", "sql", Some("SELECT sum(a) FROM t WHERE b = $1")),
+        function("total_other", "s", "sql", Some("SELECT sum(a) FROM other")),
+        function("atomic", "i", "sql", None),
+        function("outer_total", "s", "sql", Some("SELECT total(1) + 1")),
+        function("circle", "s", "sql", Some("SELECT circle()")),
+        with(function("rowf", "v", "plpgsql", None), "takes_row", json!(true)),
+        aggregate("my_agg", "tidy"),
+        aggregate("bad_agg", "writer"),
+    ]
+}
+
+fn catalog_json() -> Value {
+    let system = |name: &str, volatile: bool, aggregate: bool| json!({"name": name, "volatile": volatile, "aggregate": aggregate});
     json!({
-        "relations": [
-            relation(1, "public", "t", "r"),
-            relation(2, "public", "u", "r"),
-            relation(3, "public", "Ü", "r"),
-            relation(4, "public", "other", "r"),
-            relation(5, "public", "p", "p"),
-            with(leaf, "partition", json!(true)),
-            with(relation(7, "public", "secret", "r"), "row_security", json!(true)),
-            relation(8, "public", "heads", "r"),
-            with(relation(9, "public", "heir", "r"), "parents", json!([8])),
-            relation(10, "public", "stock", "m"),
-            relation(11, "public", "far", "f"),
-            relation(12, "public", "seq", "S"),
-            relation(13, "public", "twice", "r"),
-            relation(14, "app", "twice", "r"),
-            view(20, "good", "SELECT t.a FROM t;"),
-            view(21, "deep", "SELECT good.a FROM good;"),
-            view(22, "writes", "SELECT writer(t.a) AS a FROM t;"),
-            view(23, "reads_other", "SELECT t.a FROM t JOIN other USING (a);"),
-            view(24, "top", "SELECT t.a FROM t LIMIT 5;"),
-            view(25, "broken", "SELECT FROM FROM"),
-            view(26, "calls_sql", "SELECT total(1) AS a;"),
-        ],
-        "functions": [
-            function("writer", "v", "plpgsql", None),
-            function("tidy", "i", "plpgsql", None),
-            function("guess", "s", "plpgsql", None),
-            function("native", "s", "c", None),
-            function("gen_random_bytes", "v", "c", None),
-            function("total", "s", "sql", Some("SELECT sum(a) FROM t WHERE b = $1")),
-            function("total_other", "s", "sql", Some("SELECT sum(a) FROM other")),
-            function("atomic", "i", "sql", None),
-            function("outer_total", "s", "sql", Some("SELECT total(1) + 1")),
-            function("circle", "s", "sql", Some("SELECT circle()")),
-            with(function("rowf", "v", "plpgsql", None), "takes_row", json!(true)),
-            json!({"schema": "public", "name": "my_agg", "kind": "a", "volatility": "i", "language": "internal",
-                   "takes_row": false, "body": null, "calls": [["public", "tidy"]]}),
-            json!({"schema": "public", "name": "bad_agg", "kind": "a", "volatility": "i", "language": "internal",
-                   "takes_row": false, "body": null, "calls": [["public", "writer"]]}),
-        ],
+        "relations": relations(),
+        "functions": functions(),
         "system_functions": [
             system("sum", false, true), system("count", false, true), system("max", false, true),
             system("array_agg", false, true), system("lower", false, false), system("now", false, false),
