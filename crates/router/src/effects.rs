@@ -312,6 +312,19 @@ enum Token {
     Other,
 }
 
+/// Bytes that a word may go on with; it begins with any of them but a digit, and but the sign that comes before this is
+/// asked.
+const IN_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] =
+            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'_' | b'$') || byte >= 0x80;
+        byte += 1;
+    }
+    table
+};
+
 /// Tells words from everything that may hold bytes that look like words.
 struct Words<'a> {
     sql: &'a [u8],
@@ -360,11 +373,9 @@ impl Words<'_> {
                     self.skip_dollar();
                     Token::Other
                 }
-                b if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 => {
-                    let is_part =
-                        |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || *b >= 0x80;
-                    self.at +=
-                        self.sql[from..].iter().position(|b| !is_part(b)).unwrap_or(self.sql.len() - from);
+                b if IN_WORD[usize::from(b)] && !b.is_ascii_digit() => {
+                    let rest = &self.sql[from..];
+                    self.at += rest.iter().position(|b| !IN_WORD[usize::from(*b)]).unwrap_or(rest.len());
                     Token::Word
                 }
                 _ => {
