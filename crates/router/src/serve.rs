@@ -5,6 +5,7 @@ use crate::gate::{DRAIN, END, Gate};
 use crate::pool::Pools;
 use crate::route::{Routes, Taken};
 use crate::session;
+use crate::settings::{self, Parameters, Settings};
 use crate::statements::Texts;
 use crate::stats::{Counters, Counts};
 use crate::upstream::Upstream;
@@ -144,6 +145,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) pools: Pools,
     pub(crate) texts: Texts,
+    pub(crate) settings: settings::Shared<Settings>,
+    pub(crate) parameters: settings::Shared<Parameters>,
     pub(crate) counters: Counters,
     pub(crate) routes: Routes,
     /// A statement has met a fence.
@@ -153,6 +156,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn tidy(&self, age_max: Duration) {
+        self.pools.tidy(age_max);
+        self.settings.tidy();
+        self.parameters.tidy();
+    }
+
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -236,6 +245,8 @@ impl Router {
             gate: Gate::new(&route),
             pools: Pools::default(),
             texts: Texts::default(),
+            settings: settings::Shared::default(),
+            parameters: settings::Shared::default(),
             counters: Counters::default(),
             routes,
             met_fence: Notify::new(),
@@ -270,7 +281,7 @@ impl Router {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                _ = tidy.tick() => self.shared.pools.tidy(limits.age_max),
+                _ = tidy.tick() => self.shared.tidy(limits.age_max),
                 changed = self.draining.changed() => if changed.is_err() || *self.draining.borrow() { break },
             }
         }

@@ -62,11 +62,10 @@ impl Session {
     }
 
     fn waits_until(&self) -> Option<Instant> {
-        let now = Instant::now();
         let held = self.route.held_until;
         let refused =
             self.lone.refused.filter(|(epoch, _)| *epoch == self.route.epoch).map(|(_, until)| until);
-        held.max(refused).filter(|until| *until > now)
+        held.max(refused).filter(|until| *until > Instant::now())
     }
 
     /// Waits for another route; `false`: the client's group was answered instead.
@@ -175,6 +174,7 @@ impl Session {
         }
         if !Arc::ptr_eq(&self.told, &server.parameters) {
             let mut differences = BytesMut::new();
+            server.parameters = self.shared.parameters.one(&server.parameters);
             server.parameters.put_differences(&self.told, &mut differences);
             if !differences.is_empty() {
                 self.to_client.buffer().extend_from_slice(&differences);
@@ -197,9 +197,17 @@ impl Session {
         let config = Arc::clone(&self.config);
         let limits = &config.limits;
         let deadline = self.queue_deadline();
-        let (user, owner) = (self.startup.user.as_str(), self.route.owner);
-        let database = config.database(owner, &self.startup.database);
-        let pool = self.shared.pools.of(owner, user, database, limits.connections_max);
+        let owner = self.route.owner;
+        let pool = match &self.pool {
+            Some((side, pool)) if *side == owner => Arc::clone(pool),
+            _ => {
+                let database = config.database(owner, &self.startup.database);
+                let (user, most) = (self.startup.user.as_str(), limits.connections_max);
+                let pool = self.shared.pools.of(owner, user, database, most);
+                self.pool = Some((owner, Arc::clone(&pool)));
+                pool
+            }
+        };
         let Some(place) = self.in_queue(pool.place(limits.queue_max)).await? else {
             self.shared.counters.queue_timeouts.add_one();
             let message = format!(
@@ -238,7 +246,7 @@ impl Session {
     }
 
     /// Opens a connection; one that cannot be reached is tried again until `deadline`.
-    async fn connect(&self, settings: &[(String, String)], deadline: Instant) -> Result<Server, End> {
+    async fn connect(&self, settings: &[(String, String)], deadline: Instant) -> Result<Box<Server>, End> {
         let side = self.route.owner;
         let identity = Identity {
             user: &self.startup.user,
@@ -252,7 +260,7 @@ impl Session {
             let error = match result {
                 Ok(server) => {
                     self.shared.counters.connects.add_one();
-                    return Ok(server);
+                    return Ok(Box::new(server));
                 }
                 // Its own words: the database is not there, there are too many connections, …
                 Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),
@@ -271,8 +279,9 @@ impl Session {
 
     /// Says on `server` what the session has set, and takes back what somebody else had.
     async fn make_ready(&mut self, server: &mut Server) -> Result<(), End> {
-        let statements = self.settings.statements(&server.settings);
-        if !statements.is_empty() && server.settings != self.settings {
+        let differ = server.settings != self.settings;
+        let statements = if differ { self.settings.statements(&server.settings) } else { Vec::new() };
+        if !statements.is_empty() {
             let mut out = BytesMut::new();
             // One by one: a RESET ALL and a role do not belong into one transaction with what may fail.
             statements.iter().for_each(|sql| put_query(&mut out, sql.as_bytes()));
