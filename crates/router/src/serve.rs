@@ -8,6 +8,7 @@ use crate::pool::Pools;
 use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
 use crate::session;
+use crate::settings::{self, Parameters, Settings};
 use crate::shadow::{Shadow, ShadowConfig, ShadowCounts};
 use crate::statements::Texts;
 use crate::stats::{Counters, Counts};
@@ -152,6 +153,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) pools: Pools,
     pub(crate) texts: Texts,
+    pub(crate) settings: settings::Shared<Settings>,
+    pub(crate) parameters: settings::Shared<Parameters>,
     pub(crate) counters: Counters,
     pub(crate) routes: Routes,
     pub(crate) feeds: Feeds,
@@ -166,6 +169,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn tidy(&self, age_max: Duration) {
+        self.pools.tidy(age_max);
+        self.settings.tidy();
+        self.parameters.tidy();
+    }
+
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -270,6 +279,8 @@ impl Router {
             gate: Gate::new(&route),
             pools: Pools::default(),
             texts: Texts::default(),
+            settings: settings::Shared::default(),
+            parameters: settings::Shared::default(),
             counters: Counters::default(),
             routes,
             feeds,
@@ -313,7 +324,7 @@ impl Router {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                _ = tidy.tick() => self.shared.pools.tidy(limits.age_max),
+                _ = tidy.tick() => self.shared.tidy(limits.age_max),
                 changed = self.draining.changed() => if changed.is_err() || *self.draining.borrow() { break },
             }
         }

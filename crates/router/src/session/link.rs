@@ -85,11 +85,10 @@ impl Session {
     }
 
     fn waits_until(&self) -> Option<Instant> {
-        let now = Instant::now();
         let held = self.route.held_until;
         let refused =
             self.lone.refused.filter(|(epoch, _)| *epoch == self.route.epoch).map(|(_, until)| until);
-        held.max(refused).filter(|until| *until > now)
+        held.max(refused).filter(|until| *until > Instant::now())
     }
 
     /// Waits for another route; `false`: the client's group was answered instead.
@@ -222,6 +221,7 @@ impl Session {
         // What is told of a server for reads is compared, and not told: it is another one's with the next statement.
         if !link.reads && !Arc::ptr_eq(&self.told, &server.parameters) {
             let mut differences = BytesMut::new();
+            server.parameters = self.shared.parameters.one(&server.parameters);
             server.parameters.put_differences(&self.told, &mut differences);
             if !differences.is_empty() {
                 self.to_client.buffer().extend_from_slice(&differences);

@@ -29,7 +29,7 @@ use crate::effects::Pin;
 use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
-use crate::pool::Place;
+use crate::pool::{Place, Pool};
 use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
@@ -45,6 +45,7 @@ use bytes::{Bytes, BytesMut};
 use forward::Forward;
 use pending::Pending;
 use read::Failure;
+use segue_model::switch::Side;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -110,7 +111,7 @@ impl From<NotReady> for End {
 
 /// A server connection while it is the session's.
 struct Link {
-    server: Server,
+    server: Box<Server>,
     /// Bytes on their way to the server.
     out: Out,
     /// The right to it, where it is shared.
@@ -181,6 +182,8 @@ struct Session {
     /// What the client was told.
     told: Arc<Parameters>,
     settings: Arc<Settings>,
+    /// Where its servers come from, on the side that it was linked to last.
+    pool: Option<(Side, Arc<Pool>)>,
     /// What holds once the transaction has succeeded.
     pending: Pending,
     transaction_failed: bool,
