@@ -7,6 +7,7 @@ use crate::gate::{DRAIN, END, Gate};
 use crate::pool::Pools;
 use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
+use crate::served::{self, KindTimes, Served};
 use crate::session;
 use crate::settings::{self, Parameters, Settings};
 use crate::shadow::{Shadow, ShadowConfig, ShadowCounts};
@@ -162,6 +163,7 @@ pub(crate) struct Shared {
     pub(crate) breaker: Breaker,
     pub(crate) tenants: Tenants,
     pub(crate) shadow: Shadow,
+    pub(crate) served: served::Ledger,
     /// A statement has met a fence.
     pub(crate) met_fence: Notify,
     /// What mock verifiers are made from; another one after each start.
@@ -233,6 +235,21 @@ impl Handle {
         self.shared.breaker.state()
     }
 
+    /// Who used which side with what: what the source served last comes first.
+    pub fn served(&self) -> Vec<Served> {
+        self.shared.served.read()
+    }
+
+    /// Why statements that look like reads were the owner's, and how many, while the follower was to serve some.
+    pub fn kept(&self) -> Vec<(&'static str, u64)> {
+        self.shared.served.read_kept()
+    }
+
+    /// How long the sides take, by kind of statement.
+    pub fn times(&self) -> Vec<KindTimes> {
+        self.shared.served.read_times()
+    }
+
     /// What the comparing of reads has found.
     pub fn shadow(&self) -> ShadowCounts {
         self.shared.shadow.snapshot()
@@ -288,6 +305,7 @@ impl Router {
             breaker: Breaker::default(),
             tenants: Tenants::default(),
             shadow,
+            served: served::Ledger::default(),
             met_fence: Notify::new(),
             mock_secret,
         });

@@ -158,6 +158,7 @@ impl Session {
         self.settle_dropped(failed);
         self.pending.answered(self.pipeline.owes_nothing());
         self.judge_follower(failed);
+        self.tally();
         if let Some(reading) = &mut self.reading {
             reading.proved = false;
         }

@@ -1,6 +1,7 @@
 //! From the client to the server: what is understood, what is renamed, and what has to be said before.
 
 use super::link::shutting_down;
+use super::tally;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
 use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
@@ -251,6 +252,8 @@ impl Session {
             if portal.is_empty() { &self.last_bound } else { self.portals.get(portal).unwrap_or(&None) };
         match statement.clone() {
             Some(statement) => {
+                let class = statement.class.get_or_init(|| self.shared.classifier.class(statement.text()));
+                self.note_class(class, tally::trace_in(statement.text()));
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
@@ -292,6 +295,8 @@ impl Session {
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let effects = effects::read(text);
         self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
+        let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
+        self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();
         }

@@ -338,6 +338,7 @@ impl Session {
         self.pipeline = Pipeline::default();
         self.pending.clear();
         (self.sampling, self.last_bound) = (None, None);
+        self.tally.take_back();
         self.portals.clear();
         self.active = false;
         self.shared.gate.leave(&self.cell);

@@ -289,6 +289,7 @@ fn open(
         ahead: None,
         reading: None,
         sampling: None,
+        tally: Default::default(),
         stays: false,
         suspects: false,
         unlike: false,

@@ -10,6 +10,7 @@
 //! * [`open`]: where that connection comes from
 //! * [`read`]: reads that the follower serves
 //! * [`sample`]: reads that are compared
+//! * [`tally`]: what was served, counted
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
 
@@ -23,6 +24,7 @@ mod pending;
 mod prepare;
 mod read;
 mod sample;
+mod tally;
 
 use crate::auth::Login;
 use crate::effects::Pin;
@@ -149,6 +151,7 @@ struct Session {
     ahead: Option<open::Ahead>,
     /// The transaction that is running is the follower's.
     reading: Option<read::Reading>,
+    tally: tally::Tally,
     /// The read that is being answered is to be compared.
     sampling: Option<Box<sample::Sampling>>,
     /// Its next transaction is the owner's, whatever it is: the follower could not answer it.

@@ -5,7 +5,7 @@
 //! a unit, and returns to the owner at the first statement that is not proved to be a read.
 
 use super::{End, Link, Session};
-use crate::classify::{Class, Unit};
+use crate::classify::{Class, StatementKind, Unit, Why};
 use crate::frames::{self, Fields};
 use crate::pipeline::Pipeline;
 use crate::reads;
@@ -43,8 +43,8 @@ pub(super) struct Reading {
 pub(super) enum Group {
     /// Its end is not there yet.
     Partial,
-    /// The owner's.
-    Owner,
+    /// The owner's; of a statement that begins as a read does, why.
+    Owner(Option<Why>),
     Reads(Reads),
 }
 
@@ -61,6 +61,8 @@ pub(super) struct Reads {
     reads: usize,
     /// The last one of them.
     pub(super) class: Option<Arc<Class>>,
+    /// Why one that begins as a read does is none.
+    refused: Option<Why>,
 }
 
 impl Session {
@@ -85,7 +87,14 @@ impl Session {
         if !wanted.chooses_target(tenant.as_deref(), self.lot) {
             return Ok(false);
         }
-        let Group::Reads(group) = self.group(&self.input) else { return Ok(false) };
+        let group = match self.group(&self.input) {
+            Group::Reads(group) => group,
+            Group::Owner(why) => {
+                why.inspect(|why| self.shared.served.kept(*why));
+                return Ok(false);
+            }
+            Group::Partial => return Ok(false),
+        };
         // A commit without a transaction is a warning of the owner's.
         if group.ends && group.opens.is_none() || (group.reads == 0 && group.opens.is_none()) {
             return Ok(false);
@@ -190,18 +199,18 @@ impl Session {
 
     /// What a group of messages at the beginning of `input` is.
     pub(super) fn group(&self, input: &[u8]) -> Group {
-        let mut group = Reads { opens: None, ends: false, empties: 0, reads: 0, class: None };
+        let mut group = Reads { opens: None, ends: false, empties: 0, reads: 0, class: None, refused: None };
         let mut parsed: Vec<(&[u8], &[u8])> = Vec::new();
         let mut bound: Vec<(&[u8], Option<Arc<Class>>)> = Vec::new();
         let (mut rest, mut starts) = (input, true);
         if input.len() > GROUP_BYTES_MAX {
-            return Group::Owner;
+            return Group::Owner(None);
         }
         loop {
             let head = match frames::head(rest) {
                 Ok(Some(head)) if head.bytes <= GROUP_BYTES_MAX => head,
                 Ok(None) => return Group::Partial,
-                _ => return Group::Owner,
+                _ => return Group::Owner(None),
             };
             let Some(behind) = rest.get(head.bytes..) else { return Group::Partial };
             let mut fields = Fields::of(&rest[..head.bytes]);
@@ -239,7 +248,7 @@ impl Session {
                 _ => None,
             };
             if taken.is_none() {
-                return Group::Owner;
+                return Group::Owner(group.refused);
             }
             if head.tag == b'Q' {
                 return Group::Reads(group);
@@ -259,7 +268,7 @@ impl Session {
         let empties = match group {
             Group::Partial if self.input.len() - run <= GROUP_BYTES_MAX => return None,
             Group::Reads(reads) if reads.opens.is_none() => Some(reads.empties),
-            Group::Reads(_) | Group::Partial | Group::Owner => None,
+            Group::Reads(_) | Group::Partial | Group::Owner(_) => None,
         };
         let is_read = empties.is_some();
         if let Some(empties) = empties {
@@ -309,6 +318,7 @@ impl Session {
         self.pipeline = Pipeline::default();
         self.pending.clear();
         self.sampling = None;
+        self.tally.take_back();
         (self.last_bound, self.active, self.stays) = (None, false, true);
         self.shared.gate.leave(&self.cell);
         if let Some(link) = self.link.take() {
@@ -445,7 +455,11 @@ impl Reads {
                 self.ends = true;
                 true
             }
-            _ => false,
+            Unit::Owner(why) if class.kind == StatementKind::Select => {
+                self.refused = Some(why);
+                false
+            }
+            Unit::Read | Unit::BeginReadOnly | Unit::End | Unit::Owner(_) => false,
         }
     }
 }
