@@ -87,9 +87,9 @@ pub(crate) struct Sample {
     pub(crate) startup: Arc<[(String, String)]>,
     /// The statement, as the client sent it; of a simple query all of it.
     pub(crate) text: Box<[u8]>,
-    /// Extended: the Parse body behind the name (text, zero, types).
+    /// Extended: the Parse body behind the name (text, zero, types). In memory of its own, not a part of a read buffer.
     pub(crate) parse: Option<Bytes>,
-    /// Extended: the Bind body behind both names (formats, parameters, result formats).
+    /// Extended: the Bind body behind both names (formats, parameters, result formats). In memory of its own.
     pub(crate) bind: Option<Bytes>,
     /// The answer as the client got it.
     pub(crate) rows: Rows,
@@ -166,6 +166,13 @@ impl Shadow {
     /// What was found so far.
     pub(crate) fn snapshot(&self) -> ShadowCounts {
         self.shared.ledger.read()
+    }
+}
+
+impl Drop for Shadow {
+    /// What waits is not compared any more.
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
     }
 }
 
