@@ -386,3 +386,34 @@ async fn reads_are_repeated_on_the_other_side_and_differences_are_found() {
         pair.router.drain().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_used_which_side_with_what_is_known() {
+    let pair = Pair::start(PoolMode::Transaction).await;
+    drop(pair.client().await);
+    let url = format!("{} application_name=shop", pair.router.url());
+    let client = pair.router.try_connect(&url).await.unwrap();
+    for id in 0..3 {
+        client.batch_execute(&format!("INSERT INTO t VALUES (1{id}, 'x')")).await.unwrap();
+        assert_eq!(side(&client).await, "target");
+    }
+    let prepared = client.prepare("DELETE FROM t WHERE id = $1").await.unwrap();
+    client.execute(&prepared, &[&10]).await.unwrap();
+    client.batch_execute("SELECT side, pg_backend_pid() FROM t").await.unwrap();
+    let served = pair.router.handle.served();
+    let of_kind = |kind: &str| {
+        let found: Vec<_> =
+            served.iter().filter(|served| served.application == "shop" && served.kind == kind).collect();
+        let (source, target) = (found.iter().map(|s| s.source.count), found.iter().map(|s| s.target.count));
+        (found.len(), source.sum::<u64>(), target.sum::<u64>())
+    };
+    assert_eq!(of_kind("insert"), (1, 3, 0), "{served:?}");
+    assert_eq!(of_kind("delete"), (1, 1, 0), "{served:?}");
+    assert_eq!(of_kind("select"), (2, 1, 3), "{served:?}");
+    assert!(served.iter().all(|served| served.user == "postgres" && !served.shape.contains("10")));
+    assert_eq!(served[0].source.last.map(|last| last < Duration::from_secs(10)), Some(true));
+    let times = pair.router.handle.times();
+    assert!(times.iter().any(|t| t.kind == "select" && t.side == Side::Target && t.times.count() >= 3));
+    assert_eq!(pair.router.handle.kept(), [("about_server", 1)]);
+    pair.router.drain().await;
+}

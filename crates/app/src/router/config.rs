@@ -9,7 +9,10 @@ use segue_engine::ports::Outcome;
 use segue_model::spec::{Router, RouterAuth, RouterPool, RouterTls, Spec};
 use segue_model::switch::Side;
 use segue_postgres::connect::{Endpoint, TlsMode};
-use segue_router::{ClientAuth, Config, Databases, Limits, PoolMode, Tls, Upstream, UpstreamTls, Users};
+use segue_router::{
+    ClientAuth, Config, Databases, Limits, PoolMode, ReadLimits, ShadowConfig, Tls, Upstream, UpstreamTls,
+    Users,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres::config::Host;
@@ -34,6 +37,8 @@ pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config>
         target: upstream(Side::Target, &sides.target)?,
         databases: Some(Databases { source: database(&sides.source), target: database(&sides.target) }),
         limits: limits(router),
+        reads: ReadLimits::default(),
+        shadow: ShadowConfig::default(),
     })
 }
 

@@ -7,7 +7,9 @@ use super::super::pair::must;
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use segue_model::switch::route::Route;
-use segue_router::{ClientAuth, Config, Heard, Limits, PoolMode, Router, Secret, Upstream, Users};
+use segue_router::{
+    ClientAuth, Config, Heard, Limits, PoolMode, ReadLimits, Router, Secret, ShadowConfig, Upstream, Users,
+};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
@@ -84,6 +86,8 @@ async fn route(port: u16, pool: PoolMode) {
         target: upstream,
         databases: None,
         limits: Limits { clients_max: CLIENTS_MAX, connections_max: POOL_SIZE, ..Limits::default() },
+        reads: ReadLimits::default(),
+        shadow: ShadowConfig::default(),
     };
     let (_routes, routes) = watch::channel(Heard::now(1, Route::to(Side::Source, Epoch(1))));
     let router = must(Router::bind((Ipv4Addr::LOCALHOST, 0).into(), config, routes).await, "listen");
