@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 
 /// What a read asks for at least, and a buffer begins with: one of pgbench's answers, and a page of a large one.
 pub(crate) const READ_BYTES: usize = 16 * 1024;
+/// What a client's buffer begins with: most queries are short, and most clients idle.
+pub(crate) const FIRST_BYTES: usize = 1024;
 /// A frame that is awaited as a whole before anything is relayed: none of a login's is near it.
 const LOGIN_FRAME_BYTES_MAX: usize = 64 * 1024;
 
@@ -95,15 +97,19 @@ impl Stream {
         if self.is_tls() { Pin::new(self).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
-    /// Reads what there is. `Ready(0)`: the peer has closed.
+    /// Reads what there is, in a buffer that has room for `room` bytes, or more where the last read filled it.
+    /// `Ready(0)`: the peer has closed.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
         input: &mut BytesMut,
+        room: usize,
     ) -> Poll<io::Result<usize>> {
         // A rest too small to be worth a read makes room for a whole one.
-        if input.capacity() - input.len() < READ_BYTES / 4 {
-            input.reserve(READ_BYTES);
+        match input.capacity() - input.len() {
+            0 => input.reserve(READ_BYTES),
+            left if left < room / 4 => input.reserve(room),
+            _ => {}
         }
         let future = std::pin::pin!(self.read_buf(input));
         std::future::Future::poll(future, cx)
@@ -183,8 +189,8 @@ impl Out {
 
     fn advance(&mut self, written: usize) {
         bytes::Buf::advance(&mut self.waiting, written);
-        if self.waiting.is_empty() && (self.borrowed || self.waiting.capacity() > READ_BYTES) {
-            // Gives the read buffer back, or a large one up.
+        if self.waiting.is_empty() {
+            // Gives the read buffer back, or its own one up: the router seldom says something itself.
             *self = Out::default();
         }
     }

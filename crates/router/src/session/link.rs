@@ -38,7 +38,7 @@ impl Session {
             }
             if let Some(until) = self.waits_until() {
                 self.leave_link();
-                if !self.park(until).await? {
+                if !Box::pin(self.park(until)).await? {
                     return Ok(());
                 }
                 continue;
@@ -170,7 +170,7 @@ impl Session {
     async fn keep(&mut self, link: Link) -> Result<(), End> {
         let mut server = link.server;
         if !Arc::ptr_eq(&server.settings, &self.settings) {
-            self.make_ready(&mut server).await?;
+            Box::pin(self.make_ready(&mut server)).await?;
         }
         if !Arc::ptr_eq(&self.told, &server.parameters) {
             let mut differences = BytesMut::new();
@@ -256,7 +256,8 @@ impl Session {
         };
         loop {
             let upstream = self.config.upstream(side);
-            let result = upstream::connect(side, upstream, &identity, self.config.limits.connect_max).await;
+            let limit = self.config.limits.connect_max;
+            let result = Box::pin(upstream::connect(side, upstream, &identity, limit)).await;
             let error = match result {
                 Ok(server) => {
                     self.shared.counters.connects.add_one();

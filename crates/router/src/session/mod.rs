@@ -29,7 +29,7 @@ use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
 use crate::statements::{OfClient, OnServer, Statement};
-use crate::stream::{Out, Stream};
+use crate::stream::{FIRST_BYTES, Out, READ_BYTES, Stream};
 use crate::upstream::Server;
 #[cfg(any(test, fuzzing))]
 pub(crate) use lone::is_lone;
@@ -156,14 +156,16 @@ struct Session {
 /// Serves one client.
 pub(crate) async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let limit = shared.config().limits.login_max;
-    let mut session = match tokio::time::timeout(limit, login::accept(client, &shared)).await {
+    // What seldom happens is in a box while it happens: an idle client is as large as the largest of what is not.
+    let login = Box::pin(tokio::time::timeout(limit, login::accept(client, &shared)));
+    let mut session = match login.await {
         Ok(Ok(Some(session))) => session,
         Ok(Ok(None)) => return,
         Ok(Err(())) | Err(_) => return shared.counters.refused_logins.add_one(),
     };
     shared.counters.sessions.add_one();
     let end = session.run().await;
-    session.finish(end).await;
+    Box::pin(session.finish(end)).await;
 }
 
 /// Tells a client that there are too many.
@@ -250,7 +252,7 @@ impl Session {
         if let Some(link) = &mut self.link
             && self.to_client.len() < WAITING_BYTES_MAX
         {
-            match link.server.stream.poll_receive(cx, &mut link.server.input) {
+            match link.server.stream.poll_receive(cx, &mut link.server.input, READ_BYTES) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::ServerGone)),
                 Poll::Ready(Ok(_)) => progress = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Server(error))),
@@ -271,7 +273,7 @@ impl Session {
         if self.leaving || self.input.len() >= WAITING_BYTES_MAX.max(self.wanted_bytes) {
             return Ok(false);
         }
-        match self.client.poll_receive(cx, &mut self.input) {
+        match self.client.poll_receive(cx, &mut self.input, FIRST_BYTES) {
             Poll::Ready(Ok(0)) => Err(End::ClientGone),
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(error)) => Err(End::Client(error)),
@@ -352,5 +354,20 @@ impl Session {
     /// Time to wait for a server connection ends here.
     fn queue_deadline(&self) -> Instant {
         Instant::now() + self.config.limits.queue_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_client_is_small() {
+        let bytes = bytes_of(serve);
+        assert!(bytes <= 2_048, "{bytes} bytes, session {} link {}", size_of::<Session>(), size_of::<Link>());
     }
 }
