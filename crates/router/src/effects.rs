@@ -78,10 +78,10 @@ enum Tell {
     AdvisoryLock,
 }
 
-fn tell(word: &[u8]) -> Option<Tell> {
+/// `first` is the word's first byte, in lower case.
+fn tell(first: u8, word: &[u8]) -> Option<Tell> {
     let is = |text: &str| word.eq_ignore_ascii_case(text.as_bytes());
-    // Most words are none of these, and the first byte says so.
-    match word.first()?.to_ascii_lowercase() {
+    match first {
         b't' if is("temp") || is("temporary") => Some(Tell::Temporary),
         b'i' if is("into") => Some(Tell::Into),
         b'h' if is("hold") => Some(Tell::Hold),
@@ -139,13 +139,13 @@ impl<'a> Statement<'a> {
                     statement.words[statement.count] = unquoted(word);
                     statement.count += 1;
                 }
-                statement.tells.extend(tell(word));
-                // The body of an SQL function holds statements of its own.
-                if word.eq_ignore_ascii_case(b"atomic") || (in_body > 0 && word.eq_ignore_ascii_case(b"case"))
-                {
-                    in_body += 1;
-                } else if word.eq_ignore_ascii_case(b"end") {
-                    in_body = in_body.saturating_sub(1);
+                // Most words tell nothing, and the first byte says so.
+                match word[0].to_ascii_lowercase() {
+                    // The body of an SQL function holds statements of its own.
+                    b'a' if word.eq_ignore_ascii_case(b"atomic") => in_body += 1,
+                    b'c' if in_body > 0 && word.eq_ignore_ascii_case(b"case") => in_body += 1,
+                    b'e' if word.eq_ignore_ascii_case(b"end") => in_body = in_body.saturating_sub(1),
+                    first => statement.tells.extend(tell(first, word)),
                 }
             }
         }
@@ -374,9 +374,12 @@ impl Words<'_> {
                     Token::Other
                 }
                 b if IN_WORD[usize::from(b)] && !b.is_ascii_digit() => {
-                    let rest = &self.sql[from..];
-                    self.at += rest.iter().position(|b| !IN_WORD[usize::from(*b)]).unwrap_or(rest.len());
+                    self.at += self.run(|b| IN_WORD[usize::from(b)]);
                     Token::Word
+                }
+                b if b.is_ascii_digit() => {
+                    self.at += self.run(|b| b.is_ascii_digit());
+                    Token::Other
                 }
                 _ => {
                     self.at += 1;
@@ -385,6 +388,12 @@ impl Words<'_> {
             };
             return Some((token, from, self.at));
         }
+    }
+
+    /// How many bytes from here on are alike.
+    fn run(&self, alike: impl Fn(u8) -> bool) -> usize {
+        let rest = &self.sql[self.at..];
+        rest.iter().position(|b| !alike(*b)).unwrap_or(rest.len())
     }
 
     fn skip_comment(&mut self) {
