@@ -220,3 +220,28 @@ impl Out {
         &mut self.waiting
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_buffer_grows_where_a_read_has_filled_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = Stream::Plain(listener.accept().await.unwrap().0);
+        peer.write_all(&[7; 3 * READ_BYTES]).await.unwrap();
+        let mut input = BytesMut::with_capacity(FIRST_BYTES);
+        let mut reads = Vec::new();
+        while reads.iter().sum::<usize>() < 3 * READ_BYTES {
+            let read = poll_fn(|cx| stream.poll_receive(cx, &mut input, FIRST_BYTES)).await.unwrap();
+            // It was taken as a whole, as a run of frames is.
+            let _ = input.split();
+            reads.push(read);
+        }
+        assert!(reads[0] == FIRST_BYTES && reads[1] > FIRST_BYTES, "{reads:?}");
+    }
+}
