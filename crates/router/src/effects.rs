@@ -78,10 +78,10 @@ enum Tell {
     AdvisoryLock,
 }
 
-fn tell(word: &[u8]) -> Option<Tell> {
+/// `first` is the word's first byte, in lower case.
+fn tell(first: u8, word: &[u8]) -> Option<Tell> {
     let is = |text: &str| word.eq_ignore_ascii_case(text.as_bytes());
-    // Most words are none of these, and the first byte says so.
-    match word.first()?.to_ascii_lowercase() {
+    match first {
         b't' if is("temp") || is("temporary") => Some(Tell::Temporary),
         b'i' if is("into") => Some(Tell::Into),
         b'h' if is("hold") => Some(Tell::Hold),
@@ -139,13 +139,13 @@ impl<'a> Statement<'a> {
                     statement.words[statement.count] = unquoted(word);
                     statement.count += 1;
                 }
-                statement.tells.extend(tell(word));
-                // The body of an SQL function holds statements of its own.
-                if word.eq_ignore_ascii_case(b"atomic") || (in_body > 0 && word.eq_ignore_ascii_case(b"case"))
-                {
-                    in_body += 1;
-                } else if word.eq_ignore_ascii_case(b"end") {
-                    in_body = in_body.saturating_sub(1);
+                // Most words tell nothing, and the first byte says so.
+                match word[0].to_ascii_lowercase() {
+                    // The body of an SQL function holds statements of its own.
+                    b'a' if word.eq_ignore_ascii_case(b"atomic") => in_body += 1,
+                    b'c' if in_body > 0 && word.eq_ignore_ascii_case(b"case") => in_body += 1,
+                    b'e' if word.eq_ignore_ascii_case(b"end") => in_body = in_body.saturating_sub(1),
+                    first => statement.tells.extend(tell(first, word)),
                 }
             }
         }

@@ -41,7 +41,7 @@ impl Pool {
             Ok(permit) => permit,
             Err(_) => {
                 let turn = Arc::clone(&self.permits).acquire_owned();
-                tokio::time::timeout(limit, turn).await.ok()?.ok()?
+                Box::pin(tokio::time::timeout(limit, turn)).await.ok()?.ok()?
             }
         };
         Some(Place { pool: Arc::clone(self), permit })

@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 
 /// What a read asks for at least, and a buffer begins with: one of pgbench's answers, and a page of a large one.
 pub(crate) const READ_BYTES: usize = 16 * 1024;
+/// What a client's buffer begins with: most queries are short, and most clients idle.
+pub(crate) const FIRST_BYTES: usize = 1024;
 /// A frame that is awaited as a whole before anything is relayed: none of a login's is near it.
 const LOGIN_FRAME_BYTES_MAX: usize = 64 * 1024;
 
@@ -95,15 +97,19 @@ impl Stream {
         if self.is_tls() { Pin::new(self).poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
-    /// Reads what there is. `Ready(0)`: the peer has closed.
+    /// Reads what there is, in a buffer that has room for `room` bytes, or more where the last read filled it.
+    /// `Ready(0)`: the peer has closed.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
         input: &mut BytesMut,
+        room: usize,
     ) -> Poll<io::Result<usize>> {
         // A rest too small to be worth a read makes room for a whole one.
-        if input.capacity() - input.len() < READ_BYTES / 4 {
-            input.reserve(READ_BYTES);
+        match input.capacity() - input.len() {
+            0 => input.reserve(READ_BYTES),
+            left if left < room / 4 => input.reserve(room),
+            _ => {}
         }
         let future = std::pin::pin!(self.read_buf(input));
         std::future::Future::poll(future, cx)
@@ -192,8 +198,8 @@ impl Out {
 
     fn advance(&mut self, written: usize) {
         bytes::Buf::advance(&mut self.waiting, written);
-        if self.waiting.is_empty() && (self.borrowed || self.waiting.capacity() > READ_BYTES) {
-            // Gives the read buffer back, or a large one up.
+        if self.waiting.is_empty() {
+            // Gives the read buffer back, or its own one up: the router seldom says something itself.
             *self = Out::default();
         }
     }
@@ -221,5 +227,30 @@ impl Out {
             *self = Out { waiting: own, borrowed: false };
         }
         &mut self.waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_buffer_grows_where_a_read_has_filled_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = Stream::Plain(listener.accept().await.unwrap().0);
+        peer.write_all(&[7; 3 * READ_BYTES]).await.unwrap();
+        let mut input = BytesMut::with_capacity(FIRST_BYTES);
+        let mut reads = Vec::new();
+        while reads.iter().sum::<usize>() < 3 * READ_BYTES {
+            let read = poll_fn(|cx| stream.poll_receive(cx, &mut input, FIRST_BYTES)).await.unwrap();
+            // It was taken as a whole, as a run of frames is.
+            let _ = input.split();
+            reads.push(read);
+        }
+        assert!(reads[0] == FIRST_BYTES && reads[1] > FIRST_BYTES, "{reads:?}");
     }
 }

@@ -31,7 +31,7 @@ impl Session {
         self.lone.armed = false;
         self.take_route();
         self.begin_sample();
-        let begun = match self.begin_reading().await {
+        let begun = match Box::pin(self.begin_reading()).await {
             Ok(begun) => begun,
             Err(End::Refused(refusal)) if !refusal.fatal => {
                 self.answer_group(&refusal);
@@ -58,7 +58,7 @@ impl Session {
             if let Some(until) = self.waits_until() {
                 self.leave_link();
                 self.open_ahead();
-                if !self.park(until).await? {
+                if !Box::pin(self.park(until)).await? {
                     return Ok(false);
                 }
                 continue;
@@ -176,25 +176,25 @@ impl Session {
         let mut left = self.link.take();
         if left.as_ref().is_none_or(|link| link.server.side != side) {
             let former = left.take_if(|link| is_owners && !link.reads);
-            let reader = std::mem::replace(&mut self.aside, left.take());
+            let reader = std::mem::replace(&mut self.aside, left.take().map(Box::new));
             if let Some(former) = former {
                 self.leave_former_owner(former)?;
             }
             match reader {
                 Some(reader) if reader.server.side == side && reader.server.stream.is_quiet() => {
-                    left = Some(reader)
+                    left = Some(*reader)
                 }
-                Some(unwanted) => self.end_link(unwanted, true),
+                Some(unwanted) => self.end_link(*unwanted, true),
                 None => {}
             }
         }
         // One on a side that owned the writes once is in the way of whoever wants to be done with that side.
         if let Some(unwanted) = self.aside.take_if(|link| is_owners && !link.reads) {
-            self.end_link(unwanted, true);
+            self.end_link(*unwanted, true);
         }
         let link = match left {
             Some(link) => Some(link),
-            None => self.open(side).await?,
+            None => Box::pin(self.open(side)).await?,
         };
         match link {
             Some(link) => self.keep(Link { reads: !is_owners, ..link }).await,
@@ -216,7 +216,7 @@ impl Session {
     async fn keep(&mut self, link: Link) -> Result<(), End> {
         let mut server = link.server;
         if !Arc::ptr_eq(&server.settings, &self.settings) {
-            self.make_ready(&mut server).await?;
+            Box::pin(self.make_ready(&mut server)).await?;
         }
         // What is told of a server for reads is compared, and not told: it is another one's with the next statement.
         if !link.reads && !Arc::ptr_eq(&self.told, &server.parameters) {

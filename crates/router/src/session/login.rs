@@ -12,7 +12,7 @@ use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::Settings;
 use crate::startup::{self, First, Startup};
 use crate::statements::OfClient;
-use crate::stream::{FrameError, Out, Stream};
+use crate::stream::{FIRST_BYTES, FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
 use rand::{Rng, RngCore};
 use std::collections::HashMap;
@@ -255,12 +255,14 @@ async fn answer(client: &mut Stream, input: &mut BytesMut) -> Result<bytes::Byte
 
 fn open(
     client: Stream,
-    input: BytesMut,
+    mut input: BytesMut,
     config: Arc<Config>,
     shared: &Arc<Shared>,
     startup: Startup,
     login: Login,
 ) -> Session {
+    // A full buffer would ask for a large one.
+    input.reserve(FIRST_BYTES);
     let mut secret = vec![0; startup.cancel_key_bytes()];
     rand::rng().fill_bytes(&mut secret);
     let (process, cell) = shared.gate.add(secret);

@@ -37,7 +37,7 @@ use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
 use crate::startup::Startup;
 use crate::statements::{OfClient, OnServer, Statement};
-use crate::stream::{Out, Stream};
+use crate::stream::{FIRST_BYTES, Out, READ_BYTES, Stream};
 use crate::upstream::{NotReady, Server};
 #[cfg(any(test, fuzzing))]
 pub(crate) use lone::is_lone;
@@ -147,10 +147,10 @@ struct Session {
     wanted_bytes: usize,
     link: Option<Link>,
     /// The session's own server on the other side, where both are used.
-    aside: Option<Link>,
+    aside: Option<Box<Link>>,
     ahead: Option<open::Ahead>,
     /// The transaction that is running is the follower's.
-    reading: Option<read::Reading>,
+    reading: Option<Box<read::Reading>>,
     tally: tally::Tally,
     /// The read that is being answered is to be compared.
     sampling: Option<Box<sample::Sampling>>,
@@ -207,14 +207,16 @@ struct Session {
 /// Serves one client.
 pub(crate) async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let limit = shared.config().limits.login_max;
-    let mut session = match tokio::time::timeout(limit, login::accept(client, &shared)).await {
+    // What seldom happens is in a box while it happens: an idle client is as large as the largest of what is not.
+    let login = Box::pin(tokio::time::timeout(limit, login::accept(client, &shared)));
+    let mut session = match login.await {
         Ok(Ok(Some(session))) => session,
         Ok(Ok(None)) => return,
         Ok(Err(())) | Err(_) => return shared.counters.refused_logins.add_one(),
     };
     shared.counters.sessions.add_one();
     let end = session.run().await;
-    session.finish(end).await;
+    Box::pin(session.finish(end)).await;
 }
 
 /// Tells a client that there are too many.
@@ -264,7 +266,7 @@ impl Session {
                     continue;
                 }
                 Forward::Return => {
-                    self.return_to_owner().await?;
+                    Box::pin(self.return_to_owner()).await?;
                     continue;
                 }
             }
@@ -276,13 +278,13 @@ impl Session {
                 Back::Idle if self.client_rest > 0 => self.boundary_waits = true,
                 Back::Idle => self.at_boundary().await?,
                 Back::Refused => self.park_refused(),
-                Back::Unread(failure) => self.fall_back(failure).await?,
+                Back::Unread(failure) => Box::pin(self.fall_back(failure)).await?,
             }
         }
         let relayed = poll_fn(|cx| self.poll_relay(cx)).await;
         match (relayed, self.reading.is_some() && self.lone.armed) {
-            (Err(End::Late), _) => self.fall_back(Failure::Late).await?,
-            (Err(End::ServerGone | End::Server(_)), true) => self.fall_back(Failure::Lost).await?,
+            (Err(End::Late), _) => Box::pin(self.fall_back(Failure::Late)).await?,
+            (Err(End::ServerGone | End::Server(_)), true) => Box::pin(self.fall_back(Failure::Lost)).await?,
             (relayed, _) => relayed?,
         }
         self.heed_flags()
@@ -311,7 +313,7 @@ impl Session {
         if let Some(link) = &mut self.link
             && self.to_client.len() < WAITING_BYTES_MAX
         {
-            match link.server.stream.poll_receive(cx, &mut link.server.input) {
+            match link.server.stream.poll_receive(cx, &mut link.server.input, READ_BYTES) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(End::ServerGone)),
                 Poll::Ready(Ok(_)) => progress = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Server(error))),
@@ -332,7 +334,7 @@ impl Session {
         if self.leaving || self.input.len() >= WAITING_BYTES_MAX.max(self.wanted_bytes) {
             return Ok(false);
         }
-        match self.client.poll_receive(cx, &mut self.input) {
+        match self.client.poll_receive(cx, &mut self.input, FIRST_BYTES) {
             Poll::Ready(Ok(0)) => Err(End::ClientGone),
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(error)) => Err(End::Client(error)),
@@ -403,7 +405,7 @@ impl Session {
             self.end_link(link, may_reuse && !self.active);
         }
         if let Some(aside) = self.aside.take() {
-            self.end_link(aside, true);
+            self.end_link(*aside, true);
         }
         let farewell = async {
             poll_fn(|cx| self.client.poll_send(cx, &mut self.to_client)).await?;
@@ -411,5 +413,20 @@ impl Session {
         };
         // A client that does not listen misses it.
         let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_client_is_small() {
+        let bytes = bytes_of(serve);
+        assert!(bytes <= 2_048, "{bytes} bytes, session {} link {}", size_of::<Session>(), size_of::<Link>());
     }
 }

@@ -77,7 +77,7 @@ impl Session {
         if !wanted.is_any()
             && let Some(unwanted) = self.aside.take()
         {
-            self.end_link(unwanted, true);
+            self.end_link(*unwanted, true);
         }
         if !wanted.is_any() || self.route.owner == side || !self.may_read_elsewhere() {
             return Ok(false);
@@ -114,14 +114,14 @@ impl Session {
         self.cell.enter_reading();
         self.shared.counters.reads.add_one();
         let preludes = usize::from(group.opens.is_some() && group.reads > 0);
-        self.reading = Some(Reading {
+        self.reading = Some(Box::new(Reading {
             opened_by: group.opens,
             proved: true,
             preludes,
             empties: group.empties,
             unsent: group.empties + 1,
             deadline: Box::pin(tokio::time::sleep(limit)),
-        });
+        }));
         (self.active, self.lone.first) = (true, true);
         Ok(true)
     }
@@ -341,8 +341,8 @@ impl Session {
         if self.is_shared() {
             return self.end_link(link, is_clean);
         }
-        self.link = self.aside.take();
-        if is_clean { self.aside = Some(link) } else { self.end_link(link, false) }
+        self.link = self.aside.take().map(|owners| *owners);
+        if is_clean { self.aside = Some(Box::new(link)) } else { self.end_link(link, false) }
     }
 
     /// The server may be at work on it still: closing the connection does not stop what runs.
@@ -399,7 +399,8 @@ impl Session {
                 self.shared.breaker.succeeded();
                 if !self.is_shared() {
                     // Between transactions a session depends on the owner alone.
-                    std::mem::swap(&mut self.link, &mut self.aside);
+                    let reader = self.link.take().map(Box::new);
+                    self.link = std::mem::replace(&mut self.aside, reader).map(|owners| *owners);
                 }
             }
             None => {

@@ -33,6 +33,7 @@ const LOGINS: usize = 50;
 const IDLE_KIB_MAX: f64 = 16.0;
 
 pub(super) async fn measure(options: &Options) -> String {
+    let busy = load();
     let server = Cluster::start(pair::options()).await;
     server.execute(&format!("CREATE DATABASE {DATABASE}")).await;
     shell(&pgbench(&server, DATABASE, &format!("-i -q -s {PGBENCH_SCALE}"))).await;
@@ -57,7 +58,8 @@ pub(super) async fn measure(options: &Options) -> String {
          proxy's process, {seconds} s with one client for the latency; everything on one machine, over TCP, with SCRAM. The \
          relay is tokio's `copy_bidirectional` in the router's runtime. The router is its crate in a process of its own, in \
          the runtime that `segue router` has, on a route that does not change. {}, with {} connections in a pool, as the \
-         router has{}. Medians of the rounds, ratios within a round.\n",
+         router has{}. Medians of the rounds, ratios within a round. The machine's load before: \
+         {busy}; latencies and rates are worth little where that is not near 0.\n",
         contestant::version(),
         proxy::POOL_SIZE,
         if contestant::knows_statements() {
@@ -73,6 +75,12 @@ pub(super) async fn measure(options: &Options) -> String {
     text.push_str(&format!("\n### beside PgBouncer\n\n{}", verdicts(&found)));
     text.push_str(&idle(&server, options.scaled(IDLE)).await);
     text
+}
+
+/// What others do on the machine: its load of the last minute.
+fn load() -> String {
+    let text = must(std::fs::read_to_string("/proc/loadavg"), "read the machine's load");
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// PgBouncer has learnt of prepared statements late.
