@@ -37,6 +37,7 @@ pub use auth::{ClientAuth, Secret, Users, UsersError, Verifier};
 pub use breaker::BreakerState;
 pub use classify::{Catalog, CatalogError};
 pub use effects::Pin;
+pub use pool::PoolUse;
 pub use reads::{Feeds, Fresh, ReadLimits, Reads};
 pub use route::{Heard, Routes, Taken};
 pub use runtime::runtime;

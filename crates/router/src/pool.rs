@@ -16,12 +16,30 @@ const LOOKED_AT_MAX: usize = 16;
 /// Connections of one user to one database of one side.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    connections_max: usize,
     #[allow(
         clippy::vec_box,
         reason = "each transaction takes one and gives it back: their bytes need not move"
     )]
     idle: Mutex<Vec<Box<Server>>>,
     permits: Arc<Semaphore>,
+}
+
+/// How much of a pool is used now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Of which side.
+    pub side: Side,
+    /// As whom its connections are logged in.
+    pub user: String,
+    /// What the database is called there.
+    pub database: String,
+    /// Connections that serve a transaction, or are being opened for one.
+    pub used: usize,
+    /// Connections that nobody uses just now.
+    pub idle: usize,
+    /// So many there may be at once.
+    pub connections_max: usize,
 }
 
 /// The right to have one connection.
@@ -32,7 +50,7 @@ pub(crate) struct Place {
 
 impl Pool {
     fn new(connections_max: usize) -> Pool {
-        Pool { idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections_max)) }
+        Pool { connections_max, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections_max)) }
     }
 
     /// Waits for the right to a connection, in the order of asking.
@@ -96,6 +114,24 @@ impl Pools {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (side, user.into(), database.into());
         Arc::clone(pools.entry(key).or_insert_with(|| Arc::new(Pool::new(connections_max))))
+    }
+
+    /// How much of each is used, in an order that stays the same.
+    pub(crate) fn uses(&self) -> Vec<PoolUse> {
+        let pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |((side, user, database), pool): (&Key, &Arc<Pool>)| PoolUse {
+            side: *side,
+            user: user.clone().into(),
+            database: database.clone().into(),
+            used: pool.connections_max.saturating_sub(pool.permits.available_permits()),
+            idle: pool.idle.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            connections_max: pool.connections_max,
+        };
+        let mut uses: Vec<PoolUse> = pools.iter().map(of).collect();
+        uses.sort_by(|a, b| {
+            (a.side.name(), &a.user, &a.database).cmp(&(b.side.name(), &b.user, &b.database))
+        });
+        uses
     }
 
     /// Closes what is too old, and forgets pools that nobody uses.

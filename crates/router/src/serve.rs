@@ -4,7 +4,7 @@ use crate::auth::{ClientAuth, Users};
 use crate::breaker::{Breaker, BreakerState};
 use crate::classify::Classifier;
 use crate::gate::{DRAIN, END, Gate};
-use crate::pool::Pools;
+use crate::pool::{PoolUse, Pools};
 use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
 use crate::served::{self, KindTimes, Served};
@@ -12,7 +12,7 @@ use crate::session;
 use crate::settings::{self, Parameters, Settings};
 use crate::shadow::{Shadow, ShadowConfig, ShadowCounts};
 use crate::statements::Texts;
-use crate::stats::{Counters, Counts};
+use crate::stats::{Counters, Counts, Histogram};
 use crate::upstream::Upstream;
 use segue_model::switch::Side;
 use std::io;
@@ -223,6 +223,16 @@ impl Handle {
     /// Transactions that wait for another route now.
     pub fn parked(&self) -> usize {
         self.shared.gate.parked.load(Ordering::Relaxed)
+    }
+
+    /// How long transactions have waited in holds.
+    pub fn parked_times(&self) -> Histogram {
+        self.shared.counters.parked_times.read()
+    }
+
+    /// How much of the shared server connections is used now; nothing where each client has one of its own.
+    pub fn pools(&self) -> Vec<PoolUse> {
+        self.shared.pools.uses()
     }
 
     /// What happened so far.

@@ -35,6 +35,8 @@ pub(crate) struct Counters {
     pub(crate) reads_failed: Counter,
     pub(crate) reads_repeated: Counter,
     pub(crate) reads_returned: Counter,
+    /// How long transactions waited in a hold.
+    pub(crate) parked_times: Times,
 }
 
 /// [`Counters`], read once.

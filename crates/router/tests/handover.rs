@@ -109,6 +109,13 @@ async fn a_lone_statement_that_the_fence_refused_is_done_by_the_new_owner() {
         router.release_to(Side::Target);
         inserts.await.unwrap();
         assert_eq!(router.counts().repeated, 2);
+        let (times, pools) = (router.handle.parked_times(), router.handle.pools());
+        assert!(times.count() >= 2 && times.max() < Duration::from_secs(20), "{times:?}");
+        let used: Vec<_> = pools.iter().map(|pool| (pool.side, pool.connections_max)).collect();
+        match mode {
+            PoolMode::Session => assert_eq!(used, []),
+            PoolMode::Transaction => assert_eq!(used, [(Side::Source, 8), (Side::Target, 8)]),
+        }
         assert_eq!(target.scalar("SELECT count(*) FROM t").await.as_deref(), Some("2"));
         target.execute("TRUNCATE t").await;
         router.drain().await;

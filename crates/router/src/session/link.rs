@@ -103,7 +103,9 @@ impl Session {
             return Ok(false);
         }
         self.shared.counters.parked.add_one();
+        let since = Instant::now();
         let waited = self.wait_for_route(until).await;
+        self.shared.counters.parked_times.add(since.elapsed());
         self.shared.gate.parked.fetch_sub(1, Ordering::SeqCst);
         match waited? {
             Waited::Over => {
