@@ -34,7 +34,7 @@ async fn bench(mode: PoolMode, protocol: &str) {
         router.release_to(side);
         said(&router.run("pgbench", &["-i", "-q", "-s", "1"]).await);
     }
-    let arguments = ["-M", protocol, "-c", "6", "-T", "30", "-n", "--max-tries", "1"];
+    let arguments = ["-M", protocol, "-c", "6", "-T", "18", "-n", "--max-tries", "1"];
     let mut running = router.command("pgbench", &arguments);
     running.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = running.spawn().unwrap();
@@ -42,7 +42,7 @@ async fn bench(mode: PoolMode, protocol: &str) {
     let begun =
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench' AND xact_start IS NOT NULL";
     let rows = "SELECT count(*) FROM pgbench_history";
-    for handover in 0..20 {
+    for handover in 0..12 {
         let (old, side) = if handover % 2 == 0 { (1, Side::Source) } else { (0, Side::Target) };
         router.hold().await;
         assert_eq!(servers[old].scalar(begun).await.as_deref(), Some("0"), "a held router is quiet");
@@ -71,17 +71,17 @@ async fn bench(mode: PoolMode, protocol: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_handovers_are_not_noticed_by_sessions_that_prepare() {
+async fn a_dozen_handovers_are_not_noticed_by_sessions_that_prepare() {
     bench(PoolMode::Session, "prepared").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_handovers_are_not_noticed_where_servers_are_shared() {
+async fn a_dozen_handovers_are_not_noticed_where_servers_are_shared() {
     bench(PoolMode::Transaction, "prepared").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_handovers_are_not_noticed_by_simple_queries() {
+async fn a_dozen_handovers_are_not_noticed_by_simple_queries() {
     bench(PoolMode::Transaction, "simple").await;
 }
 

@@ -218,7 +218,10 @@ impl Session {
     async fn keep(&mut self, link: Link) -> Result<(), End> {
         let mut server = link.server;
         if !Arc::ptr_eq(&server.settings, &self.settings) {
-            Box::pin(self.make_ready(&mut server)).await?;
+            match Box::pin(self.make_ready(server)).await? {
+                Some(ready) => server = ready,
+                None => return Ok(()),
+            }
         }
         // What is told of a server for reads is compared, and not told: it is another one's with the next statement.
         if !link.reads && !Arc::ptr_eq(&self.told, &server.parameters) {
@@ -269,8 +272,10 @@ impl Session {
     }
 
     /// Says on `server` what the session has set, and takes back what somebody else had.
-    async fn make_ready(&mut self, server: &mut Server) -> Result<(), End> {
-        server.make_ready(&self.settings).await.map_err(End::from)
+    async fn make_ready(&mut self, mut server: Box<Server>) -> Result<Option<Box<Server>>, End> {
+        let settings = Arc::clone(&self.settings);
+        let ready = self.in_queue(async move { server.make_ready(&settings).await.map(|()| server) }).await?;
+        ready.transpose().map_err(End::from)
     }
 
     /// Nothing is owed, and no transaction is open.
