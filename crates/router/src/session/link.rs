@@ -31,7 +31,11 @@ impl Session {
         self.lone.armed = false;
         self.take_route();
         self.begin_sample();
-        let begun = match Box::pin(self.begin_reading()).await {
+        let begun = match self.wants_reading() {
+            Some(wanted) => Box::pin(self.begin_reading(&wanted)).await,
+            None => Ok(false),
+        };
+        let begun = match begun {
             Ok(begun) => begun,
             Err(End::Refused(refusal)) if !refusal.fatal => {
                 self.answer_group(&refusal);

@@ -23,6 +23,9 @@ const OPENING_MAX: Duration = Duration::from_secs(1);
 /// Ending a transaction on the follower.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
 
+/// The share is the target's; once it owns the writes, it serves everything.
+const READER: Side = Side::Target;
+
 /// A transaction that the follower serves.
 pub(super) struct Reading {
     /// What the client opened it with, to be said to the owner if it has to return.
@@ -66,22 +69,23 @@ pub(super) struct Reads {
 }
 
 impl Session {
-    /// A transaction begins: whether the follower is to serve it, and can. `false`: it is the owner's.
-    pub(super) async fn begin_reading(&mut self) -> Result<bool, End> {
+    /// A transaction begins: which reads the follower serves, if the session could be among those whom it serves.
+    pub(super) fn wants_reading(&mut self) -> Option<Arc<reads::Reads>> {
         if std::mem::take(&mut self.stays) {
-            return Ok(false);
+            return None;
         }
-        let wanted = self.shared.feeds.reads.borrow().clone();
-        // The share is the target's; once it owns the writes, it serves everything.
-        let side = Side::Target;
-        if !wanted.is_any()
-            && let Some(unwanted) = self.aside.take()
-        {
-            self.end_link(*unwanted, true);
+        if !self.shared.feeds.reads.borrow().is_any() {
+            if let Some(unwanted) = self.aside.take() {
+                self.end_link(*unwanted, true);
+            }
+            return None;
         }
-        if !wanted.is_any() || self.route.owner == side || !self.may_read_elsewhere() {
-            return Ok(false);
-        }
+        let may = self.route.owner != READER && self.may_read_elsewhere();
+        may.then(|| Arc::clone(&self.shared.feeds.reads.borrow()))
+    }
+
+    /// Whether the follower is to serve the transaction that begins, and can. `false`: it is the owner's.
+    pub(super) async fn begin_reading(&mut self, wanted: &reads::Reads) -> Result<bool, End> {
         let in_text = reads::tenant_in(&self.input[..self.input.len().min(GROUP_BYTES_MAX)]);
         let tenant = in_text.or_else(|| self.tenant());
         if !wanted.chooses_target(tenant.as_deref(), self.lot) {
@@ -107,7 +111,7 @@ impl Session {
             self.shared.counters.reads_not_admitted.add_one();
             return Ok(false);
         }
-        if !self.link_reader(side).await? {
+        if !self.link_reader(READER).await? {
             return Ok(false);
         }
         let limit = self.config.reads.answer_max;

@@ -27,9 +27,11 @@ impl Session {
     /// A transaction begins: whether it is among those that are compared.
     pub(super) fn begin_sample(&mut self) {
         self.sampling = None;
-        let wanted = self.shared.feeds.reads.borrow().clone();
-        let chance = u32::from(wanted.mirror_percent);
-        if chance == 0 || wanted.contained || rand::rng().random_range(0..100) >= chance {
+        let chance = {
+            let wanted = self.shared.feeds.reads.borrow();
+            if wanted.contained { 0 } else { u32::from(wanted.mirror_percent) }
+        };
+        if chance == 0 || rand::rng().random_range(0..100) >= chance {
             return;
         }
         if self.may_read_elsewhere() {
