@@ -108,6 +108,19 @@ impl Pipeline {
         self.status != Status::Idle
     }
 
+    /// Whether the open transaction has failed, as far as was answered.
+    pub(crate) fn is_in_failed_transaction(&self) -> bool {
+        self.status == Status::Failed
+    }
+
+    /// The statements whose Parse is not answered yet.
+    pub(crate) fn owed_statements(&self) -> impl Iterator<Item = u64> + '_ {
+        self.owed.iter().filter_map(|owed| match owed {
+            Owed::Parse { statement, .. } => Some(*statement),
+            _ => None,
+        })
+    }
+
     /// Whether so much is owed that nothing more may be sent.
     pub(crate) fn is_full(&self) -> bool {
         self.owed.len() >= OWED_MAX

@@ -7,8 +7,8 @@
 use crate::classify::Catalog;
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -56,6 +56,12 @@ fn lot_of(tenant: &str) -> u32 {
     u32::try_from((hash ^ (hash >> 32)) % u64::from(LOTS)).unwrap_or(0)
 }
 
+fn hash_of(tenant: &str) -> u64 {
+    tenant
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// What the follower shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {
@@ -92,7 +98,8 @@ impl Feeds {
 pub struct ReadLimits {
     /// A read that has not begun to be answered by then is repeated on the owner.
     pub answer_max: Duration,
-    /// How long a read waits for the follower to show what its session has seen, before it goes to the owner.
+    /// How long a read waits for the follower to show what its session has read of the owner, before it goes to the owner
+    /// again. Who has written is not made to wait.
     pub wait_max: Duration,
     /// A follower that shows no more than what was so long ago is not asked, whatever a session has seen.
     pub stale_max: Duration,
@@ -102,9 +109,19 @@ impl Default for ReadLimits {
     fn default() -> ReadLimits {
         ReadLimits {
             answer_max: Duration::from_millis(200),
-            wait_max: Duration::ZERO,
+            wait_max: Duration::from_millis(50),
             stale_max: Duration::from_secs(2),
         }
+    }
+}
+
+/// A longer name is remembered by what it comes to.
+const TENANT_BYTES_MAX: usize = 128;
+
+fn short(tenant: &str) -> Cow<'_, str> {
+    match tenant.len() {
+        0..=TENANT_BYTES_MAX => Cow::Borrowed(tenant),
+        _ => Cow::Owned(format!("{:x}", hash_of(tenant))),
     }
 }
 
@@ -116,6 +133,7 @@ impl Tenants {
     /// A transaction of this tenant has ended now. Where too many are known, all are forgotten but this one, and `since`
     /// tells until when nothing is known.
     pub(crate) fn saw(&self, tenant: &str, now: Instant) {
+        let tenant = &*short(tenant);
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = seen.get_mut(tenant) {
             *known = now.max(*known);
@@ -132,6 +150,7 @@ impl Tenants {
 
     /// What the follower must show before it serves this tenant.
     pub(crate) fn seen(&self, tenant: &str) -> Option<Instant> {
+        let tenant = &*short(tenant);
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.get(tenant).or_else(|| seen.get("")).copied()
     }

@@ -321,7 +321,7 @@ pub(crate) enum NotReady {
     #[error("the server: {0}")]
     Garbled(Malformed),
     /// It refuses a setting, and has perhaps taken others.
-    #[error("a setting of this session is not taken by the database: {0}")]
+    #[error("a setting is not taken by the database: {0}")]
     Refused(String),
 }
 

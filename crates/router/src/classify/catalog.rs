@@ -24,6 +24,8 @@ pub struct Catalog {
     operators: HashSet<String>,
     /// Why nothing is a read in this database.
     everything: Option<Why>,
+    /// A transaction may run at another isolation level than READ COMMITTED without saying so.
+    pub(super) has_levels: bool,
 }
 
 /// Why a catalog could not be read.
@@ -59,6 +61,7 @@ struct Function {
 #[derive(Deserialize)]
 struct Answer {
     relations: Vec<RelationRow>,
+    levels: bool,
     functions: Vec<FunctionRow>,
     system_functions: Vec<SystemRow>,
     operators: Vec<OperatorRow>,
@@ -141,6 +144,7 @@ impl Catalog {
             functions: HashMap::new(),
             operators: HashSet::new(),
             everything: None,
+            has_levels: answer.levels,
         };
         let mut pending = catalog.put_relations(answer.relations, migrated);
         for row in answer.system_functions {

@@ -10,6 +10,12 @@ SELECT pg_catalog.json_build_object(
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
       AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'),
+  -- Transactions that do not say at which level they run may run at another than READ COMMITTED.
+  'levels', (
+    SELECT pg_catalog.bool_or(s.reset_val <> 'read committed') OR EXISTS (
+             SELECT FROM pg_catalog.pg_db_role_setting r, pg_catalog.unnest(r.setconfig) AS c(setting)
+              WHERE c.setting LIKE 'default_transaction_isolation=%')
+    FROM pg_catalog.pg_settings s WHERE s.name = 'default_transaction_isolation'),
   'functions', (
     SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
       'schema', n.nspname, 'name', p.proname, 'kind', p.prokind, 'volatility', p.provolatile, 'language', l.lanname,

@@ -198,7 +198,11 @@ fn prove(catalog: &Catalog, statements: &[Statement]) -> Proof {
     if let [Statement { tree, .. }] = statements
         && let Some(transaction) = tree.get("TransactionStmt")
     {
-        return Proof { unit: transaction_unit(transaction), ..Proof::owner(kind, Why::Transaction) };
+        let unit = match transaction_unit(transaction) {
+            Unit::BeginReadOnly if catalog.has_levels => Unit::Owner(Why::Transaction),
+            unit => unit,
+        };
+        return Proof { unit, ..Proof::owner(kind, Why::Transaction) };
     }
     let mut proof = Proof { unit: Unit::Read, ..Proof::owner(kind, Why::Empty) };
     for statement in statements {

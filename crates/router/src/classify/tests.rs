@@ -79,6 +79,7 @@ fn functions() -> Vec<Value> {
 fn catalog_json() -> Value {
     let system = |name: &str, volatile: bool, aggregate: bool| json!({"name": name, "volatile": volatile, "aggregate": aggregate});
     json!({
+        "levels": false,
         "relations": relations(),
         "functions": functions(),
         "system_functions": [

@@ -79,6 +79,7 @@ impl Session {
 
     /// One frame; `None`: there may be more.
     fn answer(&mut self, run: &mut usize) -> Result<Option<Back>, End> {
+        let rests_reading = self.rests_reading();
         let Some(link) = &mut self.link else { return Ok(Some(Back::Wait)) };
         let input = &link.server.input[*run..];
         if self.server_rest > 0 {
@@ -97,6 +98,7 @@ impl Session {
         let failed = self.pipeline.has_failed();
         let answer = match self.pipeline.received(head.tag, first) {
             Ok(answer) => answer,
+            Err(_) if head.tag == b'E' && rests_reading => return Err(End::ServerGone),
             // A server's last words are asked for by nobody.
             Err(_) if head.tag == b'E' => Answer::Pass,
             Err(unasked) => return Err(unasked.into()),
@@ -157,8 +159,17 @@ impl Session {
     fn ready(&mut self, status: Status, failed: bool) {
         self.settle_dropped(failed);
         self.pending.answered(self.pipeline.owes_nothing());
-        self.judge_follower(failed);
+        if self.pipeline.owes_nothing() {
+            self.judge_follower(failed);
+        }
         self.tally();
+        self.saw_owner();
+        if self.pipeline.owes_nothing() && status == Status::Idle {
+            self.end_sample();
+        } else {
+            // Others would be taken for a part of its answer.
+            self.sampling = None;
+        }
         if let Some(reading) = &mut self.reading {
             reading.proved = false;
         }

@@ -83,7 +83,7 @@ impl Session {
                     Some(true) => {}
                     Some(false) => break Forward::Return,
                     None => {
-                        self.wanted_bytes = run + super::read::GROUP_BYTES_MAX;
+                        self.wanted_bytes = run + super::group::GROUP_BYTES_MAX + 1;
                         break Forward::Wait;
                     }
                 }
@@ -218,9 +218,12 @@ impl Session {
     fn keep_lone(&mut self, run: usize) {
         let is_first = self.pipeline.is_idle() || self.reading.is_some() && self.pipeline.owes_nothing();
         if std::mem::take(&mut self.lone.first) && run == 0 && is_first {
-            self.lone.keep(&self.input, self.reading.is_some());
+            match &self.reading {
+                Some(reading) => self.lone.keep_read(&self.input[..reading.bytes.min(self.input.len())]),
+                None => self.lone.keep(&self.input),
+            }
             self.lone.armed = !self.lone.bytes.is_empty();
-        } else if self.pipeline.awaits_ready() {
+        } else if self.pipeline.awaits_ready() && self.reading.as_ref().is_none_or(|read| read.unsent == 0) {
             // Something is sent behind it: sent again, it would come after that.
             self.lone.armed = false;
         }
@@ -254,6 +257,7 @@ impl Session {
             Some(statement) => {
                 let class = statement.class.get_or_init(|| self.shared.classifier.class(statement.text()));
                 self.note_class(class, tally::trace_in(statement.text()));
+                self.tenants_in_text.extend(reads::tenant_in(statement.text()));
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
@@ -294,7 +298,7 @@ impl Session {
         }
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let effects = effects::read(text);
-        self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
+        self.tenants_in_text.extend(reads::tenant_in(text));
         let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
         self.note_class(&class, trace);
         if let Some(link) = &mut self.link {

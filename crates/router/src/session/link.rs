@@ -32,7 +32,7 @@ impl Session {
         self.take_route();
         self.begin_sample();
         let begun = match self.wants_reading() {
-            Some(wanted) => Box::pin(self.begin_reading(&wanted)).await,
+            Some(wanted) => Box::pin(self.begin_reading(wanted)).await,
             None => Ok(false),
         };
         let begun = match begun {
@@ -290,7 +290,6 @@ impl Session {
             return Err(End::Left);
         }
         self.settle();
-        self.end_sample();
         self.settle_reading();
         self.active = false;
         self.last_bound = None;

@@ -15,7 +15,7 @@ use crate::statements::OfClient;
 use crate::stream::{FIRST_BYTES, FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
 use rand::{Rng, RngCore};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -268,7 +268,8 @@ fn open(
     let (process, cell) = shared.gate.add(secret);
     let mut routes = shared.routes.clone();
     let route = routes.borrow_and_update().clone();
-    let tenant_at_start = Settings::at_start(&startup.settings).tenant();
+    let at_start = Settings::at_start(&startup.settings);
+    let (tenant_at_start, differs_at_start) = (at_start.tenant(), at_start.reads_differ());
     // A session's own server is opened with the client's wishes; a shared one is set to them.
     let settings = match config.pool {
         PoolMode::Session => Settings::default(),
@@ -296,7 +297,10 @@ fn open(
         suspects: false,
         unlike: false,
         uses_both: false,
-        tenant_in_text: None,
+        tenants_in_text: BTreeSet::new(),
+        differs_at_start,
+        reads_owner: None,
+        has_written: true,
         tenant_at_start,
         lot: rand::rng().random_range(0..LOTS),
         seen: None,

@@ -40,12 +40,18 @@ impl Lone {
         self.refused.is_some_and(|(_, until)| Instant::now() >= until)
     }
 
-    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is; `reads`: it is known
-    /// to be all that there is, and to do nothing but read.
-    pub(super) fn keep(&mut self, input: &[u8], reads: bool) {
+    /// Keeps a group that is proved to do nothing but read.
+    pub(super) fn keep_read(&mut self, group: &[u8]) {
         self.bytes.clear();
         self.parsed.clear();
-        if reads || !self.is_last_try() && is_lone(input) {
+        self.bytes.extend_from_slice(group);
+    }
+
+    /// Keeps the group at the beginning of `input`, if it is a statement of its own and all that there is.
+    pub(super) fn keep(&mut self, input: &[u8]) {
+        self.bytes.clear();
+        self.parsed.clear();
+        if !self.is_last_try() && is_lone(input) {
             self.bytes.extend_from_slice(input);
         }
     }
@@ -56,14 +62,17 @@ pub(crate) fn is_lone(input: &[u8]) -> bool {
     if input.len() > LONE_BYTES_MAX {
         return false;
     }
-    let (mut rest, mut executions) = (input, 0);
+    let (mut rest, mut executions, mut binds) = (input, 0, 0);
     while let Ok(Some(head)) = frames::head(rest) {
         let Some(behind) = rest.get(head.bytes..) else { return false };
         match head.tag {
             b'Q' => return executions == 0 && behind.is_empty() && rest.len() == input.len(),
             b'S' => return executions == 1 && behind.is_empty(),
             b'E' => executions += 1,
-            b'P' | b'B' | b'D' | b'C' => {}
+            b'B' => binds += 1,
+            // Sent again, it would not find what it has closed.
+            b'C' if binds > 0 => return false,
+            b'P' | b'D' | b'C' => {}
             _ => return false,
         }
         rest = behind;
@@ -93,6 +102,7 @@ mod tests {
             ("PBDES", true),
             ("CPBES", true),
             ("BES", true),
+            ("BECS", false),
             ("", false),
             ("QQ", false),
             ("PDS", false),

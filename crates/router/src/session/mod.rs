@@ -8,6 +8,7 @@
 //! * [`pending`]: what that changes, until it is answered
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //! * [`open`]: where that connection comes from
+//! * [`group`]: whether a group of messages is proved to read
 //! * [`read`]: reads that the follower serves
 //! * [`sample`]: reads that are compared
 //! * [`tally`]: what was served, counted
@@ -16,6 +17,7 @@
 
 mod back;
 mod forward;
+mod group;
 mod link;
 mod login;
 mod lone;
@@ -48,7 +50,7 @@ use forward::Forward;
 use pending::Pending;
 use read::Failure;
 use segue_model::switch::Side;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -86,6 +88,9 @@ enum End {
     Broken(#[from] Unasked),
     #[error("the server: {0}")]
     Garbled(Malformed),
+    /// A setting of the session is refused.
+    #[error("a setting of this session is not taken by the database: {0}")]
+    NotTaken(String),
     /// Nothing of the answer was passed on: somebody else is asked.
     #[error("the follower has not answered in time")]
     Late,
@@ -104,9 +109,7 @@ impl From<NotReady> for End {
             NotReady::Io(error) => End::Server(error),
             NotReady::Gone(_) => End::ServerGone,
             NotReady::Garbled(error) => End::Garbled(error),
-            NotReady::Refused(_) => {
-                End::Refused(Refusal::fatal("57P01", error.to_string()).hint("Connect again."))
-            }
+            NotReady::Refused(why) => End::NotTaken(why),
         }
     }
 }
@@ -151,7 +154,7 @@ struct Session {
     ahead: Option<open::Ahead>,
     /// The transaction that is running is the follower's.
     reading: Option<Box<read::Reading>>,
-    tally: tally::Tally,
+    tally: Box<tally::Tally>,
     /// The read that is being answered is to be compared.
     sampling: Option<Box<sample::Sampling>>,
     /// Its next transaction is the owner's, whatever it is: the follower could not answer it.
@@ -162,8 +165,14 @@ struct Session {
     unlike: bool,
     /// It has had servers of its own on both sides: either may have a name that the client has closed on the other.
     uses_both: bool,
-    /// Whom the transaction that is running is for, as a comment in it says.
-    tenant_in_text: Option<String>,
+    /// Whom what is under way is for, as comments in it say.
+    tenants_in_text: BTreeSet<String>,
+    /// What the client wished at its start makes what it reads depend on the server.
+    differs_at_start: bool,
+    /// What the owner is asked is proved to be a read, up to so many ReadyForQuery that are not sent for yet.
+    reads_owner: Option<usize>,
+    /// Its last transaction on an owner was more than a read, or may have been.
+    has_written: bool,
     /// Whom the client said at its start that it works for.
     tenant_at_start: Option<String>,
     /// What decides whether this session is among those whose reads the target serves.
@@ -249,8 +258,23 @@ impl Session {
         }
     }
 
-    /// Relays what there is in both directions, and waits for more.
+    /// Goes on for a while; what the follower does not do the owner does.
     async fn turn(&mut self) -> Result<(), End> {
+        match self.relay().await {
+            Err(End::Late) => Box::pin(self.fall_back(Failure::Late)).await?,
+            Err(End::ServerGone | End::Server(_)) if self.reading.is_some() && self.lone.armed => {
+                Box::pin(self.fall_back(Failure::Lost)).await?;
+            }
+            Err(End::ServerGone | End::Server(_)) if self.rests_reading() => {
+                Box::pin(self.resume_after_loss()).await?;
+            }
+            relayed => relayed?,
+        }
+        self.heed_flags()
+    }
+
+    /// Relays what there is in both directions, and waits for more.
+    async fn relay(&mut self) -> Result<(), End> {
         loop {
             match self.forward()? {
                 Forward::Wait if self.boundary_waits && self.client_rest == 0 => {
@@ -281,13 +305,7 @@ impl Session {
                 Back::Unread(failure) => Box::pin(self.fall_back(failure)).await?,
             }
         }
-        let relayed = poll_fn(|cx| self.poll_relay(cx)).await;
-        match (relayed, self.reading.is_some() && self.lone.armed) {
-            (Err(End::Late), _) => Box::pin(self.fall_back(Failure::Late)).await?,
-            (Err(End::ServerGone | End::Server(_)), true) => Box::pin(self.fall_back(Failure::Lost)).await?,
-            (relayed, _) => relayed?,
-        }
-        self.heed_flags()
+        poll_fn(|cx| self.poll_relay(cx)).await
     }
 
     fn heed_flags(&mut self) -> Result<(), End> {
@@ -305,9 +323,6 @@ impl Session {
     /// Sends what waits, then reads. `Ready` when there is something new to look at.
     fn poll_relay(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         self.cell.register(cx);
-        if self.is_late(cx) {
-            return Poll::Ready(Err(End::Late));
-        }
         let mut progress = self.cell.flags() != 0 && self.heed_now();
         progress |= self.poll_send(cx)?;
         if let Some(link) = &mut self.link
@@ -321,6 +336,10 @@ impl Session {
             }
         }
         progress |= self.poll_client(cx)?;
+        // Only a follower that is listened to can be late.
+        if !progress && self.to_client.len() < WAITING_BYTES_MAX && self.is_late(cx) {
+            return Poll::Ready(Err(End::Late));
+        }
         if progress { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
@@ -394,6 +413,10 @@ impl Session {
             End::ClientGone | End::Left | End::Client(_) => {}
             End::ServerGone | End::Server(_) if self.server_said_why => {}
             End::Refused(refusal) => refusal.put(self.to_client.buffer()),
+            End::NotTaken(_) => {
+                let refusal = Refusal::fatal("57P01", end.to_string()).hint("Connect again.");
+                refusal.put(self.to_client.buffer());
+            }
             End::Told(frame) => self.to_client.buffer().extend_from_slice(frame),
             End::ServerGone | End::Server(_) | End::Broken(_) | End::Garbled(_) | End::Late => {
                 Refusal::fatal("08006", format!("the connection to the database is lost: {end}"))

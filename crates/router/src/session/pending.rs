@@ -82,6 +82,7 @@ impl Session {
         if changes.is_empty() {
             return;
         }
+        self.unlike = false;
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
         for change in changes {

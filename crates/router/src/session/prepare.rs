@@ -5,7 +5,6 @@ use super::{End, Session};
 use crate::effects;
 use crate::frames::{Fields, Head, Refusal, put, put_string};
 use crate::pipeline::Owed;
-use crate::reads;
 use crate::serve::PoolMode;
 use crate::statements::{Statement, shared_name};
 use bytes::{Buf, BufMut};
@@ -31,7 +30,6 @@ impl Session {
         let name = fields.string().map_err(End::client)?;
         let body = fields.rest();
         let text = fields.string().map_err(End::client)?;
-        self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
         let is_shared = self.config.pool == PoolMode::Transaction;
         let known = self.statements.get(name).cloned();
         let statement = match &known {

@@ -4,9 +4,11 @@
 //! answer begins: whatever goes wrong before that, the owner answers it. A transaction that says that it only reads goes as
 //! a unit, and returns to the owner at the first statement that is not proved to be a read.
 
+use super::group::{GROUP_BYTES_MAX, Group};
+use super::link::shutting_down;
 use super::{End, Link, Session};
-use crate::classify::{Class, StatementKind, Unit, Why};
-use crate::frames::{self, Fields};
+use crate::frames::Refusal;
+use crate::gate::{DRAIN, END};
 use crate::pipeline::Pipeline;
 use crate::reads;
 use segue_model::switch::Side;
@@ -16,8 +18,6 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
-/// A longer group is the owner's: it would have to be kept.
-pub(super) const GROUP_BYTES_MAX: usize = 64 * 1024;
 /// Opening a connection to the follower is not a read's own time, but it is waited for no longer.
 const OPENING_MAX: Duration = Duration::from_secs(1);
 /// Ending a transaction on the follower.
@@ -30,42 +30,19 @@ const READER: Side = Side::Target;
 pub(super) struct Reading {
     /// What the client opened it with, to be said to the owner if it has to return.
     opened_by: Option<Box<[u8]>>,
+    /// Whom it is for.
+    tenant: Option<String>,
     /// The group that is under way was proved to be a read.
     pub(super) proved: bool,
     /// Of the group's commands so many end before the first read's answer begins.
     pub(super) preludes: usize,
+    /// Its length.
+    pub(super) bytes: usize,
     /// So many groups that do nothing come before it.
     pub(super) empties: usize,
     /// So many ReadyForQuery are owed for what was proved, and not sent for yet.
     pub(super) unsent: usize,
     deadline: Pin<Box<Sleep>>,
-}
-
-/// What a group of messages is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Group {
-    /// Its end is not there yet.
-    Partial,
-    /// The owner's; of a statement that begins as a read does, why.
-    Owner(Option<Why>),
-    Reads(Reads),
-}
-
-/// A group that is proved to do nothing but read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reads {
-    /// The text that begins a read-only transaction in it.
-    opens: Option<Box<[u8]>>,
-    /// It ends a transaction.
-    ends: bool,
-    /// Groups before it that do nothing but close what was prepared: some clients do that whenever they speak next.
-    empties: usize,
-    /// Statements that are executed and read.
-    reads: usize,
-    /// The last one of them.
-    pub(super) class: Option<Arc<Class>>,
-    /// Why one that begins as a read does is none.
-    refused: Option<Why>,
 }
 
 impl Session {
@@ -75,7 +52,7 @@ impl Session {
             return None;
         }
         if !self.shared.feeds.reads.borrow().is_any() {
-            if let Some(unwanted) = self.aside.take() {
+            if let Some(unwanted) = self.aside.take_if(|aside| aside.reads) {
                 self.end_link(*unwanted, true);
             }
             return None;
@@ -85,12 +62,7 @@ impl Session {
     }
 
     /// Whether the follower is to serve the transaction that begins, and can. `false`: it is the owner's.
-    pub(super) async fn begin_reading(&mut self, wanted: &reads::Reads) -> Result<bool, End> {
-        let in_text = reads::tenant_in(&self.input[..self.input.len().min(GROUP_BYTES_MAX)]);
-        let tenant = in_text.or_else(|| self.tenant());
-        if !wanted.chooses_target(tenant.as_deref(), self.lot) {
-            return Ok(false);
-        }
+    pub(super) async fn begin_reading(&mut self, wanted: Arc<reads::Reads>) -> Result<bool, End> {
         let group = match self.group(&self.input) {
             Group::Reads(group) => group,
             Group::Owner(why) => {
@@ -100,7 +72,12 @@ impl Session {
             Group::Partial => return Ok(false),
         };
         // A commit without a transaction is a warning of the owner's.
-        if group.ends && group.opens.is_none() || (group.reads == 0 && group.opens.is_none()) {
+        if group.opens.is_none() && (group.ends || group.reads == 0) {
+            return Ok(false);
+        }
+        self.reads_owner = group.opens.is_none().then_some(group.empties + 1);
+        let tenant = group.tenant.clone().or_else(|| self.tenant());
+        if !wanted.chooses_target(tenant.as_deref(), self.lot) {
             return Ok(false);
         }
         if !self.shows_enough(tenant.as_deref()).await? {
@@ -118,15 +95,17 @@ impl Session {
         self.cell.enter_reading();
         self.shared.counters.reads.add_one();
         let preludes = usize::from(group.opens.is_some() && group.reads > 0);
+        self.reads_owner = None;
         self.reading = Some(Box::new(Reading {
             opened_by: group.opens,
+            tenant,
             proved: true,
             preludes,
+            bytes: group.bytes,
             empties: group.empties,
             unsent: group.empties + 1,
             deadline: Box::pin(tokio::time::sleep(limit)),
         }));
-        (self.active, self.lone.first) = (true, true);
         Ok(true)
     }
 
@@ -136,6 +115,7 @@ impl Session {
         self.pin.is_none()
             && !self.settings.pins()
             && !self.unlike
+            && !self.differs_at_start
             && reported(b"standard_conforming_strings") == b"on"
             && (reported(b"client_encoding") == b"UTF8" || self.input.is_ascii())
             && !self.settings.reads_differ()
@@ -146,20 +126,24 @@ impl Session {
         self.settings.tenant().or_else(|| self.tenant_at_start.clone())
     }
 
-    /// Whether the follower shows everything that the session has seen, perhaps after a moment.
-    async fn shows_enough(&mut self, tenant: Option<&str>) -> Result<bool, End> {
+    /// What the follower must show before it serves this session and tenant.
+    fn shows(&self, tenant: Option<&str>) -> impl Fn(&Option<reads::Fresh>) -> bool + Send + use<> {
         let seen = self.seen.max(tenant.and_then(|tenant| self.shared.tenants.seen(tenant)));
-        let epoch = self.route.epoch;
         let oldest = Instant::now().checked_sub(self.config.reads.stale_max);
-        let shows = move |fresh: &Option<reads::Fresh>| {
-            fresh.is_some_and(|fresh| fresh.epoch == epoch && Some(fresh.as_of) > seen.max(oldest))
-        };
+        let epoch = self.route.epoch;
+        move |fresh| fresh.is_some_and(|fresh| fresh.epoch == epoch && Some(fresh.as_of) > seen.max(oldest))
+    }
+
+    /// Whether the follower shows everything that the session has seen, perhaps after a moment. Who has just written is not
+    /// made to wait: the owner serves it as fast as ever. Who only reads comes back to the follower by that.
+    async fn shows_enough(&mut self, tenant: Option<&str>) -> Result<bool, End> {
+        let shows = self.shows(tenant);
         let mut fresh = self.shared.feeds.fresh.clone();
         if shows(&fresh.borrow()) {
             return Ok(true);
         }
         let limit = self.config.reads.wait_max;
-        if limit.is_zero() {
+        if self.has_written || limit.is_zero() {
             return Ok(false);
         }
         let waiting = tokio::time::timeout(limit, async move { fresh.wait_for(shows).await.is_ok() });
@@ -169,29 +153,50 @@ impl Session {
     /// Sees to it that there is a server of the follower; `false`: there is none now.
     async fn link_reader(&mut self, side: Side) -> Result<bool, End> {
         let linked = tokio::time::timeout(OPENING_MAX, self.link(side)).await;
-        match linked {
-            Ok(Ok(())) if self.link.as_ref().is_some_and(|link| link.server.side == side) => {}
+        let is_linked = self.link.as_ref().is_some_and(|link| link.server.side == side);
+        let why = match linked {
+            Ok(Ok(())) if is_linked => {
+                self.uses_both |= !self.is_shared();
+                let parameters = self.link.as_ref().map(|link| Arc::clone(&link.server.parameters));
+                if parameters.is_some_and(|parameters| parameters.reads_as(&self.told)) {
+                    return Ok(true);
+                }
+                self.differs("they write values in different ways");
+                Ok(false)
+            }
             // Another route, which may lead elsewhere.
-            Ok(Ok(())) => return Ok(false),
-            Ok(Err(end @ (End::ClientGone | End::Client(_)))) => return Err(end),
-            Ok(Err(End::Refused(refusal))) if matches!(refusal.code, "57014" | "57P01") => {
-                // It is the client that gives up, or the router that ends.
-                return Err(End::Refused(refusal));
+            Ok(Ok(())) => Ok(false),
+            _ if self.cell.flags() & (DRAIN | END) != 0 => Err(End::Refused(shutting_down())),
+            Ok(Err(end @ (End::ClientGone | End::Client(_)))) => Err(end),
+            // It is the client that gives up.
+            Ok(Err(End::Refused(refusal))) if refusal.code == "57014" => Err(End::Refused(refusal)),
+            Ok(Err(End::NotTaken(why))) => {
+                self.differs(&why);
+                Ok(false)
             }
             Ok(Err(_)) | Err(_) => {
                 self.fail(Failure::Unreachable);
-                return Ok(false);
+                Ok(false)
             }
+        };
+        self.take_back_owners();
+        why
+    }
+
+    /// What the session depends on is not the same on both sides: it is left alone until it sets something else.
+    fn differs(&mut self, why: &str) {
+        tracing::info!(user = %self.startup.user, why, "a session's reads stay with the owner: the sides differ");
+        self.unlike = true;
+    }
+
+    /// The session's own server on the owner's side is at hand again, and what served reads is not needed.
+    fn take_back_owners(&mut self) {
+        self.leave_link();
+        if let Some(owners) = self.aside.take_if(|aside| !aside.reads)
+            && let Some(reader) = self.link.replace(*owners)
+        {
+            self.end_link(reader, true);
         }
-        self.uses_both |= !self.is_shared();
-        let is_alike = self.link.as_ref().is_some_and(|link| link.server.parameters.reads_as(&self.told));
-        if !is_alike {
-            // Its answers would be written in another way.
-            tracing::warn!(user = %self.startup.user, "the sides write values in different ways: reads stay with the owner");
-            self.unlike = true;
-            self.leave_link();
-        }
-        Ok(is_alike)
     }
 
     fn fail(&mut self, failure: Failure) {
@@ -201,90 +206,35 @@ impl Session {
         }
     }
 
-    /// What a group of messages at the beginning of `input` is.
-    pub(super) fn group(&self, input: &[u8]) -> Group {
-        let mut group = Reads { opens: None, ends: false, empties: 0, reads: 0, class: None, refused: None };
-        let mut parsed: Vec<(&[u8], &[u8])> = Vec::new();
-        let mut bound: Vec<(&[u8], Option<Arc<Class>>)> = Vec::new();
-        let (mut rest, mut starts) = (input, true);
-        if input.len() > GROUP_BYTES_MAX {
-            return Group::Owner(None);
-        }
-        loop {
-            let head = match frames::head(rest) {
-                Ok(Some(head)) if head.bytes <= GROUP_BYTES_MAX => head,
-                Ok(None) => return Group::Partial,
-                _ => return Group::Owner(None),
-            };
-            let Some(behind) = rest.get(head.bytes..) else { return Group::Partial };
-            let mut fields = Fields::of(&rest[..head.bytes]);
-            let taken = match head.tag {
-                b'Q' if starts && behind.is_empty() => fields.string().ok().and_then(|text| {
-                    let class = self.shared.classifier.class(text);
-                    group.takes(&class, text).then_some(())
-                }),
-                b'P' => fields
-                    .string()
-                    .and_then(|name| Ok((name, fields.string()?)))
-                    .ok()
-                    .map(|both| parsed.push(both)),
-                b'B' => fields.string().and_then(|portal| Ok((portal, fields.string()?))).ok().and_then(
-                    |(portal, name)| {
-                        let text = self.text_of(&parsed, name)?;
-                        let class = self.shared.classifier.class(text);
-                        let known = group.takes(&class, text).then_some(class)?;
-                        bound.push((portal, Some(known)));
-                        Some(())
-                    },
-                ),
-                b'E' => fields.string().ok().and_then(|portal| {
-                    let is_bound = bound.iter().any(|(name, _)| *name == portal);
-                    // One that is open in a transaction of reads was proved to be a read when it was bound.
-                    let is_open = self.reading.is_some() && self.portals.contains_key(portal);
-                    (is_bound || is_open).then(|| group.reads += usize::from(!is_bound))
-                }),
-                b'D' | b'C' => Some(()),
-                b'S' if behind.is_empty() => return Group::Reads(group),
-                b'S' if parsed.is_empty() && bound.is_empty() => {
-                    group.empties += 1;
-                    Some(())
-                }
-                _ => None,
-            };
-            if taken.is_none() {
-                return Group::Owner(group.refused);
-            }
-            if head.tag == b'Q' {
-                return Group::Reads(group);
-            }
-            (rest, starts) = (behind, head.tag == b'S');
-        }
-    }
-
-    fn text_of<'a>(&'a self, parsed: &[(&[u8], &'a [u8])], name: &[u8]) -> Option<&'a [u8]> {
-        let of_group = parsed.iter().rev().find(|(known, _)| *known == name).map(|(_, text)| *text);
-        of_group.or_else(|| self.statements.get(name).map(|statement| statement.text()))
-    }
-
     /// Within a transaction of reads, before its next group: `None`: it is not all there yet; `false`: it is the owner's.
     pub(super) fn proves_next(&mut self, run: usize) -> Option<bool> {
-        let group = self.group(&self.input[run..]);
-        let empties = match group {
-            Group::Partial if self.input.len() - run <= GROUP_BYTES_MAX => return None,
-            Group::Reads(reads) if reads.opens.is_none() => Some(reads.empties),
-            Group::Reads(_) | Group::Partial | Group::Owner(_) => None,
-        };
-        let is_read = empties.is_some();
-        if let Some(empties) = empties {
-            let limit = self.config.reads.answer_max;
+        if self.pipeline.is_in_failed_transaction() {
+            // Whatever comes is refused until the transaction ends, and it must not come to life elsewhere.
             if let Some(reading) = &mut self.reading {
-                (reading.proved, reading.preludes) = (true, 0);
-                (reading.empties, reading.unsent) = (empties, empties + 1);
-                reading.deadline.as_mut().reset((Instant::now() + limit).into());
+                (reading.proved, reading.empties, reading.unsent) = (true, 0, 1);
             }
-            self.lone.first = true;
+            self.lone.first = false;
+            return Some(true);
         }
-        Some(is_read)
+        let group = match self.group(&self.input[run..]) {
+            Group::Partial if self.input.len() - run <= GROUP_BYTES_MAX => return None,
+            Group::Reads(group) if group.opens.is_none() => group,
+            Group::Reads(_) | Group::Partial | Group::Owner(_) => return Some(false),
+        };
+        let tenant = self.reading.as_ref().and_then(|reading| reading.tenant.clone());
+        let is_served = !self.shared.feeds.reads.borrow().contained
+            && self.shows(tenant.as_deref())(&self.shared.feeds.fresh.borrow());
+        if !is_served && !group.ends {
+            return Some(false);
+        }
+        let limit = self.config.reads.answer_max;
+        if let Some(reading) = &mut self.reading {
+            (reading.proved, reading.preludes, reading.bytes) = (true, 0, group.bytes);
+            (reading.empties, reading.unsent) = (group.empties, group.empties + 1);
+            reading.deadline.as_mut().reset((Instant::now() + limit).into());
+        }
+        self.lone.first = true;
+        Some(true)
     }
 
     /// A Sync or a Query goes to the follower.
@@ -292,6 +242,8 @@ impl Session {
         if let Some(reading) = &mut self.reading {
             reading.unsent = reading.unsent.saturating_sub(1);
         }
+        // What comes behind the owner's read may be more than one.
+        self.reads_owner = self.reads_owner.and_then(|left| left.checked_sub(1));
     }
 
     /// Whether the follower has been asked and has not begun to answer in time.
@@ -319,6 +271,10 @@ impl Session {
             self.statements.forget(serial);
         }
         let in_transaction = self.pipeline.is_in_transaction() && reading.opened_by.is_some();
+        if let Some(link) = &mut self.link {
+            // Which of them came to be is not known: they are parsed again where they are needed.
+            self.pipeline.owed_statements().for_each(|id| link.server.statements.remove(id));
+        }
         self.pipeline = Pipeline::default();
         self.pending.clear();
         self.sampling = None;
@@ -373,47 +329,77 @@ impl Session {
         if let Some(mut link) = self.link.take() {
             let ended = tokio::time::timeout(ROLLBACK_MAX, link.server.ask(&["ROLLBACK"])).await;
             let is_clean = matches!(ended, Ok(Ok(None)));
+            link.server.statements.drop_unnamed();
             self.leave_reader(link, is_clean);
         }
         self.resume_on_owner(reading.opened_by).await
     }
 
+    /// The follower is gone between two statements of a transaction of reads, of which nothing is owed.
+    pub(super) async fn resume_after_loss(&mut self) -> Result<(), End> {
+        let Some(reading) = self.reading.take() else { return Ok(()) };
+        self.fail(Failure::Lost);
+        (self.lone.armed, self.active, self.server_rest) = (false, false, 0);
+        self.pipeline = Pipeline::default();
+        self.shared.gate.leave(&self.cell);
+        if let Some(link) = self.link.take() {
+            self.leave_reader(link, false);
+        }
+        self.resume_on_owner(reading.opened_by).await
+    }
+
+    /// Whether a transaction of reads is open, and nothing is owed of it.
+    pub(super) fn rests_reading(&self) -> bool {
+        let is_open = self.pipeline.is_in_transaction() && !self.pipeline.is_in_failed_transaction();
+        self.reading.is_some() && is_open && self.pipeline.owes_nothing() && self.client_rest == 0
+    }
+
     async fn resume_on_owner(&mut self, opened_by: Option<Box<[u8]>>) -> Result<(), End> {
-        let open_portals = std::mem::take(&mut self.portals);
+        self.portals.clear();
         if !self.enter_owner().await? {
             let why = "a transaction of reads could not go on where the writes are";
-            return Err(End::Refused(crate::frames::Refusal::fatal("08006", why).hint("Connect again.")));
+            return Err(End::Refused(Refusal::fatal("08006", why).hint("Connect again.")));
         }
         let (Some(link), Some(begin)) = (&mut self.link, opened_by) else { return Ok(()) };
         if let Some(why) = link.server.ask(&[&begin]).await? {
             let why = format!("a transaction of reads could not go on where the writes are: {why}");
-            return Err(End::Refused(crate::frames::Refusal::fatal("40001", why).hint("Try again.")));
+            return Err(End::Refused(Refusal::fatal("40001", why).hint("Try again.")));
         }
         link.server.statements.drop_unnamed();
-        drop(open_portals);
         self.pipeline = Pipeline::in_transaction();
         (self.active, self.lone.first) = (true, false);
         Ok(())
     }
 
-    /// A transaction has ended: what does that say of the follower, and what must it show from now on?
+    /// An owner has answered: whoever reads elsewhere must be shown as much.
+    pub(super) fn saw_owner(&mut self) {
+        if self.reading.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        self.seen = Some(now);
+        self.has_written = self.reads_owner.is_none();
+        if !self.has_written {
+            return;
+        }
+        let session = self.tenant();
+        for tenant in self.tenants_in_text.iter().map(String::as_str).chain(session.as_deref()) {
+            self.shared.tenants.saw(tenant, now);
+        }
+    }
+
+    /// A transaction has ended.
     pub(super) fn settle_reading(&mut self) {
-        match self.reading.take() {
-            Some(_) => {
-                self.shared.breaker.succeeded();
-                if !self.is_shared() {
-                    // Between transactions a session depends on the owner alone.
-                    let reader = self.link.take().map(Box::new);
-                    self.link = std::mem::replace(&mut self.aside, reader).map(|owners| *owners);
-                }
-            }
-            None => {
-                let now = Instant::now();
-                self.seen = Some(now);
-                if let Some(tenant) = self.tenant_in_text.take().or_else(|| self.tenant()) {
-                    self.shared.tenants.saw(&tenant, now);
-                }
-            }
+        self.tenants_in_text.clear();
+        self.reads_owner = None;
+        if self.reading.take().is_none() {
+            return;
+        }
+        self.shared.breaker.succeeded();
+        if !self.is_shared() {
+            // Between transactions a session depends on the owner alone.
+            let reader = self.link.take().map(Box::new);
+            self.link = std::mem::replace(&mut self.aside, reader).map(|owners| *owners);
         }
     }
 
@@ -436,35 +422,4 @@ pub(super) enum Failure {
     Lost,
     #[error("it refuses what the owner answers")]
     Refused,
-}
-
-impl Reads {
-    /// Whether it is one read and a transaction of its own.
-    pub(super) fn is_lone(&self) -> bool {
-        self.reads == 1 && self.opens.is_none() && !self.ends && self.empties == 0
-    }
-
-    /// Whether another statement may be among the group, and what it does there.
-    fn takes(&mut self, class: &Arc<Class>, text: &[u8]) -> bool {
-        match class.unit {
-            Unit::Read if !self.ends => {
-                self.reads += 1;
-                self.class = Some(Arc::clone(class));
-                true
-            }
-            Unit::BeginReadOnly if self.opens.is_none() && self.reads == 0 && !self.ends => {
-                self.opens = Some(text.into());
-                true
-            }
-            Unit::End if !self.ends => {
-                self.ends = true;
-                true
-            }
-            Unit::Owner(why) if class.kind == StatementKind::Select => {
-                self.refused = Some(why);
-                false
-            }
-            Unit::Read | Unit::BeginReadOnly | Unit::End | Unit::Owner(_) => false,
-        }
-    }
 }

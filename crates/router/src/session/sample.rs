@@ -3,7 +3,7 @@
 //! Only a read that is a transaction of its own is taken, whoever serves it. Nothing waits for it: what is too much is left.
 
 use super::Session;
-use super::read::Group;
+use super::group::Group;
 use crate::classify::Class;
 use crate::frames::{self, Fields, HEADER_BYTES};
 use crate::serve::PoolMode;

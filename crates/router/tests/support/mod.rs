@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is a failed test")]
 
 pub(crate) mod clients;
+pub(crate) mod pair;
 pub(crate) mod wire;
 
 use segue_model::switch::Side;

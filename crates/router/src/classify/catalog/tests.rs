@@ -11,7 +11,7 @@ fn sql_function(name: &str, body: &str) -> Value {
 }
 
 fn read(functions: Vec<Value>) -> Catalog {
-    let answer = json!({"relations": [], "functions": functions, "system_functions": [], "operators": [],
+    let answer = json!({"levels": false, "relations": [], "functions": functions, "system_functions": [], "operators": [],
                         "implicit": []});
     Catalog::read(&answer.to_string(), &[]).unwrap()
 }
