@@ -6,10 +6,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::spec::{Router, RouterAuth, RouterPool, RouterTls, Spec};
+use segue_model::spec::{Router, RouterAuth, RouterPool, RouterReads, RouterTls, Spec};
 use segue_model::switch::Side;
 use segue_postgres::connect::{Endpoint, TlsMode};
-use segue_router::{ClientAuth, Config, Databases, Limits, PoolMode, Tls, Upstream, UpstreamTls, Users};
+use segue_router::{
+    ClientAuth, Config, Databases, Limits, PoolMode, ReadLimits, Tls, Upstream, UpstreamTls, Users,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres::config::Host;
@@ -34,6 +36,7 @@ pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config>
         target: upstream(Side::Target, &sides.target)?,
         databases: Some(Databases { source: database(&sides.source), target: database(&sides.target) }),
         limits: limits(router),
+        reads: reads(&router.reads),
     })
 }
 
@@ -51,6 +54,10 @@ fn limits(router: &Router) -> Limits {
         statement_bytes_max: router.statement_bytes_max,
         drain_max: router.drain_max,
     }
+}
+
+fn reads(reads: &RouterReads) -> ReadLimits {
+    ReadLimits { answer_max: reads.answer_max, wait_max: reads.wait_max, stale_max: reads.stale_max }
 }
 
 fn users(file: &Path) -> Outcome<Users> {
