@@ -196,7 +196,11 @@ impl Seat {
     /// somebody from a stale answer.
     fn hear_reads(&self, told: Outcome<Option<ToldReads>>) -> Outcome<()> {
         let (reads, mirror_since_us) = match told {
-            Ok(None) => return Ok(()),
+            // None were ever set, or the migration has ended: nothing is moved.
+            Ok(None) => {
+                *self.last_reads.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                (Reads::default(), 0)
+            }
             Ok(Some(told)) => {
                 let mut last = self.last_reads.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.replace(told.revision) == Some(told.revision) {

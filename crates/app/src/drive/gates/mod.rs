@@ -9,6 +9,7 @@
 mod born;
 mod comparisons;
 mod ddl;
+mod mirrored;
 mod series;
 mod sessions;
 mod side;
@@ -109,6 +110,8 @@ pub(crate) struct Gates<'d> {
     born: Born,
     /// The operator lets sessions lose what they hold and cannot take along.
     accept_session_state: bool,
+    /// How many of the compared reads may differ.
+    mismatch_percent_max: f64,
     /// Since when differences found by live comparison are this attempt's.
     opened_us: i64,
     source: Watch,
@@ -129,7 +132,10 @@ impl<'d> Gates<'d> {
     pub(crate) async fn open(driver: &'d Driver, lease: &'d Lease) -> Outcome<Gates<'d>> {
         let (profile, migration) = (driver.spec.profile, driver.spec.name.as_str());
         let gates = Gates::over(driver.control.clone(), lease, &driver.sides, profile, migration).await?;
-        Ok(Gates { accept_session_state: driver.spec.switch.accept_session_state, ..gates })
+        let mismatch_percent_max =
+            driver.spec.router.as_ref().map_or(0.0, |router| router.mirror.mismatch_percent_max);
+        let accept_session_state = driver.spec.switch.accept_session_state;
+        Ok(Gates { accept_session_state, mismatch_percent_max, ..gates })
     }
 
     async fn over(
@@ -152,6 +158,7 @@ impl<'d> Gates<'d> {
             migration: migration.to_owned(),
             born,
             accept_session_state: false,
+            mismatch_percent_max: 0.0,
             opened_us,
             source: Watch::of(sides.source.marked(migration)),
             target: Watch::of(sides.target.marked(migration)),
@@ -170,13 +177,14 @@ impl<'d> Gates<'d> {
     pub(crate) async fn look(&mut self, measured: Measured) -> Outcome<Evidence> {
         let seen = self.look_at_sides(measured.owner).await;
         let standing = self.control.standing(self.born.at_us, self.opened_us).await?;
+        let mirrored = mirrored::of(&self.control.routers().await?, self.mismatch_percent_max);
         for sample in self.comparisons.take() {
             self.measurements.verified(sample);
         }
         let live = Share { part: measured.live.divergent, whole: measured.live.compared };
         self.measurements.measured(standing.now_us, measured.lag_ms, live);
         self.store(standing.now_us).await?;
-        let evidence = self.evidence(measured, seen, &standing);
+        let evidence = Evidence { mirrored: Some(mirrored), ..self.evidence(measured, seen, &standing) };
         self.judge(&evidence);
         Ok(evidence)
     }
@@ -298,6 +306,7 @@ impl<'d> Gates<'d> {
             lag_ms: self.measurements.lag_ms(),
             drift: self.measurements.drift(standing.now_us, bounds.drift_window),
             matches: Default::default(),
+            mirrored: None,
             verified: Some(self.verified(standing)),
             // What this attempt has found it may have found equal since; a verification may have cleared it.
             divergences_open: Some(standing.open + standing.open_live.min(measured.live.open)),
