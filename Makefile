@@ -21,7 +21,8 @@ test: setup ## every rule: format, lints, docs, tests
 soak: setup ## the same tests with the long campaigns at full length
 	SEGUE_SOAK=1 cargo nextest run --workspace --all-features --profile soak
 
-bench: setup ## the figures of docs/benchmarks.md, measured here
+bench: ## the figures of docs/benchmarks.md, measured here
+	@scripts/setup --bench
 	cargo xtask bench
 
 fmt: ## format the sources

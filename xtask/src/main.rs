@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage:
   cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
-  cargo xtask bench [copy|drain|latency|digest|switch|all] [--rounds N] [--scale F]
+  cargo xtask bench [copy|drain|latency|digest|switch|router|all] [--rounds N] [--scale F]
                              measure beside the peers; the whole size goes to docs/benchmarks.md";
 
 fn main() -> ExitCode {
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
             Ok(options) => xtask::bench::run(&options),
             Err(why) => usage(&why),
         },
+        // Started by the benchmark of the router.
+        (Some("bench-proxy"), arguments) => xtask::bench::serve_proxy(arguments),
         _ => usage("no such task"),
     }
 }

@@ -46,7 +46,11 @@ fn dispatch(cli: &Cli) -> Exit {
         Command::Demo(demo) => return demo::run(demo, &cli.global),
         _ => {}
     }
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match &cli.command {
+        Command::Router(_) => segue_router::runtime(),
+        _ => tokio::runtime::Runtime::new(),
+    };
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("segue: cannot start: {error}");

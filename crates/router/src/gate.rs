@@ -37,7 +37,8 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) fn enter(&self, side: Side) {
-        self.inside.store(1 + 2 * u64::from(side == Side::Target), Ordering::SeqCst);
+        // The fence alone orders this: one barrier is enough.
+        self.inside.store(1 + 2 * u64::from(side == Side::Target), Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
@@ -155,7 +156,7 @@ impl Gate {
     }
 
     pub(crate) fn leave(&self, cell: &Cell) {
-        cell.inside.store(0, Ordering::SeqCst);
+        cell.inside.store(0, Ordering::Release);
         fence(Ordering::SeqCst);
         if self.watched.load(Ordering::Relaxed) {
             self.left.notify_one();

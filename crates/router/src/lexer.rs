@@ -20,6 +20,19 @@ pub(crate) enum Token {
     Other,
 }
 
+/// Bytes that a word may go on with; it begins with any of them but a digit, and but the sign that comes before this is
+/// asked.
+const IN_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] =
+            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'_' | b'$') || byte >= 0x80;
+        byte += 1;
+    }
+    table
+};
+
 /// Tells words from everything that may hold bytes that look like words.
 #[derive(Debug)]
 pub(crate) struct Words<'a> {
@@ -75,13 +88,13 @@ impl<'a> Words<'a> {
                     Token::Word
                 }
                 b'$' => self.skip_dollar(),
-                b if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 => {
-                    self.skip_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$') || b >= 0x80);
-                    Token::Word
-                }
                 b if b.is_ascii_digit() => {
                     self.skip_while(|b| b.is_ascii_digit());
                     Token::Digits
+                }
+                b if IN_WORD[usize::from(b)] => {
+                    self.skip_while(|b| IN_WORD[usize::from(b)]);
+                    Token::Word
                 }
                 _ => {
                     self.at += 1;

@@ -16,7 +16,11 @@ const LOOKED_AT_MAX: usize = 16;
 /// Connections of one user to one database of one side.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    idle: Mutex<Vec<Server>>,
+    #[allow(
+        clippy::vec_box,
+        reason = "each transaction takes one and gives it back: their bytes need not move"
+    )]
+    idle: Mutex<Vec<Box<Server>>>,
     permits: Arc<Semaphore>,
 }
 
@@ -33,20 +37,23 @@ impl Pool {
 
     /// Waits for the right to a connection, in the order of asking.
     pub(crate) async fn place(self: &Arc<Pool>, limit: Duration) -> Option<Place> {
-        let permits = Arc::clone(&self.permits);
-        let permit = match Arc::clone(&permits).try_acquire_owned() {
+        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => tokio::time::timeout(limit, permits.acquire_owned()).await.ok()?.ok()?,
+            Err(_) => {
+                let turn = Arc::clone(&self.permits).acquire_owned();
+                tokio::time::timeout(limit, turn).await.ok()?.ok()?
+            }
         };
         Some(Place { pool: Arc::clone(self), permit })
     }
 
-    fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Server> {
+    fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Box<Server>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let is_set =
                 |server: &Server| Arc::ptr_eq(&server.settings, wanted) || server.settings == *wanted;
-            let near = idle.iter().rev().take(LOOKED_AT_MAX).position(is_set).unwrap_or(0);
+            let mut last = idle.iter().rev().take(LOOKED_AT_MAX);
+            let near = last.position(|server| is_set(server)).unwrap_or(0);
             let at = idle.len().checked_sub(near + 1)?;
             let server = idle.remove(at);
             // A server that says something to nobody is closing, or has a message that no client waits for.
@@ -66,12 +73,12 @@ impl Pool {
 
 impl Place {
     /// An idle connection, best one that is set as wanted.
-    pub(crate) fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Server> {
+    pub(crate) fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Box<Server>> {
         self.pool.take(wanted, age_max)
     }
 
     /// Gives a connection back, and the right to it.
-    pub(crate) fn give_back(self, server: Server) {
+    pub(crate) fn give_back(self, server: Box<Server>) {
         self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(server);
         drop(self.permit);
     }

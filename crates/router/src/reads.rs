@@ -137,10 +137,14 @@ impl Tenants {
     }
 }
 
-/// The tenant that a comment of a statement names, as sqlcommenter writes them: `/*segue_tenant='acme'*/`.
+/// The tenant that a comment of a statement names: `/*segue_tenant='acme'*/`.
 pub(crate) fn tenant_in(text: &[u8]) -> Option<String> {
+    comment(text, b"segue_tenant='")
+}
+
+/// What a comment of a statement gives for a key, as sqlcommenter writes them; the key comes with `='`.
+pub(crate) fn comment(text: &[u8], key: &[u8]) -> Option<String> {
     let at = |text: &[u8], what: &[u8]| text.windows(what.len()).position(|window| window == what);
-    let key = b"segue_tenant='";
     let mut rest = text;
     while let Some(begin) = at(rest, b"/*") {
         rest = &rest[begin + 2..];

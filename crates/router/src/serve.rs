@@ -7,7 +7,10 @@ use crate::gate::{DRAIN, END, Gate};
 use crate::pool::Pools;
 use crate::reads::{Feeds, ReadLimits, Tenants};
 use crate::route::{Routes, Taken};
+use crate::served::{self, KindTimes, Served};
 use crate::session;
+use crate::settings::{self, Parameters, Settings};
+use crate::shadow::{Shadow, ShadowConfig, ShadowCounts};
 use crate::statements::Texts;
 use crate::stats::{Counters, Counts};
 use crate::upstream::Upstream;
@@ -41,6 +44,8 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds of reads that the follower serves.
     pub reads: ReadLimits,
+    /// How reads are compared.
+    pub shadow: ShadowConfig,
 }
 
 /// What a database is called on each side.
@@ -149,12 +154,16 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     pub(crate) pools: Pools,
     pub(crate) texts: Texts,
+    pub(crate) settings: settings::Shared<Settings>,
+    pub(crate) parameters: settings::Shared<Parameters>,
     pub(crate) counters: Counters,
     pub(crate) routes: Routes,
     pub(crate) feeds: Feeds,
     pub(crate) classifier: Classifier,
     pub(crate) breaker: Breaker,
     pub(crate) tenants: Tenants,
+    pub(crate) shadow: Shadow,
+    pub(crate) served: served::Ledger,
     /// A statement has met a fence.
     pub(crate) met_fence: Notify,
     /// What mock verifiers are made from; another one after each start.
@@ -162,6 +171,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn tidy(&self, age_max: Duration) {
+        self.pools.tidy(age_max);
+        self.settings.tidy();
+        self.parameters.tidy();
+    }
+
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -220,6 +235,26 @@ impl Handle {
         self.shared.breaker.state()
     }
 
+    /// Who used which side with what: what the source served last comes first.
+    pub fn served(&self) -> Vec<Served> {
+        self.shared.served.read()
+    }
+
+    /// Why statements that look like reads were the owner's, and how many, while the follower was to serve some.
+    pub fn kept(&self) -> Vec<(&'static str, u64)> {
+        self.shared.served.read_kept()
+    }
+
+    /// How long the sides take, by kind of statement.
+    pub fn times(&self) -> Vec<KindTimes> {
+        self.shared.served.read_times()
+    }
+
+    /// What the comparing of reads has found.
+    pub fn shadow(&self) -> ShadowCounts {
+        self.shared.shadow.snapshot()
+    }
+
     /// Takes another configuration, for clients that come from now on. Nobody is dropped. How many clients and server
     /// connections there may be stays as it was.
     pub fn reload(&self, mut config: Config) {
@@ -255,17 +290,22 @@ impl Router {
         if config.auth == ClientAuth::Scram {
             config.users.stretch(&mock_secret, None);
         }
+        let shadow = Shadow::start(config.shadow.clone(), feeds.fresh.clone());
         let shared = Arc::new(Shared {
             config: RwLock::new(Arc::new(config)),
             gate: Gate::new(&route),
             pools: Pools::default(),
             texts: Texts::default(),
+            settings: settings::Shared::default(),
+            parameters: settings::Shared::default(),
             counters: Counters::default(),
             routes,
             feeds,
             classifier: Classifier::new(),
             breaker: Breaker::default(),
             tenants: Tenants::default(),
+            shadow,
+            served: served::Ledger::default(),
             met_fence: Notify::new(),
             mock_secret,
         });
@@ -302,7 +342,7 @@ impl Router {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                _ = tidy.tick() => self.shared.pools.tidy(limits.age_max),
+                _ = tidy.tick() => self.shared.tidy(limits.age_max),
                 changed = self.draining.changed() => if changed.is_err() || *self.draining.borrow() { break },
             }
         }

@@ -6,11 +6,12 @@ use crate::effects::Change;
 use crate::frames::{Fields, Malformed, put_parameter};
 use bytes::BytesMut;
 use segue_model::sqltext::quote_literal;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What ParameterStatus said, by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Parameters(BTreeMap<Box<[u8]>, Box<[u8]>>);
 
 impl Parameters {
@@ -57,12 +58,45 @@ const FORMATS: [&[u8]; 6] = [
     b"integer_datetimes",
     b"standard_conforming_strings",
 ];
+/// More different ones are not remembered at once: then it begins anew.
+const SHARED_MAX: usize = 1_024;
+
+/// Equal values as one, for many clients: whether two are equal is mostly told by where they are.
+#[derive(Debug)]
+pub(crate) struct Shared<T>(Mutex<HashSet<Arc<T>>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Shared<T> {
+        Shared(Mutex::default())
+    }
+}
+
+impl<T: Eq + Hash> Shared<T> {
+    /// The value that others have, if any of them has an equal one.
+    pub(crate) fn one(&self, value: &Arc<T>) -> Arc<T> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(one) = known.get(value) {
+            return Arc::clone(one);
+        }
+        if known.len() >= SHARED_MAX {
+            known.clear();
+        }
+        known.insert(Arc::clone(value));
+        Arc::clone(value)
+    }
+
+    /// Forgets what nobody has any more.
+    pub(crate) fn tidy(&self) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|value| Arc::strong_count(value) > 1);
+    }
+}
 
 /// More is not carried from server to server; who has more is pinned.
 const CHANGES_MAX: usize = 256;
 
 /// What a session changed and has not changed back, as the SQL that makes it so again. Equal ones need no statement.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Settings {
     /// By what is set; in the order in which they are said: roles last, because they take rights away.
     set: BTreeMap<String, String>,
@@ -293,6 +327,20 @@ mod tests {
         let mut settings = Settings::default();
         let results: Vec<_> = (0..300).map(|i| settings.apply(set(&format!("a.b{i}"), ""))).collect();
         assert!(results[0].is_ok() && results[299].is_err());
+    }
+
+    #[test]
+    fn equal_values_are_one_and_their_number_is_bounded() {
+        let shared = Shared::default();
+        let (a, b) = (shared.one(&Arc::new(1)), shared.one(&Arc::new(1)));
+        assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &shared.one(&Arc::new(2))));
+        for value in 0..2 * SHARED_MAX {
+            shared.one(&Arc::new(value));
+        }
+        assert!(shared.0.lock().unwrap().len() <= SHARED_MAX);
+        let kept = shared.one(&Arc::new(1));
+        shared.tidy();
+        assert_eq!((shared.0.lock().unwrap().len(), *kept), (1, 1));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! Where servers are shared, every statement goes under a name made from its text and types, so that one server's
 //! statement serves many clients. Where a server belongs to a session, names stay as they are. It sends nothing.
 
+use crate::classify::Class;
 use crate::effects::Effects;
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A client that names more has lost count, and would have the router remember without end.
 pub(crate) const NAMED_MAX: usize = 10_000;
@@ -28,6 +29,8 @@ pub(crate) struct Statement {
     pub(crate) effects: Effects,
     /// What servers know it by; empty: the unnamed one.
     pub(crate) server_name: Box<[u8]>,
+    /// Of what class it was when it was first used: its kind and its shape stay what they are.
+    pub(crate) class: OnceLock<Arc<Class>>,
 }
 
 impl Statement {
@@ -82,7 +85,13 @@ impl Texts {
     /// A statement of one session only, under the name that it gave.
     pub(crate) fn own(&self, name: &[u8], body: &[u8], effects: Effects) -> Arc<Statement> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        Arc::new(Statement { id, body: body.into(), effects, server_name: name.into() })
+        Arc::new(Statement {
+            id,
+            body: body.into(),
+            effects,
+            server_name: name.into(),
+            class: OnceLock::new(),
+        })
     }
 
     /// The one statement that has this text and these types.
@@ -98,7 +107,13 @@ impl Texts {
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let server_name = shared_name(id).into_boxed_slice();
-        let statement = Arc::new(Statement { id, body: body.into(), effects: effects(), server_name });
+        let statement = Arc::new(Statement {
+            id,
+            body: body.into(),
+            effects: effects(),
+            server_name,
+            class: OnceLock::new(),
+        });
         shared.texts.insert(ByBody(Arc::clone(&statement)));
         statement
     }

@@ -1,5 +1,6 @@
 //! Counters, for people and for gates. Nothing in the router decides by them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -141,10 +142,18 @@ fn longest_us(bucket: usize) -> u64 {
 }
 
 /// How long something took, over many times; each is known to an eighth of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Histogram {
     counts: Vec<u64>,
     max_us: u64,
+}
+
+// Hundreds of buckets tell a reader less than these.
+impl fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, p50, p99, max) = (self.count(), self.p50(), self.p99(), self.max());
+        write!(f, "Histogram {{ count: {count}, p50: {p50:?}, p99: {p99:?}, max: {max:?} }}")
+    }
 }
 
 impl Histogram {

@@ -328,8 +328,9 @@ pub(crate) enum NotReady {
 impl Server {
     /// Says on this server what a session has set, and takes back what somebody else had.
     pub(crate) async fn make_ready(&mut self, wanted: &Arc<Settings>) -> Result<(), NotReady> {
-        let statements = wanted.statements(&self.settings);
-        if !statements.is_empty() && self.settings != *wanted {
+        let statements =
+            if self.settings == *wanted { Vec::new() } else { wanted.statements(&self.settings) };
+        if !statements.is_empty() {
             if let Some(why) = self.ask(&statements).await? {
                 return Err(NotReady::Refused(why));
             }

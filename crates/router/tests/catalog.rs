@@ -24,6 +24,11 @@ CREATE FUNCTION tidy(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETUR
 CREATE FUNCTION guess(int) RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
 CREATE FUNCTION total(int) RETURNS bigint STABLE LANGUAGE sql AS 'SELECT sum(a) FROM t WHERE id > $1';
 CREATE FUNCTION total_other() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM other';
+CREATE FUNCTION by_default(int DEFAULT tidy(1), text DEFAULT 'a,b') RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+  'BEGIN RETURN $1; END';
+CREATE FUNCTION badly_by_default(int DEFAULT writer(1)) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+  'BEGIN RETURN $1; END';
+CREATE FUNCTION sql_by_default(int DEFAULT writer(1)) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION of_row(t) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END';
 CREATE FUNCTION add_tidy(int, int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN $1 + $2; END';
 CREATE FUNCTION add_badly(int, int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1 + $2; END';
@@ -52,13 +57,15 @@ const READS: &[&str] = &[
     "SELECT date_trunc('day', ts), now() - interval '1 day' FROM t WHERE ts > now() - '1 hour'::interval",
     "SELECT id, unnest(tags) FROM t, jsonb_array_elements(j) AS e(x), generate_series(1, 3) g",
     "SELECT * FROM t WHERE tags && ARRAY['x'] AND j @> '{}' AND b ~* 'x' AND b ILIKE '%y'",
-    "SELECT rank() OVER (ORDER BY a), lag(a) OVER (ORDER BY a), random(), gen_random_uuid() FROM t",
+    "SELECT rank() OVER (ORDER BY a), lag(a) OVER (ORDER BY a), random(), clock_timestamp() FROM t",
     "SELECT to_char(ts, 'YYYY'), round(n, 2), abs(a), coalesce(b, ''), format('%s', b), concat(a, b) FROM t",
     "SELECT extract(epoch FROM ts), position('a' IN b), trim(b), overlay(b placing 'x' from 1) FROM t",
-    "SELECT row_to_json(t), jsonb_build_object('a', a), json_agg(a) FROM t GROUP BY 1, 2",
+    "SELECT b SIMILAR TO 'x|y', substring(b FROM 'x.') FROM t",
+    "SELECT to_jsonb(t), jsonb_build_object('a', a), json_agg(a) FROM t GROUP BY 1, 2",
     "SELECT * FROM plain",
     "SELECT * FROM deep ORDER BY id LIMIT 3",
     "SELECT tidy(a), total(a), tidy_sum(a) OVER (), a %%% 1, a::positive FROM t",
+    "SELECT by_default() FROM t",
     "SELECT ts_rank(to_tsvector('english', b), plainto_tsquery('english', 'x')) FROM t",
 ];
 
@@ -72,6 +79,9 @@ const NOT_READS: &[(&str, &str)] = &[
     ("SELECT * FROM secret", "row-level security"),
     ("SELECT writer(id) FROM t", "function that may write"),
     ("SELECT * FROM writes", "function that may write"),
+    ("SELECT badly_by_default() FROM t", "function that may write"),
+    ("SELECT sql_by_default() FROM t", "function that may write"),
+    ("SELECT regclass('t'::text) FROM t", "about the server"),
     ("SELECT t.of_row FROM t", "function that may write"),
     ("SELECT bad_sum(a) FROM t", "function that may write"),
     ("SELECT guess(id) FROM t", "not known"),

@@ -49,6 +49,11 @@ fn cpu(pair: &Pair) -> f64 {
     ended_clients + server(pair.source.pid()) + server(pair.target.pid())
 }
 
+/// Processor seconds that one process has taken so far.
+pub(super) fn cpu_of(pid: u32) -> f64 {
+    stat(&pid.to_string()).map_or(0.0, |stat| stat.own)
+}
+
 struct Stat {
     parent: u32,
     own: f64,
@@ -78,8 +83,17 @@ fn children_of(parent: u32) -> impl Iterator<Item = String> {
 
 /// The most memory a process has held so far, in KiB; `None` when it is gone.
 pub(super) fn peak_memory_kib(pid: u32) -> Option<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// The memory a process holds now, in KiB; `None` when it is gone.
+pub(super) fn memory_kib(pid: u32) -> Option<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+fn status_kib(pid: u32, key: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()
 }
 

@@ -11,6 +11,7 @@ mod latency;
 mod measure;
 mod pair;
 mod report;
+mod router;
 mod switch;
 
 use crate::tidy::this_workspace;
@@ -38,10 +39,11 @@ enum Part {
     Latency,
     Digest,
     Switch,
+    Router,
 }
 
 impl Part {
-    const ALL: [Part; 5] = [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch];
+    const ALL: [Part; 6] = [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch, Part::Router];
 
     fn name(self) -> &'static str {
         match self {
@@ -50,6 +52,7 @@ impl Part {
             Part::Latency => "latency",
             Part::Digest => "digest",
             Part::Switch => "switch",
+            Part::Router => "router",
         }
     }
 }
@@ -109,9 +112,21 @@ impl Options {
     }
 }
 
+/// Is one of the proxies that are measured: each is a process of its own, whose processor time tells its cost.
+pub fn serve_proxy(arguments: &[String]) -> ExitCode {
+    match router::serve(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Measures, prints, and writes what is whole to `docs/benchmarks.md`.
 pub fn run(options: &Options) -> ExitCode {
-    if !build_segue() {
+    // The router is measured without it.
+    if options.parts.iter().any(|part| *part != Part::Router) && !build_segue() {
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Runtime::new() {
@@ -142,6 +157,7 @@ async fn measure(part: Part, options: &Options) -> Section {
         Part::Latency => latency::measure(options).await,
         Part::Digest => digest::measure(options).await,
         Part::Switch => switch::measure(options).await,
+        Part::Router => router::measure(options).await,
     };
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }

@@ -31,7 +31,8 @@ pub(super) fn segue_program() -> PathBuf {
     own.parent().unwrap_or(Path::new(".")).join("segue")
 }
 
-fn options() -> Options {
+/// The settings of production.
+pub(super) fn options() -> Options {
     let mut options = Options { fsync: true, ..Options::default() };
     for (setting, value) in [
         ("shared_buffers", "512MB"),

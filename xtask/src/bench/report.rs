@@ -117,8 +117,8 @@ fn machine() -> String {
     let memory_gib =
         memory.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1048576.0;
     let server = version(&client_program("postgres").to_string_lossy());
-    let segue = version(&super::pair::segue_program().to_string_lossy());
-    format!("{cores} × {model}, {memory_gib:.0} GiB; {server}; {segue}")
+    let segue = env!("CARGO_PKG_VERSION");
+    format!("{cores} × {model}, {memory_gib:.0} GiB; {server}; segue {segue}")
 }
 
 fn version(program: &str) -> String {

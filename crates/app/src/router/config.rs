@@ -6,11 +6,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::spec::{Router, RouterAuth, RouterPool, RouterReads, RouterTls, Spec};
+use segue_model::spec::{Router, RouterAuth, RouterMirror, RouterPool, RouterReads, RouterTls, Spec};
 use segue_model::switch::Side;
 use segue_postgres::connect::{Endpoint, TlsMode};
 use segue_router::{
-    ClientAuth, Config, Databases, Limits, PoolMode, ReadLimits, Tls, Upstream, UpstreamTls, Users,
+    ClientAuth, Config, Databases, Limits, PoolMode, ReadLimits, ShadowConfig, Tls, Upstream, UpstreamTls,
+    Users,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config>
         databases: Some(Databases { source: database(&sides.source), target: database(&sides.target) }),
         limits: limits(router),
         reads: reads(&router.reads),
+        shadow: shadow(&router.mirror),
     })
 }
 
@@ -58,6 +60,15 @@ fn limits(router: &Router) -> Limits {
 
 fn reads(reads: &RouterReads) -> ReadLimits {
     ReadLimits { answer_max: reads.answer_max, wait_max: reads.wait_max, stale_max: reads.stale_max }
+}
+
+fn shadow(mirror: &RouterMirror) -> ShadowConfig {
+    ShadowConfig {
+        float_tolerance: mirror.float_tolerance,
+        timestamp_tolerance: mirror.timestamp_tolerance,
+        show_values: mirror.show_values,
+        ..ShadowConfig::default()
+    }
 }
 
 fn users(file: &Path) -> Outcome<Users> {

@@ -27,7 +27,7 @@ impl Findings {
     pub(super) fn compare_since(&self, since_us: i64, handle: &Handle) {
         let mut before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if before.since_us != since_us {
-            *before = Before { since_us, counts: found(handle) };
+            *before = Before { since_us, counts: handle.shadow() };
         }
     }
 
@@ -51,13 +51,8 @@ impl Findings {
     /// What comparing them has come to.
     pub(super) fn mirror(&self, handle: &Handle, rules: &Reads) -> MirrorSeat {
         let before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since(&before, &found(handle), rules.mirror_percent)
+        since(&before, &handle.shadow(), rules.mirror_percent)
     }
-}
-
-/// What the router's shadow reads have found since it began.
-fn found(_handle: &Handle) -> ShadowCounts {
-    ShadowCounts::default()
 }
 
 fn since(before: &Before, now: &ShadowCounts, percent: u8) -> MirrorSeat {

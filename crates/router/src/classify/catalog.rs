@@ -87,6 +87,8 @@ struct FunctionRow {
     language: String,
     takes_row: bool,
     body: Option<String>,
+    /// Of its arguments, with commas between them.
+    defaults: Option<String>,
     /// What an aggregate calls.
     calls: Option<Vec<(String, String)>>,
 }
@@ -143,6 +145,11 @@ impl Catalog {
         let mut pending = catalog.put_relations(answer.relations, migrated);
         for row in answer.system_functions {
             catalog.put_system_function(row);
+        }
+        for (newer, older) in names::NEWER {
+            if let (Err(_), Ok(verdict)) = (catalog.function(None, newer), catalog.function(None, older)) {
+                catalog.put_system(newer, Ok(verdict));
+            }
         }
         for row in answer.functions {
             pending.extend(catalog.put_function(row));
@@ -234,33 +241,50 @@ impl Catalog {
     }
 
     fn put_system_function(&mut self, row: SystemRow) {
+        let is_volatile = row.volatile && !names::is_called_volatile_wrongly(&row.name);
         let verdict = match () {
             () if names::is_about_server(&row.name) => Err(Why::AboutServer),
-            () if row.volatile && !names::is_chance(&row.name) => Err(Why::Volatile),
+            () if is_volatile && !names::is_chance(&row.name) => Err(Why::Volatile),
             () => Ok(Called {
-                found: Found { tables: false, chance: row.volatile },
+                found: Found { tables: false, chance: is_volatile },
                 depends_on_order: row.aggregate && names::depends_on_order(&row.name),
             }),
         };
+        self.put_system(&row.name, verdict);
+    }
+
+    fn put_system(&mut self, name: &str, verdict: Result<Called, Why>) {
         let function = Function { schema: "pg_catalog".to_owned(), verdict, takes_row: false };
-        self.functions.entry(row.name).or_default().push(function);
+        self.functions.entry(name.to_owned()).or_default().push(function);
     }
 
     fn put_function(&mut self, row: FunctionRow) -> Option<Pending> {
-        let named = self.functions.entry(row.name.clone()).or_default();
-        let place = Place::Function(row.name, named.len());
         let later = Err(Why::UnknownFunction);
         let (verdict, body) = match (&*row.volatility, &*row.language) {
             ("i", _) if row.kind == "a" => (later, row.calls.map(Body::Calls)),
-            ("i" | "s", "internal" | "c") => (Ok(Called::default()), None),
+            ("i" | "s", "c") if names::runs_text(&row.name) => (later, None),
+            ("i" | "s", "internal" | "c") | ("i", _) if row.language != "sql" => {
+                (Ok(Called::default()), None)
+            }
             ("i" | "s", "sql") => {
                 let parsed = row.body.and_then(|body| parse::parse(body.as_bytes()).ok());
                 (later, parsed.map(Body::Statements))
             }
-            ("i", _) => (Ok(Called::default()), None),
-            ("s", _) => (later, None),
-            _ => (Err(Why::Volatile), None),
+            ("v", "c") if names::is_chance(&row.name) => {
+                (Ok(Called { found: Found { tables: false, chance: true }, depends_on_order: false }), None)
+            }
+            ("v", _) => (Err(Why::Volatile), None),
+            _ => (later, None),
         };
+        // A call that leaves arguments out evaluates their defaults.
+        let (verdict, body) = match (row.defaults, verdict, body) {
+            (None, verdict, body) => (verdict, body),
+            (Some(defaults), Ok(_), None) => (later, with_defaults(Vec::new(), &defaults)),
+            (Some(defaults), _, Some(Body::Statements(body))) => (later, with_defaults(body, &defaults)),
+            (Some(_), verdict, _) => (verdict, None),
+        };
+        let named = self.functions.entry(row.name.clone()).or_default();
+        let place = Place::Function(row.name, named.len());
         named.push(Function { schema: row.schema, verdict, takes_row: row.takes_row });
         body.map(|body| Pending { place, body })
     }
@@ -328,6 +352,11 @@ impl Catalog {
             }
         }
     }
+}
+
+fn with_defaults(mut body: Vec<Statement>, defaults: &str) -> Option<Body> {
+    body.extend(parse::parse(format!("SELECT {defaults}").as_bytes()).ok()?);
+    Some(Body::Statements(body))
 }
 
 /// Which tables are migrated, themselves or as part of another, and which read others when they are read.

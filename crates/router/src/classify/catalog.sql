@@ -17,6 +17,7 @@ SELECT pg_catalog.json_build_object(
         AND EXISTS (SELECT FROM pg_catalog.pg_type t WHERE t.oid = p.proargtypes[0] AND t.typtype IN ('c', 'd', 'p')),
       -- A body that the server has parsed has no text.
       'body', CASE WHEN l.lanname = 'sql' AND pg_catalog.to_jsonb(p) ->> 'prosqlbody' IS NULL THEN p.prosrc END,
+      'defaults', pg_catalog.pg_get_expr(p.proargdefaults, 0),
       'calls', CASE p.prokind WHEN 'a' THEN (
         SELECT pg_catalog.json_agg(pg_catalog.json_build_array(fn.nspname, f.proname))
         FROM pg_catalog.pg_aggregate a

@@ -1,21 +1,31 @@
 //! Names of PostgreSQL's own that mean something: functions and types that ask about the server, and columns of the
 //! system. What a function of the system does, if it is not here, its volatility says.
 
-/// Volatile, but for other reasons than that they write: chance, the clock, sleep.
+/// Volatile, but for other reasons than that they write: chance, the clock, sleep. Some are of `pgcrypto` and
+/// `uuid-ossp`.
 const CHANCE: &[&str] = &[
     "array_sample",
     "array_shuffle",
     "clock_timestamp",
+    "gen_random_bytes",
     "gen_random_uuid",
+    "gen_salt",
     "pg_sleep",
     "pg_sleep_for",
     "pg_sleep_until",
     "random",
     "random_normal",
     "timeofday",
+    "uuid_generate_v1",
+    "uuid_generate_v1mc",
+    "uuid_generate_v4",
     "uuidv4",
     "uuidv7",
 ];
+
+/// Functions that today's parser makes of syntax for which older servers have others.
+pub(super) const NEWER: &[(&str, &str)] =
+    &[("extract", "date_part"), ("similar_to_escape", "similar_escape")];
 
 /// Aggregates whose result depends on the order of their input.
 const BY_ORDER: &[&str] = &[
@@ -52,6 +62,7 @@ const ABOUT_SERVER: &[&str] = &[
     "mxid_age",
     "obj_description",
     "row_security_active",
+    "satisfies_hash_partition",
     "session_user",
     "set_config",
     "shobj_description",
@@ -83,15 +94,37 @@ const ABOUT_SERVER_PREFIXES: &[&str] = &[
 const ABOUT_DATA: &[&str] =
     &["pg_size_bytes", "pg_size_pretty", "pg_sleep", "pg_sleep_for", "pg_sleep_until", "pg_typeof"];
 
+/// Types whose values are looked up in the system's catalog, and have other numbers on the other side. Text search
+/// configurations and dictionaries are not among them: every search names one, and both sides have them, like types.
+const CATALOG_TYPES: &[&str] = &[
+    "regclass",
+    "regcollation",
+    "regdatabase",
+    "regnamespace",
+    "regoper",
+    "regoperator",
+    "regproc",
+    "regprocedure",
+    "regrole",
+    "regtype",
+];
+
 /// Of a function in `pg_catalog`.
 pub(super) fn is_about_server(function: &str) -> bool {
     let starts = || ABOUT_SERVER_PREFIXES.iter().any(|prefix| function.starts_with(prefix));
-    (ABOUT_SERVER.contains(&function) || starts()) && !ABOUT_DATA.contains(&function)
+    // Casts to such a type, and its input and output, are functions too.
+    let is_type = || CATALOG_TYPES.iter().any(|name| function.starts_with(name));
+    (ABOUT_SERVER.contains(&function) || starts() || is_type()) && !ABOUT_DATA.contains(&function)
 }
 
-/// Of a volatile function in `pg_catalog`: it writes nothing all the same.
+/// Of a volatile function in C: it writes nothing all the same, but its result depends on chance.
 pub(super) fn is_chance(function: &str) -> bool {
     CHANCE.contains(&function)
+}
+
+/// Of a function in `pg_catalog` that is called volatile: one form of it was, by an oversight, before PostgreSQL 17.
+pub(super) fn is_called_volatile_wrongly(function: &str) -> bool {
+    function == "timezone"
 }
 
 /// Of an aggregate in `pg_catalog`.
@@ -104,22 +137,14 @@ pub(super) fn is_system_column(name: &str) -> bool {
     matches!(name, "ctid" | "xmin" | "xmax" | "cmin" | "cmax" | "tableoid")
 }
 
-/// Types whose values are looked up in the system's catalog, and have other numbers on the other side. Text search
-/// configurations and dictionaries are not among them: every search names one, and both sides have them, like types.
+/// See [`CATALOG_TYPES`].
 pub(super) fn is_catalog_type(name: &str) -> bool {
-    matches!(
-        name,
-        "regclass"
-            | "regcollation"
-            | "regdatabase"
-            | "regnamespace"
-            | "regoper"
-            | "regoperator"
-            | "regproc"
-            | "regprocedure"
-            | "regrole"
-            | "regtype"
-    )
+    CATALOG_TYPES.contains(&name)
+}
+
+/// Of a function in C that is not volatile: it runs statements that it is given as text.
+pub(super) fn runs_text(function: &str) -> bool {
+    function.starts_with("crosstab") || matches!(function, "connectby" | "xpath_table")
 }
 
 /// Of a schema, or of a table without one.

@@ -40,31 +40,34 @@ enum As {
 const LEAVES: &[&str] =
     &["AConst", "AStar", "Alias", "BitString", "Boolean", "Float", "Integer", "ParamRef", "String"];
 
+/// Of a query.
+const SELECT: &[(&str, As)] = &[
+    ("distinct_clause", As::Nodes),
+    ("target_list", As::Nodes),
+    ("from_clause", As::Nodes),
+    ("where_clause", As::Nodes),
+    ("group_clause", As::Nodes),
+    ("group_distinct", As::Plain),
+    ("having_clause", As::Nodes),
+    ("window_clause", As::Nodes),
+    ("values_lists", As::Nodes),
+    ("sort_clause", As::Nodes),
+    ("limit_offset", As::Nodes),
+    ("limit_count", As::Nodes),
+    ("limit_option", As::Plain),
+    // Walked before the rest, which it hides tables from.
+    ("with_clause", As::Plain),
+    ("op", As::Plain),
+    ("all", As::Plain),
+    ("larg", As::Message("SelectStmt")),
+    ("rarg", As::Message("SelectStmt")),
+];
+
 /// All types of nodes that can be harmless, each with the members that may be there.
 fn members(node: &str) -> Option<&'static [(&'static str, As)]> {
     use As::{Message, Nodes, Plain};
     Some(match node {
-        "SelectStmt" => &[
-            ("distinct_clause", Nodes),
-            ("target_list", Nodes),
-            ("from_clause", Nodes),
-            ("where_clause", Nodes),
-            ("group_clause", Nodes),
-            ("group_distinct", Plain),
-            ("having_clause", Nodes),
-            ("window_clause", Nodes),
-            ("values_lists", Nodes),
-            ("sort_clause", Nodes),
-            ("limit_offset", Nodes),
-            ("limit_count", Nodes),
-            ("limit_option", Plain),
-            // Walked before the rest, which it hides tables from.
-            ("with_clause", Plain),
-            ("op", Plain),
-            ("all", Plain),
-            ("larg", Message("SelectStmt")),
-            ("rarg", Message("SelectStmt")),
-        ],
+        "SelectStmt" => SELECT,
         "WithClause" => &[("ctes", Nodes), ("recursive", Plain)],
         "CommonTableExpr" => {
             &[("ctename", Plain), ("aliascolnames", Nodes), ("ctematerialized", Plain), ("ctequery", Nodes)]

@@ -45,7 +45,7 @@ impl Session {
         if self.lone.armed {
             let Some(link) = &mut self.link else { return Ok(Back::Wait) };
             let verdict = match &self.reading {
-                Some(reading) => verdict_of_read(&link.server.input, reading.preludes),
+                Some(reading) => verdict_of_read(&link.server.input, reading.preludes, reading.empties),
                 None => verdict(&link.server.input),
             };
             match verdict {
@@ -88,7 +88,8 @@ impl Session {
             return Ok((self.server_rest > 0).then_some(Back::Wait));
         }
         let Some(head) = frames::head(input).map_err(End::Garbled)? else { return Ok(Some(Back::Wait)) };
-        let passes_in_parts = matches!(head.tag, b'D' | b'd') || head.bytes > LOOKED_AT_MAX;
+        let in_parts = matches!(head.tag, b'D' | b'd') && self.sampling.is_none();
+        let passes_in_parts = in_parts || head.bytes > LOOKED_AT_MAX;
         if input.len() < head.bytes && !passes_in_parts {
             return Ok(Some(Back::Wait));
         }
@@ -100,6 +101,11 @@ impl Session {
             Err(_) if head.tag == b'E' => Answer::Pass,
             Err(unasked) => return Err(unasked.into()),
         };
+        match input.get(..head.bytes) {
+            Some(frame) => Session::note_answer(&mut self.sampling, frame),
+            // It is too long to be kept.
+            None => self.sampling = None,
+        }
         if head.tag == b'S' && input.len() >= head.bytes {
             note_parameter(&mut link.server.parameters, &input[..head.bytes])?;
             if self.reading.is_none() {
@@ -152,6 +158,7 @@ impl Session {
         self.settle_dropped(failed);
         self.pending.answered(self.pipeline.owes_nothing());
         self.judge_follower(failed);
+        self.tally();
         if let Some(reading) = &mut self.reading {
             reading.proved = false;
         }
@@ -203,8 +210,8 @@ fn verdict(mut input: &[u8]) -> Verdict {
 }
 
 /// Looks at the answer of a read, up to the first thing that the client must have seen once it is passed on. So many
-/// commands that begin a transaction come first.
-fn verdict_of_read(mut input: &[u8], mut preludes: usize) -> Verdict {
+/// groups that do nothing and commands that begin a transaction come first.
+fn verdict_of_read(mut input: &[u8], mut preludes: usize, mut empties: usize) -> Verdict {
     let whole = input.len();
     let mut refused = false;
     while let Ok(Some(head)) = frames::head(input) {
@@ -223,6 +230,7 @@ fn verdict_of_read(mut input: &[u8], mut preludes: usize) -> Verdict {
             // The connection's end follows, and no ReadyForQuery.
             b'E' if frames::is_fatal(frame) => return Verdict::Lost,
             b'E' => refused = true,
+            b'Z' if empties > 0 => empties -= 1,
             b'Z' if refused => return Verdict::Unread(whole - rest.len()),
             b'Z' => return Verdict::Answered,
             _ => {}
@@ -273,6 +281,25 @@ mod tests {
             let input = conversation(tags);
             let expected = if fenced { Verdict::Fenced(input.len()) } else { Verdict::Answered };
             assert_eq!(verdict(&input), expected, "{tags}");
+        }
+    }
+
+    #[test]
+    fn of_a_read_any_refusal_before_the_first_row_is_one() {
+        for (tags, preludes, empties, refused) in [
+            ("EZ", 0, 0, true),
+            ("12TEZ", 0, 0, true),
+            ("12TDEZ", 0, 0, false),
+            ("12TCZ", 0, 0, false),
+            ("CEz", 1, 0, true),
+            ("CEz", 0, 0, false),
+            ("12C12TEz", 1, 0, true),
+            ("3Z2EZ", 0, 1, true),
+            ("3Z2DCZ", 0, 1, false),
+        ] {
+            let input = conversation(tags);
+            let expected = if refused { Verdict::Unread(input.len()) } else { Verdict::Answered };
+            assert_eq!(verdict_of_read(&input, preludes, empties), expected, "{tags}");
         }
     }
 

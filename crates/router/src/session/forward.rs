@@ -1,6 +1,7 @@
 //! From the client to the server: what is understood, what is renamed, and what has to be said before.
 
 use super::link::shutting_down;
+use super::tally;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
 use crate::effects::{self, Change, Effects, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
@@ -157,7 +158,7 @@ impl Session {
 
     pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
-        if self.reading.is_some() && self.pipeline.awaits_ready() && !self.pipeline.in_group() {
+        if self.reading.as_ref().is_some_and(|reading| reading.unsent == 0) && self.pipeline.awaits_ready() {
             // What comes next is looked at once the follower has answered this.
             return true;
         }
@@ -201,7 +202,10 @@ impl Session {
                 self.note_execution(run).map_err(End::client)?;
                 Owed::Execute
             }
-            b'S' => Owed::Sync,
+            b'S' => {
+                self.note_boundary();
+                Owed::Sync
+            }
             b'F' => Owed::Call,
             b'c' | b'f' => Owed::CopyEnd,
             _ => return Ok(Frame::Pass),
@@ -248,6 +252,8 @@ impl Session {
             if portal.is_empty() { &self.last_bound } else { self.portals.get(portal).unwrap_or(&None) };
         match statement.clone() {
             Some(statement) => {
+                let class = statement.class.get_or_init(|| self.shared.classifier.class(statement.text()));
+                self.note_class(class, tally::trace_in(statement.text()));
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
@@ -289,12 +295,15 @@ impl Session {
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let effects = effects::read(text);
         self.tenant_in_text = reads::tenant_in(text).or(self.tenant_in_text.take());
+        let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
+        self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();
         }
         self.note(&effects);
         let deallocated = self.deallocated(&effects.changes);
         self.note_on_server(&effects.changes);
+        self.note_boundary();
         self.pipeline.sent(Owed::Query);
         let Some(sql) = deallocated else { return Ok(Frame::Pass) };
         self.send(run);

@@ -30,6 +30,7 @@ impl Session {
     pub(super) async fn begin(&mut self) -> Result<(), End> {
         self.lone.armed = false;
         self.take_route();
+        self.begin_sample();
         let begun = match self.begin_reading().await {
             Ok(begun) => begun,
             Err(End::Refused(refusal)) if !refusal.fatal => {
@@ -84,11 +85,10 @@ impl Session {
     }
 
     fn waits_until(&self) -> Option<Instant> {
-        let now = Instant::now();
         let held = self.route.held_until;
         let refused =
             self.lone.refused.filter(|(epoch, _)| *epoch == self.route.epoch).map(|(_, until)| until);
-        held.max(refused).filter(|until| *until > now)
+        held.max(refused).filter(|until| *until > Instant::now())
     }
 
     /// Waits for another route; `false`: the client's group was answered instead.
@@ -221,6 +221,7 @@ impl Session {
         // What is told of a server for reads is compared, and not told: it is another one's with the next statement.
         if !link.reads && !Arc::ptr_eq(&self.told, &server.parameters) {
             let mut differences = BytesMut::new();
+            server.parameters = self.shared.parameters.one(&server.parameters);
             server.parameters.put_differences(&self.told, &mut differences);
             if !differences.is_empty() {
                 self.to_client.buffer().extend_from_slice(&differences);
@@ -278,6 +279,7 @@ impl Session {
             return Err(End::Left);
         }
         self.settle();
+        self.end_sample();
         self.settle_reading();
         self.active = false;
         self.last_bound = None;
@@ -335,7 +337,8 @@ impl Session {
         self.input = again;
         self.pipeline = Pipeline::default();
         self.pending.clear();
-        self.last_bound = None;
+        (self.sampling, self.last_bound) = (None, None);
+        self.tally.take_back();
         self.portals.clear();
         self.active = false;
         self.shared.gate.leave(&self.cell);

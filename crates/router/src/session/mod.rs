@@ -9,6 +9,8 @@
 //! * [`link`]: at the boundary of a transaction: the route, the hold, a server connection made ready
 //! * [`open`]: where that connection comes from
 //! * [`read`]: reads that the follower serves
+//! * [`sample`]: reads that are compared
+//! * [`tally`]: what was served, counted
 //!
 //! The task owns the client's socket and, while it is linked, the server's. Nothing is handed to another task.
 
@@ -21,13 +23,15 @@ mod open;
 mod pending;
 mod prepare;
 mod read;
+mod sample;
+mod tally;
 
 use crate::auth::Login;
 use crate::effects::Pin;
 use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
-use crate::pool::Place;
+use crate::pool::{Place, Pool};
 use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
@@ -43,6 +47,7 @@ use bytes::{Bytes, BytesMut};
 use forward::Forward;
 use pending::Pending;
 use read::Failure;
+use segue_model::switch::Side;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -108,7 +113,7 @@ impl From<NotReady> for End {
 
 /// A server connection while it is the session's.
 struct Link {
-    server: Server,
+    server: Box<Server>,
     /// Bytes on their way to the server.
     out: Out,
     /// The right to it, where it is shared.
@@ -146,6 +151,9 @@ struct Session {
     ahead: Option<open::Ahead>,
     /// The transaction that is running is the follower's.
     reading: Option<read::Reading>,
+    tally: tally::Tally,
+    /// The read that is being answered is to be compared.
+    sampling: Option<Box<sample::Sampling>>,
     /// Its next transaction is the owner's, whatever it is: the follower could not answer it.
     stays: bool,
     /// The owner answers what the follower refused.
@@ -177,6 +185,8 @@ struct Session {
     /// What the client was told.
     told: Arc<Parameters>,
     settings: Arc<Settings>,
+    /// Where its servers come from, on the side that it was linked to last.
+    pool: Option<(Side, Arc<Pool>)>,
     /// What holds once the transaction has succeeded.
     pending: Pending,
     transaction_failed: bool,
@@ -401,10 +411,5 @@ impl Session {
         };
         // A client that does not listen misses it.
         let _ = tokio::time::timeout(FAREWELL_MAX, farewell).await;
-    }
-
-    /// Time to wait for a server connection ends here.
-    fn queue_deadline(&self) -> Instant {
-        Instant::now() + self.config.limits.queue_max
     }
 }

@@ -14,7 +14,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// A server that is opened before it is needed.
 pub(super) struct Ahead {
     side: Side,
-    opened: oneshot::Receiver<Server>,
+    opened: oneshot::Receiver<Box<Server>>,
 }
 
 impl Drop for Ahead {
@@ -33,10 +33,16 @@ impl Session {
         if self.is_shared() { self.borrow_server(side).await } else { self.own_server(side).await }
     }
 
+    /// Until when an unreachable side is tried again: for reads there is another one.
+    fn patience(&self, side: Side) -> Instant {
+        let now = Instant::now();
+        if side == self.route.owner { now + self.config.limits.queue_max } else { now }
+    }
+
     /// A server of the session's own, as its client asked for it.
     async fn own_server(&mut self, side: Side) -> Result<Option<Link>, End> {
         let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
-        let opening = self.opening(side, self.startup.settings.clone(), self.queue_deadline());
+        let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
         let opening = async {
             let ahead = match ahead {
                 Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
@@ -75,10 +81,17 @@ impl Session {
     async fn borrow_server(&mut self, side: Side) -> Result<Option<Link>, End> {
         let config = Arc::clone(&self.config);
         let limits = &config.limits;
-        let deadline = self.queue_deadline();
-        let user = self.startup.user.as_str();
-        let database = config.database(side, &self.startup.database);
-        let pool = self.shared.pools.of(side, user, database, limits.connections_max);
+        let deadline = self.patience(side);
+        let pool = match &self.pool {
+            Some((known, pool)) if *known == side => Arc::clone(pool),
+            _ => {
+                let database = config.database(side, &self.startup.database);
+                let (user, most) = (self.startup.user.as_str(), limits.connections_max);
+                let pool = self.shared.pools.of(side, user, database, most);
+                self.pool = Some((side, Arc::clone(&pool)));
+                pool
+            }
+        };
         let Some(turn) = self.in_queue(pool.place(limits.queue_max)).await? else { return Ok(None) };
         let Some(place) = turn else {
             self.shared.counters.queue_timeouts.add_one();
@@ -106,7 +119,7 @@ impl Session {
         side: Side,
         settings: Vec<(String, String)>,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Server, End>> + Send + use<> {
+    ) -> impl Future<Output = Result<Box<Server>, End>> + Send + use<> {
         let (shared, config) = (Arc::clone(&self.shared), Arc::clone(&self.config));
         let (user, login) = (self.startup.user.clone(), self.login.clone());
         let database = config.database(side, &self.startup.database).to_owned();
@@ -119,7 +132,7 @@ impl Session {
                 let error = match opened {
                     Ok(server) => {
                         shared.counters.connects.add_one();
-                        return Ok(server);
+                        return Ok(Box::new(server));
                     }
                     // Its own words: the database is not there, there are too many connections, …
                     Err(ConnectError::Told(frame)) if !is_starting(&frame) => return Err(End::Told(frame)),

@@ -88,13 +88,14 @@ impl Session {
             starts_anew |= matches!(change, Change::Reset { .. } | Change::ResetAll | Change::DiscardAll);
             too_many |= settings.apply(change).is_err();
         }
+        self.settings = self.shared.settings.one(&self.settings);
         if let Some(link) = &mut self.link {
             link.server.settings = Arc::clone(&self.settings);
         }
         if starts_anew && self.is_shared() {
             // A shared server falls back to nobody's settings, and the client expects its own.
             let wishes = Settings::at_start(&self.startup.settings);
-            self.settings = Arc::new(self.settings.over(wishes));
+            self.settings = self.shared.settings.one(&Arc::new(self.settings.over(wishes)));
         }
         if too_many {
             self.pin(crate::Pin::Size);

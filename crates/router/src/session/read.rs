@@ -5,7 +5,7 @@
 //! a unit, and returns to the owner at the first statement that is not proved to be a read.
 
 use super::{End, Link, Session};
-use crate::classify::{Class, Unit};
+use crate::classify::{Class, StatementKind, Unit, Why};
 use crate::frames::{self, Fields};
 use crate::pipeline::Pipeline;
 use crate::reads;
@@ -31,6 +31,10 @@ pub(super) struct Reading {
     pub(super) proved: bool,
     /// Of the group's commands so many end before the first read's answer begins.
     pub(super) preludes: usize,
+    /// So many groups that do nothing come before it.
+    pub(super) empties: usize,
+    /// So many ReadyForQuery are owed for what was proved, and not sent for yet.
+    pub(super) unsent: usize,
     deadline: Pin<Box<Sleep>>,
 }
 
@@ -39,8 +43,8 @@ pub(super) struct Reading {
 pub(super) enum Group {
     /// Its end is not there yet.
     Partial,
-    /// The owner's.
-    Owner,
+    /// The owner's; of a statement that begins as a read does, why.
+    Owner(Option<Why>),
     Reads(Reads),
 }
 
@@ -51,10 +55,14 @@ pub(super) struct Reads {
     opens: Option<Box<[u8]>>,
     /// It ends a transaction.
     ends: bool,
+    /// Groups before it that do nothing but close what was prepared: some clients do that whenever they speak next.
+    empties: usize,
     /// Statements that are executed and read.
-    pub(super) reads: usize,
+    reads: usize,
     /// The last one of them.
     pub(super) class: Option<Arc<Class>>,
+    /// Why one that begins as a read does is none.
+    refused: Option<Why>,
 }
 
 impl Session {
@@ -79,7 +87,14 @@ impl Session {
         if !wanted.chooses_target(tenant.as_deref(), self.lot) {
             return Ok(false);
         }
-        let Group::Reads(group) = self.group(&self.input) else { return Ok(false) };
+        let group = match self.group(&self.input) {
+            Group::Reads(group) => group,
+            Group::Owner(why) => {
+                why.inspect(|why| self.shared.served.kept(*why));
+                return Ok(false);
+            }
+            Group::Partial => return Ok(false),
+        };
         // A commit without a transaction is a warning of the owner's.
         if group.ends && group.opens.is_none() || (group.reads == 0 && group.opens.is_none()) {
             return Ok(false);
@@ -103,6 +118,8 @@ impl Session {
             opened_by: group.opens,
             proved: true,
             preludes,
+            empties: group.empties,
+            unsent: group.empties + 1,
             deadline: Box::pin(tokio::time::sleep(limit)),
         });
         (self.active, self.lone.first) = (true, true);
@@ -110,7 +127,7 @@ impl Session {
     }
 
     /// Whether this session is the same on any server, as far as reads can tell.
-    fn may_read_elsewhere(&self) -> bool {
+    pub(super) fn may_read_elsewhere(&self) -> bool {
         let reported = |name: &[u8]| self.told.get(name).unwrap_or_default();
         self.pin.is_none()
             && !self.settings.pins()
@@ -182,24 +199,23 @@ impl Session {
 
     /// What a group of messages at the beginning of `input` is.
     pub(super) fn group(&self, input: &[u8]) -> Group {
-        let mut group = Reads { opens: None, ends: false, reads: 0, class: None };
+        let mut group = Reads { opens: None, ends: false, empties: 0, reads: 0, class: None, refused: None };
         let mut parsed: Vec<(&[u8], &[u8])> = Vec::new();
         let mut bound: Vec<(&[u8], Option<Arc<Class>>)> = Vec::new();
-        let mut rest = input;
+        let (mut rest, mut starts) = (input, true);
         if input.len() > GROUP_BYTES_MAX {
-            return Group::Owner;
+            return Group::Owner(None);
         }
         loop {
             let head = match frames::head(rest) {
                 Ok(Some(head)) if head.bytes <= GROUP_BYTES_MAX => head,
                 Ok(None) => return Group::Partial,
-                _ => return Group::Owner,
+                _ => return Group::Owner(None),
             };
             let Some(behind) = rest.get(head.bytes..) else { return Group::Partial };
-            let is_first = rest.len() == input.len();
             let mut fields = Fields::of(&rest[..head.bytes]);
             let taken = match head.tag {
-                b'Q' if is_first && behind.is_empty() => fields.string().ok().and_then(|text| {
+                b'Q' if starts && behind.is_empty() => fields.string().ok().and_then(|text| {
                     let class = self.shared.classifier.class(text);
                     group.takes(&class, text).then_some(())
                 }),
@@ -224,18 +240,20 @@ impl Session {
                     (is_bound || is_open).then(|| group.reads += usize::from(!is_bound))
                 }),
                 b'D' | b'C' => Some(()),
-                b'S' => {
-                    return if behind.is_empty() { Group::Reads(group) } else { Group::Owner };
+                b'S' if behind.is_empty() => return Group::Reads(group),
+                b'S' if parsed.is_empty() && bound.is_empty() => {
+                    group.empties += 1;
+                    Some(())
                 }
                 _ => None,
             };
             if taken.is_none() {
-                return Group::Owner;
+                return Group::Owner(group.refused);
             }
             if head.tag == b'Q' {
                 return Group::Reads(group);
             }
-            rest = behind;
+            (rest, starts) = (behind, head.tag == b'S');
         }
     }
 
@@ -247,20 +265,29 @@ impl Session {
     /// Within a transaction of reads, before its next group: `None`: it is not all there yet; `false`: it is the owner's.
     pub(super) fn proves_next(&mut self, run: usize) -> Option<bool> {
         let group = self.group(&self.input[run..]);
-        let is_read = match group {
+        let empties = match group {
             Group::Partial if self.input.len() - run <= GROUP_BYTES_MAX => return None,
-            Group::Partial | Group::Owner => false,
-            Group::Reads(reads) => reads.opens.is_none(),
+            Group::Reads(reads) if reads.opens.is_none() => Some(reads.empties),
+            Group::Reads(_) | Group::Partial | Group::Owner(_) => None,
         };
-        if is_read {
+        let is_read = empties.is_some();
+        if let Some(empties) = empties {
             let limit = self.config.reads.answer_max;
             if let Some(reading) = &mut self.reading {
                 (reading.proved, reading.preludes) = (true, 0);
+                (reading.empties, reading.unsent) = (empties, empties + 1);
                 reading.deadline.as_mut().reset((Instant::now() + limit).into());
             }
             self.lone.first = true;
         }
         Some(is_read)
+    }
+
+    /// A Sync or a Query goes to the follower.
+    pub(super) fn note_boundary(&mut self) {
+        if let Some(reading) = &mut self.reading {
+            reading.unsent = reading.unsent.saturating_sub(1);
+        }
     }
 
     /// Whether the follower has been asked and has not begun to answer in time.
@@ -290,10 +317,15 @@ impl Session {
         let in_transaction = self.pipeline.is_in_transaction() && reading.opened_by.is_some();
         self.pipeline = Pipeline::default();
         self.pending.clear();
+        self.sampling = None;
+        self.tally.take_back();
         (self.last_bound, self.active, self.stays) = (None, false, true);
         self.shared.gate.leave(&self.cell);
         if let Some(link) = self.link.take() {
-            self.give_up(link, failure, is_clean);
+            match failure {
+                Failure::Late => self.cancel_reader(link),
+                _ => self.leave_reader(link, is_clean),
+            }
         }
         if in_transaction {
             self.resume_on_owner(reading.opened_by).await
@@ -303,26 +335,27 @@ impl Session {
         }
     }
 
-    /// `is_clean`: it has answered everything, and no transaction is open. Else it is nobody's any more.
-    fn give_up(&mut self, link: Link, failure: Failure, is_clean: bool) {
-        if let (Failure::Late, Some(key)) = (failure, link.server.cancel.clone()) {
-            // Closing the connection does not stop what runs.
-            let limit = self.config.limits.connect_max;
-            tokio::spawn(async move {
-                if let Err(error) = key.send(limit).await {
-                    tracing::debug!(%error, "a late read could not be cancelled");
-                }
-                drop(link);
-            });
-            self.cell.set_cancel(None);
-        } else {
-            self.set_aside(link, is_clean);
+    /// A server has served reads, or has not; the session's own on the owner's side takes its place. `is_clean`: it has
+    /// answered everything, and no transaction is open. Else it is nobody's any more.
+    fn leave_reader(&mut self, link: Link, is_clean: bool) {
+        if self.is_shared() {
+            return self.end_link(link, is_clean);
         }
+        self.link = self.aside.take();
+        if is_clean { self.aside = Some(link) } else { self.end_link(link, false) }
     }
 
-    /// A server that reads were served by: for the next ones, if it can be used.
-    fn set_aside(&mut self, link: Link, is_clean: bool) {
-        if is_clean && !self.is_shared() { self.aside = Some(link) } else { self.end_link(link, is_clean) }
+    /// The server may be at work on it still: closing the connection does not stop what runs.
+    fn cancel_reader(&mut self, link: Link) {
+        let key = link.server.cancel.clone();
+        self.leave_reader(link, false);
+        let Some(key) = key else { return };
+        let limit = self.config.limits.connect_max;
+        tokio::spawn(async move {
+            if let Err(error) = key.send(limit).await {
+                tracing::debug!(%error, "a late read could not be cancelled");
+            }
+        });
     }
 
     /// A statement comes that is not proved to be a read: the transaction goes on with the owner, where nothing of it was done
@@ -336,7 +369,7 @@ impl Session {
         if let Some(mut link) = self.link.take() {
             let ended = tokio::time::timeout(ROLLBACK_MAX, link.server.ask(&["ROLLBACK"])).await;
             let is_clean = matches!(ended, Ok(Ok(None)));
-            self.set_aside(link, is_clean);
+            self.leave_reader(link, is_clean);
         }
         self.resume_on_owner(reading.opened_by).await
     }
@@ -362,7 +395,13 @@ impl Session {
     /// A transaction has ended: what does that say of the follower, and what must it show from now on?
     pub(super) fn settle_reading(&mut self) {
         match self.reading.take() {
-            Some(_) => self.shared.breaker.succeeded(),
+            Some(_) => {
+                self.shared.breaker.succeeded();
+                if !self.is_shared() {
+                    // Between transactions a session depends on the owner alone.
+                    std::mem::swap(&mut self.link, &mut self.aside);
+                }
+            }
             None => {
                 let now = Instant::now();
                 self.seen = Some(now);
@@ -395,6 +434,11 @@ pub(super) enum Failure {
 }
 
 impl Reads {
+    /// Whether it is one read and a transaction of its own.
+    pub(super) fn is_lone(&self) -> bool {
+        self.reads == 1 && self.opens.is_none() && !self.ends && self.empties == 0
+    }
+
     /// Whether another statement may be among the group, and what it does there.
     fn takes(&mut self, class: &Arc<Class>, text: &[u8]) -> bool {
         match class.unit {
@@ -411,7 +455,11 @@ impl Reads {
                 self.ends = true;
                 true
             }
-            _ => false,
+            Unit::Owner(why) if class.kind == StatementKind::Select => {
+                self.refused = Some(why);
+                false
+            }
+            Unit::Read | Unit::BeginReadOnly | Unit::End | Unit::Owner(_) => false,
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! It is pure, and does not know which side is right. It tells of values only what it is allowed to.
 
-use super::Order;
 use super::report::{ColumnPair, MismatchKind};
 use super::rows::{Column, Rows, Values, values};
 use super::value::{Rule, Tolerance, USER_TYPE_MIN};
+use crate::classify::Order;
 use crate::frames::Malformed;
 use std::collections::HashMap;
 

@@ -34,8 +34,9 @@ pub(super) enum NoServer {
     NotYet(Side),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error(transparent)]
-    NotReady(#[from] NotReady),
+    // What a server says of a setting may quote it.
+    #[error("the {0} does not take the settings of the session")]
+    NotReady(Side, #[source] NotReady),
 }
 
 #[derive(Debug)]
@@ -79,19 +80,24 @@ impl Links {
             Some(server) => server,
             None => self.connect(&key, sample).await?,
         };
-        let wanted = wanted(sample);
-        let limit = sample.config.limits.connect_max;
-        match tokio::time::timeout(limit, server.make_ready(&wanted)).await {
-            Ok(Ok(())) => Ok((key, server)),
-            Ok(Err(refused @ NotReady::Refused(_))) => {
-                // Some of the settings may have been taken: whoever comes next takes them back.
+        let (wanted, limit) = (wanted(sample), sample.config.limits.connect_max);
+        let readying = async {
+            let outcome = server.make_ready(&wanted).await;
+            if matches!(outcome, Err(NotReady::Refused(_))) {
+                // Some of the settings may have been taken: they are taken back, and the server is good for others.
                 server.settings = wanted;
-                if server.make_ready(&Arc::default()).await.is_ok() {
-                    self.give_back(key, server);
-                }
-                Err(refused.into())
+                server.make_ready(&Arc::default()).await.map_err(|error| NoServer::NotReady(side, error))?;
             }
-            Ok(Err(error)) => Err(error.into()),
+            Ok::<_, NoServer>(outcome)
+        };
+        match tokio::time::timeout(limit, readying).await {
+            Ok(Ok(Ok(()))) => Ok((key, server)),
+            Ok(Ok(Err(refused @ NotReady::Refused(_)))) => {
+                self.give_back(key, server);
+                Err(NoServer::NotReady(side, refused))
+            }
+            Ok(Ok(Err(error))) => Err(NoServer::NotReady(side, error)),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(ConnectError::Timeout(limit).into()),
         }
     }

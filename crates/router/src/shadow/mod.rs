@@ -23,6 +23,8 @@ pub use report::{ColumnPair, Mismatch, MismatchKind, MismatchSample, ShadowCount
 pub(crate) use rows::Rows;
 
 use crate::auth::Login;
+use crate::classify::Order;
+use crate::reads;
 use crate::serve::Config;
 use crate::settings::Settings;
 use bytes::Bytes;
@@ -35,8 +37,8 @@ use tokio::sync::{mpsc, watch};
 /// What waits may take so much memory, however few samples it is.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
-/// The follower shows everything that was committed before this moment; `None`: that is not known.
-pub(crate) type Fresh = watch::Receiver<Option<Instant>>;
+/// What the follower shows; `None`: that is not known. Of whichever owner's time it is, both sides show as much.
+pub(crate) type Fresh = watch::Receiver<Option<reads::Fresh>>;
 
 /// How shadow reads are made, and how their answers are compared. Which reads are sampled is not its affair.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,17 +73,6 @@ impl Default for ShadowConfig {
     }
 }
 
-/// In which order rows come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// In any.
-    None,
-    /// In that of these columns, counted from 0.
-    Keys(Vec<usize>),
-    /// In that of something that is not among the columns.
-    Hidden,
-}
-
 /// A read that was answered, to be repeated on the other side. It is one statement, and its answer is complete.
 pub(crate) struct Sample {
     /// Where servers are, as the session that was answered knew it.
@@ -96,9 +87,9 @@ pub(crate) struct Sample {
     pub(crate) startup: Arc<[(String, String)]>,
     /// The statement, as the client sent it; of a simple query all of it.
     pub(crate) text: Box<[u8]>,
-    /// Extended: the Parse body behind the name (text, zero, types).
+    /// Extended: the Parse body behind the name (text, zero, types). In memory of its own, not a part of a read buffer.
     pub(crate) parse: Option<Bytes>,
-    /// Extended: the Bind body behind both names (formats, parameters, result formats).
+    /// Extended: the Bind body behind both names (formats, parameters, result formats). In memory of its own.
     pub(crate) bind: Option<Bytes>,
     /// The answer as the client got it.
     pub(crate) rows: Rows,
@@ -175,6 +166,13 @@ impl Shadow {
     /// What was found so far.
     pub(crate) fn snapshot(&self) -> ShadowCounts {
         self.shared.ledger.read()
+    }
+}
+
+impl Drop for Shadow {
+    /// What waits is not compared any more.
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
     }
 }
 

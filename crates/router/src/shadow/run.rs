@@ -21,9 +21,6 @@ pub(super) const STATEMENT_MAX: Duration = Duration::from_secs(5);
 const RUN_MAX: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 2);
 /// A description of as many columns as there can be, and an error's text, have room.
 const FRAME_BYTES_MIN: usize = 256 * 1024;
-/// Each statement sees its own snapshot in any case, and predicate locks would be a burden for nothing.
-const BEGIN: &str =
-    "BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s'";
 const EXPLAIN: &[u8] = b"EXPLAIN (COSTS OFF) ";
 
 /// What a server answers to a statement.
@@ -162,6 +159,14 @@ pub(super) async fn run(
     tokio::time::timeout(RUN_MAX, running).await.unwrap_or(Err(Broken::Timeout))
 }
 
+/// One statement needs no better isolation, whose predicate locks would be a burden for nothing.
+fn begin() -> String {
+    format!(
+        "BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {}",
+        STATEMENT_MAX.as_millis()
+    )
+}
+
 struct Conversation<'a> {
     server: &'a mut Server,
     bytes_max: usize,
@@ -170,7 +175,7 @@ struct Conversation<'a> {
 impl Conversation<'_> {
     async fn run(&mut self, statement: &Statement, explain: bool) -> Result<Ran, Broken> {
         let mut out = BytesMut::new();
-        put_query(&mut out, BEGIN.as_bytes());
+        put_query(&mut out, begin().as_bytes());
         self.send(&out).await?;
         if let Err(error) = self.answer().await? {
             return Err(Broken::NoTransaction(error));

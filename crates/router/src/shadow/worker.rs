@@ -15,6 +15,7 @@ use super::{Fresh, Queued, Sample, ShadowConfig};
 use crate::frames::Malformed;
 use segue_model::switch::Side;
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     answer_bytes_max: usize,
     wait_max: Duration,
     fresh: Fresh,
+    /// Nobody wants to know any more what waits.
+    pub(super) is_over: AtomicBool,
 }
 
 /// What one sample comes to.
@@ -57,7 +60,8 @@ enum NoConclusion {
     NoServer(#[from] NoServer),
     #[error(transparent)]
     Broken(#[from] Broken),
-    #[error("{} (SQLSTATE {})", .0.message, .0.code)]
+    // Its message may quote a value.
+    #[error("the server refuses with SQLSTATE {}", .0.code)]
     Refused(SqlError),
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -75,6 +79,7 @@ pub(super) fn start(config: ShadowConfig, fresh: Fresh, samples: mpsc::Receiver<
         answer_bytes_max: config.sample_bytes_max.saturating_mul(2),
         wait_max: config.wait_max,
         fresh,
+        is_over: AtomicBool::new(false),
     });
     let samples = Arc::new(Mutex::new(samples));
     for _ in 0..workers {
@@ -88,15 +93,25 @@ async fn work(shared: Arc<Shared>, samples: Arc<Mutex<mpsc::Receiver<Queued>>>) 
     loop {
         let next = samples.lock().await.recv().await;
         let Some(queued) = next else { return };
+        if shared.is_over.load(Ordering::Relaxed) {
+            continue;
+        }
         let own = Arc::clone(&shared);
-        // In a task of its own: a panic ends one sample, not all that are to come.
-        let comparing = tokio::spawn(async move { own.take(&queued.sample).await });
-        if let Err(error) = comparing.await
-            && error.is_panic()
-        {
-            tracing::error!(%error, "comparing a read has failed; this is a bug of the router");
+        if !contain(async move { own.take(&queued.sample).await }).await {
             shared.ledger.failed.add_one();
         }
+    }
+}
+
+/// Runs something in a task of its own, so that a panic ends only that; `false`: there was one.
+async fn contain(comparing: impl Future<Output = ()> + Send + 'static) -> bool {
+    match tokio::spawn(comparing).await {
+        Err(error) if error.is_panic() => {
+            tracing::error!(%error, "comparing a read has failed; this is a bug of the router");
+            false
+        }
+        // Where the runtime ends, nothing has failed.
+        Ok(()) | Err(_) => true,
     }
 }
 
@@ -180,7 +195,7 @@ impl Shared {
     /// Waits until the follower shows what was committed before `since`.
     async fn shown(&self, since: Instant, until: Instant) -> Result<(), NoConclusion> {
         let mut fresh = self.fresh.clone();
-        let waiting = fresh.wait_for(|fresh| fresh.is_some_and(|fresh| fresh >= since));
+        let waiting = fresh.wait_for(|fresh| fresh.is_some_and(|fresh| fresh.as_of >= since));
         match tokio::time::timeout_at(until.into(), waiting).await {
             Ok(Ok(_)) => Ok(()),
             // Nobody will say so any more, or not in time.
@@ -294,4 +309,22 @@ enum Held {
 
 fn is_slower(served: Duration, other: Duration) -> bool {
     other > SLOW_MIN && other > served.saturating_mul(SLOW_TIMES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_noticed_and_ends_nothing_else() {
+        assert!(!contain(async { panic!("as a bug would") }).await);
+        assert!(contain(async {}).await);
+    }
+
+    #[test]
+    fn slow_is_several_times_as_long_and_long_enough_to_matter() {
+        let ms = Duration::from_millis;
+        assert!(is_slower(ms(10), ms(31)) && is_slower(ms(0), ms(11)));
+        assert!(!is_slower(ms(10), ms(30)) && !is_slower(ms(0), ms(10)) && !is_slower(Duration::MAX, ms(50)));
+    }
 }

@@ -10,7 +10,8 @@ use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use segue_model::switch::route::Route;
 use segue_router::{
-    ClientAuth, Config, Counts, Handle, Heard, Limits, PoolMode, Router, Secret, Taken, Tls, Upstream, Users,
+    Catalog, ClientAuth, Config, Counts, Feeds, Fresh, Handle, Heard, Limits, PoolMode, ReadLimits, Reads,
+    Router, Secret, ShadowConfig, Taken, Tls, Upstream, Users,
 };
 use segue_testkit::Cluster;
 use segue_testkit::cluster::client_program;
@@ -25,6 +26,10 @@ use tokio_postgres::{Client, NoTls};
 pub(crate) struct Running {
     pub(crate) handle: Handle,
     pub(crate) routes: watch::Sender<Heard>,
+    /// What is read where; nobody but the owner serves anything until it is said here.
+    pub(crate) reads: watch::Sender<Arc<Reads>>,
+    pub(crate) fresh: watch::Sender<Option<Fresh>>,
+    pub(crate) catalog: watch::Sender<Option<Arc<Catalog>>>,
     pub(crate) password: String,
     running: tokio::task::JoinHandle<()>,
 }
@@ -45,16 +50,23 @@ pub(crate) fn config(source: &Cluster, target: &Cluster, pool: PoolMode) -> Conf
         target: upstream(target),
         databases: None,
         limits: Limits { connections_max: 8, ..Limits::default() },
+        reads: ReadLimits::default(),
+        shadow: ShadowConfig::default(),
     }
 }
 
 impl Running {
     pub(crate) async fn start(config: Config, password: &str) -> Running {
         let (routes, followed) = watch::channel(Heard::now(1, Route::to(Side::Source, Epoch(1))));
-        let router = Router::bind("127.0.0.1:0".parse().unwrap(), config, followed).await.unwrap();
+        let (reads, wanted) = watch::channel(Arc::default());
+        let (fresh, shown) = watch::channel(None);
+        let (catalog, known) = watch::channel(None);
+        let feeds = Feeds { reads: wanted, fresh: shown, catalog: known };
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let router = Router::bind_reading(listen, config, followed, feeds).await.unwrap();
         let handle = router.handle();
         let running = tokio::spawn(router.run());
-        Running { handle, routes, password: password.to_owned(), running }
+        Running { handle, routes, reads, fresh, catalog, password: password.to_owned(), running }
     }
 
     /// Before one server, which both sides are.
