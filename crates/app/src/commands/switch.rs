@@ -4,7 +4,6 @@ use super::{asker, fault, order, print, print_json, unreadable};
 use crate::cli::Overriding;
 use crate::drive::switch::answer::{Answer, Blocked, Moved, Overridden, Progress, SwitchOrder, Undone};
 use crate::exit::Exit;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::switch::Side;

@@ -1,7 +1,7 @@
 //! What routers have found in comparing reads, taken together. Pure.
 
 use crate::report::MirrorSeat;
-use segue_model::switch::gates::{Mirrored, Share};
+use segue_model::switch::gates::Mirrored;
 use segue_postgres::control::RouterReport;
 
 /// A statement that is told with a gate is cut: `status` shows all of it.
@@ -34,6 +34,7 @@ pub(super) fn of(routers: &[RouterReport], mismatch_percent_max: f64) -> Mirrore
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_model::switch::gates::Share;
     use serde_json::{Value, json};
 
     fn router(mirror: Value) -> RouterReport {
