@@ -91,11 +91,12 @@ async fn command(cli: &Cli) -> Exit {
         }
         Command::Cancel(cancel) => commands::cancel::run(&spec, cancel.drop_target_tables, json).await,
         Command::Switch(switch) => match &switch.what {
-            SwitchWhat::Reads(reads) => commands::switch::reads(reads.percent, json),
+            SwitchWhat::Reads(reads) => commands::reads::switch(&spec, reads, json).await,
             SwitchWhat::Writes(writes) => {
                 commands::switch::run(&spec, Verb::Switch, writes.dry_run, &writes.overriding, json).await
             }
         },
+        Command::Mirror(mirror) => commands::reads::mirror(&spec, mirror.percent, json).await,
         Command::Reverse(reverse) => {
             commands::switch::run(&spec, Verb::Reverse, false, &reverse.overriding, json).await
         }

@@ -3,8 +3,10 @@
 //! The object is stable: `status --json` prints it, the driver stores it every second. Rendering is pure.
 
 mod rollback;
+mod routing;
 
 pub(crate) use rollback::RollbackState;
+pub(crate) use routing::{Latency, MirrorSeat, MismatchSeat, ReadsSeat};
 use segue_engine::progress::Snapshot;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;

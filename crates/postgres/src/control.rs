@@ -7,6 +7,7 @@
 mod command;
 mod journal;
 mod lease;
+mod reads;
 mod routes;
 mod samples;
 mod standing;
@@ -15,6 +16,7 @@ mod token;
 pub use command::{Answer, Command};
 pub use journal::{Entry, NewEntry};
 pub use lease::{Acquired, Driver, HEARTBEAT, LEASE_TTL, Lease};
+pub use reads::ToldReads;
 pub use routes::{ROUTER_TTL, RouterReport, RouterSeat, Routing, Told};
 pub use samples::{NewSample, StoredSample};
 pub use standing::{Standing, Verified};

@@ -16,6 +16,7 @@ pub mod health;
 pub mod leaves;
 pub mod measure;
 mod origin;
+pub mod passage;
 pub mod pgoutput;
 pub mod replication;
 pub mod schema;

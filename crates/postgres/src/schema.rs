@@ -75,6 +75,10 @@ CREATE TABLE IF NOT EXISTS segue.router (
     migration text, id text, revision bigint NOT NULL, seen_at timestamptz NOT NULL, body jsonb NOT NULL,
     PRIMARY KEY (migration, id));
 
+-- which reads the target serves, and which are compared (control database)
+CREATE TABLE IF NOT EXISTS segue.reads (
+    migration text PRIMARY KEY, revision bigint NOT NULL, at timestamptz NOT NULL, body jsonb NOT NULL);
+
 -- the journal: append-only, compare-and-swap on the sequence number (control database)
 CREATE TABLE IF NOT EXISTS segue.journal (
     migration text, seq bigint, version int NOT NULL, at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL,

@@ -4,6 +4,7 @@
 
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
+use segue_model::switch::reads::ReadRules;
 use segue_model::switch::route::Route;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, RouterReport, RouterSeat, Told};
@@ -115,4 +116,33 @@ async fn a_route_that_cannot_be_understood_is_no_route() {
     setting.cluster.execute(&format!("INSERT INTO segue.route VALUES ('m', 1, now(), {newer})")).await;
     let fault = seat.told().await.expect_err("it is from a newer build");
     assert_eq!(fault.code, "SEGUE-ROUTE");
+}
+
+#[tokio::test]
+async fn rules_for_reads_reach_the_routers_outlive_their_driver_and_are_its_alone_to_change() {
+    let setting = Setting::new().await;
+    let old = setting.acquired("one").await;
+    let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
+    assert_eq!(seat.reads().await.expect("asked"), None, "nothing was told yet");
+    assert_eq!(setting.control.reads().await.expect("asked"), ReadRules::default());
+    let tenants = [("acme".to_owned(), Some(Side::Target))].into();
+    let rules = ReadRules::default().with_share(10, &tenants).with_mirror(5, 7);
+    setting.control.set_reads(&old, &rules).await.expect("set");
+    seat.wait(Duration::from_secs(20)).await.expect("it lives");
+    let told = seat.reads().await.expect("asked").expect("told");
+    assert_eq!(told.rules, rules);
+
+    setting.let_the_lease_expire().await;
+    let new = setting.acquired("two").await;
+    let refused = setting.control.set_reads(&old, &ReadRules::default()).await.expect_err("it is too late");
+    assert_eq!(refused.code, "SEGUE-SUPERSEDED");
+    assert_eq!(setting.control.reads().await.expect("asked"), rules);
+    setting.control.set_reads(&new, &ReadRules::default()).await.expect("set");
+    let later = seat.reads().await.expect("asked").expect("told");
+    assert!(later.revision != told.revision && later.rules == ReadRules::default(), "{later:?}");
+
+    setting.cluster.execute(r#"UPDATE segue.reads SET body = '{"share_percent": 1, "canary": true}'"#).await;
+    assert_eq!(seat.reads().await.expect_err("it is from a newer build").code, "SEGUE-READS");
+    setting.cluster.execute("DROP TABLE segue.reads").await;
+    assert_eq!(seat.reads().await.expect("asked"), None, "the control database is of an earlier build");
 }

@@ -5,7 +5,7 @@
 pub(crate) mod document;
 mod switch;
 
-pub(crate) use switch::{Complete, Contain, Overriding, Reverse, Switch, SwitchWhat};
+pub(crate) use switch::{Complete, Contain, Mirror, Overriding, Reverse, Switch, SwitchReads, SwitchWhat};
 
 use crate::exit::Exit;
 use std::net::SocketAddr;
@@ -84,6 +84,7 @@ pub(crate) enum Command {
     Resume(Resume),
     Throttle(Throttle),
     Switch(Switch),
+    Mirror(Mirror),
     Reverse(Reverse),
     Contain(Contain),
     Complete(Complete),

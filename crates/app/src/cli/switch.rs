@@ -2,6 +2,7 @@
 
 use super::duration;
 use clap::{Args, Subcommand};
+use segue_model::switch::Side;
 use segue_model::switch::gates::{Gate, OverrideRefused, TABLE};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,10 +45,44 @@ pub(crate) struct SwitchWrites {
 
 /// Serve a share of the reads from the target
 ///
-/// This build refuses it: its router moves writes alone.
+/// While the source owns the writes, routers send so many of the sessions to the target for their reads, or of the tenants
+/// where sessions say who they are (by `SET segue.tenant`, the option `-c segue.tenant=NAME`, or a comment
+/// `/*segue_tenant='NAME'*/`). Only what is proved to read migrated tables goes there, and only once the target shows all
+/// that the session, or its tenant, has written or seen; whatever the target does not answer in time the source does. For more
+/// reads on the target the gates are looked at; fewer are never refused. The share outlives restarts, and `complete` and
+/// `cancel` end it; once the target owns the writes it serves everything.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue switch reads 0 --tenant acme=target      one tenant first
+  segue switch reads 10
+  segue switch reads 100 --tenant acme=default   everybody, and no rule for acme any more
+  segue switch reads 0                           back, at once")]
 pub(crate) struct SwitchReads {
     /// The share that the target serves
+    #[arg(value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) percent: u8,
+    /// Who serves a tenant's reads, whatever the share: source or target, or default for no rule any more; may be given
+    /// several times
+    #[arg(long = "tenant", value_name = "NAME=SIDE", value_parser = tenant)]
+    pub(crate) tenants: Vec<(String, Option<Side>)>,
+    /// Gates that are gone through although they are red.
+    #[command(flatten)]
+    pub(crate) overriding: Overriding,
+}
+
+/// Repeat a share of the reads on the other side, and compare the answers
+///
+/// Routers do so after the application has its answer, and once the other side shows what it was: nothing is delayed by it, and
+/// nothing fails. What differs is shown by `segue status`, with an explanation, and closes the gate `mirror`; `0` ends it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  segue mirror 5
+  segue status                     what was compared, and which statements differ
+  segue mirror 0")]
+pub(crate) struct Mirror {
+    /// The share that is compared
     #[arg(value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) percent: u8,
 }
@@ -125,6 +160,24 @@ fn gate(text: &str) -> Result<Gate, String> {
         format!("{error}; those that can be overridden: {}", names.join(", "))
     })?;
     if gate.line().protects_data { Err(OverrideRefused::ProtectsData(gate).to_string()) } else { Ok(gate) }
+}
+
+/// A tenant's longest name: rules are told to every router as a whole.
+const TENANT_CHARS_MAX: usize = 200;
+
+fn tenant(text: &str) -> Result<(String, Option<Side>), String> {
+    let wanted = "NAME=source, NAME=target or NAME=default is wanted";
+    let (name, side) = text.rsplit_once('=').ok_or_else(|| wanted.to_owned())?;
+    if name.is_empty() || name.chars().count() > TENANT_CHARS_MAX {
+        return Err(format!("a tenant's name has 1 to {TENANT_CHARS_MAX} characters"));
+    }
+    let side = match side {
+        "source" => Some(Side::Source),
+        "target" => Some(Side::Target),
+        "default" => None,
+        _ => return Err(wanted.to_owned()),
+    };
+    Ok((name.to_owned(), side))
 }
 
 fn reason(text: &str) -> Result<String, String> {

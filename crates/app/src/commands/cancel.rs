@@ -11,6 +11,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::Spec;
 use segue_model::switch::Side;
+use segue_model::switch::reads::ReadRules;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
@@ -137,6 +138,8 @@ async fn remove(
         schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
+    // Routers read nothing on the other side any more, from before it stops to follow.
+    control.set_reads(lease, &ReadRules::default()).await?;
     // Nothing of an earlier process is under way any more: what the rows say now stays so.
     may_remove(control, (source, target), !tables.is_empty()).await?;
     let mut said = false;

@@ -1,12 +1,14 @@
 //! `segue status`: what the driver last reported, and whether it is alive.
 
+use super::reads::in_force;
 use super::{control, fault, never_run, print, print_json};
 use crate::exit::Exit;
-use crate::report::{Rates, RunState, Status, render};
+use crate::report::{MirrorSeat, Rates, ReadsSeat, RunState, Status, render};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
+use segue_model::switch::reads::ReadRules;
 use segue_postgres::control::{Control, RouterReport};
 use serde_json::Value;
 use std::io::IsTerminal;
@@ -25,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) alive: bool,
     /// The routers that were heard of lately, as they see it.
     pub(crate) routers: Vec<Value>,
+    /// Which reads are moved, and which are compared.
+    pub(crate) reads: ReadRules,
 }
 
 /// Reads the last report. `None`: nothing was reported yet.
@@ -44,7 +48,8 @@ pub(crate) async fn look(control: &Control) -> Outcome<Option<Seen>> {
     // A control database that was made by an earlier version knows of none.
     let routers = control.routers().await.unwrap_or_default();
     let routers = routers.into_iter().map(router).collect();
-    Ok(Some(Seen { status, age_ms, alive, routers }))
+    let reads = control.reads().await?;
+    Ok(Some(Seen { status, age_ms, alive, routers, reads }))
 }
 
 /// What a router says of itself, with who says it.
@@ -55,8 +60,8 @@ fn router(report: RouterReport) -> Value {
     object
 }
 
-/// A router in one line.
-fn router_line(router: &Value) -> String {
+/// A router in a line, and what it says of reads in others.
+fn router_lines(router: &Value) -> Vec<String> {
     let text = |name: &str| router[name].as_str().unwrap_or("?").to_owned();
     let count = |name: &str| router[name].as_u64().unwrap_or_default();
     let mut line = format!(
@@ -70,7 +75,13 @@ fn router_line(router: &Value) -> String {
     if router["held"] == true || count("parked") > 0 {
         line.push_str(&format!(", {} transaction(s) held", count("parked")));
     }
-    line
+    let mut lines = vec![line];
+    // One of another version may say it in another way: then it is in the object alone.
+    let reads: ReadsSeat = serde_json::from_value(router["reads"].clone()).unwrap_or_default();
+    let mirror: MirrorSeat = serde_json::from_value(router["mirror"].clone()).unwrap_or_default();
+    lines.extend(reads.line());
+    lines.extend(mirror.lines());
+    lines
 }
 
 /// A look as an object.
@@ -79,6 +90,7 @@ pub(crate) fn object(seen: &Seen) -> Value {
     object["alive"] = seen.alive.into();
     object["age_ms"] = seen.age_ms.into();
     object["routers"] = seen.routers.clone().into();
+    object["reads"] = serde_json::json!(seen.reads);
     object
 }
 
@@ -101,7 +113,10 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
         } else {
             let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
             let mut lines = render(&seen.status, rates.unwrap_or_default());
-            lines.extend(seen.routers.iter().map(router_line));
+            if seen.reads != ReadRules::default() {
+                lines.push(format!("  reads  {}", in_force(&seen.reads)));
+            }
+            lines.extend(seen.routers.iter().flat_map(router_lines));
             if !seen.alive && seen.status.stage != Stage::Completed {
                 let age_s = seen.age_ms / 1000;
                 lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));

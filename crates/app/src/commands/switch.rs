@@ -4,7 +4,6 @@ use super::{asker, fault, order, print, print_json, unreadable};
 use crate::cli::Overriding;
 use crate::drive::switch::answer::{Answer, Blocked, Moved, Overridden, Progress, SwitchOrder, Undone};
 use crate::exit::Exit;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::switch::Side;
@@ -33,13 +32,6 @@ impl Verb {
 /// What follows from a driver that died over an order, or is not waited for any longer.
 const AFTER: &str = "A driver that takes over undoes what was before the hand-over and finishes what was after it; \
     `segue status` says who owns the writes, and giving the order again is harmless";
-
-/// Reads are to be moved by the router, which does not do that yet.
-pub(crate) fn reads(percent: u8, json: bool) -> Exit {
-    let what =
-        format!("{percent} % of the reads cannot be moved: the router of this build moves writes alone");
-    fault(&Fault::operator("SEGUE-NO-ROUTER", what, "move the writes with `segue switch writes`"), json)
-}
 
 /// Hands the writes over, or rehearses it.
 pub(crate) async fn run(spec: &Spec, verb: Verb, rehearse: bool, asked: &Overriding, json: bool) -> Exit {

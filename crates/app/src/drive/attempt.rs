@@ -477,6 +477,7 @@ impl<'d> Attempt<'d> {
             rollback: rollback.clone(),
             orders,
             completions,
+            read_orders: Default::default(),
             warnings: catalog_warnings,
             comparisons,
             seen: std::sync::Mutex::default(),

@@ -50,6 +50,15 @@ pub(super) async fn contain(
             "a hand-over of writes that was under way, unless it was past the point of no return".to_owned(),
         );
     }
+    match timeout(PATIENCE, driver.contain_reads(lease, &command.asked_by, true)).await {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => stopped.push(format!("reads on the {to}: routers send every read to the {from}")),
+        // They notice by themselves that it falls behind.
+        Ok(Err(_)) | Err(_) => watch.push(format!(
+            "routers could not be told to read nothing on the {to}: they stop by themselves when it is \
+             `router.reads.stale_max_ms` behind"
+        )),
+    }
     match timeout(PATIENCE, put_back(driver)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(tables)) => stopped.push(format!("autovacuum is on again as it was for {tables} table(s)")),

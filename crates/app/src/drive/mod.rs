@@ -12,6 +12,7 @@ mod gates;
 mod guard;
 mod journal;
 pub(crate) mod plan;
+pub(crate) mod reads;
 mod rollback;
 mod screen;
 mod service;
@@ -81,6 +82,8 @@ pub(crate) struct Driver {
     pub(crate) screen: Arc<Screen>,
     /// Held while a record is appended: it names the one before it.
     pub(crate) recording: tokio::sync::Mutex<()>,
+    /// Held while the rules for reads are changed.
+    changing_reads: tokio::sync::Mutex<()>,
     /// When the process began.
     started: Instant,
     /// Both databases were reached once and the plan was found in order: from here on, what passes is waited for.
@@ -209,6 +212,7 @@ impl Driver {
             told_trouble: AtomicBool::new(false),
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
+            changing_reads: tokio::sync::Mutex::default(),
             stop: watch::Sender::new(None),
         })
     }

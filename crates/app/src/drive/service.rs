@@ -4,6 +4,7 @@ use super::back::{BackState, WayBack};
 use super::complete::fault_json;
 use super::flow::Flows;
 use super::gates::{Comparisons, Gates};
+use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
@@ -47,6 +48,7 @@ pub(super) struct Service<'d> {
     pub(super) rollback: Arc<Rollback<'d>>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) completions: mpsc::Sender<Command>,
+    pub(super) read_orders: ReadOrders,
     pub(super) warnings: Vec<String>,
     /// Hears what verifications have compared.
     pub(super) comparisons: Comparisons,
@@ -62,6 +64,7 @@ impl Service<'_> {
             ended = self.report() => ended,
             ended = self.guard_commits() => ended,
             ended = self.commands() => ended,
+            ended = self.read_orders() => ended,
             ended = self.stages() => ended,
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
@@ -270,65 +273,67 @@ impl Service<'_> {
         loop {
             let command = self.driver.control.next_command(self.lease, &listener).await?;
             while verifications.try_join_next().is_some() {}
-            if command.verb == "verify" {
-                let body =
-                    json!({ "command": "verify", "arguments": command.arguments, "by": command.asked_by });
-                self.driver.record(self.lease, "command", body).await?;
-                verifications.spawn(self.verification(command));
-                continue;
-            }
-            if matches!(command.verb.as_str(), "switch" | "reverse") {
+            let given = matches!(
+                command.verb.as_str(),
+                "verify" | "switch" | "reverse" | "complete" | "reads" | "mirror"
+            );
+            if given {
                 let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
                 self.driver.record(self.lease, "command", body).await?;
-                verifications.spawn(hand_over(
+            }
+            match command.verb.as_str() {
+                "verify" => drop(verifications.spawn(self.verification(command))),
+                "switch" | "reverse" => drop(verifications.spawn(hand_over(
                     self.driver.control.clone(),
                     self.lease.clone(),
                     self.orders.clone(),
                     command,
-                ));
-                continue;
-            }
-            if command.verb == "complete" {
-                let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
-                self.driver.record(self.lease, "command", body).await?;
-                // One at a time; its receiver lives as long as the attempt.
-                if let Err(refused) = self.completions.try_send(command) {
-                    let (TrySendError::Full(command) | TrySendError::Closed(command)) = refused;
-                    let busy = Fault::operator(
-                        "SEGUE-BUSY",
-                        "another order to complete is being judged",
-                        "ask again",
-                    );
-                    self.driver.control.answer(self.lease, command.id, &fault_json(&busy)).await?;
+                ))),
+                "complete" => self.queue(&self.completions, command, "to complete").await?,
+                "reads" | "mirror" => self.queue(&self.read_orders.sender, command, "for reads").await?,
+                "contain" => {
+                    let (driver, lease) = (self.driver, self.lease);
+                    let contained =
+                        contain::contain((driver, lease), &self.flows, &self.switch, &command).await;
+                    let answer =
+                        contained.map_or_else(|fault| fault_json(&fault), |contained| json!(contained));
+                    self.driver.control.answer(self.lease, command.id, &answer).await?;
                 }
-                continue;
-            }
-            if command.verb == "contain" {
-                let (driver, lease) = (self.driver, self.lease);
-                let contained = contain::contain((driver, lease), &self.flows, &self.switch, &command).await;
-                let answer = contained.map_or_else(
-                    |f| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
-                    |contained| json!(contained),
-                );
-                self.driver.control.answer(self.lease, command.id, &answer).await?;
-                continue;
-            }
-            let (answer, end) = match self.obey(&command) {
-                Ok(Obeyed::GoOn(answer)) => (answer, None),
-                Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
-                Err(fault) => {
-                    (json!({ "fault": fault.what, "code": fault.code, "next_step": fault.next_step }), None)
+                _ => {
+                    if let Some(why) = self.short(&command).await? {
+                        return Ok(why);
+                    }
                 }
-            };
-            if end.is_none() {
-                let body = json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
-                self.driver.record(self.lease, "command", body).await?;
-            }
-            self.driver.control.answer(self.lease, command.id, &answer).await?;
-            if let Some(why) = end {
-                return Ok(why);
             }
         }
+    }
+
+    /// Hands an order on to whoever carries such orders out, one at a time; its receiver lives as long as the attempt.
+    async fn queue(&self, queue: &mpsc::Sender<Command>, command: Command, what: &str) -> Outcome<()> {
+        let Err(refused) = queue.try_send(command) else { return Ok(()) };
+        let (TrySendError::Full(command) | TrySendError::Closed(command)) = refused;
+        let busy =
+            Fault::operator("SEGUE-BUSY", format!("another order {what} is being judged"), "ask again");
+        self.driver.control.answer(self.lease, command.id, &fault_json(&busy)).await
+    }
+
+    /// Carries out a short order; returns why the attempt ends, if it does.
+    async fn short(&self, command: &Command) -> Outcome<Option<String>> {
+        let (answer, end) = match self.obey(command) {
+            Ok(Obeyed::GoOn(answer)) => (answer, None),
+            Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
+            Err(fault) => (fault_json(&fault), None),
+        };
+        if end.is_none() {
+            let body =
+                json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
+            self.driver.record(self.lease, "command", body).await?;
+        }
+        if command.verb == "resume" {
+            self.driver.contain_reads(self.lease, &command.asked_by, false).await?;
+        }
+        self.driver.control.answer(self.lease, command.id, &answer).await?;
+        Ok(end)
     }
 
     /// Carries out a verification and answers it.
@@ -377,10 +382,7 @@ impl Service<'_> {
                 outcome = moved => outcome,
                 () = tell => return,
             };
-            let answer = outcome.map_or_else(
-                |f| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
-                |report| json!(report),
-            );
+            let answer = outcome.map_or_else(|f| fault_json(&f), |report| json!(report));
             if let Err(fault) = control.answer(&lease, command.id, &answer).await {
                 tracing::warn!("a verification could not be answered: {fault}");
             }
@@ -472,10 +474,7 @@ async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Ord
         }
         answered.await.map_err(|_| over())?
     };
-    let answer = carry_out.await.map_or_else(
-        |f: Fault| json!({ "fault": f.what, "code": f.code, "next_step": f.next_step }),
-        |answer| json!(answer),
-    );
+    let answer = carry_out.await.map_or_else(|f| fault_json(&f), |answer| json!(answer));
     if let Err(fault) = control.answer(&lease, command.id, &answer).await {
         tracing::warn!("a hand-over could not be answered: {fault}");
     }

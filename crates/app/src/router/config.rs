@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::spec::{Router, RouterAuth, RouterPool, RouterTls, Spec};
+use segue_model::spec::{Router, RouterAuth, RouterMirror, RouterPool, RouterReads, RouterTls, Spec};
 use segue_model::switch::Side;
 use segue_postgres::connect::{Endpoint, TlsMode};
 use segue_router::{
@@ -37,8 +37,8 @@ pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config>
         target: upstream(Side::Target, &sides.target)?,
         databases: Some(Databases { source: database(&sides.source), target: database(&sides.target) }),
         limits: limits(router),
-        reads: ReadLimits::default(),
-        shadow: ShadowConfig::default(),
+        reads: reads(&router.reads),
+        shadow: shadow(&router.mirror),
     })
 }
 
@@ -55,6 +55,19 @@ fn limits(router: &Router) -> Limits {
         refused_max: router.refused_max,
         statement_bytes_max: router.statement_bytes_max,
         drain_max: router.drain_max,
+    }
+}
+
+fn reads(reads: &RouterReads) -> ReadLimits {
+    ReadLimits { answer_max: reads.answer_max, wait_max: reads.wait_max, stale_max: reads.stale_max }
+}
+
+fn shadow(mirror: &RouterMirror) -> ShadowConfig {
+    ShadowConfig {
+        float_tolerance: mirror.float_tolerance,
+        timestamp_tolerance: mirror.timestamp_tolerance,
+        show_values: mirror.show_values,
+        ..ShadowConfig::default()
     }
 }
 

@@ -2,23 +2,30 @@
 //!
 //! * [`config`]: from the spec, its files and the sides to what the router takes
 //! * [`owner`]: who owns the writes, by the control database and by the ownership rows
-//! * [`seat`]: the seat in the control database: which routes are told, and what is said of them
+//! * [`follower`], [`learn`]: what the side that follows shows by now, and what may be read there
+//! * [`seat`]: the seat in the control database: which routes and rules for reads are told, and what is said of them
+//! * [`findings`]: what the router says of reads
 //!
 //! It drives nothing and decides nothing: routes are the driver's, and what holds writers to them are the fences.
 
 mod config;
+mod findings;
+mod follower;
+mod learn;
 mod owner;
 mod seat;
 
 use crate::drive::{interrupted, message};
 use crate::exit::Exit;
 use crate::sides::Sides;
+use follower::Freshness;
+use learn::{Learner, Lines};
 use owner::Owners;
-use seat::Seat;
+use seat::{Seat, Senders};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
-use segue_router::{Config, Handle, Heard, Router};
+use segue_router::{Config, Feeds, Handle, Heard, Reads, Router};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -141,15 +148,22 @@ async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) 
         _ = &mut end => return Ok(()),
     };
     let (routes, followed) = watch::channel(route);
-    let router = Router::bind(plan.listen, config, followed).await.map_err(|error| {
+    let (reads, feeds, freshness, learner) = reading(plan, &routes, say);
+    let router = Router::bind_reading(plan.listen, config, followed, feeds).await.map_err(|error| {
         Fault::operator("SEGUE-LISTEN", error.to_string(), "use another port, or end whoever listens there")
     })?;
     let handle = router.handle();
     say(&started(plan, &handle, &routes.borrow()));
     let mut running = tokio::spawn(router.run());
-    let seat = Seat::new(plan, owners, routes, handle.clone(), say.clone());
+    let seat = Seat::new(plan, owners, Senders { routes, reads }, handle.clone(), say.clone());
     let (ended, has_ended) = watch::channel(false);
-    let mut seated = tokio::spawn(seat.run(has_ended));
+    let mut seated = tokio::spawn(async move {
+        tokio::select! {
+            () = seat.run(has_ended) => {}
+            never = freshness.run() => match never {},
+            never = learner.run() => match never {},
+        }
+    });
     let mut done = Ok(());
     let why = tokio::select! {
         why = reloading(plan, say, &handle, (hangups, end)) => Some(why),
@@ -169,6 +183,37 @@ async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) 
         seated.abort();
     }
     done
+}
+
+/// Everything by which reads are moved: where rules for them go, what the router hears, and those who ask both servers.
+fn reading(
+    plan: &Plan,
+    routes: &watch::Sender<Heard>,
+    say: &Say,
+) -> (watch::Sender<Arc<Reads>>, Feeds, Freshness, Learner) {
+    let (reads, (fresh, shown), (catalog, known)) =
+        (watch::Sender::new(Arc::default()), watch::channel(None), watch::channel(None));
+    let (parts_read, parts_seen) = (watch::Sender::new(None), watch::Sender::new(None));
+    let feeds = Feeds { reads: reads.subscribe(), fresh: shown, catalog: known };
+    let freshness = Freshness {
+        migration: plan.spec.name.as_str().to_owned(),
+        source: plan.sides.source.clone(),
+        target: plan.sides.target.clone(),
+        routes: routes.subscribe(),
+        reads: reads.subscribe(),
+        parts_read: parts_read.subscribe(),
+        parts_seen: parts_seen.clone(),
+        fresh,
+        say: say.clone(),
+    };
+    let lines = Lines {
+        routes: routes.subscribe(),
+        reads: reads.subscribe(),
+        parts_seen: parts_seen.subscribe(),
+        parts_read,
+        catalog,
+    };
+    (reads, feeds, freshness, Learner::new(&plan.spec, &plan.sides, lines, say.clone()))
 }
 
 /// Takes certificates and users anew at every SIGHUP, until the end.

@@ -2,18 +2,19 @@
 //!
 //! Without the control database the last route is served, and a statement that meets a fence has the ownership rows asked.
 
+use super::findings::Findings;
 use super::owner::{Found, Owners};
 use super::{News, Plan, Say};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::switch::route::Route;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::control::{ROUTER_TTL, RouterReport, RouterSeat, Told};
-use segue_router::{Handle, Heard};
+use segue_postgres::control::{ROUTER_TTL, RouterReport, RouterSeat, Told, ToldReads};
+use segue_router::{Handle, Heard, Reads};
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -37,8 +38,12 @@ pub(super) struct Seat {
     max_write_hold: Duration,
     owners: Owners,
     routes: watch::Sender<Heard>,
+    reads: watch::Sender<Arc<Reads>>,
+    findings: Findings,
     handle: Handle,
     say: Say,
+    /// The rules for reads that were read last, understood or not.
+    last_reads: Mutex<Option<i64>>,
     /// What is told is to be read now.
     read_now: Notify,
     /// The revision that was read last, applied or not.
@@ -47,14 +52,15 @@ pub(super) struct Seat {
     is_cut_off: AtomicBool,
 }
 
+/// Where the router hears what was told.
+pub(super) struct Senders {
+    pub(super) routes: watch::Sender<Heard>,
+    pub(super) reads: watch::Sender<Arc<Reads>>,
+}
+
 impl Seat {
-    pub(super) fn new(
-        plan: &Plan,
-        owners: Owners,
-        routes: watch::Sender<Heard>,
-        handle: Handle,
-        say: Say,
-    ) -> Seat {
+    pub(super) fn new(plan: &Plan, owners: Owners, told: Senders, handle: Handle, say: Say) -> Seat {
+        let Senders { routes, reads } = told;
         Seat {
             id: format!("{} {:016x}", crate::drive::holder(), rand::random::<u64>()),
             migration: plan.spec.name.as_str().to_owned(),
@@ -62,8 +68,11 @@ impl Seat {
             max_write_hold: plan.spec.switch.max_write_hold,
             owners,
             routes,
+            reads,
+            findings: Findings::default(),
             handle,
             say,
+            last_reads: Mutex::default(),
             read_now: Notify::new(),
             last_read: Mutex::default(),
             is_cut_off: AtomicBool::new(false),
@@ -111,6 +120,7 @@ impl Seat {
             if let Some(told) = in_time(seat.told()).await? {
                 self.hear(told).await;
             }
+            self.hear_reads(in_time(seat.reads()).await)?;
             if self.is_cut_off.swap(false, Ordering::Relaxed) {
                 (self.say)(&News::text("the router hears from the control database again".to_owned()));
             }
@@ -157,6 +167,8 @@ impl Seat {
                 "held": held,
                 "clients": self.handle.clients(),
                 "parked": self.handle.parked(),
+                "reads": self.findings.reads(&self.handle, &self.reads.borrow()),
+                "mirror": self.findings.mirror(&self.handle, &self.reads.borrow()),
             }),
         }
     }
@@ -178,6 +190,47 @@ impl Seat {
             // Told by whoever did not know better; or another migration goes by the name of an old one.
             self.take(Heard::now(told.revision, route));
         }
+    }
+
+    /// Rules for reads were told. Those that cannot be understood leave every read with the owner: they may be what keeps
+    /// somebody from a stale answer.
+    fn hear_reads(&self, told: Outcome<Option<ToldReads>>) -> Outcome<()> {
+        let (reads, mirror_since_us) = match told {
+            // None were ever set, or the migration has ended: nothing is moved.
+            Ok(None) => {
+                *self.last_reads.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                (Reads::default(), 0)
+            }
+            Ok(Some(told)) => {
+                let mut last = self.last_reads.lock().unwrap_or_else(PoisonError::into_inner);
+                if last.replace(told.revision) == Some(told.revision) {
+                    return Ok(());
+                }
+                let rules = told.rules;
+                let reads = Reads {
+                    share_percent: rules.share_percent,
+                    tenants: rules.tenants,
+                    mirror_percent: rules.mirror_percent,
+                    contained: rules.contained,
+                };
+                (reads, rules.mirror_since_us)
+            }
+            Err(fault) if fault.code == "SEGUE-READS" => {
+                let contained = Reads { contained: true, ..Reads::default() };
+                if **self.reads.borrow() != contained {
+                    (self.say)(&News::text(format!("every read goes to the owner: {fault}")));
+                }
+                *self.last_reads.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                (contained, 0)
+            }
+            Err(fault) => return Err(fault),
+        };
+        self.findings.compare_since(mirror_since_us, &self.handle);
+        let old = self.reads.send_replace(Arc::new(reads.clone()));
+        if *old != reads {
+            (self.say)(&News::text(in_words(&reads)));
+        }
+        Ok(())
     }
 
     fn take(&self, heard: Heard) {
@@ -231,6 +284,21 @@ impl Seat {
             self.take(Heard::now(before.revision, route));
         }
     }
+}
+
+/// What is served where, as it is said.
+fn in_words(reads: &Reads) -> String {
+    if reads.contained {
+        return "the router sends every read to the owner: the migration is contained".to_owned();
+    }
+    let Reads { share_percent, tenants, mirror_percent, .. } = reads;
+    let rules = match tenants.len() {
+        0 => String::new(),
+        n => format!(", with rules for {n} tenant(s)"),
+    };
+    format!(
+        "the target serves {share_percent} % of the reads{rules}; {mirror_percent} % are compared on both sides"
+    )
 }
 
 async fn in_time<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {

@@ -156,6 +156,19 @@ pub(super) const ROUTER_DRAIN: Bounds =
 pub(super) const ROUTER_STATEMENT: Bounds =
     Bounds { key: "router.statement_bytes_max", unit: Unit::Bytes, min: 64 << 10, max: GIB };
 
+/// Below, a read is repeated before a server can have answered; above, a follower that hangs is felt.
+pub(super) const ROUTER_ANSWER: Bounds =
+    Bounds { key: "router.reads.answer_max_ms", unit: Unit::Milliseconds, min: 10, max: 60_000 };
+/// Above, waiting costs more than the owner's answer.
+pub(super) const ROUTER_WAIT: Bounds =
+    Bounds { key: "router.reads.wait_max_ms", unit: Unit::Milliseconds, min: 0, max: 10_000 };
+/// Below, the stream's ordinary pace keeps every read with the owner; above, what is read is long past.
+pub(super) const ROUTER_STALE: Bounds =
+    Bounds { key: "router.reads.stale_max_ms", unit: Unit::Milliseconds, min: 100, max: 600_000 };
+/// Above, it is another moment that is shown.
+pub(super) const ROUTER_TIMESTAMP: Bounds =
+    Bounds { key: "router.mirror.timestamp_tolerance_ms", unit: Unit::Milliseconds, min: 1, max: 60_000 };
+
 #[cfg(test)]
 mod tests {
     use super::*;

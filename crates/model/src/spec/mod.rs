@@ -27,7 +27,9 @@ pub use environment::Lookup;
 pub use problem::{Place, Problem, SpecError};
 pub use quantity::{QuantityError, ShownBytes, ShownDuration, parse_bytes, parse_duration};
 pub use rollback::{Database, Measure, Rollback, RollbackTrigger};
-pub use router::{ListenError, Router, RouterAuth, RouterPool, RouterTls, parse_listen};
+pub use router::{
+    ListenError, Router, RouterAuth, RouterMirror, RouterPool, RouterReads, RouterTls, parse_listen,
+};
 pub use schema::json_schema;
 pub use secret::{ConnectionUrl, ConnectionUrlError, redact};
 pub use selection::{Mapping, Selection, SelectionError, TableChoice, TableEntry};

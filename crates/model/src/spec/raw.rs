@@ -305,6 +305,47 @@ section! {
             "minimum" = bounds::ROUTER_STATEMENT.min, "maximum" = bounds::ROUTER_STATEMENT.max, "default" = "64MiB"
         ))]
         statement_bytes_max: Bytes,
+        /// How reads are served by the side that follows, once `segue switch reads` moves a share of them.
+        reads: RawRouterReads,
+        /// How reads are compared on both sides, once `segue mirror` repeats a share of them.
+        mirror: RawRouterMirror,
+    }
+}
+
+section! {
+    /// How reads are served by the side that follows.
+    RawRouterReads ("`reads`", required: []) {
+        /// A read that has not begun to be answered by then is repeated on the owner.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_ANSWER.min, "maximum" = bounds::ROUTER_ANSWER.max, "default" = "200ms"
+        ))]
+        answer_max_ms: Span,
+        /// How long a read waits for the follower to show what its session has seen, before it goes to the owner.
+        #[schemars(extend("minimum" = bounds::ROUTER_WAIT.min, "maximum" = bounds::ROUTER_WAIT.max, "default" = 0))]
+        wait_max_ms: Span,
+        /// A follower that shows no more than what was so long ago is not asked, whatever a session has seen.
+        #[schemars(extend(
+            "minimum" = bounds::ROUTER_STALE.min, "maximum" = bounds::ROUTER_STALE.max, "default" = "2s"
+        ))]
+        stale_max_ms: Span,
+    }
+}
+
+section! {
+    /// How reads are compared on both sides.
+    RawRouterMirror ("`mirror`", required: []) {
+        /// By how much of itself a float may differ. By default not in a byte.
+        #[schemars(extend("minimum" = 0, "maximum" = 1))]
+        float_tolerance: Number,
+        /// By how much a timestamp may differ. By default not in a byte.
+        #[schemars(extend("minimum" = bounds::ROUTER_TIMESTAMP.min, "maximum" = bounds::ROUTER_TIMESTAMP.max))]
+        timestamp_tolerance_ms: Span,
+        /// Whether `segue status` shows values and parameters of reads that differ; by default only where they differ.
+        #[schemars(extend("default" = false))]
+        show_values: bool,
+        /// How many of the compared reads may differ before the gate `mirror` closes, in percent.
+        #[schemars(extend("minimum" = 0, "maximum" = 100, "default" = 0))]
+        mismatch_percent_max: Number,
     }
 }
 

@@ -2,14 +2,14 @@
 
 use super::bounds::{self, Bounds};
 use super::problem::Problems;
-use super::raw::{RawRouter, RawRouterTls};
-use super::read::{At, Span};
+use super::raw::{RawRouter, RawRouterMirror, RawRouterReads, RawRouterTls};
+use super::read::{At, Number, Span};
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// The router of a migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Router {
     /// Where it listens.
@@ -40,6 +40,36 @@ pub struct Router {
     pub drain_max: Duration,
     /// The longest statement.
     pub statement_bytes_max: usize,
+    /// How reads are served by the side that follows.
+    pub reads: RouterReads,
+    /// How reads are compared on both sides.
+    pub mirror: RouterMirror,
+}
+
+/// How reads are served by the side that follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouterReads {
+    /// A read that has not begun to be answered by then is repeated on the owner.
+    pub answer_max: Duration,
+    /// How long a read waits for the follower to show what its session has seen.
+    pub wait_max: Duration,
+    /// A follower that shows no more than what was so long ago is not asked.
+    pub stale_max: Duration,
+}
+
+/// How reads are compared on both sides.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct RouterMirror {
+    /// By how much of itself a float may differ; `None`: not in a byte.
+    pub float_tolerance: Option<f64>,
+    /// By how much a timestamp may differ; `None`: not in a byte.
+    pub timestamp_tolerance: Option<Duration>,
+    /// Whether values and parameters of reads that differ are shown.
+    pub show_values: bool,
+    /// How many of the compared reads may differ before the gate closes, in percent.
+    pub mismatch_percent_max: f64,
 }
 
 /// How applications prove who they are.
@@ -173,6 +203,8 @@ pub(super) fn validate(raw: RawRouter, problems: &mut Problems<'_>) -> Option<Ro
             64 << 20,
             problems,
         )),
+        reads: reads(raw.reads.map(|section| section.value).unwrap_or_default(), problems),
+        mirror: mirror(raw.mirror.map(|section| section.value).unwrap_or_default(), problems),
     };
     if let (Some(listen), Some((place, _))) = (listen, at)
         && !router.may_listen_on(listen)
@@ -181,6 +213,41 @@ pub(super) fn validate(raw: RawRouter, problems: &mut Problems<'_>) -> Option<Ro
         problems.add_with_help(place, message, "listen on 127.0.0.1, or use `auth: scram` with `users`");
     }
     Some(router)
+}
+
+fn reads(raw: RawRouterReads, problems: &mut Problems<'_>) -> RouterReads {
+    let answer_max_ms = bounds::ROUTER_ANSWER.settle(raw.answer_max_ms, 200, problems);
+    let wait_max_ms = bounds::ROUTER_WAIT.settle(raw.wait_max_ms, 0, problems);
+    let stale_max_ms = bounds::ROUTER_STALE.settle(raw.stale_max_ms, 2_000, problems);
+    RouterReads {
+        answer_max: Duration::from_millis(answer_max_ms),
+        wait_max: Duration::from_millis(wait_max_ms),
+        stale_max: Duration::from_millis(stale_max_ms),
+    }
+}
+
+fn mirror(raw: RawRouterMirror, problems: &mut Problems<'_>) -> RouterMirror {
+    let timestamp_ms =
+        raw.timestamp_tolerance_ms.map(|at| bounds::ROUTER_TIMESTAMP.settle(Some(at), 1, problems));
+    let float = within(raw.float_tolerance, "router.mirror.float_tolerance", 1.0, problems);
+    let mismatches = within(raw.mismatch_percent_max, "router.mirror.mismatch_percent_max", 100.0, problems);
+    RouterMirror {
+        float_tolerance: float.filter(|tolerance| *tolerance > 0.0),
+        timestamp_tolerance: timestamp_ms.map(Duration::from_millis),
+        show_values: raw.show_values.is_some_and(|show| show.value),
+        mismatch_percent_max: mismatches.unwrap_or(0.0),
+    }
+}
+
+/// A number from 0 to `max`, if one is written.
+fn within(written: Option<At<Number>>, key: &str, max: f64, problems: &mut Problems<'_>) -> Option<f64> {
+    let At { value: Number(number), place, .. } = written?;
+    let number = number?;
+    if !(0.0..=max).contains(&number) {
+        problems.add_with_help(place, format!("`{key}` cannot be {number}"), format!("from 0 to {max}"));
+        return None;
+    }
+    Some(number)
 }
 
 fn encrypted(tls: At<RawRouterTls>, problems: &mut Problems<'_>) -> Option<RouterTls> {

@@ -65,6 +65,39 @@ fn a_router_is_read_with_its_defaults() {
 }
 
 #[test]
+fn a_router_serves_and_compares_reads_by_defaults_that_are_safe() {
+    let router = |more: &str| {
+        parse(&format!("{SMALL}router: {{ listen: \"127.0.0.1:6432\", users: users.txt, {more} }}"))
+            .router
+            .unwrap()
+    };
+    let least = router("");
+    let ms = Duration::from_millis;
+    assert_eq!(
+        (least.reads.answer_max, least.reads.wait_max, least.reads.stale_max),
+        (ms(200), Duration::ZERO, ms(2000))
+    );
+    assert_eq!(
+        (least.mirror.float_tolerance, least.mirror.timestamp_tolerance),
+        (None, None),
+        "not in a byte"
+    );
+    assert!(!least.mirror.show_values && least.mirror.mismatch_percent_max == 0.0);
+    let more = router(
+        "reads: { answer_max_ms: 1s, wait_max_ms: 50, stale_max_ms: 5s }, mirror: { float_tolerance: 1e-9, \
+         timestamp_tolerance_ms: 1, show_values: true, mismatch_percent_max: 0.1 }",
+    );
+    assert_eq!(
+        (more.reads.answer_max, more.reads.wait_max, more.reads.stale_max),
+        (ms(1000), ms(50), ms(5000))
+    );
+    let mirror = more.mirror;
+    assert_eq!((mirror.float_tolerance, mirror.timestamp_tolerance), (Some(1e-9), Some(ms(1))));
+    assert!(mirror.show_values && mirror.mismatch_percent_max == 0.1);
+    assert_eq!(router("mirror: { float_tolerance: 0 }").mirror.float_tolerance, None, "0 tolerates nothing");
+}
+
+#[test]
 fn rollback_triggers_are_read_with_their_defaults() {
     use crate::switch::rollback::{Limit, Rule, Then};
     let spec = parse(&format!(
@@ -241,7 +274,10 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
     assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
     assert_eq!(properties(&root["router"]), of(raw::RawRouter::keys()));
-    assert_eq!(properties(&root["router"]["properties"]["tls"]), of(raw::RawRouterTls::keys()));
+    let router = &root["router"]["properties"];
+    assert_eq!(properties(&router["tls"]), of(raw::RawRouterTls::keys()));
+    assert_eq!(properties(&router["reads"]), of(raw::RawRouterReads::keys()));
+    assert_eq!(properties(&router["mirror"]), of(raw::RawRouterMirror::keys()));
 }
 
 #[test]

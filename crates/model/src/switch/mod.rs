@@ -3,7 +3,8 @@
 //! Pure, and complete: the rows that say who owns the writes and every change they may undergo ([`ownership`]),
 //! what a fenced table answers a writer ([`guard`]), which process may still ask for anything ([`token`]), the steps
 //! ([`steps`]), what comes next given what is known ([`decide`]), what has to hold before it begins ([`gates`]),
-//! what takes it back afterwards ([`rollback`]), and what of a side's log may be applied to the other one ([`admission`]).
+//! what takes it back afterwards ([`rollback`]), what of a side's log may be applied to the other one ([`admission`]), and which
+//! reads go ahead of the writes ([`reads`]).
 //! It knows no statement and no connection; each function says what has to be true in the database while it is
 //! evaluated, above all which locks are held. `tests/switch_model.rs` explores every interleaving of this very code.
 
@@ -12,6 +13,7 @@ pub mod decide;
 pub mod gates;
 pub mod guard;
 pub mod ownership;
+pub mod reads;
 pub mod rollback;
 pub mod route;
 pub mod steps;

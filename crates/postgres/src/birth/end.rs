@@ -33,6 +33,7 @@ pub(super) const TABLES: &[&str] = &[
     "traffic",
     "route",
     "router",
+    "reads",
     "token",
 ];
 

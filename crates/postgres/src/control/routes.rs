@@ -58,8 +58,8 @@ pub struct Routing {
 
 /// A router's end.
 pub struct RouterSeat {
-    listener: Listener,
-    migration: String,
+    pub(super) listener: Listener,
+    pub(super) migration: String,
 }
 
 impl Control {

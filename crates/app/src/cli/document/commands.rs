@@ -47,6 +47,17 @@ const FOLLOWED: &[&str] = &[
     "SEGUE-WAY-BACK-LOST",
 ];
 
+/// Of orders that ask something of the side that follows.
+const READING: &[&str] = &[
+    "SEGUE-NO-ROUTER",
+    "SEGUE-NOT-FOLLOWING",
+    "SEGUE-PAUSED",
+    "SEGUE-READS-MOVED",
+    "SEGUE-NO-DRIVER",
+    "SEGUE-NEVER-RUN",
+    "SEGUE-VERB",
+];
+
 /// Of the order that ends a migration: it is followed, and may meet what keeps the source's tables.
 const ENDING: &[&str] = &[
     "SEGUE-NO-DRIVER",
@@ -128,10 +139,19 @@ pub(super) const FACTS: &[Facts] = &[
     Facts { command: "switch writes", ends: MOVED, faults: FOLLOWED, objects: objects::switch },
     Facts {
         command: "switch reads",
-        ends: &[(Exit::Fault, "always, in this build"), USAGE],
-        faults: &["SEGUE-NO-ROUTER"],
-        objects: Vec::new,
+        ends: &[
+            (Exit::Done, "the rules are in force"),
+            (Exit::Fault, "the driver refused it, or there is none"),
+            (
+                Exit::Usage,
+                "the command line or the spec is wrong, or a gate that protects data was to be overridden",
+            ),
+            (Exit::GateRefused, "gates are red; nothing was changed, and each is printed with the next step"),
+        ],
+        faults: READING,
+        objects: objects::reads,
     },
+    Facts { command: "mirror", ends: ORDERED, faults: READING, objects: objects::mirror },
     Facts { command: "reverse", ends: MOVED, faults: FOLLOWED, objects: objects::reverse },
     Facts {
         command: "contain",

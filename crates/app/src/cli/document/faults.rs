@@ -110,8 +110,8 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-NO-ROUTER",
-        "the router of this build does not move reads",
-        "move the writes: `segue switch writes`",
+        "the spec has no router, by which alone reads are moved and compared",
+        "add `router` to the spec, have applications connect there, then ask again",
     ),
     known("SEGUE-NO-TABLE", "the migration has no table of that name", "name it as `segue status` does"),
     known(
@@ -131,6 +131,11 @@ pub(super) const FAULTS: &[Known] = &[
         "`segue cancel` without --drop-target-tables",
     ),
     known(
+        "SEGUE-PAUSED",
+        "the migration is paused or contained, so that the side that follows falls behind",
+        "`segue resume`, then ask again",
+    ),
+    known(
         "SEGUE-PG-DUMP",
         "no pg_dump of the source's version, or later, is on the machine of `segue run`",
         "install the client programs of that version there, or complete without --archive",
@@ -146,6 +151,16 @@ pub(super) const FAULTS: &[Known] = &[
         "put it back as it was; or `segue cancel` and begin anew",
     ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
+    known(
+        "SEGUE-READS",
+        "a router does not understand what the driver tells it of reads",
+        "use one version of segue for `segue router` and for `segue run`; every read is the owner's meanwhile",
+    ),
+    known(
+        "SEGUE-READS-MOVED",
+        "the target owns the writes, and serves every read",
+        "nothing is left to be moved",
+    ),
     known(
         "SEGUE-ROUTE",
         "a router does not understand what the driver tells it",

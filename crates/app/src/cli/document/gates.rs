@@ -10,6 +10,11 @@ fn holds(gate: Gate) -> &'static str {
         Gate::Lag => "the stream's lag stayed within its bound for a while",
         Gate::Drift => "the share of compared rows that differ stayed below its bound for a while",
         Gate::Matches => "repeated reads answered alike for a while",
+        Gate::Mirror => {
+            "no more of the reads that routers compare (`segue mirror`) differ than `router.mirror.mismatch_percent_max` allows; \
+             counted over the routers that live, each since comparing was last turned on or since it was started; green where \
+             nothing is compared"
+        }
         Gate::Verified => "every table was compared in full, recently (`segue verify`)",
         Gate::Divergences => "no difference is open",
         Gate::WayBack => "the opposite stream stands and is caught up",

@@ -2,10 +2,9 @@
 
 mod routing;
 
-pub(super) use routing::router;
+pub(super) use routing::{mirror, reads, router, status};
 
 use crate::commands;
-use crate::commands::status::Seen;
 use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended, Moved, Proof, StepTook};
 use crate::report::{
     GateState, LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
@@ -201,23 +200,6 @@ const STATUS: &[Field] = &[
     ("warnings", "what an operator should know"),
 ];
 
-const LOOK: &[Field] = &[
-    ("alive", "a `segue run` is alive"),
-    ("age_ms", "how old the report is; all other fields are those of [`run`](#segue-run)"),
-    ("routers", "each router that was heard of within three seconds"),
-    ("routers[].id", "host, process and a number that no other router has"),
-    ("routers[].listen", "where it listens"),
-    ("routers[].owner", "where it sends the writes: `source` or `target`"),
-    ("routers[].epoch", "as of which hand-over"),
-    ("routers[].held", "it holds what is new, for a hand-over"),
-    ("routers[].clients", "applications' connections"),
-    ("routers[].parked", "transactions that wait for a hand-over"),
-    (
-        "routers[].revision",
-        "the last of the driver's words to routers by which all goes that is under way there",
-    ),
-];
-
 pub(super) fn run() -> Vec<Object> {
     vec![
         shown(
@@ -231,20 +213,6 @@ pub(super) fn run() -> Vec<Object> {
             &[("message", "the text")],
         ),
     ]
-}
-
-pub(super) fn status() -> Vec<Object> {
-    let routers = vec![routing::seat()];
-    let seen = Seen { status: the_status(), age_ms: 420, alive: true, routers };
-    let mut value = commands::status::object(&seen);
-    if let Some(object) = value.as_object_mut() {
-        object.retain(|name, _| LOOK.iter().any(|(field, _)| field == name));
-    }
-    vec![shown(
-        "The object of [`run`](#segue-run), with some more fields; with --watch one a second:",
-        value,
-        LOOK,
-    )]
 }
 
 pub(super) fn verify() -> Vec<Object> {

@@ -51,6 +51,7 @@ async fn steps(driver: &Driver, lease: &Lease, begun: &Begun) -> Outcome<Ended> 
     let (source, target) =
         tokio::try_join!(sides.source.connect("complete"), sides.target.connect("complete"))?;
     owns_nothing(&source, migration).await?;
+    driver.end_reads(lease).await?;
     // Nothing is read from the slots any more, and an archive may take hours, in which the owner would keep its log for one.
     for (side, client) in [("target", &target), ("source", &source)] {
         birth::end_streams(client, migration, side).await?;

@@ -92,6 +92,19 @@ pub struct Headroom {
     pub needed: u64,
 }
 
+/// Reads that were compared on both sides, since that was turned on or a router began, over all routers that live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mirrored {
+    /// Those that the sides answer differently, among all.
+    pub differ: Share,
+    /// More of them than this is too many, in parts per million.
+    pub differ_ppm_max: u64,
+    /// The statement that differs most often, in words; empty without one.
+    pub worst: String,
+    /// A router's findings could not be read.
+    pub is_unreadable: bool,
+}
+
 /// Everything that gates are judged by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
@@ -103,6 +116,8 @@ pub struct Evidence {
     pub drift: Series<Share>,
     /// Repeated reads that answered alike among those since the sample before.
     pub matches: Series<Share>,
+    /// Reads that were compared.
+    pub mirrored: Option<Mirrored>,
     /// The last full verification.
     pub verified: Option<Verified>,
     /// Divergences that are open.

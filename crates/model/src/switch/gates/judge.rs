@@ -1,6 +1,6 @@
 //! One gate, judged by what was measured.
 
-use super::evidence::{Evidence, Sample, Series, Share, micros};
+use super::evidence::{Evidence, Mirrored, Sample, Series, Share, micros};
 use super::{Bounds, Gate, Red, Verdict};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ pub fn judge(gate: Gate, bounds: &Bounds, evidence: &Evidence) -> Verdict {
         Gate::Lag => lag(bounds, evidence),
         Gate::Drift => drift(bounds, evidence),
         Gate::Matches => matches(bounds, evidence),
+        Gate::Mirror => mirror(evidence),
         Gate::Verified => verified(bounds, evidence),
         Gate::Divergences => divergences(evidence),
         Gate::WayBack => way_back(bounds, evidence),
@@ -147,6 +148,29 @@ fn matches(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     red(
         format!("{is} of {} repeated reads answered alike, it must be {min}", share.whole),
         "look at the mismatches; the window has to pass without them",
+    )
+}
+
+/// Judged by what routers say now, not over a window: whoever compares nothing is not asked for it here.
+fn mirror(evidence: &Evidence) -> Option<Red> {
+    let Some(mirrored) = &evidence.mirrored else { return unmeasured() };
+    if mirrored.is_unreadable {
+        let next = "use one version of segue for `segue router` and for `segue run`";
+        return red("what a router has found cannot be read".to_owned(), next);
+    }
+    let Mirrored { differ, differ_ppm_max, worst, .. } = mirrored;
+    let is_within =
+        u128::from(differ.part) * 1_000_000 <= u128::from(*differ_ppm_max) * u128::from(differ.whole);
+    if is_within {
+        return None;
+    }
+    let (part, whole, is, max) =
+        (differ.part, differ.whole, percent(*differ), percent_of_ppm(*differ_ppm_max));
+    let worst = if worst.is_empty() { String::new() } else { format!("; most often: {worst}") };
+    red(
+        format!("{part} of {whole} compared reads differ ({is}), {max} may{worst}"),
+        "see the statements in `segue status` and do what it says of each; then begin to count anew: `segue mirror 0`, and \
+         `segue mirror PERCENT` again",
     )
 }
 

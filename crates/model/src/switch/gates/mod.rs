@@ -9,7 +9,7 @@ mod judge;
 
 use crate::spec::Profile;
 pub use bounds::Bounds;
-pub use evidence::{Evidence, Headroom, Opposite, Replica, Sample, Series, Share, Verified};
+pub use evidence::{Evidence, Headroom, Mirrored, Opposite, Replica, Sample, Series, Share, Verified};
 pub use judge::judge;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -25,6 +25,8 @@ pub enum Gate {
     Drift,
     /// The share of repeated reads that answered alike is at its bound over a window.
     Matches,
+    /// No more of the reads that routers compare now differ than are allowed. Green where none are compared.
+    Mirror,
     /// Every table was compared in full, recently.
     Verified,
     /// No divergence is open.
@@ -88,12 +90,13 @@ const fn line(gate: Gate, name: &'static str, protects_data: bool, asked_by: &'s
 }
 
 /// Every gate, in the order in which they are shown.
-pub const TABLE: [Line; 14] = [
+pub const TABLE: [Line; 15] = [
     line(Gate::Verified, "verified", true, FORWARD),
     line(Gate::WayBack, "way-back", true, WRITES),
     line(Gate::Divergences, "divergences", false, FORWARD),
     line(Gate::Drift, "drift", false, FORWARD),
     line(Gate::Matches, "matches", false, FURTHER),
+    line(Gate::Mirror, "mirror", false, FURTHER),
     line(Gate::Lag, "lag", false, FORWARD),
     line(Gate::Ddl, "ddl", false, FORWARD),
     line(Gate::Sequences, "sequences", false, WRITES),
@@ -114,15 +117,16 @@ impl Gate {
             Gate::Divergences => 2,
             Gate::Drift => 3,
             Gate::Matches => 4,
-            Gate::Lag => 5,
-            Gate::Ddl => 6,
-            Gate::Sequences => 7,
-            Gate::Rehearsal => 8,
-            Gate::LongTransactions => 9,
-            Gate::Wraparound => 10,
-            Gate::Sessions => 11,
-            Gate::Replicas => 12,
-            Gate::Connections => 13,
+            Gate::Mirror => 5,
+            Gate::Lag => 6,
+            Gate::Ddl => 7,
+            Gate::Sequences => 8,
+            Gate::Rehearsal => 9,
+            Gate::LongTransactions => 10,
+            Gate::Wraparound => 11,
+            Gate::Sessions => 12,
+            Gate::Replicas => 13,
+            Gate::Connections => 14,
         }]
     }
 }

@@ -22,6 +22,7 @@ fn good() -> Evidence {
         lag_ms: minutes(1, 20),
         drift: minutes(72, Share { part: 0, whole: 1000 }),
         matches: minutes(24, Share { part: 1000, whole: 1000 }),
+        mirrored: Some(Mirrored::default()),
         verified: Some(Verified { oldest_us: NOW_US - HOUR_US, tables_left: 0 }),
         divergences_open: Some(0),
         opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0 }),
@@ -72,6 +73,27 @@ fn what_was_not_measured_is_red() {
         let asked = TABLE.iter().filter(|line| line.asked_by.contains(&what)).count();
         assert_eq!(blockers(what, Profile::Prod, &none, &[]).len(), asked);
     }
+}
+
+#[test]
+fn compared_reads_may_differ_as_often_as_is_allowed_and_where_none_are_compared_nobody_is_asked_for_them() {
+    let why = |part, whole, differ_ppm_max| {
+        let differ = Share { part, whole };
+        let mirrored =
+            Mirrored { differ, differ_ppm_max, worst: "SELECT a (3 times)".into(), is_unreadable: false };
+        why(Gate::Mirror, Profile::Prod, &Evidence { mirrored: Some(mirrored), ..good() })
+    };
+    assert_eq!(
+        (why(0, 0, 0), why(0, 9, 0), why(1, 100, 10_000)),
+        ("green".into(), "green".into(), "green".into())
+    );
+    assert_eq!(
+        why(3, 1000, 1_000),
+        "3 of 1000 compared reads differ (0.3000 %), 0.1 % may; most often: SELECT a (3 times)"
+    );
+    let mirrored = Some(Mirrored { is_unreadable: true, ..Mirrored::default() });
+    let unreadable = Evidence { mirrored, ..good() };
+    assert!(matches!(judge(Gate::Mirror, &Bounds::of(Profile::Dev), &unreadable), Verdict::Red(_)));
 }
 
 fn opposite(is_armed: bool, is_lost: bool, behind_bytes: u64) -> Evidence {
@@ -280,6 +302,10 @@ fn bad_for(gate: Gate) -> Evidence {
         Gate::Lag => evidence.lag_ms = minutes(1, 60_000),
         Gate::Drift => evidence.drift = minutes(72, Share { part: 1, whole: 1000 }),
         Gate::Matches => evidence.matches = minutes(24, Share { part: 900, whole: 1000 }),
+        Gate::Mirror => {
+            let differ = Share { part: 1, whole: 1000 };
+            evidence.mirrored = Some(Mirrored { differ, ..Mirrored::default() });
+        }
         Gate::Verified => evidence.verified = Some(Verified { oldest_us: NOW_US, tables_left: 1 }),
         Gate::Divergences => evidence.divergences_open = Some(1),
         Gate::WayBack => {
