@@ -4,6 +4,7 @@
 
 mod rollback;
 mod routing;
+mod served;
 
 pub(crate) use rollback::RollbackState;
 pub(crate) use routing::{Latency, MirrorSeat, MismatchSeat, ReadsSeat};
@@ -12,6 +13,7 @@ use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::gates::Gate;
 use serde::{Deserialize, Serialize};
+pub(crate) use served::{PoolSeat, ServedSeat, SlowSeat, StatsSeat, TimesSeat};
 use std::fmt::Write;
 
 /// Whether the driver makes progress.

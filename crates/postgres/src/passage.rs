@@ -11,6 +11,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::switch::Side;
+use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Statement};
 
@@ -179,6 +180,29 @@ pub async fn catalog_session(endpoint: &Endpoint) -> Outcome<Client> {
         "SET statement_timeout = '20s'; SET lock_timeout = '2s'; SET default_transaction_read_only = on";
     client.batch_execute(limits).await.map_err(|e| fault_of(&e))?;
     Ok(client)
+}
+
+/// Columns whose values come with the number of a type that this database has made itself. A domain's values come as those of
+/// what it is made from.
+const TYPED_COLUMNS: &str =
+    "SELECT DISTINCT n.nspname::text, c.relname::text, format('%I.%I', tn.nspname, b.typname), b.oid
+     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_type t ON t.oid = a.atttypid
+     JOIN pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+     JOIN pg_namespace tn ON tn.oid = b.typnamespace
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND b.oid >= 16384 AND c.relkind IN ('r', 'p')";
+const TYPES: &str = "SELECT format('%I.%I', n.nspname, t.typname), t.oid
+     FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid >= 16384";
+
+/// Tables of the owner with a column whose type has another number on the follower, or is not there, each with one such type.
+/// Clients know types by their numbers, and ask for what they mean once.
+pub async fn renumbered(owner: &Client, follower: &Client) -> Outcome<BTreeMap<(String, String), String>> {
+    let during = |e| fault_of(&e).during("comparing the numbers of types");
+    let known = follower.query(TYPES, &[]).await.map_err(during)?;
+    let known: HashMap<String, u32> = known.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let columns = owner.query(TYPED_COLUMNS, &[]).await.map_err(during)?;
+    let differ = columns.iter().filter(|row| known.get(row.get::<_, &str>(2)) != Some(&row.get::<_, u32>(3)));
+    Ok(differ.map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
 }
 
 /// The one value of a statement that returns one text.

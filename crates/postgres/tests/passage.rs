@@ -4,7 +4,7 @@
 
 use segue_model::switch::Side;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::passage::{Passage, published};
+use segue_postgres::passage::{Passage, published, renumbered};
 use segue_testkit::cluster::{Cluster, Options};
 
 /// What a stream at `position` has stored, as far as it is asked here.
@@ -71,4 +71,33 @@ async fn a_partitioned_table_is_whole_as_long_as_all_its_leaves_travel() {
     assert_ne!(before, after, "whoever goes by the old list notices");
     source.execute("ALTER PUBLICATION segue_m_fwd ADD TABLE ONLY p2").await;
     assert_eq!(names().await.1, ["public.p", "public.p1", "public.p2", "public.t"]);
+}
+
+#[tokio::test]
+async fn tables_whose_types_have_another_number_are_found() {
+    let (owner, follower) =
+        tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()));
+    let both = "CREATE TYPE same AS ENUM ('x'); CREATE DOMAIN positive AS int CHECK (VALUE > 0)";
+    for server in [&owner, &follower] {
+        server.execute(both).await;
+    }
+    follower.execute("CREATE TYPE first AS ENUM ('x')").await;
+    for server in [&owner, &follower] {
+        server.execute("CREATE TYPE mood AS ENUM ('sad')").await;
+    }
+    owner
+        .execute(
+            "CREATE TYPE only_here AS (a int);
+             CREATE TABLE plain (a int, b positive, c same);
+             CREATE TABLE moody (a int, b mood);
+             CREATE TABLE moods (a mood[]);
+             CREATE TABLE lonely (a only_here);
+             CREATE TABLE gone (a mood); ALTER TABLE gone DROP COLUMN a",
+        )
+        .await;
+    let (at_owner, at_follower) = (owner.connect("postgres").await, follower.connect("postgres").await);
+    let found = renumbered(&at_owner, &at_follower).await.unwrap();
+    let tables: Vec<&str> = found.keys().map(|(_, table)| table.as_str()).collect();
+    assert_eq!(tables, ["lonely", "moods", "moody"], "{found:?}");
+    assert_eq!(found[&("public".to_owned(), "moody".to_owned())], "public.mood");
 }

@@ -11,6 +11,9 @@ const REPORT_BYTES_MAX: usize = 48 * 1024;
 /// A longer statement is cut: it is there to be recognised.
 const STATEMENT_CHARS_MAX: usize = 2_000;
 
+/// Of what stands beside others of its kind.
+const SHORT_CHARS_MAX: usize = 400;
+
 /// What had been found when comparing was last turned on.
 #[derive(Debug, Default)]
 struct Before {
@@ -92,9 +95,17 @@ fn since(before: &Before, now: &ShadowCounts, percent: u8) -> MirrorSeat {
     mirror
 }
 
-fn latency(times: &Histogram) -> Latency {
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    Latency { p50: ms(times.p50()), p99: ms(times.p99()), max: ms(times.max()) }
+pub(super) fn latency(times: &Histogram) -> Latency {
+    Latency { p50: in_ms(times.p50()), p99: in_ms(times.p99()), max: in_ms(times.max()) }
+}
+
+pub(super) fn in_ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// So much as a person needs to recognise it.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().take(SHORT_CHARS_MAX).collect()
 }
 
 fn explained(count: u64, mismatch: &Mismatch) -> MismatchSeat {

@@ -11,11 +11,11 @@ use segue_model::name::QualifiedName;
 use segue_model::spec::{Spec, TableChoice};
 use segue_model::switch::Side;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::passage::{catalog_session, published, text};
+use segue_postgres::passage::{catalog_session, published, renumbered, text};
 use segue_router::{Catalog, Heard, Reads};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -47,7 +47,12 @@ pub(super) struct Learner {
     pub(super) parts_read: watch::Sender<Option<i64>>,
     pub(super) catalog: watch::Sender<Option<Arc<Catalog>>>,
     pub(super) say: Say,
+    /// What was said last of tables that are not read on the follower.
+    said: Mutex<Renumbered>,
 }
+
+/// Tables, and one type of each that has another number on the follower.
+type Renumbered = BTreeMap<(String, String), String>;
 
 /// What a learner hears and says.
 pub(super) struct Lines {
@@ -82,7 +87,28 @@ impl Learner {
             parts_read,
             catalog,
             say,
+            said: Mutex::default(),
         }
+    }
+
+    fn say_renumbered(&self, now: Renumbered) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said == now {
+            return;
+        }
+        let line =
+            |((schema, table), kind): (&(String, String), &String)| format!("{schema}.{table} ({kind})");
+        let tables: Vec<String> = now.iter().map(line).collect();
+        let text = match tables.as_slice() {
+            [] => "no table's type has another number on the other side any more".to_owned(),
+            tables => format!(
+                "reads of these tables stay with the owner, since a type of theirs has another number (OID) on the other side, and \
+                 clients know types by it: {}",
+                tables.join(", ")
+            ),
+        };
+        (self.say)(&News::text(text));
+        *said = now;
     }
 
     /// For as long as the router runs.
@@ -130,9 +156,9 @@ impl Learner {
     }
 
     async fn read(&self, owner: Side, session: &mut Option<(Side, Client)>) -> Outcome<()> {
-        let (endpoint, renamed) = match owner {
-            Side::Source => (&self.source, &self.renamed[0]),
-            Side::Target => (&self.target, &self.renamed[1]),
+        let (endpoint, other, renamed) = match owner {
+            Side::Source => (&self.source, &self.target, &self.renamed[0]),
+            Side::Target => (&self.target, &self.source, &self.renamed[1]),
         };
         let client = match session.take().filter(|(side, client)| *side == owner && !client.is_closed()) {
             Some((_, client)) => client,
@@ -140,6 +166,9 @@ impl Learner {
         };
         let (parts, mut tables) = published(&client, &self.migration, owner).await?;
         tables.retain(|(schema, name)| !renamed.contains(&QualifiedName::new(schema, name)));
+        let renumbered = renumbered(&client, &catalog_session(other).await?).await?;
+        tables.retain(|table| !renumbered.contains_key(table));
+        self.say_renumbered(renumbered);
         let answer = text(&client, Catalog::SQL).await?;
         // It may be large, and reading it takes its time.
         let read = tokio::task::spawn_blocking(move || Catalog::read(&answer, &tables)).await;

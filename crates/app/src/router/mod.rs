@@ -4,7 +4,7 @@
 //! * [`owner`]: who owns the writes, by the control database and by the ownership rows
 //! * [`follower`], [`learn`]: what the side that follows shows by now, and what may be read there
 //! * [`seat`]: the seat in the control database: which routes and rules for reads are told, and what is said of them
-//! * [`findings`]: what the router says of reads
+//! * [`findings`], [`statistics`]: what the router says of reads, and of all that it served
 //!
 //! It drives nothing and decides nothing: routes are the driver's, and what holds writers to them are the fences.
 
@@ -14,6 +14,7 @@ mod follower;
 mod learn;
 mod owner;
 mod seat;
+mod statistics;
 
 use crate::drive::{interrupted, message};
 use crate::exit::Exit;

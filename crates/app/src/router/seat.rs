@@ -4,6 +4,7 @@
 
 use super::findings::Findings;
 use super::owner::{Found, Owners};
+use super::statistics::statistics;
 use super::{News, Plan, Say};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -169,6 +170,7 @@ impl Seat {
                 "parked": self.handle.parked(),
                 "reads": self.findings.reads(&self.handle, &self.reads.borrow()),
                 "mirror": self.findings.mirror(&self.handle, &self.reads.borrow()),
+                "statistics": statistics(&self.handle),
             }),
         }
     }

@@ -320,8 +320,9 @@ section! {
             "minimum" = bounds::ROUTER_ANSWER.min, "maximum" = bounds::ROUTER_ANSWER.max, "default" = "200ms"
         ))]
         answer_max_ms: Span,
-        /// How long a read waits for the follower to show what its session has seen, before it goes to the owner.
-        #[schemars(extend("minimum" = bounds::ROUTER_WAIT.min, "maximum" = bounds::ROUTER_WAIT.max, "default" = 0))]
+        /// How long a read of a session that has only read waits for the follower to show as much, before it goes to the owner;
+        /// one that has written is not made to wait.
+        #[schemars(extend("minimum" = bounds::ROUTER_WAIT.min, "maximum" = bounds::ROUTER_WAIT.max, "default" = 50))]
         wait_max_ms: Span,
         /// A follower that shows no more than what was so long ago is not asked, whatever a session has seen.
         #[schemars(extend(

@@ -52,7 +52,7 @@ pub struct Router {
 pub struct RouterReads {
     /// A read that has not begun to be answered by then is repeated on the owner.
     pub answer_max: Duration,
-    /// How long a read waits for the follower to show what its session has seen.
+    /// How long a read of a session that has only read waits for the follower to show as much.
     pub wait_max: Duration,
     /// A follower that shows no more than what was so long ago is not asked.
     pub stale_max: Duration,
@@ -217,7 +217,7 @@ pub(super) fn validate(raw: RawRouter, problems: &mut Problems<'_>) -> Option<Ro
 
 fn reads(raw: RawRouterReads, problems: &mut Problems<'_>) -> RouterReads {
     let answer_max_ms = bounds::ROUTER_ANSWER.settle(raw.answer_max_ms, 200, problems);
-    let wait_max_ms = bounds::ROUTER_WAIT.settle(raw.wait_max_ms, 0, problems);
+    let wait_max_ms = bounds::ROUTER_WAIT.settle(raw.wait_max_ms, 50, problems);
     let stale_max_ms = bounds::ROUTER_STALE.settle(raw.stale_max_ms, 2_000, problems);
     RouterReads {
         answer_max: Duration::from_millis(answer_max_ms),

@@ -75,7 +75,7 @@ fn a_router_serves_and_compares_reads_by_defaults_that_are_safe() {
     let ms = Duration::from_millis;
     assert_eq!(
         (least.reads.answer_max, least.reads.wait_max, least.reads.stale_max),
-        (ms(200), Duration::ZERO, ms(2000))
+        (ms(200), ms(50), ms(2000))
     );
     assert_eq!(
         (least.mirror.float_tolerance, least.mirror.timestamp_tolerance),
@@ -84,12 +84,12 @@ fn a_router_serves_and_compares_reads_by_defaults_that_are_safe() {
     );
     assert!(!least.mirror.show_values && least.mirror.mismatch_percent_max == 0.0);
     let more = router(
-        "reads: { answer_max_ms: 1s, wait_max_ms: 50, stale_max_ms: 5s }, mirror: { float_tolerance: 1e-9, \
+        "reads: { answer_max_ms: 1s, wait_max_ms: 0, stale_max_ms: 5s }, mirror: { float_tolerance: 1e-9, \
          timestamp_tolerance_ms: 1, show_values: true, mismatch_percent_max: 0.1 }",
     );
     assert_eq!(
         (more.reads.answer_max, more.reads.wait_max, more.reads.stale_max),
-        (ms(1000), ms(50), ms(5000))
+        (ms(1000), Duration::ZERO, ms(5000))
     );
     let mirror = more.mirror;
     assert_eq!((mirror.float_tolerance, mirror.timestamp_tolerance), (Some(1e-9), Some(ms(1))));

@@ -268,13 +268,7 @@ fn open(
     let (process, cell) = shared.gate.add(secret);
     let mut routes = shared.routes.clone();
     let route = routes.borrow_and_update().clone();
-    let at_start = Settings::at_start(&startup.settings);
-    let (tenant_at_start, differs_at_start) = (at_start.tenant(), at_start.reads_differ());
-    // A session's own server is opened with the client's wishes; a shared one is set to them.
-    let settings = match config.pool {
-        PoolMode::Session => Settings::default(),
-        PoolMode::Transaction => Settings::at_start(&startup.settings),
-    };
+    let (settings, tenant_at_start, differs_at_start) = wishes(&startup, config.pool);
     Session {
         shared: Arc::clone(shared),
         config,
@@ -326,6 +320,18 @@ fn open(
         portals: HashMap::new(),
         lone: Lone::default(),
     }
+}
+
+/// What a client wishes at its start: settings that are carried, whom it works for, and whether what it reads depends on the
+/// server. A session's own server is opened with the wishes; a shared one is set to them.
+fn wishes(startup: &Startup, pool: PoolMode) -> (Settings, Option<String>, bool) {
+    let wishes = Settings::at_start(&startup.settings);
+    let (tenant, differs) = (wishes.tenant(), wishes.reads_differ());
+    let settings = match pool {
+        PoolMode::Session => Settings::default(),
+        PoolMode::Transaction => wishes,
+    };
+    (settings, tenant, differs)
 }
 
 impl Session {

@@ -3,6 +3,7 @@
 use super::{Completer, archive};
 use crate::drive::Driver;
 use crate::drive::switch::answer::{Blocked, CompleteOrder, Proof};
+use crate::report::StatsSeat;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -182,6 +183,14 @@ impl Completer<'_> {
         if used.is_empty() {
             judged.proved("applications that come by way of a router", "none is connected");
         }
+        let last = routers.iter().filter_map(|router| {
+            let stats: StatsSeat = serde_json::from_value(router.body["statistics"].clone()).ok()?;
+            let last = stats.served.into_iter().filter(|served| served.source_ms_ago.is_some());
+            last.min_by_key(|served| served.source_ms_ago)
+        });
+        let last = last.min_by_key(|served| served.source_ms_ago).and_then(|served| served.last_on_source());
+        let found = last.unwrap_or_else(|| "nothing, since they began".to_owned());
+        judged.proved("what routers sent to the source last", found);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use crate::commands;
 use crate::commands::status::Seen;
 use crate::drive::reads::answer::{ReadsAnswer, RulesSet};
 use crate::drive::switch::answer::Blocked;
-use crate::report::{Latency, MirrorSeat, MismatchSeat, ReadsSeat};
+use crate::report::{Latency, MirrorSeat, MismatchSeat, ReadsSeat, ServedSeat, StatsSeat, TimesSeat};
 use segue_model::switch::Side;
 use segue_model::switch::reads::ReadRules;
 use serde_json::{Value, json};
@@ -35,6 +35,15 @@ const LOOK: &[Field] = &[
          the follower was `stale`, that `failed` there, or were `dropped` for want of room; what both sides took for them \
          since the router began (`source_ms`, `target_ms`: `p50`, `p99`, `max`); and `mismatches`, the most frequent first: \
          the `statement` without its constants, its `count`, `why` it differs, and what to do `next`",
+    ),
+    (
+        "routers[].statistics.*",
+        "how it does since it began: `times` that each `side` took for each `kind` of statement (`count`, and `ms` with `p50`, \
+         `p99`, `max`); how long transactions were parked (`parked_ms`); sessions that were bound to their server connection \
+         (`pins`); shared connections (`pools`: `side`, `user`, `database`, `used`, `idle`, `max`); why statements that look like \
+         reads stayed with the owner (`kept`); what was `served`, the last use of the source first: `user`, `application`, \
+         `kind`, the `statement` without its constants, how often each side served it and how long ago (`source`, `source_ms_ago`, `target`, \
+         `target_ms_ago`); and `slow_reads`, that the other side takes much longer for, with the plans of both",
     ),
     (
         "routers[].revision",
@@ -67,7 +76,7 @@ pub(super) fn seat() -> Value {
     json!({
         "listen": "127.0.0.1:6432", "owner": "source", "epoch": 1, "held": false, "clients": 12, "parked": 0,
         "id": "db1 process 4712 1f2e3d4c5b6a7988", "revision": 3_000_001,
-        "reads": the_reads(), "mirror": the_mirror(),
+        "reads": the_reads(), "mirror": the_mirror(), "statistics": the_statistics(),
     })
 }
 
@@ -81,6 +90,26 @@ fn the_reads() -> ReadsSeat {
         failed: 2,
         breaker: "closed".into(),
         ..ReadsSeat::default()
+    }
+}
+
+fn the_statistics() -> StatsSeat {
+    let served = ServedSeat {
+        user: "shop".into(),
+        application: "cart".into(),
+        kind: "select".into(),
+        statement: "SELECT balance FROM account WHERE id = $1".into(),
+        source: 9_100,
+        source_ms_ago: Some(4),
+        target: 48_000,
+        target_ms_ago: Some(1),
+    };
+    let ms = Latency { p50: 0.4, p99: 2.1, max: 14.0 };
+    StatsSeat {
+        times: vec![TimesSeat { side: Side::Source, kind: "select".into(), count: 9_100, ms }],
+        kept: [("about_server".to_owned(), 12)].into(),
+        served: vec![served],
+        ..StatsSeat::default()
     }
 }
 
