@@ -54,9 +54,9 @@ async fn reads_its_own_writes(client: &Client) {
         client.execute("UPDATE app.account SET balance = $1 WHERE id = 1", &[&n]).await.unwrap();
         match n {
             // So long that the follower may serve it.
-            _ if n % 4 == 0 => tokio::time::sleep(Duration::from_millis(30)).await,
+            _ if n % 8 == 0 => tokio::time::sleep(Duration::from_millis(30)).await,
             // So long that it does.
-            _ if n % 67 == 0 => served_by(client, "target").await,
+            _ if n == 101 => served_by(client, "target").await,
             _ => {}
         }
         assert_eq!(balance(client, 1).await, n, "its own write is not there");
