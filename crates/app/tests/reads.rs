@@ -52,9 +52,12 @@ async fn journaled(pair: &Pair) -> Vec<Value> {
 async fn reads_its_own_writes(client: &Client) {
     for n in 1..=200 {
         client.execute("UPDATE app.account SET balance = $1 WHERE id = 1", &[&n]).await.unwrap();
-        if n % 4 == 0 {
+        match n {
             // So long that the follower may serve it.
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            _ if n % 8 == 0 => tokio::time::sleep(Duration::from_millis(30)).await,
+            // So long that it does.
+            _ if n == 101 => served_by(client, "target").await,
+            _ => {}
         }
         assert_eq!(balance(client, 1).await, n, "its own write is not there");
     }
@@ -87,7 +90,7 @@ async fn reads_move_and_come_back_by_order_and_no_session_misses_what_it_has_wri
     let acme = connect(&format!("{url} options='-c segue.tenant=acme'")).await;
     served_by(&acme, "source").await;
     served_by(&other, "target").await;
-    until("both routers count what was served", async || count(pair, "reads", "served") > 50).await;
+    until("both routers count what was served", async || count(pair, "reads", "served") > 5).await;
 
     // In an emergency every read is the owner's, until it is over.
     let contained = pair.segue(&["contain"], 0);
