@@ -4,6 +4,7 @@ use super::order::give;
 use super::{asker, fault, print, print_json, switch, unreadable};
 use crate::cli::SwitchReads;
 use crate::drive::reads::answer::{MirrorOrder, ReadsAnswer, ReadsOrder, RulesSet};
+use crate::drive::reads::has_router;
 use crate::drive::switch::answer::Overridden;
 use crate::exit::Exit;
 use segue_engine::ports::Outcome;
@@ -19,11 +20,18 @@ pub(crate) async fn switch(spec: &Spec, asked: &SwitchReads, json: bool) -> Exit
         eprintln!("segue: {refused}");
         return Exit::Usage;
     }
+    // Less is never refused.
+    if let (true, Err(f)) = (asked.percent > 0, has_router(spec)) {
+        return fault(&f, json);
+    }
     answered(give(spec, "reads", &json!(order)).await, json)
 }
 
 /// Has a share of the reads compared.
 pub(crate) async fn mirror(spec: &Spec, percent: u8, json: bool) -> Exit {
+    if let (true, Err(f)) = (percent > 0, has_router(spec)) {
+        return fault(&f, json);
+    }
     answered(give(spec, "mirror", &json!(MirrorOrder { percent })).await, json)
 }
 

@@ -11,6 +11,7 @@ use super::service::Service;
 use answer::{MirrorOrder, ReadsAnswer, ReadsOrder};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
+use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::gates::{self, Move, Override};
@@ -139,10 +140,7 @@ impl Service<'_> {
 
     /// Who owns the writes, if there are routers, and a side that follows.
     fn may_ask_the_follower(&self) -> Outcome<Side> {
-        if self.driver.spec.router.is_none() {
-            let next = "add `router: { listen: 127.0.0.1:6432, users: FILE }`, have applications connect there, then ask again";
-            return Err(Fault::operator("SEGUE-NO-ROUTER", "the spec has no section `router`", next));
-        }
+        has_router(&self.driver.spec)?;
         let stage = self.flows.stage();
         if !stage.has_reached(Stage::Following) {
             let what = format!("the migration is {stage}: not everything is copied yet");
@@ -192,4 +190,13 @@ fn read<T: DeserializeOwned>(arguments: &Value) -> Outcome<T> {
             "use the same version of segue for the command and for `segue run`",
         )
     })
+}
+
+/// Reads are moved and compared by routers.
+pub(crate) fn has_router(spec: &Spec) -> Outcome<()> {
+    if spec.router.is_some() {
+        return Ok(());
+    }
+    let next = "add `router: { listen: 127.0.0.1:6432, users: FILE }`, have applications connect there, then ask again";
+    Err(Fault::operator("SEGUE-NO-ROUTER", "the spec has no section `router`", next))
 }
