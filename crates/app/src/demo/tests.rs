@@ -53,6 +53,9 @@ async fn the_oracle_knows_a_true_copy_from_one_that_lacks_a_write() {
     assert_eq!(loaded.tally.errors.len(), 0, "{:?}", loaded.tally.errors);
     assert_eq!(loaded.oracle.unknown(), 0);
     assert!(loaded.oracle.acknowledged() > 500, "{}", loaded.oracle.acknowledged());
+    let browsing = &loaded.tally.browsing;
+    assert_eq!(browsing.stale, 0, "{:?}", browsing.stale_shown);
+    assert!(browsing.reads > browsing.read_back && browsing.read_back > 50, "{browsing:?}");
 
     let source = servers.source.connect().await.unwrap();
     let verdict = loaded.oracle.check(&source).await.unwrap();
@@ -162,6 +165,13 @@ async fn clients_follow_a_fence_and_a_lost_connection_and_no_other_refusal() {
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     source.execute(cut, &[]).await.unwrap();
     written_to(&target).await;
+    // Each client has some rows to look for, and reads many times a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let loaded = load.stop().await;
     assert!(!told(&loaded, "the other server"), "{:?}", loaded.tally.errors);
+    let browsing = &loaded.tally.browsing;
+    assert!(
+        browsing.stale > 0,
+        "what was acknowledged elsewhere is missing, and that is noticed: {browsing:?}"
+    );
 }
