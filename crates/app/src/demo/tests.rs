@@ -165,7 +165,7 @@ async fn clients_follow_a_fence_and_a_lost_connection_and_no_other_refusal() {
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     source.execute(cut, &[]).await.unwrap();
     written_to(&target).await;
-    // Each client has some rows to look for, and reads many times a second.
+    // Each client remembers its last writes until others take their place, and reads many times a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let loaded = load.stop().await;
     assert!(!told(&loaded, "the other server"), "{:?}", loaded.tally.errors);

@@ -24,10 +24,8 @@ const EVERY: u32 = 4;
 const SESSIONS: usize = 2;
 /// So many that one in a hundred of them is not chance.
 const VISITORS: u32 = 1_000;
-/// What is to be read back and was not yet; what is written meanwhile is not read back.
-const WRITTEN_MAX: usize = 8;
-/// A visitor looks for what was written at once, or up to so much later.
-const LATER_MAX: Duration = Duration::from_millis(300);
+/// The last writes that may be read back: of half a second or so, in which the other side learns of them.
+const WRITTEN_MAX: usize = 32;
 
 /// For whom something is read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +48,6 @@ struct Written {
     visitor: Visitor,
     row: Row,
     state: Option<String>,
-    due: Instant,
 }
 
 impl Written {
@@ -71,7 +68,7 @@ impl Written {
     }
 }
 
-/// A client's connections for reads, and what is to be read back.
+/// A client's connections for reads, and what it may read back.
 #[derive(Debug, Default)]
 pub(super) struct Browser {
     sessions: [Option<Reader>; SESSIONS],
@@ -87,21 +84,20 @@ struct Reader {
 
 impl Browser {
     /// A transaction was acknowledged. Whoever changed one of its rows before need not find that again.
-    pub(super) fn has_written(&mut self, visitor: Visitor, draft: &Draft, rng: &mut StdRng) {
+    pub(super) fn has_written(&mut self, visitor: Visitor, draft: &Draft) {
         self.written.retain(|written| draft.facts.iter().all(|(row, _)| *row != written.row));
-        if self.written.len() < WRITTEN_MAX
-            && let Some((row, state)) = draft.facts.last()
-        {
-            let due = Instant::now() + LATER_MAX.mul_f64(rng.random());
-            self.written.push_back(Written { visitor, row: row.clone(), state: state.clone(), due });
+        if let Some((row, state)) = draft.facts.last() {
+            self.written.push_back(Written { visitor, row: row.clone(), state: state.clone() });
+        }
+        if self.written.len() > WRITTEN_MAX {
+            self.written.pop_front();
         }
     }
 
-    /// Something to be looked for now, unless nobody can know what is there.
-    fn take_due(&mut self, memory: &Memory) -> Option<Written> {
+    /// One of the last writes, by a random number; none of which nobody can know what is there.
+    fn take(&mut self, random: usize, memory: &Memory) -> Option<Written> {
         self.written.retain(|written| !memory.open_rows.contains(&written.row));
-        let now = Instant::now();
-        let at = self.written.iter().position(|written| written.due <= now)?;
+        let at = random.checked_rem(self.written.len())?;
         self.written.remove(at)
     }
 
@@ -192,7 +188,10 @@ impl Client {
     }
 
     async fn read_once(&mut self) -> Result<(Duration, Found), LoadError> {
-        let written = if self.rng.random() { self.browser.take_due(&self.memory) } else { None };
+        let written = match self.rng.random() {
+            true => self.browser.take(self.rng.random_range(0..usize::MAX), &self.memory),
+            false => None,
+        };
         let url = self.urls.borrow()[self.at].clone();
         let session = self.browser.session(&url).await?;
         let begun = Instant::now();
@@ -215,7 +214,6 @@ impl Client {
 mod tests {
     use super::*;
     use crate::demo::load::memory::Place;
-    use rand::SeedableRng;
 
     fn changed(key: &str, state: Option<&str>) -> Draft {
         Draft::default().with(Place::Orders, key, state.map(str::to_owned))
@@ -228,7 +226,6 @@ mod tests {
             visitor: Visitor(3),
             row: row.clone(),
             state: state.map(str::to_owned),
-            due: Instant::now(),
         };
         assert_eq!(left(Some("paid")).compared_with(Some("paid")), Found::Written);
         assert_eq!(left(None).compared_with(None), Found::Written);
@@ -240,32 +237,28 @@ mod tests {
 
     #[test]
     fn what_was_written_again_or_cannot_be_known_is_not_looked_for() {
-        let (mut rng, mut memory, mut browser) =
-            (StdRng::seed_from_u64(1), Memory::new(1, 1), Browser::default());
-        let mut write = |memory: &mut Memory, browser: &mut Browser, draft: Draft| {
-            browser.has_written(Visitor(1), &draft, &mut rng);
+        let (mut memory, mut browser) = (Memory::new(1, 1), Browser::default());
+        let mut write = |memory: &mut Memory, draft: Draft| {
+            browser.has_written(Visitor(1), &draft);
             memory.acknowledge(draft);
         };
-        write(&mut memory, &mut browser, changed("1", Some("placed")));
-        write(&mut memory, &mut browser, changed("1", Some("paid")));
-        write(&mut memory, &mut browser, changed("2", Some("placed")));
+        write(&mut memory, changed("1", Some("placed")));
+        write(&mut memory, changed("1", Some("paid")));
+        write(&mut memory, changed("2", Some("placed")));
         memory.leave_open(changed("2", Some("paid")));
-        write(&mut memory, &mut browser, changed("3", None));
-        browser.written.iter_mut().for_each(|written| written.due = Instant::now());
-        let due: Vec<_> =
-            std::iter::from_fn(|| browser.take_due(&memory)).map(|w| (w.row.1, w.state)).collect();
-        assert_eq!(due, [("1".to_owned(), Some("paid".to_owned())), ("3".to_owned(), None)]);
+        write(&mut memory, changed("3", None));
+        let taken = std::iter::from_fn(|| browser.take(0, &memory));
+        let taken: Vec<_> = taken.map(|written| (written.row.1, written.state)).collect();
+        assert_eq!(taken, [("1".to_owned(), Some("paid".to_owned())), ("3".to_owned(), None)]);
     }
 
     #[test]
-    fn what_waits_to_be_read_back_is_bounded_and_has_its_time() {
-        let (mut rng, memory, mut browser) =
-            (StdRng::seed_from_u64(1), Memory::new(1, 1), Browser::default());
+    fn only_the_last_writes_are_looked_for() {
+        let (memory, mut browser) = (Memory::new(1, 1), Browser::default());
         for n in 0..100 {
-            browser.has_written(Visitor(1), &changed(&n.to_string(), None), &mut rng);
+            browser.has_written(Visitor(1), &changed(&n.to_string(), None));
         }
         assert_eq!(browser.written.len(), WRITTEN_MAX);
-        browser.written.iter_mut().for_each(|written| written.due = Instant::now() + LATER_MAX);
-        assert!(browser.take_due(&memory).is_none(), "not yet");
+        assert_eq!(browser.take(WRITTEN_MAX - 1, &memory).map(|written| written.row.1), Some("99".into()));
     }
 }

@@ -242,7 +242,7 @@ impl Client {
         match end {
             Ok(End::Commit(draft)) => match session.control("COMMIT").await {
                 Ok(()) => {
-                    self.browser.has_written(meant.visitor, &draft, &mut self.rng);
+                    self.browser.has_written(meant.visitor, &draft);
                     self.memory.acknowledge(draft);
                     self.tally.durations.add(begun.elapsed());
                     self.shared.window.acknowledged(begun.elapsed());
