@@ -120,7 +120,7 @@ impl ReadsMoved {
     pub(super) fn findings(&self) -> String {
         let Mirrored { planted, found_after, differ, compared, .. } = self.mirrored;
         format!(
-            "{} planted, found after {} and mended; then {} of {} answers differ",
+            "{} planted, found after {}, mended; since then {} of {} differ",
             of(planted, "difference", "differences"),
             time(found_after),
             count(differ),

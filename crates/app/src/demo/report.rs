@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn a_report_fits_on_one_screen() {
         let text = report().text(&Narrator::new(false));
-        assert!(text.lines().count() <= 28, "{text}");
+        assert!(text.lines().count() <= 24, "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
         assert!(text.contains("40 MB/s") && text.contains("500/s"), "{text}");
         assert!(text.contains("back to the source   stall  22 ms   no write acknowledged  38 ms"), "{text}");

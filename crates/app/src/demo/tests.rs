@@ -48,14 +48,17 @@ async fn the_oracle_knows_a_true_copy_from_one_that_lacks_a_write() {
 
     let load =
         Load::start([servers.source.url(), servers.target.url()], size, Pace { clients: 4, per_second: 600 });
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let until = Instant::now() + Duration::from_secs(60);
+    while load.acknowledged() < 1_200 {
+        assert!(Instant::now() < until, "only {} transactions were acknowledged", load.acknowledged());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let loaded = load.stop().await;
     assert_eq!(loaded.tally.errors.len(), 0, "{:?}", loaded.tally.errors);
     assert_eq!(loaded.oracle.unknown(), 0);
-    assert!(loaded.oracle.acknowledged() > 500, "{}", loaded.oracle.acknowledged());
     let browsing = &loaded.tally.browsing;
     assert_eq!(browsing.stale, 0, "{:?}", browsing.stale_shown);
-    assert!(browsing.reads > browsing.read_back && browsing.read_back > 50, "{browsing:?}");
+    assert!(browsing.reads > browsing.read_back && browsing.read_back > 20, "{browsing:?}");
 
     let source = servers.source.connect().await.unwrap();
     let verdict = loaded.oracle.check(&source).await.unwrap();
