@@ -16,12 +16,9 @@ fn reads_were_compared_and_moved(reads: &Value) {
     let of = |name: &str| shares.iter().map(|share| share[name].as_u64().unwrap()).collect::<Vec<_>>();
     assert_eq!(of("percent"), [1, 10, 100], "{reads:#}");
     let (answered, by_target) = (of("answered"), of("by_target"));
-    assert!(
-        answered.iter().zip(&by_target).all(|(all, some)| all > some || *all > 0 && all == some),
-        "{reads:#}"
-    );
-    // How much it serves depends on how far behind it is, which depends on what else this machine does.
-    assert!(by_target[2] > by_target[0] && by_target[2] * 4 > answered[2], "{reads:#}");
+    assert!(answered.iter().zip(&by_target).all(|(all, some)| *all > 0 && all >= some), "{reads:#}");
+    // How many depends on how far behind it is, which depends on what else this machine does.
+    assert!(by_target[2] > 0, "{reads:#}");
 }
 
 #[test]
