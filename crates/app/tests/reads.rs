@@ -7,9 +7,9 @@ mod support;
 use segue_testkit::kill::Process;
 use serde_json::{Value, json};
 use std::time::Duration;
-use support::Pair;
 use support::routed::{Routed, port_of};
 use support::slow::{locked, until};
+use support::{PATIENCE, Pair};
 use tokio_postgres::{Client, NoTls};
 
 /// The row that differs: whoever reads it knows which side has served it.
@@ -52,9 +52,12 @@ async fn journaled(pair: &Pair) -> Vec<Value> {
 async fn reads_its_own_writes(client: &Client) {
     for n in 1..=200 {
         client.execute("UPDATE app.account SET balance = $1 WHERE id = 1", &[&n]).await.unwrap();
-        if n % 4 == 0 {
+        match n {
             // So long that the follower may serve it.
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            _ if n % 8 == 0 => tokio::time::sleep(Duration::from_millis(30)).await,
+            // So long that it does.
+            _ if n == 101 => served_by(client, "target").await,
+            _ => {}
         }
         assert_eq!(balance(client, 1).await, n, "its own write is not there");
     }
@@ -86,8 +89,8 @@ async fn reads_move_and_come_back_by_order_and_no_session_misses_what_it_has_wri
     pair.segue(&["switch", "reads", "100", "--tenant", "acme=source"], 0);
     let acme = connect(&format!("{url} options='-c segue.tenant=acme'")).await;
     served_by(&acme, "source").await;
-    assert_eq!(balance(&other, PLANTED).await, -1);
-    until("both routers count what was served", async || count(pair, "reads", "served") > 50).await;
+    served_by(&other, "target").await;
+    until("both routers count what was served", async || count(pair, "reads", "served") > 5).await;
 
     // In an emergency every read is the owner's, until it is over.
     let contained = pair.segue(&["contain"], 0);
@@ -187,7 +190,10 @@ async fn what_cannot_be_read_there_yet_is_refused_and_less_never_is() {
     let started = async |more: &str| -> Process {
         let (source, target) = (pair.source.url("postgres"), pair.target.url("postgres"));
         pair.write_spec(&source, &target, &["public.t"], more);
-        pair.run()
+        let run = pair.run();
+        // An earlier one may have reported a stage before.
+        run.wait_for("segue: test ", PATIENCE).await.unwrap();
+        run
     };
     pair.fenced().await;
     // Nothing arrives before this lock is gone.

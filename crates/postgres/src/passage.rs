@@ -23,7 +23,7 @@ const LIMITS: &str =
 const LOG_END: &str = "SELECT pg_current_wal_insert_lsn(), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
     current_setting('wal_block_size')::bigint, pg_size_bytes(current_setting('wal_segment_size')),
     (SELECT coalesce(sum(hashtextextended(i.inhparent || ' ' || i.inhrelid, 0)::numeric) % 1000000007, 0)::bigint
-       FROM pg_inherits i)";
+       FROM pg_inherits i), pg_current_wal_flush_lsn()";
 
 const APPLIED: &str = "SELECT s.position, s.timeline FROM segue.stream s
       WHERE s.migration = $1 AND s.direction = $2 AND s.backfilled_at IS NOT NULL AND s.skipped = '{}'
@@ -51,6 +51,8 @@ pub struct LogEnd {
     pub position: Position,
     /// Of which log.
     pub timeline: i32,
+    /// Whether the log is written out up to there: only then do streams get that far.
+    pub is_flushed: bool,
     /// Another number whenever a table has become, or is no longer, a part of another.
     pub parts: i64,
 }
@@ -111,7 +113,17 @@ impl Passage {
         let position = u64::from(row.get::<_, PgLsn>(0));
         let bytes = |column| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
         let position = before_page_header(position, bytes(2), bytes(3));
-        Ok(LogEnd { position: Position(position), timeline, parts: row.get(4) })
+        let is_flushed = u64::from(row.get::<_, PgLsn>(5)) >= position;
+        Ok(LogEnd { position: Position(position), timeline, is_flushed, parts: row.get(4) })
+    }
+
+    /// Has the owner write its log out. On a server at rest nobody else does so for what is not a commit, as the pruning of a
+    /// page by a read, and the end of the log is then where no stream gets to. A transaction that has a number, and has changed
+    /// nothing, leaves a record behind which the log is written out within moments.
+    pub async fn write_out(&self) -> Outcome<()> {
+        let (client, _) = &self.owner;
+        let done = client.query_one("SELECT txid_current()", &[]).await;
+        done.map(drop).map_err(|e| fault_of(&e).during("having the owner write its log out"))
     }
 
     /// How far the follower is; `None`: there is no stream to it that shows everything.
@@ -197,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_stream_shows_what_ends_at_or_before_its_checkpoint_on_the_same_log() {
-        let end = LogEnd { position: Position(10), timeline: 3, parts: 0 };
+        let end = LogEnd { position: Position(10), timeline: 3, is_flushed: true, parts: 0 };
         let applied = |position, timeline| Applied { position: Position(position), timeline };
         assert!(applied(10, 3).shows(end) && !applied(9, 3).shows(end));
         assert!(!applied(11, 2).shows(end), "what was applied is of a log that has ended");

@@ -7,7 +7,9 @@ use segue_model::switch::ownership::Epoch;
 use segue_model::switch::reads::ReadRules;
 use segue_model::switch::route::Route;
 use segue_postgres::connect::Endpoint;
-use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, RouterReport, RouterSeat, Told};
+use segue_postgres::control::{
+    Acquired, Control, LEASE_TTL, Lease, RouterReport, RouterSeat, Told, shut_out,
+};
 use segue_testkit::cluster::{Cluster, Options};
 use serde_json::json;
 use std::time::Duration;
@@ -122,6 +124,7 @@ async fn a_route_that_cannot_be_understood_is_no_route() {
 async fn rules_for_reads_reach_the_routers_outlive_their_driver_and_are_its_alone_to_change() {
     let setting = Setting::new().await;
     let old = setting.acquired("one").await;
+    shut_out(&setting.endpoint, "m", old.token, true).await.expect("it is the newest");
     let seat = RouterSeat::take(&setting.endpoint, "m").await.expect("a seat").expect("the schema is there");
     assert_eq!(seat.reads().await.expect("asked"), None, "nothing was told yet");
     assert_eq!(setting.control.reads().await.expect("asked"), ReadRules::default());
@@ -134,6 +137,7 @@ async fn rules_for_reads_reach_the_routers_outlive_their_driver_and_are_its_alon
 
     setting.let_the_lease_expire().await;
     let new = setting.acquired("two").await;
+    shut_out(&setting.endpoint, "m", new.token, true).await.expect("it is the newest");
     let refused = setting.control.set_reads(&old, &ReadRules::default()).await.expect_err("it is too late");
     assert_eq!(refused.code, "SEGUE-SUPERSEDED");
     assert_eq!(setting.control.reads().await.expect("asked"), rules);

@@ -27,6 +27,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 const ASK_EVERY: Duration = Duration::from_millis(25);
 /// A server that takes longer is as good as gone.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// For so long the end of the owner's log may not be written out, before the owner is asked to do so.
+const UNWRITTEN_MAX: Duration = Duration::from_millis(100);
 /// Between two tries to reach both, longer each time.
 const AGAIN: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
@@ -48,7 +50,9 @@ impl Marks {
     fn note(&mut self, asked: Instant, end: LogEnd) {
         match self.0.back_mut() {
             // A later moment at which nothing more had to be shown.
-            Some((last, known)) if *known == end => *last = asked,
+            Some((last, known)) if known.position == end.position && known.timeline == end.timeline => {
+                *last = asked
+            }
             _ => self.0.push_back((asked, end)),
         }
         if self.0.len() > MARKS_MAX {
@@ -120,7 +124,7 @@ impl Freshness {
             Side::Target => (&self.target, &self.source),
         };
         let passage = Passage::open(from, to, &self.migration, owner).await?;
-        let mut marks = Marks::default();
+        let (mut marks, mut written) = (Marks::default(), Instant::now());
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while is_asked(&self.reads.borrow()) && self.route() == route {
@@ -135,6 +139,13 @@ impl Freshness {
             }
             if self.route() != route {
                 return Ok(());
+            }
+            if end.is_flushed {
+                written = asked;
+            } else if written.elapsed() > UNWRITTEN_MAX {
+                timeout(ANSWER_PATIENCE, passage.write_out()).await.map_err(|_| silent())??;
+                // It is done soon, if not at once.
+                written = Instant::now() + UNWRITTEN_MAX;
             }
             if let Some(as_of) = applied.and_then(|applied| marks.shown_by(applied)) {
                 marks.forget_before(as_of);
@@ -164,7 +175,7 @@ mod tests {
     use segue_model::position::Position;
 
     fn end(position: u64) -> LogEnd {
-        LogEnd { position: Position(position), timeline: 1, parts: 0 }
+        LogEnd { position: Position(position), timeline: 1, is_flushed: true, parts: 0 }
     }
 
     fn applied(position: u64) -> Applied {

@@ -1,8 +1,39 @@
 //! What routers have found in comparing reads, taken together. Pure.
 
 use crate::report::MirrorSeat;
-use segue_model::switch::gates::Mirrored;
+use segue_model::switch::gates::{Mirrored, Share};
 use segue_postgres::control::RouterReport;
+use std::collections::HashMap;
+
+/// The series in which is stored what comparing reads came to.
+pub(super) const SERIES: &str = "mirror";
+
+/// What each router had compared when it was last looked at, by its name.
+#[derive(Debug, Default)]
+pub(super) struct Counted(HashMap<String, Share>);
+
+impl Counted {
+    /// Reads that routers have compared since the look before, and those of them that answered alike. Of one that is new here
+    /// it is not known since when: it counts from the next look on.
+    pub(super) fn more(&mut self, routers: &[RouterReport]) -> Share {
+        let mut more = Share::default();
+        let mut counted = HashMap::new();
+        for router in routers {
+            let Ok(mirror) = serde_json::from_value::<MirrorSeat>(router.body["mirror"].clone()) else {
+                continue;
+            };
+            let now = Share { part: mirror.equal, whole: mirror.compared };
+            // Counts that are lower than before have begun anew.
+            let before = self.0.get(&router.id).copied().unwrap_or(now);
+            let before = if now.whole < before.whole { Share::default() } else { before };
+            more.part += now.part.saturating_sub(before.part);
+            more.whole += now.whole - before.whole;
+            counted.insert(router.id.clone(), now);
+        }
+        self.0 = counted;
+        more
+    }
+}
 
 /// A statement that is told with a gate is cut: `status` shows all of it.
 const STATEMENT_CHARS_MAX: usize = 120;
@@ -34,7 +65,6 @@ pub(super) fn of(routers: &[RouterReport], mismatch_percent_max: f64) -> Mirrore
 #[cfg(test)]
 mod tests {
     use super::*;
-    use segue_model::switch::gates::Share;
     use serde_json::{Value, json};
 
     fn router(mirror: Value) -> RouterReport {
@@ -54,6 +84,22 @@ mod tests {
         assert_eq!((all.differ, all.differ_ppm_max), (Share { part: 4, whole: 100 }, 5_000));
         assert_eq!(all.worst, "SELECT b (3 times; rows missing (1))");
         assert!(!all.is_unreadable);
+    }
+
+    #[test]
+    fn each_read_counts_once_and_counters_that_begin_anew_count_from_nothing() {
+        let report = |id: &str, equal: u64, compared: u64| RouterReport {
+            id: id.into(),
+            revision: 1,
+            body: json!({ "mirror": { "equal": equal, "compared": compared } }),
+        };
+        let share = |part, whole| Share { part, whole };
+        let mut counted = Counted::default();
+        assert_eq!(counted.more(&[report("a", 5, 5)]), share(0, 0), "it is not known since when");
+        assert_eq!(counted.more(&[report("a", 8, 9), report("b", 1, 1)]), share(3, 4));
+        assert_eq!(counted.more(&[report("a", 8, 9), report("b", 3, 3)]), share(2, 2));
+        assert_eq!(counted.more(&[report("a", 2, 2)]), share(2, 2), "it was turned off and on again");
+        assert_eq!(counted.more(&[router(Value::Null)]), share(0, 0));
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub(crate) struct Gates<'d> {
     source: Watch,
     target: Watch,
     measurements: Measurements,
+    counted: mirrored::Counted,
     comparisons: Comparisons,
     sessions: Remembered,
     slowly: Slowly,
@@ -150,6 +151,7 @@ impl<'d> Gates<'d> {
         let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
         let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
         let verifications = control.samples(comparisons::SERIES, Bounds::WINDOW_MAX).await?;
+        let matches = control.samples(mirrored::SERIES, Bounds::WINDOW_MAX).await?;
         let comparisons = Comparisons::new(control.clone(), lease.clone());
         Ok(Gates {
             control,
@@ -162,7 +164,8 @@ impl<'d> Gates<'d> {
             opened_us,
             source: Watch::of(sides.source.marked(migration)),
             target: Watch::of(sides.target.marked(migration)),
-            measurements: Measurements::load(&lag, &drift, &verifications),
+            measurements: Measurements::load(&lag, &drift, &verifications).with_matches(&matches),
+            counted: Default::default(),
             comparisons,
             sessions: Remembered::default(),
             slowly: Slowly::default(),
@@ -177,12 +180,14 @@ impl<'d> Gates<'d> {
     pub(crate) async fn look(&mut self, measured: Measured) -> Outcome<Evidence> {
         let seen = self.look_at_sides(measured.owner).await;
         let standing = self.control.standing(self.born.at_us, self.opened_us).await?;
-        let mirrored = mirrored::of(&self.control.routers().await?, self.mismatch_percent_max);
+        let routers = self.control.routers().await?;
+        let mirrored = mirrored::of(&routers, self.mismatch_percent_max);
         for sample in self.comparisons.take() {
             self.measurements.verified(sample);
         }
         let live = Share { part: measured.live.divergent, whole: measured.live.compared };
         self.measurements.measured(standing.now_us, measured.lag_ms, live);
+        self.measurements.compared(self.counted.more(&routers));
         self.store(standing.now_us).await?;
         let evidence = Evidence { mirrored: Some(mirrored), ..self.evidence(measured, seen, &standing) };
         self.judge(&evidence);
@@ -281,9 +286,11 @@ impl<'d> Gates<'d> {
     /// Stores what was measured since the last time, every ten seconds.
     async fn store(&mut self, now_us: i64) -> Outcome<()> {
         let Some((lag_ms, live)) = self.measurements.due(now_us) else { return Ok(()) };
+        let matches = self.measurements.due_matches();
         let samples = [
             NewSample { series: LAG, part: lag_ms, whole: 0 },
             NewSample { series: DRIFT, part: live.part, whole: live.whole },
+            NewSample { series: mirrored::SERIES, part: matches.part, whole: matches.whole },
         ];
         let at_us = self.control.append_samples(self.lease, &samples).await?;
         self.measurements.stored(at_us);
@@ -305,7 +312,7 @@ impl<'d> Gates<'d> {
             now_us: standing.now_us,
             lag_ms: self.measurements.lag_ms(),
             drift: self.measurements.drift(standing.now_us, bounds.drift_window),
-            matches: Default::default(),
+            matches: self.measurements.matches(),
             mirrored: None,
             verified: Some(self.verified(standing)),
             // What this attempt has found it may have found equal since; a verification may have cleared it.

@@ -17,6 +17,7 @@ struct Bucket {
     now_us: i64,
     lag_ms_max: u64,
     live: Share,
+    matches: Share,
 }
 
 /// The series behind the gates.
@@ -28,6 +29,8 @@ pub(super) struct Measurements {
     live: Vec<Sample<Share>>,
     /// What verifications came to.
     verifications: Vec<Sample<Share>>,
+    /// What comparing reads came to, as it is stored: those that answered alike, among all.
+    matches: Vec<Sample<Share>>,
     bucket: Option<Bucket>,
     /// The counts of the look before.
     counted: Share,
@@ -58,6 +61,18 @@ impl Measurements {
         }
     }
 
+    /// These, with what earlier attempts have stored of compared reads.
+    pub(super) fn with_matches(self, matches: &[StoredSample]) -> Self {
+        Measurements { matches: matches.iter().map(share).collect(), ..self }
+    }
+
+    /// So many reads were compared since the look before, and answered alike. Behind [`Measurements::measured`].
+    pub(super) fn compared(&mut self, more: Share) {
+        if let Some(bucket) = &mut self.bucket {
+            bucket.matches = add(bucket.matches, more);
+        }
+    }
+
     /// A look has measured this lag; `live` are the comparison's counts since the attempt began.
     pub(super) fn measured(&mut self, now_us: i64, lag_ms: u64, live: Share) {
         // Counts that are lower than before have begun anew.
@@ -72,6 +87,7 @@ impl Measurements {
             now_us,
             lag_ms_max: 0,
             live: Share::default(),
+            matches: Share::default(),
         });
         bucket.now_us = now_us;
         bucket.lag_ms_max = bucket.lag_ms_max.max(lag_ms);
@@ -84,16 +100,23 @@ impl Measurements {
         Some((bucket.lag_ms_max, bucket.live))
     }
 
+    /// What is to be stored of compared reads, beside what is [due](Measurements::due).
+    pub(super) fn due_matches(&self) -> Share {
+        self.bucket.map_or_else(Share::default, |bucket| bucket.matches)
+    }
+
     /// What was due has been stored.
     pub(super) fn stored(&mut self, at_us: i64) {
         if let Some(bucket) = self.bucket.take() {
             self.live.push(Sample { at_us, value: bucket.live });
-            self.bucket =
-                Some(Bucket { since_us: at_us, now_us: at_us, lag_ms_max: 0, live: Share::default() });
+            self.matches.push(Sample { at_us, value: bucket.matches });
+            let (live, matches) = (Share::default(), Share::default());
+            self.bucket = Some(Bucket { since_us: at_us, now_us: at_us, lag_ms_max: 0, live, matches });
         }
         let kept_us = i64::try_from(Bounds::WINDOW_MAX.as_micros()).unwrap_or(i64::MAX);
         trim(&mut self.live, at_us.saturating_sub(kept_us));
         trim(&mut self.verifications, at_us.saturating_sub(kept_us));
+        trim(&mut self.matches, at_us.saturating_sub(kept_us));
     }
 
     /// A verification has ended, and came to this.
@@ -105,6 +128,12 @@ impl Measurements {
     /// The lag.
     pub(super) fn lag_ms(&self) -> Series<u64> {
         Series(self.lag_ms.clone())
+    }
+
+    /// Reads that answered alike, among those that were compared.
+    pub(super) fn matches(&self) -> Series<Share> {
+        let open = self.bucket.map(|bucket| Sample { at_us: bucket.now_us, value: bucket.matches });
+        Series(self.matches.iter().chain(&open).copied().collect())
     }
 
     /// What was compared, live and by verifications. A window of zero has one sample: the last verification, and what was
@@ -177,6 +206,26 @@ mod tests {
         m.measured(T0 + S, 0, counts(0, 30));
         m.measured(T0 + 10 * S, 0, counts(0, 30));
         assert_eq!(m.due(T0 + 10 * S), Some((0, counts(1, 130))));
+    }
+
+    #[test]
+    fn reads_that_answer_alike_open_their_gate_after_a_day_and_over_restarts() {
+        let hours = |h: i64| h * 3600 * S;
+        let judged = |m: &Measurements, now_us| {
+            let evidence = Evidence { now_us, matches: m.matches(), ..Evidence::default() };
+            matches!(judge(Gate::Matches, &Bounds::of(Profile::Prod), &evidence), Verdict::Green { .. })
+        };
+        let kept: Vec<StoredSample> = (0..24 * 360).map(|n| stored(T0 + n * 10 * S, 5, 5)).collect();
+        let now = T0 + hours(24);
+        let mut m = Measurements::default().with_matches(&kept);
+        m.measured(now, 0, counts(0, 0));
+        m.compared(counts(7, 7));
+        assert!(judged(&m, now), "what was compared by an earlier process counts, too");
+        assert_eq!(m.due_matches(), counts(7, 7));
+        m.compared(counts(0, 100));
+        assert!(!judged(&m, now));
+        m.stored(now + S);
+        assert_eq!(m.due_matches(), counts(0, 0), "nothing is counted twice");
     }
 
     #[test]
