@@ -36,7 +36,7 @@ impl Story {
     /// Ends the migration on the target for good: what would be done, then doing it. The load has ended before, and
     /// nobody uses the source any longer. Returns whether `run` ended well.
     async fn complete(&self, segue: &Segue, running: Running) -> Result<bool, DemoError> {
-        self.narrator.step(11, "Stay: give the way back up, and leave nothing behind");
+        self.narrator.step(12, "Stay: give the way back up, and leave nothing behind");
         self.narrator.detail("$ segue complete --dry-run");
         segue.quoted("complete", &["complete", "--dry-run"]).await?;
         self.narrator.detail("$ segue complete");

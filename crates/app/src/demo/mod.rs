@@ -8,6 +8,7 @@ mod error;
 mod load;
 mod moves;
 mod narrator;
+mod reads;
 mod report;
 mod segue;
 mod servers;
@@ -28,6 +29,7 @@ use error::DemoError;
 use load::{Load, Loaded, Pace, Verdict};
 use moves::Move;
 use narrator::{Narrator, count, of, time};
+use reads::ReadsMoved;
 use report::Report;
 use segue::{Segue, Status, Verified};
 use servers::Servers;
@@ -156,7 +158,8 @@ struct Story {
 /// What is known when the load has ended and all of it has arrived.
 struct Moved {
     copied_in: Duration,
-    verified: [Verified; 3],
+    verified: [Verified; 4],
+    reads: ReadsMoved,
     loaded: Loaded,
     verdict: Verdict,
     elsewhere: Verdict,
@@ -176,6 +179,7 @@ impl Story {
             "{} clients order, pay, edit and delete, {} transactions a second, and remember every answer",
             pace.clients, pace.per_second
         ));
+        self.narrator.detail("They browse in between, and look for what they have just changed.");
         self.narrator.detail("They connect to the source, as they always have.");
 
         self.narrator.step(4, "Move the shop");
@@ -192,6 +196,7 @@ impl Story {
             copied_in: moved.copied_in,
             status: moved.status,
             verified: moved.verified,
+            reads: moved.reads,
             acknowledged: moved.loaded.oracle.acknowledged(),
             unknown: moved.loaded.oracle.unknown(),
             verdict: moved.verdict,
@@ -245,11 +250,12 @@ impl Story {
         // Of the stream that filled the target; later it is the other one's turn.
         let status = segue.status().await?;
         self.go_between(&load).await?;
+        let reads = self.move_reads(segue, &load).await?;
         let (moves, handed_over) = self.hand_over(segue, &load).await?;
         let rest = self.load_at_least.saturating_sub(following.elapsed());
         self.watched(&load, tokio::time::sleep(rest)).await;
 
-        narrator.step(10, "Close the shop, and ask both sides for everything that was acknowledged");
+        narrator.step(11, "Close the shop, and ask both sides for everything that was acknowledged");
         let loaded = load.stop().await;
         let last_write_after = self.last_write().await?;
         narrator.detail(&format!(
@@ -258,8 +264,8 @@ impl Story {
         ));
         let (verdict, elsewhere) = self.judge(&loaded).await?;
         let at_rest = self.verify(segue, None).await?;
-        let verified = [under_load, handed_over, at_rest];
-        Ok(Moved { copied_in, verified, loaded, verdict, elsewhere, last_write_after, status, moves })
+        let verified = [under_load, reads.verified, handed_over, at_rest];
+        Ok(Moved { copied_in, verified, reads, loaded, verdict, elsewhere, last_write_after, status, moves })
     }
 
     /// Compares both sides and tells what was found; with a load, while that goes on.

@@ -88,18 +88,18 @@ impl Story {
         load: &Load,
     ) -> Result<(Vec<Move>, Verified), DemoError> {
         let narrator = &self.narrator;
-        narrator.step(7, "Rehearse: everything up to the point of no return, then undo it");
+        narrator.step(8, "Rehearse: everything up to the point of no return, then undo it");
         let rehearsed = self.carry_out(&REHEARSE, segue, load).await?;
         narrator.detail("The source has the writes, as before.");
 
-        narrator.step(8, "Hand the writes over to the target");
+        narrator.step(9, "Hand the writes over to the target");
         narrator.detail(
             "The router keeps new transactions waiting for that moment, and lets them go on at the target.",
         );
         let there = self.carry_out(&THERE, segue, load).await?;
         let verified = self.verify(segue, Some(load)).await?;
 
-        narrator.step(9, "Change our mind: back to the source, and over again");
+        narrator.step(10, "Change our mind: back to the source, and over again");
         narrator
             .detail("What was written on the target meanwhile is on the source already: it streams back.");
         let back = self.carry_out(&BACK, segue, load).await?;

@@ -56,7 +56,7 @@ impl Narrator {
     }
 
     /// What another program says.
-    fn quote(&self, text: &str) {
+    pub(super) fn quote(&self, text: &str) {
         let bar = self.paint(Tone::Quiet, "│");
         self.line(&format!("   {bar} {text}"));
     }
@@ -139,9 +139,32 @@ pub(super) fn millis(ms: f64) -> String {
     }
 }
 
+/// A text as lines of at most so many characters, but for words that are longer; what follows is indented.
+pub(super) fn wrapped(text: &str, chars_max: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= chars_max => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(format!("  {word}")),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_are_wrapped_between_words() {
+        assert_eq!(wrapped("a price differs here", 9), ["a price", "  differs", "  here"]);
+        assert_eq!(wrapped("unbreakable", 5), ["unbreakable"]);
+        assert_eq!(wrapped("", 5), [""]);
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::load::{Errors, Noticed, Tally, Verdict};
 use super::moves::Move;
 use super::narrator::{Narrator, Tone, count, millis, of, time};
+use super::reads::ReadsMoved;
 use super::segue::{Status, Verified};
 
 /// More kinds of errors than this do not fit on the screen.
@@ -18,8 +19,9 @@ pub(super) struct Report {
     /// From the start of `run` until the target followed.
     pub(super) copied_in: Duration,
     pub(super) status: Status,
-    /// Under load, before the writes changed hands and after that; and when the load had ended.
-    pub(super) verified: [Verified; 3],
+    /// Under load, at first, before any read moved, and while the target owned the writes; and when the load had ended.
+    pub(super) verified: [Verified; 4],
+    pub(super) reads: ReadsMoved,
     pub(super) acknowledged: u64,
     pub(super) unknown: u64,
     /// The owner's answer for everything that was acknowledged; only this one says what is lost.
@@ -49,6 +51,8 @@ impl Report {
     /// Whether the promise was kept.
     pub(super) fn is_clean(&self) -> bool {
         self.divergences() == 0
+            && self.tally.browsing.stale == 0
+            && self.reads.is_clean()
             && self.verdict.lost == 0
             && self.elsewhere.lost == 0
             && self.left_behind.as_ref().is_none_or(Vec::is_empty)
@@ -67,7 +71,8 @@ impl Report {
                 changes: Some(26_868),
                 latency_ms,
             },
-            verified: [verified; 3],
+            verified: [verified; 4],
+            reads: ReadsMoved::example(),
             acknowledged: 14_974,
             unknown: 0,
             verdict: Verdict { checked: 12_798, ..Verdict::default() },
@@ -111,6 +116,7 @@ impl Report {
                 "errors": self.tally.errors,
                 "differ_on_the_other_side": self.elsewhere.lost,
             },
+            "reads": self.reads.json(&self.tally.browsing),
             "hand_overs": self.moves.iter().map(|one| json!({
                 "what": one.what,
                 "stall_ms": one.stall_ms,
@@ -139,8 +145,9 @@ impl Report {
         for (label, value) in self.facts(narrator) {
             lines.push(format!("   {}  {value}", narrator.paint(Tone::Quiet, &format!("{label:<13}"))));
         }
-        for lost in &self.verdict.shown {
-            lines.push(format!("   {}", narrator.paint(Tone::Bad, &lost.to_string())));
+        let lost = self.verdict.shown.iter().map(ToString::to_string);
+        for wrong in lost.chain(self.tally.browsing.stale_shown.iter().cloned()) {
+            lines.push(format!("   {}", narrator.paint(Tone::Bad, &wrong)));
         }
         lines.join("\n")
     }
@@ -168,6 +175,11 @@ impl Report {
                         + " not come to the source",
                 );
             }
+            let stale = self.tally.browsing.stale;
+            if stale > 0 {
+                wrong.push(of(stale, "read did", "reads did") + " not show what its visitor had written");
+            }
+            wrong.extend(self.reads.wrong());
             wrong.extend(self.left_behind.iter().flatten().map(|what| format!("{what} was left behind")));
             narrator.paint(Tone::Bad, &format!("This went wrong: {}.", wrong.join(", ")))
         }
@@ -212,6 +224,10 @@ impl Report {
             ),
             ("acknowledged", self.writes()),
             ("lost", verdict(self.verdict.lost, of(self.verdict.lost, "write", "writes"))),
+            ("browsed", self.browsing()),
+            ("stale", verdict(self.tally.browsing.stale, of(self.tally.browsing.stale, "read", "reads"))),
+            ("mirror", self.reads.findings()),
+            ("by the target", self.reads.served()),
         ];
         facts.extend(listed("hand-overs", self.hand_overs()));
         facts.push(("latency", self.latency()));
@@ -221,16 +237,29 @@ impl Report {
     }
 
     fn comparisons(&self) -> String {
-        let [under_load, handed_over, at_rest] = self.verified;
-        let hot = match under_load.hot + handed_over.hot {
+        let [under_load, mended, handed_over, at_rest] = self.verified;
+        let hot = match under_load.hot + mended.hot + handed_over.hot {
             0 => String::new(),
             hot => format!(", {} too busy to compare", count(hot)),
         };
         format!(
-            "{} and {} rows under load{hot}, {} after it",
+            "{}, {} and {} rows under load{hot}, {} after it",
             count(under_load.rows_compared),
+            count(mended.rows_compared),
             count(handed_over.rows_compared),
             count(at_rest.rows_compared)
+        )
+    }
+
+    fn browsing(&self) -> String {
+        let browsing = &self.tally.browsing;
+        let latency = |share| browsing.durations.percentile(share).map_or_else(|| "?".to_owned(), time);
+        format!(
+            "{}, p50 {} p99 {}; {} of what its visitor had just written",
+            of(browsing.reads, "read", "reads"),
+            latency(0.5),
+            latency(0.99),
+            count(browsing.read_back)
         )
     }
 
@@ -279,13 +308,17 @@ impl Report {
     }
 }
 
-fn in_ms(duration: Duration) -> f64 {
+pub(super) fn in_ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1_000.0
 }
 
 /// `null` if no transaction was acknowledged.
 fn latency_ms(noticed: &Noticed) -> Value {
-    let latency = |share| noticed.latency(share).map(in_ms);
+    three(|share| noticed.latency(share).map(in_ms))
+}
+
+/// Median, 99th percentile and longest, in milliseconds; `null` if nothing was measured.
+pub(super) fn three(latency: impl Fn(f64) -> Option<f64>) -> Value {
     match (latency(0.5), latency(0.99), latency(1.0)) {
         (Some(p50), Some(p99), Some(max)) => json!({"p50": p50, "p99": p99, "max": max}),
         _ => Value::Null,
@@ -328,7 +361,8 @@ mod tests {
                 changes: Some(60_000),
                 latency_ms: Some([2.0, 17.0, 90.0]),
             },
-            verified: [verified; 3],
+            verified: [verified; 4],
+            reads: ReadsMoved::example(),
             acknowledged: 20_000,
             unknown: 0,
             verdict: Verdict { checked: 31_000, ..Verdict::default() },
@@ -383,7 +417,19 @@ mod tests {
         behind.elsewhere.lost = 3;
         let mut dirty = report();
         dirty.left_behind = Some(vec!["schema segue on the source".to_owned()]);
+        let mut stale = report();
+        stale.tally.browsing.stale = 1;
+        let mut unseen = report();
+        unseen.reads.mirrored.differed = 0;
+        let mut unmended = report();
+        unmended.reads.mirrored.mended = 0;
+        let mut differing = report();
+        differing.reads.mirrored.differ = 4;
         for (report, word) in [
+            (stale, "1 read did not show"),
+            (unseen, "was not noticed"),
+            (unmended, "0 of 1 change mended"),
+            (differing, "4 reads were answered differently"),
             (drift, "1 row differs"),
             (lost, "2 acknowledged writes are not there"),
             (behind, "3 acknowledged writes have not come to the source"),

@@ -90,6 +90,33 @@ impl Segue {
             .ok_or_else(|| failed(arguments[0], "its answer has no `outcome`, `owner` and `stall_ms`"))
     }
 
+    /// `segue verify --repair` of one table.
+    pub(super) async fn mend(&self, table: &str) -> Result<Mended, DemoError> {
+        let answer =
+            self.ask("verify", &["verify", "--table", table, "--repair", "--json"], DIVERGENCE).await?;
+        Mended::read(&answer).ok_or_else(|| failed("verify", "its answer has no `divergent` and `repaired`"))
+    }
+
+    /// `segue mirror` or `segue switch reads`.
+    pub(super) async fn set(&self, arguments: &[&str]) -> Result<(), DemoError> {
+        let with_json: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let answer = self.ask("switch reads", &with_json, 0).await?;
+        match answer["outcome"].as_str() {
+            Some("set") => Ok(()),
+            _ => Err(failed("switch reads", format!("with {arguments:?} answered {answer}"))),
+        }
+    }
+
+    /// What `segue status` tells of the routers' reads.
+    pub(super) async fn reads(&self) -> Result<Reads, DemoError> {
+        Ok(Reads::read(&self.ask("status", &["status", "--json"], 0).await?))
+    }
+
+    /// `segue status`, as people get it.
+    pub(super) async fn status_for_people(&self) -> Result<String, DemoError> {
+        self.outcome("status", &["status"], 0).await
+    }
+
     /// `segue status`.
     pub(super) async fn status(&self) -> Result<Status, DemoError> {
         Ok(Status::read(&self.ask("status", &["status", "--json"], 0).await?))
@@ -122,7 +149,9 @@ impl Segue {
         if output.status.success() || output.status.code() == Some(also_good) {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        // Who is refused by gates hears of them as an answer.
+        let said = [&output.stderr, &output.stdout].map(|said| String::from_utf8_lossy(said).into_owned());
+        let said = said.iter().find(|said| !said.trim().is_empty()).map_or("", |said| said.trim());
         Err(failed(name, format!("{said} ({})", output.status)))
     }
 }
@@ -193,6 +222,68 @@ impl Verified {
             divergences: number(&answer["divergences"])?,
             hot: number(&answer["hot"]).unwrap_or_default(),
         })
+    }
+}
+
+/// What `verify --repair --json` said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Mended {
+    /// Rows that differed.
+    pub(super) divergent: u64,
+    /// Those of them that do not any more.
+    pub(super) repaired: u64,
+}
+
+impl Mended {
+    fn read(answer: &Value) -> Option<Self> {
+        let repaired = answer["tables"].as_array()?.iter().map(|table| number(&table["counts"]["repaired"]));
+        Some(Self { divergent: number(&answer["divergent"])?, repaired: repaired.sum::<Option<u64>>()? })
+    }
+}
+
+/// What `status --json` said of reads, of all routers together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Reads {
+    /// The share that all routers go by; `None`: there is none, or they do not agree.
+    pub(super) share_percent: Option<u64>,
+    /// SELECTs that were answered by the source.
+    pub(super) by_source: u64,
+    /// By the target.
+    pub(super) by_target: u64,
+    /// The share that is compared, as with `share_percent`.
+    pub(super) mirror_percent: Option<u64>,
+    /// Reads that were compared since that was turned on.
+    pub(super) compared: u64,
+    /// Of them, the ones that differ.
+    pub(super) differ: u64,
+    /// The statement that differs most often.
+    pub(super) worst: Option<String>,
+}
+
+impl Reads {
+    /// SELECTs that were answered by either side.
+    pub(super) fn answered(&self) -> u64 {
+        self.by_source + self.by_target
+    }
+
+    fn read(answer: &Value) -> Self {
+        let routers = answer["routers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let sum = |of: &str, key: &str| routers.iter().filter_map(|router| number(&router[of][key])).sum();
+        let agreed = |of: &str, key: &str| {
+            let mut all = routers.iter().map(|router| number(&router[of][key]));
+            let first = all.next()??;
+            all.all(|other| other == Some(first)).then_some(first)
+        };
+        let worst = routers.iter().find_map(|router| router["mirror"]["mismatches"][0]["statement"].as_str());
+        Self {
+            share_percent: agreed("reads", "share_percent"),
+            by_source: sum("reads", "selects_source"),
+            by_target: sum("reads", "selects_target"),
+            mirror_percent: agreed("mirror", "percent"),
+            compared: sum("mirror", "compared"),
+            differ: sum("mirror", "mismatched"),
+            worst: worst.map(str::to_owned),
+        }
     }
 }
 
@@ -274,6 +365,31 @@ mod tests {
         assert_eq!((status.transactions, status.changes), (Some(7), Some(21)));
         assert_eq!(status.latency_ms, Some([1.0, 2.5, 30.0]));
         assert_eq!(Status::read(&json!({"stage": "preparing", "progress": null})), Status::default());
+    }
+
+    #[test]
+    fn the_answers_of_a_repair_are_understood() {
+        let table = |repaired: u64| json!({"table": "t", "counts": {"rows": 9, "repaired": repaired}});
+        let answer = json!({"divergent": 2, "tables": [table(1), table(1)]});
+        assert_eq!(Mended::read(&answer), Some(Mended { divergent: 2, repaired: 2 }));
+        assert_eq!(Mended::read(&json!({"divergent": 2, "tables": [{}]})), None);
+    }
+
+    #[test]
+    fn what_routers_say_of_reads_is_taken_together() {
+        let router = |share: u64, served: u64, mismatches: Value| {
+            json!({"reads": {"share_percent": share, "selects_source": 100, "selects_target": served},
+                   "mirror": {"percent": 5, "compared": 10, "mismatched": 1, "mismatches": mismatches}})
+        };
+        let differs = json!([{"statement": "SELECT 1", "count": 3}]);
+        let both = [router(10, 3, json!([])), router(10, 4, differs)];
+        let reads = Reads::read(&json!({ "routers": both }));
+        assert_eq!((reads.by_source, reads.by_target, reads.compared, reads.differ), (200, 7, 20, 2));
+        assert_eq!((reads.share_percent, reads.mirror_percent), (Some(10), Some(5)));
+        assert_eq!(reads.worst.as_deref(), Some("SELECT 1"));
+        let late = [router(10, 3, json!([])), router(1, 4, json!([]))];
+        assert_eq!(Reads::read(&json!({ "routers": late })).share_percent, None, "one has not heard yet");
+        assert_eq!(Reads::read(&json!({})), Reads::default());
     }
 
     #[test]

@@ -48,11 +48,17 @@ async fn the_oracle_knows_a_true_copy_from_one_that_lacks_a_write() {
 
     let load =
         Load::start([servers.source.url(), servers.target.url()], size, Pace { clients: 4, per_second: 600 });
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let until = Instant::now() + Duration::from_secs(60);
+    while load.acknowledged() < 1_200 {
+        assert!(Instant::now() < until, "only {} transactions were acknowledged", load.acknowledged());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let loaded = load.stop().await;
     assert_eq!(loaded.tally.errors.len(), 0, "{:?}", loaded.tally.errors);
     assert_eq!(loaded.oracle.unknown(), 0);
-    assert!(loaded.oracle.acknowledged() > 500, "{}", loaded.oracle.acknowledged());
+    let browsing = &loaded.tally.browsing;
+    assert_eq!(browsing.stale, 0, "{:?}", browsing.stale_shown);
+    assert!(browsing.reads > browsing.read_back && browsing.read_back > 20, "{browsing:?}");
 
     let source = servers.source.connect().await.unwrap();
     let verdict = loaded.oracle.check(&source).await.unwrap();
@@ -162,6 +168,13 @@ async fn clients_follow_a_fence_and_a_lost_connection_and_no_other_refusal() {
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     source.execute(cut, &[]).await.unwrap();
     written_to(&target).await;
+    // Each client remembers its last writes until others take their place, and reads many times a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let loaded = load.stop().await;
     assert!(!told(&loaded, "the other server"), "{:?}", loaded.tally.errors);
+    let browsing = &loaded.tally.browsing;
+    assert!(
+        browsing.stale > 0,
+        "what was acknowledged elsewhere is missing, and that is noticed: {browsing:?}"
+    );
 }

@@ -29,6 +29,10 @@ pub(crate) struct ReadsSeat {
     pub(crate) breaker: String,
     /// How often it has opened.
     pub(crate) opened: u64,
+    /// SELECTs that the source has answered, whether or not they could be moved.
+    pub(crate) selects_source: u64,
+    /// Those of the target.
+    pub(crate) selects_target: u64,
 }
 
 /// What comparing reads has come to, since it was turned on or the router began, whichever was later.

@@ -1,6 +1,7 @@
 //! What the router says of reads: its counters, and what comparing them has found, within a bound.
 
 use crate::report::{Latency, MirrorSeat, MismatchSeat, ReadsSeat};
+use segue_model::switch::Side;
 use segue_router::{Handle, Histogram, Mismatch, MismatchKind, MismatchSample, Reads, ShadowCounts};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +38,11 @@ impl Findings {
     /// What became of reads.
     pub(super) fn reads(&self, handle: &Handle, rules: &Reads) -> ReadsSeat {
         let (counts, (breaker, opened)) = (handle.counts(), handle.breaker());
+        let times = handle.times();
+        let selects = |side: Side| {
+            let of_side = times.iter().filter(|kind| kind.side == side && kind.kind == "select");
+            of_side.map(|kind| kind.times.count()).sum()
+        };
         ReadsSeat {
             share_percent: rules.share_percent,
             tenants: rules.tenants.len(),
@@ -48,6 +54,8 @@ impl Findings {
             repeated: counts.reads_repeated,
             breaker: breaker.name().to_owned(),
             opened,
+            selects_source: selects(Side::Source),
+            selects_target: selects(Side::Target),
         }
     }
 

@@ -121,7 +121,10 @@ impl Seat {
             if let Some(told) = in_time(seat.told()).await? {
                 self.hear(told).await;
             }
-            self.hear_reads(in_time(seat.reads()).await)?;
+            if self.hear_reads(in_time(seat.reads()).await)? {
+                // Whoever gave the order sees in the report that it is heard, and what came of the rules before it.
+                reported = None;
+            }
             if self.is_cut_off.swap(false, Ordering::Relaxed) {
                 (self.say)(&News::text("the router hears from the control database again".to_owned()));
             }
@@ -195,8 +198,8 @@ impl Seat {
     }
 
     /// Rules for reads were told. Those that cannot be understood leave every read with the owner: they may be what keeps
-    /// somebody from a stale answer.
-    fn hear_reads(&self, told: Outcome<Option<ToldReads>>) -> Outcome<()> {
+    /// somebody from a stale answer. Returns whether they are others than before.
+    fn hear_reads(&self, told: Outcome<Option<ToldReads>>) -> Outcome<bool> {
         let (reads, mirror_since_us) = match told {
             // None were ever set, or the migration has ended: nothing is moved.
             Ok(None) => {
@@ -206,7 +209,7 @@ impl Seat {
             Ok(Some(told)) => {
                 let mut last = self.last_reads.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.replace(told.revision) == Some(told.revision) {
-                    return Ok(());
+                    return Ok(false);
                 }
                 let rules = told.rules;
                 let reads = Reads {
@@ -229,10 +232,11 @@ impl Seat {
         };
         self.findings.compare_since(mirror_since_us, &self.handle);
         let old = self.reads.send_replace(Arc::new(reads.clone()));
-        if *old != reads {
+        let is_new = *old != reads;
+        if is_new {
             (self.say)(&News::text(in_words(&reads)));
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn take(&self, heard: Heard) {

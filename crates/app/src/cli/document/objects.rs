@@ -428,20 +428,37 @@ pub(super) fn journal() -> Vec<Object> {
 
 pub(super) fn demo() -> Vec<Object> {
     let fields: &[Field] = &[
-        ("clean", "the sides are equal, no acknowledged write is lost, nothing was left behind"),
+        (
+            "clean",
+            "the sides are equal, no acknowledged write is lost, no read was stale, what was planted was found and mended, \
+             nothing was left behind",
+        ),
         ("copied.*", "`rows` and `bytes` that were copied, in how many `seconds`, and the rate"),
         ("streamed.*", "`transactions` and `changes` that were streamed until the writes changed hands"),
         ("lag_ms.*", "commit to durable on the target: `p50`, `p99` and `max`"),
         ("last_write_after_ms", "until the last write was on the target"),
         (
             "verified.*",
-            "`rows_compared` and `hot` rows under load, before the writes changed hands and after that, and when the load \
-             had ended; and `divergences`",
+            "`rows_compared` and `hot` rows under load, at first, before reads moved, and while the target owned the writes, \
+             and when the load had ended; and `divergences`",
         ),
         (
             "writes.*",
             "transactions `acknowledged` and `per_second`, those of `unknown` outcome, `rows_checked`, how many are \
              `lost` by the owner's account, with examples, how many `differ_on_the_other_side`, and `errors` by kind",
+        ),
+        (
+            "reads.*",
+            "reads that clients `browsed` and their `latency_ms`; those for a row that their visitor had just written \
+             (`read_back`) and how many did not show that (`stale`, with examples); rows `planted` on the target alone, how \
+             often answers `differed` by that in which `statement`, `found_after_ms`, and how many were `mended`; answers \
+             `compared_afterwards` and those that `differ_afterwards`",
+        ),
+        ("reads.shares", "each share that the target was to serve"),
+        (
+            "reads.shares[].*",
+            "the `percent`, reads `answered` meanwhile and those `by_target`; what clients waited (`latency_ms`), `stale` \
+             reads, and `errors` by kind",
         ),
         ("hand_overs", "each time that the writes changed hands, the rehearsal first"),
         ("hand_overs[].what", "in which direction"),

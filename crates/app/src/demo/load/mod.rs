@@ -1,9 +1,10 @@
-//! The shop's customers: clients that write all the time, and remember what was acknowledged.
+//! The shop's customers: clients that write all the time, remember what was acknowledged, and browse in between.
 //!
 //! The pace is fixed and far below what a server can take, because the load stands for an application, not for a
 //! benchmark. All that it knows of a migration is another connection string, and a second address for when a server
 //! says that writes go elsewhere.
 
+mod browse;
 mod measure;
 mod memory;
 mod oracle;
@@ -20,10 +21,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
-pub(super) use measure::{Errors, Noticed, Tally};
+pub(super) use measure::{Browsing, Errors, Noticed, Tally};
 pub(super) use oracle::{Oracle, Verdict};
 
 use super::shop::Size;
+use browse::{Browser, Visitor};
 use measure::Window;
 use memory::Memory;
 use session::Session;
@@ -86,6 +88,7 @@ impl Load {
                     retry: None,
                     size,
                     memory: Memory::new(number.into(), pace.clients.into()),
+                    browser: Browser::default(),
                     tally: Tally::default(),
                     rng: StdRng::from_os_rng(),
                     shared: Arc::clone(&shared),
@@ -149,14 +152,23 @@ impl Drop for Load {
     }
 }
 
+/// A transaction that a client means to do.
+struct Try {
+    /// When it was tried first.
+    begun: Instant,
+    kind: Kind,
+    visitor: Visitor,
+}
+
 struct Client {
     urls: watch::Receiver<[String; 2]>,
     /// Which of them takes the writes, as far as the client knows.
     at: usize,
-    /// A transaction that certainly did not happen and is tried again, and when it was tried first.
-    retry: Option<(Instant, Kind)>,
+    /// A transaction that certainly did not happen and is tried again.
+    retry: Option<Try>,
     size: Size,
     memory: Memory,
+    browser: Browser,
     tally: Tally,
     rng: StdRng,
     shared: Arc<Shared>,
@@ -197,6 +209,7 @@ impl Client {
             if self.transaction(session).await {
                 return ELSEWHERE_PAUSE;
             }
+            self.browse().await;
         }
         RECONNECT_PAUSE
     }
@@ -212,9 +225,14 @@ impl Client {
 
     /// Returns whether the server said that writes go elsewhere.
     async fn transaction(&mut self, session: &mut Session) -> bool {
-        let fresh = || (Instant::now(), Kind::draw(&mut self.rng, &self.memory));
-        let (begun, kind) = self.retry.take().unwrap_or_else(fresh);
-        let end = match session.control("BEGIN").await {
+        let fresh = || Try {
+            begun: Instant::now(),
+            kind: Kind::draw(&mut self.rng, &self.memory),
+            visitor: Visitor::draw(&mut self.rng),
+        };
+        let meant = self.retry.take().unwrap_or_else(fresh);
+        let (begun, kind) = (meant.begun, meant.kind);
+        let end = match session.control(&meant.visitor.says("BEGIN")).await {
             Ok(()) => {
                 let (memory, rng) = (&mut self.memory, &mut self.rng);
                 Work { session: &mut *session, memory, rng, size: self.size }.body(kind).await
@@ -224,6 +242,7 @@ impl Client {
         match end {
             Ok(End::Commit(draft)) => match session.control("COMMIT").await {
                 Ok(()) => {
+                    self.browser.has_written(meant.visitor, &draft);
                     self.memory.acknowledge(draft);
                     self.tally.durations.add(begun.elapsed());
                     self.shared.window.acknowledged(begun.elapsed());
@@ -238,14 +257,14 @@ impl Client {
             Ok(End::Rollback) => self.roll_back(session).await,
             Err(error) if error.is_elsewhere() => {
                 self.count(ELSEWHERE);
-                self.retry = Some((begun, kind));
+                self.retry = Some(meant);
                 self.roll_back(session).await;
                 return true;
             }
             Err(error) => {
                 self.count(&error.to_string());
                 if session.is_closed() {
-                    self.retry = Some((begun, kind));
+                    self.retry = Some(meant);
                 }
                 self.roll_back(session).await;
             }

@@ -149,7 +149,7 @@ async fn rows(client: &Client, memory: &Memory, place: Place, verdict: &mut Verd
 }
 
 /// Key and state, as the clients put it, of the rows with the keys `$1`.
-fn state_sql(place: Place) -> &'static str {
+pub(super) fn state_sql(place: Place) -> &'static str {
     match place {
         Place::Customers => {
             "SELECT k, email::text FROM unnest($1::text[]) AS k JOIN shop.customers ON id = k::bigint"

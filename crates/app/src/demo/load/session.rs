@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::demo::servers;
@@ -88,6 +88,15 @@ impl Session {
             0 => Err(LoadError::Missing(sql)),
             _ => Ok(()),
         }
+    }
+
+    /// A read that is a transaction of its own, sent in one go.
+    pub(super) async fn read(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, LoadError> {
+        Ok(self.client.query_typed(sql, parameters).await?)
     }
 
     /// A statement that writes a row and tells about it.

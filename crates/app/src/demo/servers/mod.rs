@@ -41,7 +41,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const SETTINGS: &str = "
 # of the demo; fsync and synchronous_commit are on, as they are everywhere
 wal_level = logical
-max_connections = 60
+max_connections = 100
 max_wal_senders = 10
 max_replication_slots = 10
 shared_buffers = 256MB

@@ -13,6 +13,9 @@ use super::servers::Server;
 const TABLES: &str = include_str!("tables.sql");
 const KEYS: &str = include_str!("keys.sql");
 
+/// The products that every visitor sees first.
+pub(super) const FRONT_PAGE: std::ops::RangeInclusive<i32> = 1..=12;
+
 /// How many rows the shop has: thousandths of the two million and some that `--scale 1` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
@@ -77,6 +80,21 @@ impl Size {
     pub(super) fn rows(self) -> u64 {
         parts(self).iter().map(|part| part.rows).sum()
     }
+}
+
+/// Changes one price on the front page, as somebody would who gets past a fence.
+pub(super) async fn change_a_price(server: &Server) -> Result<(), DemoError> {
+    let doing = "changing a price";
+    let client = server.connect().await?;
+    run(&client, doing, "SET session_replication_role = replica").await?;
+    let id = (FRONT_PAGE.start() + FRONT_PAGE.end()) / 2;
+    let sql = "UPDATE shop.products SET price = price + 1 WHERE id = $1";
+    let changed = client.execute(sql, &[&id]).await.map_err(|error| DemoError::sql(doing, &error))?;
+    if changed == 1 {
+        return Ok(());
+    }
+    let what = format!("product {id} is there {changed} times");
+    Err(DemoError::Sql { doing, what })
 }
 
 /// How many tables the shop has; partitions do not count.

@@ -26,7 +26,8 @@ const LOOK: &[Field] = &[
         "what became of reads since it began: the `share_percent` it goes by, the number of `tenants` with rules, `contained`; \
          reads `served` by the follower, gone to the owner as it was `too_early` or the breaker had opened before (`not_admitted`), \
          times that the follower `failed`, reads that were `repeated` on the owner; the `breaker` (`closed`, `open` or \
-         `half-open`) and how often it has `opened`",
+         `half-open`) and how often it has `opened`; SELECTs that each side has answered, movable or not (`selects_source`, \
+         `selects_target`)",
     ),
     (
         "routers[].mirror.*",
@@ -89,6 +90,8 @@ fn the_reads() -> ReadsSeat {
         repeated: 2,
         failed: 2,
         breaker: "closed".into(),
+        selects_source: 431_000,
+        selects_target: 48_000,
         ..ReadsSeat::default()
     }
 }
