@@ -141,7 +141,8 @@ async fn what_differs_is_found_by_comparing_reads_is_explained_and_closes_a_gate
     })
     .await;
     assert_eq!(count(pair, "mirror", "mismatched"), 0);
-    assert!(!red(pair).contains(&"mirror".to_owned()), "{:?}", red(pair));
+    let before = red(pair);
+    assert!(!before.contains(&"mirror".to_owned()), "{before:?}");
 
     pair.plant(&format!("UPDATE app.account SET balance = -1 WHERE id = {PLANTED}")).await;
     until("the difference is found", async || {
@@ -149,7 +150,11 @@ async fn what_differs_is_found_by_comparing_reads_is_explained_and_closes_a_gate
         count(pair, "mirror", "mismatched") > 0
     })
     .await;
-    until("the gate is closed", async || red(pair).contains(&"mirror".to_owned())).await;
+    until("this gate is closed, and no other", async || {
+        let more: Vec<String> = red(pair).into_iter().filter(|gate| !before.contains(gate)).collect();
+        more == ["mirror"]
+    })
+    .await;
     let refused = pair.segue(&["switch", "writes"], 3);
     assert!(refused.contains("\n  mirror: ") && refused.contains("--override mirror"), "{refused}");
     let shown = pair.segue(&["status"], 0);

@@ -58,6 +58,26 @@ async fn a_session_reads_its_own_writes() {
         assert_eq!(side(&other).await, "target", "who has not written may read what was");
         pair.shows(Instant::now());
         assert_eq!(side(&client).await, "target");
+        // Whoever prepares what it reads comes back as well: the follower is waited for by who has not written since.
+        client.batch_execute("UPDATE t SET side = 'written' WHERE id = 1").await.unwrap();
+        pair.shows(Instant::now() - Duration::from_millis(500));
+        let shows = tokio::spawn({
+            let (fresh, epoch) = (pair.router.fresh.clone(), pair.router.routes.borrow().epoch);
+            async move {
+                loop {
+                    // The follower is always a moment behind.
+                    let as_of = Instant::now() - Duration::from_millis(30);
+                    tokio::time::sleep(Duration::from_millis(25)).await;
+                    fresh.send_replace(Some(Fresh { epoch, as_of }));
+                }
+            }
+        });
+        let since = Instant::now();
+        while client.query_one(READ, &[]).await.unwrap().get::<_, String>(0) != "target" {
+            assert!(since.elapsed() < Duration::from_secs(20), "it never comes back");
+        }
+        shows.abort();
+        pair.shows(Instant::now());
         // What the owner has shown is not taken back either.
         client.batch_execute("SELECT side, pg_backend_pid() FROM t").await.unwrap();
         pair.shows(Instant::now() - Duration::from_millis(500));

@@ -206,7 +206,10 @@ impl Session {
                 self.note_boundary();
                 Owed::Sync
             }
-            b'F' => Owed::Call,
+            b'F' => {
+                self.executes = true;
+                Owed::Call
+            }
             b'c' | b'f' => Owed::CopyEnd,
             _ => return Ok(Frame::Pass),
         };
@@ -232,6 +235,7 @@ impl Session {
     /// What the statement does to the session, if it succeeds.
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
+        self.executes = true;
         if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }
@@ -261,7 +265,7 @@ impl Session {
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
-            None => self.lone.armed = false,
+            None => (self.lone.armed, self.executes) = (false, true),
         }
         Ok(())
     }

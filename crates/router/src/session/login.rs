@@ -295,6 +295,7 @@ fn open(
         differs_at_start,
         reads_owner: None,
         has_written: true,
+        executes: false,
         tenant_at_start,
         lot: rand::rng().random_range(0..LOTS),
         seen: None,

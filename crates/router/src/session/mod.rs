@@ -171,6 +171,8 @@ struct Session {
     differs_at_start: bool,
     /// What the owner is asked is proved to be a read, up to so many ReadyForQuery that are not sent for yet.
     reads_owner: Option<usize>,
+    /// Something was executed in what is under way.
+    executes: bool,
     /// Its last transaction on an owner was more than a read, or may have been.
     has_written: bool,
     /// Whom the client said at its start that it works for.

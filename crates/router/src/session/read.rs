@@ -373,7 +373,8 @@ impl Session {
 
     /// An owner has answered: whoever reads elsewhere must be shown as much.
     pub(super) fn saw_owner(&mut self) {
-        if self.reading.is_some() {
+        // What is prepared or closed shows nothing.
+        if self.reading.is_some() || !self.executes {
             return;
         }
         let now = Instant::now();
@@ -391,7 +392,7 @@ impl Session {
     /// A transaction has ended.
     pub(super) fn settle_reading(&mut self) {
         self.tenants_in_text.clear();
-        self.reads_owner = None;
+        (self.reads_owner, self.executes) = (None, false);
         if self.reading.take().is_none() {
             return;
         }
