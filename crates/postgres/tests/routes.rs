@@ -8,7 +8,7 @@ use segue_model::switch::reads::ReadRules;
 use segue_model::switch::route::Route;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{
-    Acquired, Control, LEASE_TTL, Lease, RouterReport, RouterSeat, Told, shut_out,
+    Acquired, Control, LEASE_TTL, Lease, NewEntry, RouterReport, RouterSeat, Told, shut_out,
 };
 use segue_testkit::cluster::{Cluster, Options};
 use serde_json::json;
@@ -144,6 +144,17 @@ async fn rules_for_reads_reach_the_routers_outlive_their_driver_and_are_its_alon
     setting.control.set_reads(&new, &ReadRules::default()).await.expect("set");
     let later = seat.reads().await.expect("asked").expect("told");
     assert!(later.revision != told.revision && later.rules == ReadRules::default(), "{later:?}");
+
+    // With the record of the journal that says so, or not at all.
+    let entry = NewEntry { version: 1, actor: "two".into(), kind: "reads".into(), body: json!({}) };
+    let moved = setting.control.append_reads(&new, 7, &entry, &rules).await.expect_err("it ends elsewhere");
+    assert_eq!(moved.code, "SEGUE-JOURNAL-MOVED");
+    assert_eq!(setting.control.reads().await.expect("asked"), ReadRules::default());
+    let late = setting.control.append_reads(&old, 0, &entry, &rules).await.expect_err("it is too late");
+    assert_eq!(late.code, "SEGUE-SUPERSEDED");
+    assert_eq!(setting.control.append_reads(&new, 0, &entry, &rules).await.expect("set"), 1);
+    assert_eq!(setting.control.reads().await.expect("asked"), rules);
+    assert_eq!(setting.control.last_record().await.expect("asked"), 1);
 
     setting.cluster.execute(r#"UPDATE segue.reads SET body = '{"share_percent": 1, "canary": true}'"#).await;
     assert_eq!(seat.reads().await.expect_err("it is from a newer build").code, "SEGUE-READS");

@@ -245,9 +245,9 @@ impl Handle {
         self.shared.breaker.state()
     }
 
-    /// Who used which side with what: what the source served last comes first.
-    pub fn served(&self) -> Vec<Served> {
-        self.shared.served.read()
+    /// Who used which side with what, so much at most: what the source served last comes first.
+    pub fn served(&self, most: usize) -> Vec<Served> {
+        self.shared.served.read(most)
     }
 
     /// Why statements that look like reads were the owner's, and how many, while the follower was to serve some.

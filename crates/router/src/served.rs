@@ -90,6 +90,29 @@ fn index(side: Side) -> usize {
     usize::from(side == Side::Target)
 }
 
+impl Entry {
+    /// As of `now` since the router began.
+    fn read(&self, now: Duration) -> Served {
+        Served {
+            user: self.user.clone().into(),
+            application: self.application.clone().into(),
+            kind: self.kind.name(),
+            fingerprint: self.fingerprint,
+            shape: self.shape.clone().into(),
+            source: self.uses[index(Side::Source)].read(now),
+            target: self.uses[index(Side::Target)].read(now),
+        }
+    }
+}
+
+impl SideUses {
+    fn read(&self, now: Duration) -> Uses {
+        let last_ms = self.last_ms.load(Ordering::Relaxed).checked_sub(1);
+        let last = last_ms.map(|ms| now.saturating_sub(Duration::from_millis(ms)));
+        Uses { count: self.count.load(Ordering::Relaxed), last }
+    }
+}
+
 type Key = (Box<str>, Box<str>, u64);
 
 /// Everything that was served.
@@ -170,31 +193,16 @@ impl Ledger {
         all
     }
 
-    /// What was served so far: what the source served last comes first.
-    pub(crate) fn read(&self) -> Vec<Served> {
-        let now = self.began.elapsed();
-        let uses = |uses: &SideUses| {
-            let last_ms = uses.last_ms.load(Ordering::Relaxed).checked_sub(1);
-            Uses {
-                count: uses.count.load(Ordering::Relaxed),
-                last: last_ms.map(|ms| now.saturating_sub(Duration::from_millis(ms))),
-            }
+    /// What was served so far, so much at most: what the source served last comes first.
+    pub(crate) fn read(&self, most: usize) -> Vec<Served> {
+        let mut entries: Vec<Arc<Entry>> = {
+            let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            entries.values().map(Arc::clone).collect()
         };
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut served: Vec<Served> = entries
-            .values()
-            .map(|entry| Served {
-                user: entry.user.clone().into(),
-                application: entry.application.clone().into(),
-                kind: entry.kind.name(),
-                fingerprint: entry.fingerprint,
-                shape: entry.shape.clone().into(),
-                source: uses(&entry.uses[index(Side::Source)]),
-                target: uses(&entry.uses[index(Side::Target)]),
-            })
-            .collect();
-        served.sort_by_key(|served| (served.source.last.unwrap_or(Duration::MAX), served.fingerprint));
-        served
+        let on_source = |entry: &Entry| entry.uses[index(Side::Source)].last_ms.load(Ordering::Relaxed);
+        entries.sort_by_cached_key(|entry| (std::cmp::Reverse(on_source(entry)), entry.fingerprint));
+        let now = self.began.elapsed();
+        entries.iter().take(most).map(|entry| entry.read(now)).collect()
     }
 
     /// How long it took, by side and kind; nothing of what was not served.
@@ -233,7 +241,7 @@ mod tests {
         ledger.used(&write, Side::Source, now);
         ledger.used(&write, Side::Source, now);
         ledger.took(Side::Source, write.kind, Duration::from_millis(3));
-        let served = ledger.read();
+        let served = ledger.read(usize::MAX);
         assert_eq!(
             (served[0].kind, served[0].source.count, served[0].target),
             ("delete", 2, Uses::default())
@@ -255,7 +263,7 @@ mod tests {
         for i in 0..2 * ENTRIES_MAX {
             ledger.used(&ledger.entry("u", &i.to_string(), &class("SELECT 1")), Side::Source, now);
         }
-        let served = ledger.read();
+        let served = ledger.read(usize::MAX);
         assert!(served.len() <= 2 * ENTRIES_MAX + 1);
         let total: u64 = served.iter().map(|served| served.source.count).sum();
         assert_eq!(total as usize, 3 * ENTRIES_MAX + 50);

@@ -373,8 +373,11 @@ impl Driver {
     pub(crate) async fn record(&self, lease: &Lease, kind: &str, body: Value) -> Outcome<i64> {
         let _one_at_a_time = self.recording.lock().await;
         let last = self.control.last_record().await?;
-        let entry = NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body };
-        self.control.append(lease, last, &entry).await
+        self.control.append(lease, last, &self.entry(kind, body)).await
+    }
+
+    fn entry(&self, kind: &str, body: Value) -> NewEntry {
+        NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body }
     }
 }
 

@@ -60,9 +60,9 @@ impl Findings {
     }
 
     /// What comparing them has come to.
-    pub(super) fn mirror(&self, handle: &Handle, rules: &Reads) -> MirrorSeat {
+    pub(super) fn mirror(&self, shadow: &ShadowCounts, rules: &Reads) -> MirrorSeat {
         let before = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since(&before, &handle.shadow(), rules.mirror_percent)
+        since(&before, shadow, rules.mirror_percent)
     }
 }
 

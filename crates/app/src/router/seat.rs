@@ -12,7 +12,7 @@ use segue_model::switch::route::Route;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{ROUTER_TTL, RouterReport, RouterSeat, Told, ToldReads};
 use segue_router::{Handle, Heard, Reads};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,12 +116,14 @@ impl Seat {
     /// Hears routes and reports, until the seat is lost.
     async fn sit(&self, seat: &RouterSeat) -> Outcome<Infallible> {
         let mut taken = self.handle.taken();
-        let (mut kept, mut reported) = (None, None);
+        let (mut kept, mut reported, mut found) = (None, None, json!({}));
         loop {
-            if let Some(told) = in_time(seat.told()).await? {
+            // Asked together: a hold waits for nothing else.
+            let (told, reads) = tokio::join!(in_time(seat.told()), in_time(seat.reads()));
+            if let Some(told) = told? {
                 self.hear(told).await;
             }
-            if self.hear_reads(in_time(seat.reads()).await)? {
+            if self.hear_reads(reads)? {
                 // Whoever gave the order sees in the report that it is heard, and what came of the rules before it.
                 reported = None;
             }
@@ -138,7 +140,11 @@ impl Seat {
                     if said == kept { REPORT_EVERY.saturating_sub(at.elapsed()) } else { Duration::ZERO }
                 });
                 if left.is_zero() {
-                    in_time(seat.report(&self.report(kept))).await?;
+                    // What it made of a route is waited for; what it has found meanwhile is not, and takes its time.
+                    if reported.is_none_or(|(_, at)| at.elapsed() >= REPORT_EVERY) {
+                        found = self.found();
+                    }
+                    in_time(seat.report(&self.report(kept, &found))).await?;
                     reported = Some((kept, Instant::now()));
                     continue;
                 }
@@ -156,8 +162,18 @@ impl Seat {
         }
     }
 
+    /// What became of everything that was served.
+    fn found(&self) -> Value {
+        let (rules, shadow) = (self.reads.borrow().clone(), self.handle.shadow());
+        json!({
+            "reads": self.findings.reads(&self.handle, &rules),
+            "mirror": self.findings.mirror(&shadow, &rules),
+            "statistics": statistics(&self.handle, shadow),
+        })
+    }
+
     /// `kept`: the revision by which everything goes that is under way.
-    fn report(&self, kept: Option<i64>) -> RouterReport {
+    fn report(&self, kept: Option<i64>, found: &Value) -> RouterReport {
         let heard = self.routes.borrow().clone();
         let held = heard.held_until.is_some_and(|until| until > Instant::now());
         RouterReport {
@@ -171,9 +187,9 @@ impl Seat {
                 "held": held,
                 "clients": self.handle.clients(),
                 "parked": self.handle.parked(),
-                "reads": self.findings.reads(&self.handle, &self.reads.borrow()),
-                "mirror": self.findings.mirror(&self.handle, &self.reads.borrow()),
-                "statistics": statistics(&self.handle),
+                "reads": found["reads"],
+                "mirror": found["mirror"],
+                "statistics": found["statistics"],
             }),
         }
     }
@@ -231,10 +247,10 @@ impl Seat {
             Err(fault) => return Err(fault),
         };
         self.findings.compare_since(mirror_since_us, &self.handle);
-        let old = self.reads.send_replace(Arc::new(reads.clone()));
-        let is_new = *old != reads;
+        let is_new = **self.reads.borrow() != reads;
         if is_new {
             (self.say)(&News::text(in_words(&reads)));
+            self.reads.send_replace(Arc::new(reads));
         }
         Ok(is_new)
     }

@@ -2,7 +2,7 @@
 
 use super::findings::{in_ms, latency, shortened};
 use crate::report::{PoolSeat, ServedSeat, SlowSeat, StatsSeat, TimesSeat};
-use segue_router::{Handle, PoolUse, Served, SlowRead};
+use segue_router::{Handle, PoolUse, Served, ShadowCounts, SlowRead};
 use std::time::Duration;
 
 /// Statements whose last use is told; the router itself keeps more.
@@ -11,7 +11,7 @@ const POOLS_MAX: usize = 20;
 const SLOW_MAX: usize = 5;
 
 /// Everything.
-pub(super) fn statistics(handle: &Handle) -> StatsSeat {
+pub(super) fn statistics(handle: &Handle, shadow: ShadowCounts) -> StatsSeat {
     let times = handle.times().into_iter().map(|of| TimesSeat {
         side: of.side,
         kind: of.kind.to_owned(),
@@ -24,8 +24,8 @@ pub(super) fn statistics(handle: &Handle) -> StatsSeat {
         pins: handle.counts().pins,
         pools: handle.pools().into_iter().take(POOLS_MAX).map(pool).collect(),
         kept: handle.kept().into_iter().map(|(why, count)| (why.to_owned(), count)).collect(),
-        served: handle.served().into_iter().take(SERVED_MAX).map(served).collect(),
-        slow_reads: handle.shadow().slow_reads.into_iter().take(SLOW_MAX).map(slow).collect(),
+        served: handle.served(SERVED_MAX).into_iter().map(served).collect(),
+        slow_reads: shadow.slow_reads.into_iter().take(SLOW_MAX).map(slow).collect(),
     }
 }
 

@@ -35,6 +35,18 @@ impl Control {
     ///
     /// A lost connection leaves it open whether the record is there: read the journal under a new token.
     pub async fn append(&self, lease: &Lease, expected: i64, entry: &NewEntry) -> Outcome<i64> {
+        self.append_with(lease, expected, entry, None).await
+    }
+
+    /// As [`append`](Control::append), with a statement of two parameters, of which the first is the migration, in the same
+    /// transaction: neither is there without the other.
+    pub(super) async fn append_with(
+        &self,
+        lease: &Lease,
+        expected: i64,
+        entry: &NewEntry,
+        also: Option<(&str, &str)>,
+    ) -> Outcome<i64> {
         // A session of its own, so that a half-done transaction never meets another request.
         let mut client = self.endpoint.connect("journal").await?;
         let failed = |e: tokio_postgres::Error| self.failed(&e);
@@ -59,6 +71,9 @@ impl Control {
                 "SEGUE-JOURNAL-MOVED",
                 format!("the journal of migration {} does not end at record {expected}", self.migration),
             ));
+        }
+        if let Some((sql, parameter)) = also {
+            transaction.query_one(sql, &[&self.migration, &parameter]).await.map_err(failed)?;
         }
         transaction.commit().await.map_err(|e| {
             // A refusal is an answer; silence is not.

@@ -10,6 +10,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::switch::route::Route;
 use serde_json::Value;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio_postgres::Client;
 
@@ -60,6 +61,8 @@ pub struct Routing {
 pub struct RouterSeat {
     pub(super) listener: Listener,
     pub(super) migration: String,
+    /// There are rules for reads to be asked for.
+    pub(super) has_reads: AtomicBool,
 }
 
 impl Control {
@@ -116,7 +119,8 @@ impl RouterSeat {
         unwaited(listener.client()).await?;
         let sql = "SELECT to_regclass('segue.route') IS NOT NULL AND to_regclass('segue.router') IS NOT NULL";
         let row = listener.client().query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
-        let seat = RouterSeat { listener, migration: migration.to_owned() };
+        let seat =
+            RouterSeat { listener, migration: migration.to_owned(), has_reads: AtomicBool::new(false) };
         Ok(row.get::<_, bool>(0).then_some(seat))
     }
 

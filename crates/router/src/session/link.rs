@@ -18,6 +18,7 @@ use std::time::Instant;
 
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
+
 /// How a wait ended that is not the client's fault.
 enum Waited {
     Over,

@@ -88,7 +88,7 @@ impl Session {
             self.shared.counters.reads_not_admitted.add_one();
             return Ok(false);
         }
-        if !self.link_reader(READER).await? {
+        if !self.link_reader().await? {
             return Ok(false);
         }
         let limit = self.config.reads.answer_max;
@@ -151,10 +151,10 @@ impl Session {
     }
 
     /// Sees to it that there is a server of the follower; `false`: there is none now.
-    async fn link_reader(&mut self, side: Side) -> Result<bool, End> {
-        let linked = tokio::time::timeout(OPENING_MAX, self.link(side)).await;
-        let is_linked = self.link.as_ref().is_some_and(|link| link.server.side == side);
-        let why = match linked {
+    async fn link_reader(&mut self) -> Result<bool, End> {
+        let linked = tokio::time::timeout(OPENING_MAX, self.link(READER)).await;
+        let is_linked = self.link.as_ref().is_some_and(|link| link.server.side == READER);
+        let outcome = match linked {
             Ok(Ok(())) if is_linked => {
                 self.uses_both |= !self.is_shared();
                 let parameters = self.link.as_ref().map(|link| Arc::clone(&link.server.parameters));
@@ -180,7 +180,7 @@ impl Session {
             }
         };
         self.take_back_owners();
-        why
+        outcome
     }
 
     /// What the session depends on is not the same on both sides: it is left alone until it sets something else.

@@ -50,12 +50,14 @@ impl Driver {
         let before = self.control.reads().await?;
         let after = change(&before)?;
         if after != before {
-            self.control.set_reads(lease, &after).await?;
             let mut body = json!({ "from": before, "to": after });
             if let (Value::Object(body), Value::Object(why)) = (&mut body, why) {
                 body.extend(why);
             }
-            self.record(lease, "reads", body).await?;
+            // In one transaction with the rules: whoever dies here leaves both behind, or neither.
+            let _one_record_at_a_time = self.recording.lock().await;
+            let last = self.control.last_record().await?;
+            self.control.append_reads(lease, last, &self.entry("reads", body), &after).await?;
         }
         Ok((before, after))
     }
