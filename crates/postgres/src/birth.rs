@@ -247,12 +247,15 @@ pub(crate) async fn bounded_lock(client: &Client, sql: &str) -> Outcome<()> {
     }
 }
 
-/// A slot of our name that no target knows: only its maker could have claimed it, and did not live to.
-async fn drop_leftover(client: &Client, authority: Authority<'_>, name: &str) -> Outcome<()> {
+/// Whether a slot of our name is there that no target knows: only its maker could have claimed it, and did not live to.
+/// Fails for one that is not ours to drop.
+pub(crate) async fn leftover(client: &Client, name: &str) -> Outcome<bool> {
     let sql =
         "SELECT s.active, s.active_pid, s.database::text, s.plugin::text, current_database()::text AS here
            FROM pg_replication_slots s WHERE s.slot_name = $1";
-    let Some(row) = client.query_opt(sql, &[&name]).await.map_err(|e| fault_of(&e))? else { return Ok(()) };
+    let Some(row) = client.query_opt(sql, &[&name]).await.map_err(|e| fault_of(&e))? else {
+        return Ok(false);
+    };
     let (database, plugin, here): (Option<&str>, Option<&str>, &str) =
         (row.get("database"), row.get("plugin"), row.get("here"));
     if database != Some(here) || plugin != Some("pgoutput") {
@@ -274,8 +277,16 @@ async fn drop_leftover(client: &Client, authority: Authority<'_>, name: &str) ->
             "another segue may still be starting this migration: let it work or stop it, then start again",
         ));
     }
-    let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(name));
-    under_token(client, authority, &drop).await.map(|_| ())
+    Ok(true)
+}
+
+/// Drops a slot that is left over from a start that was cut short.
+async fn drop_leftover(client: &Client, authority: Authority<'_>, name: &str) -> Outcome<()> {
+    if leftover(client, name).await? {
+        let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(name));
+        under_token(client, authority, &drop).await?;
+    }
+    Ok(())
 }
 
 /// Step 2. The number is never given twice as long as the row lives; `cancel` removes it together with the stream.

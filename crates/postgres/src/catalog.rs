@@ -11,6 +11,8 @@ mod read;
 pub mod server;
 mod shape;
 
+pub(crate) use shape::ONE_SNAPSHOT_BYTES_MAX;
+
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -174,7 +176,7 @@ pub async fn nonempty_targets(target: &Client, tables: &[Table]) -> Outcome<Vec<
         let filled: Vec<bool> = row.get(0);
         for (table, _) in chunk.iter().zip(filled).filter(|(_, filled)| *filled) {
             let next_step =
-                format!("on the target, if the rows are not needed: TRUNCATE {};", table.target.sql());
+                format!("on the target: TRUNCATE {}; -- if the rows are not needed", table.target.sql());
             let what = "already holds rows on the target";
             found.push(refusal("SEGUE-NOT-EMPTY", &table.target, what, next_step));
         }

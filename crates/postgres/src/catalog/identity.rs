@@ -96,7 +96,7 @@ fn remedy(side: &Side, relation: &Relation, usable: &[&Index]) -> String {
     match usable.first() {
         Some(index) => format!("on the {side}: {}", index_remedy(relation, index)),
         None => format!(
-            "on the {side}, add a primary key, or: {} (every update and delete then writes the whole old row to the log)",
+            "on the {side}: {} -- or, better, add a primary key: this way every update and delete writes the whole old row to the log",
             full_remedy(&relation.name)
         ),
     }
@@ -139,7 +139,7 @@ pub(super) fn carried(
             let remedies: Vec<String> = relations.iter().map(|r| full_remedy(&r.name)).collect();
             let what = "has no key that is unique in the whole table and that all its partitions use as replica identity";
             let next_step = format!(
-                "on the {}, add a primary key to the partitioned table, or: {}",
+                "on the {}: {} -- or, better, add a primary key to the partitioned table",
                 side.label,
                 remedies.join(" ")
             );

@@ -18,6 +18,8 @@ pub(super) struct Server {
     pub(super) default_collation_is_bytewise: bool,
     /// `server_encoding`.
     pub(super) encoding: String,
+    /// Segue's role there.
+    pub(super) role: String,
 }
 
 impl Server {
@@ -37,6 +39,8 @@ pub(super) struct Relation {
     pub(super) replica_identity: char,
     /// A policy applies to the role that Segue logs in with.
     pub(super) row_security: bool,
+    /// The role that owns it.
+    pub(super) owner: String,
     /// The role owns it, or is a member of the owner.
     pub(super) owned: bool,
     /// Privileges the role lacks, of those asked for.
@@ -179,15 +183,16 @@ async fn server(transaction: &Transaction<'_>) -> Outcome<Server> {
     let version: i32 = version.first().map_or(0, |row| row.get(0));
     let provider = if version >= 150_000 { "d.datlocprovider::text" } else { "'c'" };
     let sql = format!(
-        "SELECT {provider} AS provider, d.datcollate::text AS collate, current_setting('server_encoding') AS encoding
+        "SELECT {provider} AS provider, d.datcollate::text AS collate, current_setting('server_encoding') AS encoding, current_user::text AS role
            FROM pg_database d WHERE d.datname = current_database()"
     );
     let found = rows(transaction, &sql, &[]).await?;
-    let (provider, collate, encoding) = found.first().map_or((' ', String::new(), String::new()), |row| {
-        (char_at(row, "provider"), row.get("collate"), row.get("encoding"))
+    let nothing = || (' ', String::new(), String::new(), String::new());
+    let (provider, collate, encoding, role) = found.first().map_or_else(nothing, |row| {
+        (char_at(row, "provider"), row.get("collate"), row.get("encoding"), row.get("role"))
     });
     let default_collation_is_bytewise = orders_by_bytes(provider, &collate, &encoding);
-    Ok(Server { version, default_collation_is_bytewise, encoding })
+    Ok(Server { version, default_collation_is_bytewise, encoding, role })
 }
 
 /// The order of text as the server stores it is the order of its UTF-8 bytes, which is how it reaches us.
@@ -200,6 +205,7 @@ fn orders_by_bytes(provider: char, collate: &str, encoding: &str) -> bool {
 const RELATION: &str =
     "c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
     row_security_active(c.oid) AS row_security, pg_has_role(c.relowner, 'USAGE') AS owned,
+    pg_get_userbyid(c.relowner)::text AS owner,
     ARRAY(SELECT p FROM unnest($2::text[]) p WHERE NOT has_table_privilege(c.oid, p)) AS lacks";
 
 fn relation(row: &Row) -> Relation {
@@ -210,6 +216,7 @@ fn relation(row: &Row) -> Relation {
         persistence: char_at(row, "relpersistence"),
         replica_identity: char_at(row, "relreplident"),
         row_security: row.get("row_security"),
+        owner: row.get("owner"),
         owned: row.get("owned"),
         lacks: row.get("lacks"),
         rows: f64::from(row.get::<_, f32>("reltuples")),

@@ -61,14 +61,14 @@ async fn sending_refusals(source: &Client, side: &str) -> Outcome<Vec<Fault>> {
     }
     let wal_level: &str = row.get("wal_level");
     if wal_level != "logical" {
-        let next_step = format!("on the {side}: ALTER SYSTEM SET wal_level = 'logical'; and restart it");
+        let next_step = format!("on the {side}: ALTER SYSTEM SET wal_level = 'logical'; -- and restart it");
         refuse("SEGUE-WAL-LEVEL", format!("wal_level is {wal_level} on the {side}, not logical"), next_step);
     }
     // One slot of ours may be there already, from a start that went before.
     if row.get::<_, i64>("slots") < 0 || row.get::<_, i64>("senders") < 1 {
         let what = format!("the {side} has no replication slot or WAL sender left");
         let next_step = format!(
-            "raise max_replication_slots and max_wal_senders on the {side} and restart it, or drop unused slots"
+            "on the {side}: ALTER SYSTEM SET max_replication_slots = 20; ALTER SYSTEM SET max_wal_senders = 20; -- and restart it, or drop unused slots"
         );
         refuse("SEGUE-LIMIT", what, next_step);
     }
@@ -161,7 +161,7 @@ async fn landing_refusals(
         let next_step = if major >= 15 {
             format!("on the {side}: GRANT SET ON PARAMETER session_replication_role TO \"{role}\";")
         } else {
-            format!("use a superuser on the {side}: before PostgreSQL 15 nobody else may")
+            format!("on the {side}: ALTER ROLE \"{role}\" SUPERUSER; -- before PostgreSQL 15 nobody else may")
         };
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
@@ -175,7 +175,8 @@ async fn landing_refusals(
         refuse("SEGUE-PRIVILEGE", what, next_step);
     }
     if row.get::<_, i64>("slots") < 1 {
-        let next_step = format!("on the {side}: ALTER SYSTEM SET max_replication_slots = 10; and restart it");
+        let next_step =
+            format!("on the {side}: ALTER SYSTEM SET max_replication_slots = 10; -- and restart it");
         refuse("SEGUE-LIMIT", format!("the {side} has room for no replication origin"), next_step);
     }
     Ok(found)
@@ -185,6 +186,11 @@ async fn landing_refusals(
 async fn may_set_role(server: &Client, major: i32) -> Outcome<bool> {
     let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
     Ok(major >= 15 && facts(server, sql).await?.get(0))
+}
+
+/// Whether a server with this `synchronous_standby_names` takes Segue's session for one of them.
+pub(crate) fn counts_segue(setting: &str) -> bool {
+    synchronous_for_segue(setting).is_some()
 }
 
 /// The entry of `synchronous_standby_names` that Segue's session would match, if any.

@@ -88,7 +88,7 @@ pub(super) fn build(
 }
 
 /// A table above this that is copied as one region is worth a warning.
-const ONE_SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const ONE_SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
 /// What a copy is sure to do in a second, for the estimate in that warning.
 const COPY_BYTES_PER_S: u64 = 50 << 20;
 
@@ -209,20 +209,17 @@ fn relation_refusals(pair: &Pair<'_>, relations: &[Relation]) -> Vec<Fault> {
             let what = format!(
                 "has row-level security that applies to Segue's role on the {source}: copy and verification would miss rows"
             );
-            let next_step = "log in with a role that has BYPASSRLS (ALTER ROLE … BYPASSRLS), or as the owner without FORCE ROW LEVEL SECURITY";
+            let next_step = bypass(pair.source, source);
             found.push(refusal("SEGUE-ROW-SECURITY", &relation.name, what, next_step));
         }
         if !relation.owned {
             let what =
                 format!("does not belong to Segue's role on the {source}: only its owner can publish it");
-            found.push(refusal(
-                "SEGUE-PRIVILEGE",
-                &relation.name,
-                what,
-                "grant the owner's role to Segue's role",
-            ));
+            let role = quote_ident(&pair.source.server.role);
+            let next_step = format!("on the {source}: GRANT {} TO {role};", quote_ident(&relation.owner));
+            found.push(refusal("SEGUE-PRIVILEGE", &relation.name, what, next_step));
         }
-        found.extend(lacking(relation, source));
+        found.extend(lacking(pair.source, relation));
     }
     let leaves = pair.target.relations.get(&pair.to.oid).map_or(&[][..], Vec::as_slice);
     found.extend(kind_refusal(pair.to, target));
@@ -230,20 +227,29 @@ fn relation_refusals(pair: &Pair<'_>, relations: &[Relation]) -> Vec<Fault> {
         .extend(leaves.iter().filter(|leaf| leaf.oid != pair.to.oid).filter_map(|l| kind_refusal(l, target)));
     if pair.to.row_security {
         let what = format!("has row-level security that applies to Segue's role on the {target}");
-        let next_step = "log in with a role that has BYPASSRLS (ALTER ROLE … BYPASSRLS)";
+        let next_step = bypass(pair.target, target);
         found.push(refusal("SEGUE-ROW-SECURITY", &pair.to.name, what, next_step));
     }
-    found.extend(lacking(pair.to, target));
+    found.extend(lacking(pair.target, pair.to));
     found
 }
 
-fn lacking(relation: &Relation, side: &str) -> Option<Fault> {
+/// How Segue's role is shown all rows.
+fn bypass(facts: &Side, side: &str) -> String {
+    let role = quote_ident(&facts.server.role);
+    format!(
+        "on the {side}: ALTER ROLE {role} BYPASSRLS; -- or log in as the owner without FORCE ROW LEVEL SECURITY"
+    )
+}
+
+fn lacking(facts: &Side, relation: &Relation) -> Option<Fault> {
+    let (side, role) = (facts.label, quote_ident(&facts.server.role));
     if relation.lacks.is_empty() {
         return None;
     }
     let privileges = relation.lacks.join(", ");
     let what = format!("cannot be used by Segue's role on the {side}: it lacks {privileges}");
-    let next_step = format!("on the {side}: GRANT {privileges} ON {} TO …;", relation.name.sql());
+    let next_step = format!("on the {side}: GRANT {privileges} ON {} TO {role};", relation.name.sql());
     Some(refusal("SEGUE-PRIVILEGE", &relation.name, what, next_step))
 }
 
@@ -252,7 +258,7 @@ fn kind_refusal(relation: &Relation, side: &str) -> Option<Fault> {
         ('r' | 'p', 'p') => return None,
         ('r' | 'p', 'u') => (
             "an unlogged table",
-            format!("on the {side}: ALTER TABLE {} SET LOGGED; or leave it out", relation.name.sql()),
+            format!("on the {side}: ALTER TABLE {} SET LOGGED; -- or leave it out", relation.name.sql()),
         ),
         ('r' | 'p', _) => ("a temporary table", "leave it out".to_owned()),
         ('v', _) => ("a view", "leave it out: views move with the schema, not with the rows".to_owned()),
@@ -297,7 +303,7 @@ fn columns<'a>(pair: &Pair<'a>, built: &mut Built) -> Travelling<'a> {
             let side = pair.target.label;
             let what = format!("has the column {column} on the {side} only, NOT NULL and without a default");
             let next_step = format!(
-                "on the {side}: ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL; or give it a default",
+                "on the {side}: ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL; -- or give it a default",
                 pair.to.name.sql()
             );
             built.refusals.push(refusal("SEGUE-COLUMN", &pair.to.name, what, next_step));
@@ -354,7 +360,7 @@ fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>)
                 (
                     format!("has the column {column} NOT NULL on the {target} only"),
                     format!(
-                        "{alter} ALTER COLUMN {column} DROP NOT NULL; or set it NOT NULL on the {source}"
+                        "{alter} ALTER COLUMN {column} DROP NOT NULL; -- or set it NOT NULL on the {source}"
                     ),
                 )
             } else {

@@ -30,7 +30,7 @@ pub struct Slot {
 
 impl Slot {
     /// What is wrong with it, in words.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         let mib = |bytes: u64| bytes >> 20;
         let mut what = Vec::new();
         match self.wal_status.as_str() {

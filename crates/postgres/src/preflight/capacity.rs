@@ -1,0 +1,218 @@
+//! Room: slots, senders, origins, log, connections, disk, and how long one snapshot is held.
+
+use super::{Finding, Looks, Verdict};
+use crate::catalog::ONE_SNAPSHOT_BYTES_MAX;
+use segue_engine::ports::Outcome;
+use segue_model::spec::Profile;
+use segue_model::sqltext::quote_ident;
+use segue_model::switch::Side;
+
+/// A stream needs a slot and a walsender where it comes from, and an origin where it lands; making it fails without, when
+/// everything else is prepared. Segue starts no workers of the server.
+pub(super) async fn limits(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    let own = looks.own_names();
+    let [forward, backward] = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
+    for (side, _) in [forward, backward].into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        let sql = "SELECT current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8,
+                ARRAY(SELECT slot_name::text FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication)";
+        for row in looks.ask(side, sql).await? {
+            let (slots, senders, used): (i64, i64, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+            let is_ours = used.iter().any(|slot| own.contains(slot));
+            let taken = i64::try_from(used.len()).unwrap_or(i64::MAX);
+            let verdict = if side == Side::Source { Verdict::Refuse } else { Verdict::Warn };
+            if slots <= taken && !is_ours {
+                let what = format!(
+                    "all {slots} replication slots of the {side} are taken, and the stream needs one"
+                );
+                let remedy = format!(
+                    "ALTER SYSTEM SET max_replication_slots = {}; -- and restart it, or drop a slot",
+                    taken + 4
+                );
+                found.push(Finding {
+                    verdict,
+                    ..Finding::warn(side, what, remedy).about("max_replication_slots")
+                });
+            }
+            let free = senders - row.get::<_, i64>(3);
+            // No room at all on the source is a refusal of `segue run` already.
+            if free < 1 && side == Side::Target || free == 1 && !is_ours {
+                let what = format!(
+                    "the {side} has room for {free} more WAL sender(s): the stream, and a standby that reconnects, need one each"
+                );
+                let remedy = format!("ALTER SYSTEM SET max_wal_senders = {}; -- and restart it", senders + 4);
+                found.push(Finding::warn(side, what, remedy).about("max_wal_senders"));
+            }
+        }
+    }
+    let [forward, backward] = [(Side::Target, true), (Side::Source, looks.asked.way_back)];
+    for (side, _) in [forward, backward].into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        // From 18 on origins have a limit of their own.
+        let sql = "SELECT coalesce(current_setting('max_active_replication_origins', true),
+                     current_setting('max_replication_slots'))::int8, ARRAY(SELECT roname FROM pg_replication_origin)";
+        for row in looks.ask(side, sql).await? {
+            let (most, origins): (i64, Vec<String>) = (row.get(0), row.get(1));
+            let is_ours =
+                origins.iter().any(|origin| origin.starts_with(&format!("segue_{}_", looks.asked.migration)));
+            if i64::try_from(origins.len()).unwrap_or(i64::MAX) >= most && most > 0 && !is_ours {
+                let what = format!(
+                    "all {most} replication origins of the {side} are taken, and what lands there needs one"
+                );
+                let remedy = "find those that nothing uses in pg_replication_origin, and pg_replication_origin_drop(name)";
+                found.push(Finding::warn(side, what, remedy).about("replication origins"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A slot keeps log for whoever reads it, without end if nobody does. Segue's backfill yields before that gets too much,
+/// but a Segue that is stopped yields to nobody; and a server that lets go sooner ends the migration.
+pub(super) async fn kept_log(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    let yields_mib = looks.asked.retained_wal_bytes_max >> 20;
+    let wanted_mib = yields_mib.saturating_mul(2).max(1);
+    let remedy =
+        format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted_mib}MB'; SELECT pg_reload_conf();");
+    let sides = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
+    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        let sql = "SELECT s.name, s.setting::int8 FROM pg_settings s
+              WHERE s.name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')";
+        for row in looks.ask(side, sql).await? {
+            let (name, setting): (&str, i64) = (row.get(0), row.get(1));
+            let (what, remedy) = match name {
+                "max_slot_wal_keep_size" if setting < 0 => (
+                    format!(
+                        "the {side} keeps log for a slot without a bound: while Segue is stopped for long, its disk fills. Segue \
+                         itself yields at {yields_mib} MiB, and never drops the slot"
+                    ),
+                    remedy.as_str(),
+                ),
+                "max_slot_wal_keep_size" if u64::try_from(setting).is_ok_and(|mib| mib < wanted_mib) => (
+                    format!(
+                        "the {side} takes the log from a slot that holds more than {setting} MiB, and Segue yields at {yields_mib} \
+                         MiB only: the stream could be lost before, or soon after"
+                    ),
+                    remedy.as_str(),
+                ),
+                "idle_replication_slot_timeout" if setting > 0 => (
+                    format!(
+                        "the {side} invalidates slots that nobody reads for a while: a Segue that is stopped would lose its stream"
+                    ),
+                    "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+                ),
+                _ => continue,
+            };
+            found.push(Finding::warn(side, what, remedy).about(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Sessions of Segue's on one side beside its copy workers: streams, appliers, watchers, control.
+const OWN_SESSIONS: u64 = 12;
+
+/// How many sessions one side takes.
+struct Pool {
+    most: i64,
+    free: u64,
+    database: String,
+    /// The database's own limit is what counts.
+    is_database: bool,
+}
+
+async fn pool(looks: &Looks<'_>, side: Side) -> Outcome<Option<Pool>> {
+    let sql = "SELECT current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8
+                    - coalesce(current_setting('reserved_connections', true)::int8, 0), d.datconnlimit::int8, d.datname::text
+           FROM pg_database d WHERE d.datname = current_database()";
+    let free = crate::health::free_connections(looks.client(side)).await?;
+    Ok(looks.ask(side, sql).await?.first().map(|row| {
+        let (server, own): (i64, i64) = (row.get(0), row.get(1));
+        let is_database = (0..server).contains(&own);
+        Pool { most: if is_database { own } else { server }, free, database: row.get(2), is_database }
+    }))
+}
+
+/// The application's pools come with all their sessions at once when the writes do, beside Segue's own. A target that
+/// refuses them makes of the switch an outage.
+pub(super) async fn connections(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let (Some(source), Some(target)) = (pool(looks, Side::Source).await?, pool(looks, Side::Target).await?)
+    else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    let raise = |pool: &Pool, to: i64| {
+        if pool.is_database {
+            format!("ALTER DATABASE {} CONNECTION LIMIT {to};", quote_ident(&pool.database))
+        } else {
+            // Beside those that are kept for superusers.
+            format!("ALTER SYSTEM SET max_connections = {}; -- and restart it", to + 3)
+        }
+    };
+    let percent = match looks.asked.profile {
+        Profile::Prod => 150,
+        Profile::Dev | Profile::Staging => 100,
+    };
+    let wanted = (source.most.saturating_mul(percent) + 99) / 100;
+    if target.most < wanted {
+        let what = format!(
+            "the target takes {} sessions and the source {}: with the profile {} it should take {wanted}, as the application's \
+             pools are on both sides around a switch",
+            target.most, source.most, looks.asked.profile
+        );
+        found.push(Finding::warn(Side::Target, what, raise(&target, wanted)));
+    }
+    let own = OWN_SESSIONS + u64::try_from(looks.asked.copy_workers).unwrap_or(u64::MAX / 2);
+    for (side, pool) in [(Side::Source, &source), (Side::Target, &target)] {
+        if pool.free < own {
+            let what = format!(
+                "the {side} has room for {} more sessions, and Segue itself may need {own}",
+                pool.free
+            );
+            let more = i64::try_from(own - pool.free).unwrap_or(0);
+            found.push(Finding::warn(side, what, raise(pool, pool.most + more)));
+        }
+    }
+    Ok(found)
+}
+
+/// From this on somebody should have looked at the target's disk.
+const LARGE_BYTES: u64 = 10 << 30;
+
+/// A full disk on the target stops the migration, and everything else there. What is free on a disk no server tells by SQL;
+/// what will be needed can be said.
+pub(super) async fn disk(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let tables: u64 = looks.catalog().tables.iter().map(|table| table.estimate.bytes).sum();
+    let sql = "SELECT coalesce(sum(CASE WHEN c.relkind IN ('r', 'm') THEN pg_indexes_size(c.oid) ELSE 0 END), 0)::int8
+           FROM tree t JOIN pg_class c ON c.oid = t.oid";
+    let indexes = looks.ask_tables(Side::Source, sql).await?;
+    let indexes = indexes.first().map_or(0, |row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(0));
+    let what = format!(
+        "the tables take {} MiB on the source, their indexes {} MiB: the target needs as much, and as much log again until its \
+         next checkpoints. How much is free there no server tells",
+        tables >> 20,
+        indexes >> 20
+    );
+    let remedy =
+        "look at the target's disk: df -h on its data directory and pg_wal, or the service's metrics";
+    let verdict = if tables + indexes >= LARGE_BYTES { Verdict::Warn } else { Verdict::Pass };
+    Ok(vec![Finding { verdict, side: Some(Side::Target), ..Finding::note(what, remedy) }])
+}
+
+/// A table that cannot be cut is copied under one snapshot, which keeps the source from cleaning up for as long.
+pub(super) async fn snapshots(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let tables = looks.catalog().tables.iter();
+    let large = tables.filter(|table| table.estimate.bytes > ONE_SNAPSHOT_BYTES_MAX);
+    let finding = |table: &segue_model::table::Table| {
+        let why = table.one_region.as_ref()?;
+        let what = format!(
+            "{} ({} MiB) is copied under one snapshot, because {why}: the source cannot clean up old rows meanwhile",
+            table.source,
+            table.estimate.bytes >> 20
+        );
+        let remedy =
+            "give it a primary key, and make its other unique indexes on the target after the backfill";
+        Some(Finding::warn(Side::Source, what, remedy).about(&table.source))
+    };
+    Ok(large.filter_map(finding).collect())
+}

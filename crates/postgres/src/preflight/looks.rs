@@ -1,0 +1,249 @@
+//! What all checks share: the two sessions, what the spec asks for, and what `segue run` would say to it.
+//!
+//! What is compared is asked for tables that are there on both sides; that one is missing is said once.
+
+use super::{Finding, Verdict};
+use crate::birth::{self, Direction, stream_name};
+use crate::catalog::{self, Catalog, server};
+use crate::error::fault_of;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::spec::Profile;
+use segue_model::switch::Side;
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio_postgres::{Client, Row};
+
+/// What the spec says, as far as a check needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The migration's name.
+    pub migration: &'a str,
+    /// Every table and where it goes.
+    pub pairs: &'a [(QualifiedName, QualifiedName)],
+    /// What kind of servers these are.
+    pub profile: Profile,
+    /// How many regions are copied at a time.
+    pub copy_workers: usize,
+    /// The log that the source may keep before the backfill yields.
+    pub retained_wal_bytes_max: u64,
+    /// How long writes may be held up.
+    pub max_write_hold: Duration,
+    /// DDL on the tables is to be refused.
+    pub guard_ddl: bool,
+    /// Writes are to be handed over with a way back.
+    pub way_back: bool,
+}
+
+/// Two sessions of Segue's, and what was learnt first.
+pub struct Looks<'a> {
+    source: &'a Client,
+    target: &'a Client,
+    pub(super) asked: Asked<'a>,
+    catalog: Catalog,
+    refusals: Vec<Fault>,
+    /// Why the way back cannot be made.
+    pub(super) no_way_back: Vec<Fault>,
+    /// Places of the pairs that are there on both sides.
+    there: HashSet<usize>,
+    /// The stream was born: rows on the target are Segue's.
+    pub(super) is_born: bool,
+}
+
+/// The tables `$1`, `$2` (schemas and names, in the order of the pairs) and all that is below them.
+const TREE: &str = "WITH RECURSIVE root(no, oid) AS MATERIALIZED (
+        SELECT w.no, c.oid FROM unnest($1::text[], $2::text[]) WITH ORDINALITY w(nspname, relname, no)
+          JOIN pg_namespace n ON n.nspname = w.nspname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname),
+    tree(no, oid) AS (
+        SELECT no, oid FROM root
+        UNION SELECT t.no, i.inhrelid FROM tree t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'p'
+          JOIN pg_inherits i ON i.inhparent = t.oid)";
+
+impl<'a> Looks<'a> {
+    /// Reads both catalogs, as `segue run` does. The sessions are [`crate::connect::Endpoint::connect`]'s.
+    pub async fn read(
+        source: &'a mut Client,
+        target: &'a mut Client,
+        asked: Asked<'a>,
+    ) -> Outcome<Looks<'a>> {
+        let mut refusals = server::source_refusals(source).await?;
+        refusals.extend(server::target_refusals(source, target).await?);
+        let mut catalog = catalog::read(source, target, asked.pairs).await?;
+        refusals.append(&mut catalog.refusals);
+        let is_born = is_born(target, asked.migration).await?;
+        if !is_born {
+            refusals.extend(slot_refusal(source, asked.migration).await?);
+            refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?);
+        }
+        let mut no_way_back = Vec::new();
+        if asked.way_back {
+            no_way_back = server::reverse_refusals(source, target).await?;
+            no_way_back.extend(catalog::read_reverse(source, target, asked.pairs).await?.refusals);
+            let is_said =
+                |fault: &Fault| refusals.iter().any(|r| (r.code, &r.what) == (fault.code, &fault.what));
+            no_way_back.retain(|fault| !is_said(fault));
+        }
+        let mut looks =
+            Looks { source, target, asked, catalog, refusals, no_way_back, there: HashSet::new(), is_born };
+        looks.there = looks.pairs_there().await?;
+        Ok(looks)
+    }
+
+    /// The plan's facts; its refusals are among the findings.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// What `segue run` refuses.
+    pub(super) fn refusals(&self) -> impl Iterator<Item = &Fault> {
+        self.refusals.iter()
+    }
+
+    /// A refusal of `segue run` as a finding.
+    pub(super) fn refused(&self, fault: &Fault) -> Finding {
+        let names = self.asked.pairs.iter().flat_map(|(from, to)| [from, to]).map(ToString::to_string);
+        let object = names.filter(|name| fault.what.starts_with(&format!("{name} "))).max();
+        let (side, remedy) = addressed(&fault.next_step);
+        let what = format!("{} [{}]", fault.what, fault.code);
+        Finding { verdict: Verdict::Refuse, side, object, what, remedy: remedy.to_owned() }
+    }
+
+    pub(super) fn client(&self, side: Side) -> &Client {
+        match side {
+            Side::Source => self.source,
+            Side::Target => self.target,
+        }
+    }
+
+    /// What the slot and the publication of this migration are called on either side.
+    pub(super) fn own_names(&self) -> Vec<String> {
+        let named = |direction| stream_name(self.asked.migration, direction).ok();
+        [Direction::Forward, Direction::Reverse].into_iter().filter_map(named).collect()
+    }
+
+    /// What the table `no` of an answer is called on this side.
+    pub(super) fn table(&self, side: Side, no: i64) -> QualifiedName {
+        let pair = usize::try_from(no - 1).ok().and_then(|at| self.asked.pairs.get(at));
+        pair.map_or_else(|| QualifiedName::new("", ""), |pair| named(side, pair).clone())
+    }
+
+    /// The target's name of a table of the source: its pair's, or its own.
+    pub(super) fn counterpart(&self, name: &QualifiedName) -> QualifiedName {
+        self.asked.pairs.iter().find(|(from, _)| from == name).map_or(name, |(_, to)| to).clone()
+    }
+
+    /// Asks one side something that is not about tables.
+    pub(super) async fn ask(&self, side: Side, sql: &str) -> Outcome<Vec<Row>> {
+        self.client(side)
+            .query(sql, &[])
+            .await
+            .map_err(|e| fault_of(&e).during(format_args!("asking the {side}")))
+    }
+
+    /// Asks one side about its tables: `sql` goes on after `root(no, oid)`, the tables of the spec by their places in it, and
+    /// `tree(no, oid)`, with their partitions.
+    pub(super) async fn ask_tables(&self, side: Side, sql: &str) -> Outcome<Vec<Row>> {
+        self.ask_about(side, sql, |_| true).await
+    }
+
+    /// The same, without tables that the other side lacks: for what is compared.
+    pub(super) async fn ask_pairs(&self, side: Side, sql: &str) -> Outcome<Vec<Row>> {
+        self.ask_about(side, sql, |at| self.there.contains(&at)).await
+    }
+
+    /// Asks both sides, to compare them.
+    pub(super) async fn ask_both(&self, sql: &str) -> Outcome<[Vec<Row>; 2]> {
+        Ok([self.ask_pairs(Side::Source, sql).await?, self.ask_pairs(Side::Target, sql).await?])
+    }
+
+    async fn ask_about(&self, side: Side, sql: &str, is_meant: impl Fn(usize) -> bool) -> Outcome<Vec<Row>> {
+        let names = self.asked.pairs.iter().enumerate();
+        // One that is left out keeps its place.
+        let names = names.map(|(at, pair)| is_meant(at).then(|| named(side, pair)));
+        let (schemas, tables): (Vec<Option<&str>>, Vec<Option<&str>>) =
+            names.map(|name| name.map(|n| (n.schema.as_str(), n.name.as_str())).unzip()).unzip();
+        let rows = self.client(side).query(&format!("{TREE} {sql}"), &[&schemas, &tables]).await;
+        rows.map_err(|e| fault_of(&e).during(format_args!("asking the {side} about its tables")))
+    }
+
+    async fn pairs_there(&self) -> Outcome<HashSet<usize>> {
+        let mut there: HashSet<usize> = (0..self.asked.pairs.len()).collect();
+        for side in Side::ALL {
+            let rows = self.ask_tables(side, "SELECT no FROM root").await?;
+            let here: HashSet<usize> =
+                rows.iter().filter_map(|row| usize::try_from(row.get::<_, i64>(0) - 1).ok()).collect();
+            there.retain(|at| here.contains(at));
+        }
+        Ok(there)
+    }
+}
+
+/// What a pair's table is called on this side.
+fn named(side: Side, (from, to): &(QualifiedName, QualifiedName)) -> &QualifiedName {
+    match side {
+        Side::Source => from,
+        Side::Target => to,
+    }
+}
+
+/// Writes are handed over only with a way back. What stands in its way stops no `segue run`, but every switch.
+pub(super) async fn way_back(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let finding = |fault: &Fault| {
+        let finding = looks.refused(fault);
+        let what = format!("the way back: {}: writes could not be handed over", finding.what);
+        Finding { verdict: Verdict::Warn, what, ..finding }
+    };
+    Ok(looks.no_way_back.iter().map(finding).collect())
+}
+
+/// Why the stream's slot could not be made under its name.
+async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>> {
+    let name = match stream_name(migration, Direction::Forward) {
+        Ok(name) => name,
+        Err(fault) => return Ok(Some(fault)),
+    };
+    match birth::leftover(source, &name).await {
+        Ok(_) => Ok(None),
+        Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(fault)),
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn is_born(target: &Client, migration: &str) -> Outcome<bool> {
+    let there = "SELECT to_regclass('segue.stream') IS NOT NULL";
+    let there: bool = target.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    Ok(there && birth::known(target, migration, Direction::Forward).await?.is_some())
+}
+
+/// For which side a next step is, and what is to be done there.
+fn addressed(next_step: &str) -> (Option<Side>, &str) {
+    for side in Side::ALL {
+        let Some(rest) = next_step.strip_prefix("on the ").and_then(|rest| rest.strip_prefix(side.name()))
+        else {
+            continue;
+        };
+        return match rest.strip_prefix(": ").or_else(|| rest.strip_prefix(", as superuser: ")) {
+            Some(remedy) => (Some(side), remedy),
+            None => (Some(side), next_step),
+        };
+    }
+    (None, next_step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_is_told_apart_from_its_place() {
+        for (step, side, remedy) in [
+            ("on the source: ALTER ROLE a;", Some(Side::Source), "ALTER ROLE a;"),
+            ("on the target, as superuser: GRANT a;", Some(Side::Target), "GRANT a;"),
+            ("on the target, add a key", Some(Side::Target), "on the target, add a key"),
+            ("list it once", None, "list it once"),
+        ] {
+            assert_eq!(addressed(step), (side, remedy));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What belongs to a table besides its rows: defaults, generated and identity columns, sequences, partitions, children,
+//! large objects, and the numbers of its types.
+
+use super::{Finding, Looks};
+use crate::birth::Direction;
+use crate::sequences::Sequences;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::sqltext::quote_ident;
+use segue_model::switch::Side;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What fills a column that a statement leaves out.
+struct Filled {
+    generated: bool,
+    identity: String,
+    /// A default, or the expression of a generated column.
+    expression: Option<String>,
+    shown_type: String,
+}
+
+type Columns = BTreeMap<(i64, String), Filled>;
+
+async fn filled(looks: &Looks<'_>) -> Outcome<[Columns; 2]> {
+    let sql = "SELECT t.no, a.attname::text, a.attgenerated <> '', a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
+                format_type(a.atttypid, a.atttypmod)
+           FROM root t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+           LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum";
+    let columns = |rows: Vec<tokio_postgres::Row>| -> Columns {
+        let column = |row: &tokio_postgres::Row| {
+            let (generated, identity, expression) = (row.get(2), row.get(3), row.get(4));
+            let filled = Filled { generated, identity, expression, shown_type: row.get(5) };
+            ((row.get(0), row.get(1)), filled)
+        };
+        rows.iter().map(column).collect()
+    };
+    Ok(looks.ask_both(sql).await?.map(columns))
+}
+
+/// Columns of the same name on both sides.
+fn pairs<'c>(
+    [source, target]: &'c [Columns; 2],
+) -> impl Iterator<Item = (&'c (i64, String), &'c Filled, &'c Filled)> {
+    source.iter().filter_map(|(column, here)| Some((column, here, target.get(column)?)))
+}
+
+/// A default on one side only: the same INSERT leaves another row after the switch.
+pub(super) async fn defaults(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    for ((no, column), here, there) in pairs(&filled(looks).await?) {
+        let is_plain = |f: &Filled| !f.generated && f.identity.is_empty();
+        // Values of sequences are the sequences' check's, by whatever name they are called.
+        let counts = |f: &Filled| f.expression.as_ref().is_some_and(|text| text.contains("nextval("));
+        if !is_plain(here)
+            || !is_plain(there)
+            || here.expression == there.expression
+            || counts(here) && counts(there)
+        {
+            continue;
+        }
+        let table = looks.table(Side::Target, *no);
+        let shown = |f: &Filled| f.expression.clone().unwrap_or_else(|| "none".to_owned());
+        let what = format!(
+            "the default of {table}.{column} is {} on the source and {} on the target: inserts without it write something else \
+             after the switch",
+            shown(here),
+            shown(there)
+        );
+        let alter = format!("ALTER TABLE {} ALTER COLUMN {}", table.sql(), quote_ident(column));
+        let remedy = match &here.expression {
+            Some(expression) => format!("{alter} SET DEFAULT {expression};"),
+            None => format!("{alter} DROP DEFAULT;"),
+        };
+        found.push(Finding::warn(Side::Target, what, remedy).about(table));
+    }
+    Ok(found)
+}
+
+/// The log does not carry a generated column: each side computes it, and should compute the same.
+pub(super) async fn generated(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    for ((no, column), here, there) in pairs(&filled(looks).await?) {
+        let (Some(a), Some(b)) = (&here.expression, &there.expression) else { continue };
+        if !here.generated || !there.generated || a == b {
+            continue;
+        }
+        let table = looks.table(Side::Target, *no);
+        let what = format!(
+            "{table}.{column} is computed as {a} on the source and as {b} on the target: the values differ"
+        );
+        let (alter, column) = (format!("ALTER TABLE {}", table.sql()), quote_ident(column));
+        let form = &here.shown_type;
+        let remedy = format!(
+            "{alter} DROP COLUMN {column}; {alter} ADD COLUMN {column} {form} GENERATED ALWAYS AS ({a}) STORED;"
+        );
+        found.push(Finding::warn(Side::Target, what, remedy).about(table));
+    }
+    Ok(found)
+}
+
+/// An identity column on one side only: inserts without the column fail after the switch, or with it.
+pub(super) async fn identity(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    for ((no, column), here, there) in pairs(&filled(looks).await?) {
+        if here.identity == there.identity || here.expression.is_some() || there.expression.is_some() {
+            continue;
+        }
+        let words = |kind: &str| match kind {
+            "a" => "GENERATED ALWAYS",
+            "d" => "GENERATED BY DEFAULT",
+            _ => "no",
+        };
+        let table = looks.table(Side::Target, *no);
+        let (is, should) = (words(&there.identity), words(&here.identity));
+        let what = format!(
+            "{table}.{column} is {should} identity column on the source, and {is} identity column on the target"
+        );
+        let alter = format!("ALTER TABLE {} ALTER COLUMN {}", table.sql(), quote_ident(column));
+        let remedy = match (here.identity.as_str(), there.identity.as_str()) {
+            ("", _) => format!("{alter} DROP IDENTITY;"),
+            (_, "") => format!("{alter} ADD {should} AS IDENTITY;"),
+            _ => format!("{alter} SET {should};"),
+        };
+        found.push(Finding::warn(Side::Target, what, remedy).about(table));
+    }
+    Ok(found)
+}
+
+/// A sequence is in no stream. One that cannot be set on the target is a red gate of the switch: keys would be given twice.
+pub(super) async fn sequences(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let (source, target) = (looks.client(Side::Source), looks.client(Side::Target));
+    let paired = Sequences::pair(source, target, &looks.catalog().tables, Direction::Forward).await?;
+    let remedy = "make the sequence there as it is on the source, let the column's default name it, and grant Segue's role \
+                  SELECT and UPDATE on it";
+    let unready = paired.unready().iter().map(|what| Finding::warn(Side::Target, what, remedy));
+    let remarks = paired.remarks().iter().map(|what| Finding {
+        side: Some(Side::Target),
+        ..Finding::note(what, "set it by hand after the switch, if something uses it")
+    });
+    Ok(unready.chain(remarks).collect())
+}
+
+/// A partition with its bound, and those of its parents.
+const BOUNDS: &str = ", path(no, oid, bounds) AS (
+        SELECT no, oid, ARRAY[]::text[] FROM root
+        UNION ALL SELECT p.no, i.inhrelid, p.bounds || pg_get_expr(c.relpartbound, c.oid)
+          FROM path p JOIN pg_class r ON r.oid = p.oid AND r.relkind = 'p' JOIN pg_inherits i ON i.inhparent = p.oid
+          JOIN pg_class c ON c.oid = i.inhrelid)
+    SELECT p.no, p.bounds, n.nspname, c.relname, c.relkind = 'p' AS partitioned
+      FROM path p JOIN pg_class c ON c.oid = p.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY p.no, p.bounds";
+
+/// A row for which the target has no partition cannot be applied: the stream stops there.
+pub(super) async fn partitions(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    type Bounds = BTreeSet<(i64, Vec<String>)>;
+    let [here, there] = looks.ask_both(BOUNDS).await?;
+    let bounds = |rows: &[tokio_postgres::Row]| -> Bounds {
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let is_root = |row: &&tokio_postgres::Row| row.get::<_, Vec<String>>("bounds").is_empty();
+    let (known, mut found) = (bounds(&there), Vec::new());
+    for root in there.iter().filter(is_root).filter(|row| row.get("partitioned")) {
+        let no: i64 = root.get("no");
+        let table = looks.table(Side::Target, no);
+        if known.contains(&(no, vec!["DEFAULT".to_owned()])) {
+            continue;
+        }
+        let parts = here.iter().filter(|row| row.get::<_, i64>("no") == no && !is_root(row));
+        let parts: Vec<&tokio_postgres::Row> = parts.collect();
+        if parts.is_empty() {
+            let what = format!(
+                "{table} is partitioned on the target only, without a default partition: a row that fits none stops the stream"
+            );
+            let default = QualifiedName::new(&table.schema, format!("{}_default", table.name));
+            let remedy = format!("CREATE TABLE {} PARTITION OF {} DEFAULT;", default.sql(), table.sql());
+            found.push(Finding::warn(Side::Target, what, remedy).about(&table));
+        }
+        for part in parts {
+            let bounds: Vec<String> = part.get("bounds");
+            let above = (no, bounds[..bounds.len() - 1].to_vec());
+            // Said once, for the highest that is missing.
+            if known.contains(&(no, bounds.clone())) || !known.contains(&above) {
+                continue;
+            }
+            let (schema, name, bound): (&str, &str, &str) =
+                (part.get("nspname"), part.get("relname"), bounds.last().map_or("", String::as_str));
+            let named = QualifiedName::new(schema, name);
+            let what = format!(
+                "{table} has no partition {bound} on the target, as {named} is on the source: its rows could not be applied"
+            );
+            let part_there = QualifiedName::new(&table.schema, name);
+            let remedy = if bounds.len() == 1 && !part.get::<_, bool>("partitioned") {
+                format!("CREATE TABLE {} PARTITION OF {} {bound};", part_there.sql(), table.sql())
+            } else {
+                format!(
+                    "make the partitions below {table} on the target as they are on the source, or a default partition"
+                )
+            };
+            found.push(Finding::warn(Side::Target, what, remedy).about(&table));
+        }
+    }
+    Ok(found)
+}
+
+/// Rows of inheritance children are read through their parent, but are not the parent's: they stay behind.
+pub(super) async fn inheritance(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let sql = "SELECT t.no, n.nspname, c.relname FROM root t JOIN pg_class p ON p.oid = t.oid AND p.relkind = 'r'
+           JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.oid NOT IN (SELECT oid FROM root) ORDER BY 1, 2, 3";
+    let mut found = Vec::new();
+    for (side, rows) in Side::ALL.into_iter().zip(looks.ask_both(sql).await?) {
+        for row in &rows {
+            let table = looks.table(side, row.get(0));
+            let child = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
+            let what = format!(
+                "{child} inherits from {table} on the {side}, and is not migrated: its rows, which a read of {table} shows, stay \
+                 where they are"
+            );
+            let remedy = format!(
+                "ALTER TABLE {} NO INHERIT {}; -- or list it in the spec as a table of its own",
+                child.sql(),
+                table.sql()
+            );
+            found.push(Finding::warn(side, what, remedy).about(&child));
+        }
+    }
+    Ok(found)
+}
+
+/// A large object is stored apart from the row that names it; the number travels, the object does not.
+pub(super) async fn large_objects(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let objects = looks
+        .ask(Side::Source, "SELECT count(*) FROM (SELECT FROM pg_largeobject_metadata LIMIT 100000) o")
+        .await?;
+    let objects: i64 = objects.first().map_or(0, |row| row.get(0));
+    if objects == 0 {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT t.no, a.attname::text FROM root t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+           JOIN pg_type y ON y.oid = a.atttypid
+          WHERE y.typname = 'lo' OR coalesce(nullif(y.typbasetype, 0), y.oid) = 'oid'::regtype ORDER BY 1, 2";
+    let rows = looks.ask_tables(Side::Source, sql).await?;
+    let finding = |row: &tokio_postgres::Row| {
+        let (table, column) = (looks.table(Side::Source, row.get(0)), row.get::<_, &str>(1));
+        let what = format!(
+            "{table}.{column} may name large objects, of which the source has {objects}: the numbers travel, the objects do not"
+        );
+        let (sql, column, bytes) =
+            (table.sql(), quote_ident(column), quote_ident(&format!("{column}_bytes")));
+        let remedy = format!(
+            "keep them in the row, on both sides: ALTER TABLE {sql} ADD COLUMN {bytes} bytea; UPDATE {sql} SET {bytes} = lo_get({column});"
+        );
+        Finding::warn(Side::Source, what, remedy).about(&table)
+    };
+    Ok(rows.iter().map(finding).collect())
+}
+
+/// A driver asks once what number a type has, and goes on with it. Types that users made have other numbers on the other
+/// server.
+pub(super) async fn type_numbers(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let sql = "SELECT DISTINCT y.typname::text, y.oid FROM root t
+           JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+           JOIN pg_type u ON u.oid = a.atttypid JOIN pg_type y ON y.oid IN (u.oid, nullif(u.typelem, 0))
+          WHERE y.oid >= 16384 AND y.typname NOT LIKE '\\_%' ORDER BY 1";
+    let [here, there] = looks
+        .ask_both(sql)
+        .await?
+        .map(|rows| -> BTreeMap<String, u32> { rows.iter().map(|row| (row.get(0), row.get(1))).collect() });
+    let differ: Vec<&str> = here
+        .iter()
+        .filter(|(name, oid)| there.get(*name).is_some_and(|o| o != *oid))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if differ.is_empty() {
+        return Ok(Vec::new());
+    }
+    let what = format!(
+        "the types {} have other numbers (OIDs) on the target: a client that remembers them over its session misreads values in binary \
+         form after the switch",
+        differ.join(", ")
+    );
+    let remedy = "let clients look types up by name in each session, or end their sessions at the switch; nothing is to be changed on \
+                  the servers";
+    Ok(vec![Finding::warn(Side::Target, what, remedy)])
+}

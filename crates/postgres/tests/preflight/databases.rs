@@ -1,0 +1,268 @@
+//! Checks that are about a pair of databases: one pair of servers, a pair of databases for each case.
+
+use crate::world::{AS_EVER, How, World, fires_and_is_cured, more};
+use segue_model::switch::Side;
+use std::time::Instant;
+
+/// How a case is put right.
+pub(crate) enum Cure {
+    /// By what the findings say.
+    Remedies,
+    /// By hand: the remedy is for a person to decide, or not SQL.
+    Sql(&'static str, &'static str),
+}
+use Cure::{Remedies, Sql};
+
+/// Something that is wrong.
+pub(crate) struct Case {
+    pub(crate) check: &'static str,
+    /// Checks for which the same is another trouble.
+    also: &'static [&'static str],
+    how: How,
+    /// Done to the source and to the target.
+    spoil: (&'static str, &'static str),
+    says: &'static str,
+    cure: Cure,
+}
+
+const fn case(check: &'static str, source: &'static str, target: &'static str, says: &'static str) -> Case {
+    Case { check, also: &[], how: AS_EVER, spoil: (source, target), says, cure: Remedies }
+}
+
+const MOVER: How = How { mover: true, ..AS_EVER };
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        how: How {
+            prelude: "SET search_path = fake, pg_catalog",
+            ..AS_EVER
+        },
+        cure: Sql("DROP SCHEMA fake CASCADE", ""),
+        ..case(
+            "versions",
+            "CREATE SCHEMA fake; CREATE FUNCTION fake.current_setting(name text) RETURNS text LANGUAGE sql AS $$
+                 SELECT CASE name WHEN 'server_version_num' THEN '110022' ELSE pg_catalog.current_setting(name) END $$",
+            "",
+            "the source is PostgreSQL 11",
+        )
+    },
+    case("tables", "ALTER TABLE orders SET UNLOGGED", "", "is an unlogged table on the source"),
+    Case {
+        cure: Sql("", "ALTER TABLE orders2 RENAME TO orders"),
+        ..case("tables", "", "ALTER TABLE orders RENAME TO orders2", "public.orders does not exist on the target")
+    },
+    case("keys", "ALTER TABLE orders REPLICA IDENTITY NOTHING", "", "REPLICA IDENTITY NOTHING"),
+    case("keys", "", "ALTER TABLE orders DROP CONSTRAINT orders_pkey", "has no unique index on (id) on the target"),
+    case("columns", "", "ALTER TABLE orders ALTER note TYPE varchar(5)", "in another form on the target"),
+    case("columns", "", "ALTER TABLE orders DROP note", "has no column \"note\" on the target"),
+    case("target-empty", "", "INSERT INTO orders VALUES (1)", "already holds rows on the target"),
+    Case {
+        cure: Sql("SELECT pg_drop_replication_slot('segue_shop_fwd')", ""),
+        ..case(
+            "leftovers",
+            "SELECT pg_create_physical_replication_slot('segue_shop_fwd')",
+            "",
+            "belongs to something else",
+        )
+    },
+    Case {
+        how: MOVER,
+        ..case("privileges", "ALTER TABLE orders OWNER TO keeper", "ALTER TABLE orders OWNER TO keeper", "only its owner can publish")
+    },
+    Case { how: MOVER, ..case("row-security", FORCED, FORCED, "has row-level security that applies to Segue's role") },
+    case(
+        "row-security",
+        "ALTER TABLE orders ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON orders FOR UPDATE TO app USING (id > 0) WITH CHECK (id > 1)",
+        "",
+        "the policy own of public.orders is not there",
+    ),
+    case("triggers-firing", "", "ALTER TABLE customers ENABLE ALWAYS TRIGGER touched", "is ENABLEd ALWAYS on the target"),
+    case(
+        "triggers-firing",
+        "CREATE RULE quiet AS ON DELETE TO orders WHERE OLD.id < 0 DO INSTEAD NOTHING",
+        "CREATE RULE quiet AS ON DELETE TO orders WHERE OLD.id < 0 DO INSTEAD NOTHING;
+         ALTER TABLE orders ENABLE REPLICA RULE quiet",
+        "the rule quiet of public.orders is ENABLEd REPLICA",
+    ),
+    case(
+        "subscriptions",
+        "",
+        "CREATE SUBSCRIPTION other CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p WITH (connect = false, slot_name = 'other');
+         INSERT INTO pg_subscription_rel SELECT s.oid, 'orders'::regclass, 'r', NULL FROM pg_subscription s WHERE subname = 'other';
+         ALTER SUBSCRIPTION other ENABLE",
+        "writes into orders on the target as well",
+    ),
+    case("partitions", "", "DROP TABLE p2", "has no partition FOR VALUES FROM (100) TO (200)"),
+    Case {
+        cure: Sql("ALTER TABLE parts2 RENAME TO parts", ""),
+        ..case("tables", "ALTER TABLE parts RENAME TO parts2", "", "public.parts does not exist on the source")
+    },
+    case(
+        "constraints",
+        "",
+        "ALTER TABLE orders DROP CONSTRAINT orders_amount_check; ALTER TABLE customers DROP CONSTRAINT customers_email_key;
+         ALTER TABLE orders DROP CONSTRAINT orders_customer_fkey; ALTER TABLE orders ADD CONSTRAINT short CHECK (length(note) < 10);
+         CREATE UNIQUE INDEX lonely ON customers (lower(name))",
+        "UNIQUE lonely of public.customers is kept on the target only",
+    ),
+    case(
+        "foreign-keys",
+        "ALTER TABLE elsewhere ADD FOREIGN KEY (customer) REFERENCES customers",
+        "",
+        "public.elsewhere, which is not migrated, refers to public.customers",
+    ),
+    case(
+        "foreign-keys",
+        "ALTER TABLE parts ADD FOREIGN KEY (id) REFERENCES elsewhere",
+        "ALTER TABLE parts ADD FOREIGN KEY (id) REFERENCES elsewhere",
+        "public.parts refers to public.elsewhere",
+    ),
+    case(
+        "generated",
+        "",
+        "ALTER TABLE orders DROP total; ALTER TABLE orders ADD total numeric GENERATED ALWAYS AS (amount * 3) STORED",
+        "public.orders.total is computed as",
+    ),
+    case("identity", "", "ALTER TABLE customers ALTER id SET GENERATED ALWAYS", "GENERATED ALWAYS identity column on the target"),
+    Case {
+        cure: Sql("", "ALTER SEQUENCE customers_id_seq MAXVALUE 9223372036854775807"),
+        ..case(
+            "sequences",
+            "SELECT setval('customers_id_seq', 100)",
+            "ALTER SEQUENCE customers_id_seq MAXVALUE 10",
+            "gives values from 1 to 10",
+        )
+    },
+    case("defaults", "", "ALTER TABLE customers ALTER vip SET DEFAULT true", "the default of public.customers.vip is false"),
+    case("inheritance", "CREATE TABLE others () INHERITS (customers)", "", "public.others inherits from public.customers"),
+    Case {
+        cure: Sql("SELECT lo_unlink(oid) FROM pg_largeobject_metadata", ""),
+        ..case(
+            "large-objects",
+            "ALTER TABLE customers ADD photo oid; SELECT lo_create(0)",
+            "ALTER TABLE customers ADD photo oid",
+            "public.customers.photo may name large objects, of which the source has 1",
+        )
+    },
+    Case {
+        cure: Sql("ALTER TABLE customers DROP m", "ALTER TABLE customers DROP m"),
+        ..case(
+            "type-numbers",
+            "CREATE TYPE mood AS ENUM ('a'); ALTER TABLE customers ADD m mood",
+            "CREATE TYPE filler AS ENUM ('x'); CREATE TYPE mood AS ENUM ('a'); ALTER TABLE customers ADD m mood",
+            "the types mood have other numbers",
+        )
+    },
+    case(
+        "extensions",
+        "CREATE EXTENSION citext; CREATE EXTENSION hstore",
+        "CREATE EXTENSION hstore VERSION '1.4'",
+        "the extension citext of the source is not there",
+    ),
+    case("grants", "GRANT SELECT, INSERT ON orders TO app", "", "app may INSERT, SELECT on the source, and not on the target"),
+    case("triggers", "", "DROP TRIGGER touched ON customers", "the trigger touched of public.customers is not there"),
+    case(
+        "triggers",
+        "",
+        "CREATE TRIGGER extra AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION touch(); ALTER TABLE customers DISABLE TRIGGER touched",
+        "the trigger extra of public.orders is on the target only",
+    ),
+    case("views", "", "DROP VIEW customer_names", "the view public.customer_names reads the tables"),
+    case(
+        "functions",
+        "CREATE FUNCTION count_orders() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM public.orders'",
+        "",
+        "the function public.count_orders() names orders",
+    ),
+    Case {
+        cure: Sql("DROP VIEW beside; DROP FUNCTION beside(); SELECT pg_stat_statements_reset()", ""),
+        ..case(
+            "joins",
+            "CREATE EXTENSION pg_stat_statements;
+             CREATE VIEW beside AS SELECT c.id FROM customers c JOIN elsewhere e ON e.customer = c.id;
+             CREATE FUNCTION beside() RETURNS void LANGUAGE sql AS 'INSERT INTO public.elsewhere SELECT id, 1 FROM public.customers';
+             SELECT 'seen' FROM orders o JOIN elsewhere e USING (customer)",
+            "CREATE EXTENSION pg_stat_statements;
+             CREATE VIEW beside AS SELECT c.id FROM customers c JOIN elsewhere e ON e.customer = c.id;
+             CREATE FUNCTION beside() RETURNS void LANGUAGE sql AS 'INSERT INTO public.elsewhere SELECT id, 1 FROM public.customers'",
+            "a statement names orders and, not migrated, elsewhere",
+        )
+    },
+    case("publications", "CREATE PUBLICATION cdc FOR TABLE orders", "", "the publication cdc sends public.orders from the source"),
+    Case {
+        how: How { way_back: true, ..AS_EVER },
+        ..case("way-back", "", "ALTER TABLE orders REPLICA IDENTITY NOTHING", "writes could not be handed over")
+    },
+    case("slots", "SELECT pg_create_physical_replication_slot('forgotten', true)", "", "the slot forgotten is read by nobody"),
+    case(
+        "transactions",
+        "BEGIN; INSERT INTO elsewhere VALUES (1); PREPARE TRANSACTION 'left over'",
+        "",
+        "the prepared transaction 'left over' of postgres",
+    ),
+    Case {
+        how: MOVER,
+        ..case("visibility", "REVOKE pg_read_all_stats FROM mover", "", "cannot see what other sessions do on the source")
+    },
+    case("connections", "", LIMITED, "the target takes 50 sessions and the source 97"),
+    case("timeouts", IMPATIENT, IMPATIENT, "lock_timeout is 500ms on the source, less than the 2000 ms"),
+    case("timeouts", HURRIED, "", "statement_timeout is '7s' on the source"),
+    case("isolation", "", SERIALIZABLE, "default_transaction_isolation is 'read committed' on the source"),
+    case("time-zone", "", ELSEWHERE, "on the target: the application would read and write other times"),
+    case("session-settings", "", OTHER_PATH, "search_path is '\"$user\", public' on the source"),
+    Case {
+        how: How { prelude: "SET search_path = fake, pg_catalog", ..AS_EVER },
+        cure: Sql("DROP SCHEMA fake CASCADE", ""),
+        ..case(
+            "clocks",
+            "CREATE SCHEMA fake; CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+                 $$SELECT pg_catalog.clock_timestamp() + interval '1 hour'$$",
+            "",
+            "ms ahead of this machine's",
+        )
+    },
+    Case {
+        cure: Sql("DROP ROLE rds_superuser", ""),
+        ..case("managed", "CREATE ROLE rds_superuser", "", "the source looks like Amazon RDS")
+    },
+];
+
+const FORCED: &str = "ALTER TABLE orders ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY";
+const LIMITED: &str =
+    "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 50', current_database()); END $$";
+const IMPATIENT: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = ''500ms''', current_database()); END $$";
+const HURRIED: &str = "DO $$ BEGIN
+    EXECUTE format('ALTER ROLE app IN DATABASE %I SET statement_timeout = ''7s'' ', current_database()); END $$";
+const SERIALIZABLE: &str = "DO $$ BEGIN
+    EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$";
+const ELSEWHERE: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Tokyo''', current_database()); END $$";
+const OTHER_PATH: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = crm, public', current_database()); END $$";
+
+#[tokio::test]
+async fn each_check_fires_alone_and_its_remedy_puts_it_right() {
+    let world = World::start().await;
+    let clean = world.look(&world.place(AS_EVER).await, AS_EVER).await;
+    let ever: Vec<&str> = clean.iter().map(|(check, _)| *check).collect();
+    assert_eq!(ever, ["disk"], "a clean pair: {clean:#?}");
+    let humble = world.look(&world.place(MOVER).await, MOVER).await;
+    let ever: Vec<&str> = humble.iter().map(|(check, _)| *check).collect();
+    assert_eq!(ever, ["ddl-guard", "disk"], "a clean pair for a role without superuser: {humble:#?}");
+    for case in CASES {
+        let began = Instant::now();
+        let before = if case.how.mover { &humble } else { &clean };
+        let place = world.place(case.how).await;
+        world.run(Side::Source, &place, case.spoil.0).await;
+        world.run(Side::Target, &place, case.spoil.1).await;
+        let look = async || more(world.look(&place, case.how).await, before);
+        fires_and_is_cured((case.check, case.also, case.says), look, async |found| match case.cure {
+            Remedies => world.apply_remedies(&place, &found).await,
+            Sql(source, target) => {
+                world.run(Side::Source, &place, source).await;
+                world.run(Side::Target, &place, target).await;
+            }
+        })
+        .await;
+        println!("{}: {} ms", case.check, began.elapsed().as_millis());
+    }
+}
