@@ -73,6 +73,7 @@ async fn command(cli: &Cli) -> Exit {
         }
     };
     match &cli.command {
+        Command::Plan(plan) => commands::plan::run(&spec, plan, json).await,
         Command::Run(run) => {
             drive::run((spec, &cli.global.spec), run.until.map(cli::StageName::stage), json).await
         }

@@ -2,6 +2,7 @@
 //!
 //! The object is stable: `status --json` prints it, the driver stores it every second. Rendering is pure.
 
+pub(crate) mod plan;
 mod rollback;
 mod routing;
 mod served;

@@ -212,16 +212,26 @@ async fn publish(
     name: &str,
     relations: &[SourceRelation],
 ) -> Outcome<()> {
+    let sql = format!(
+        "BEGIN; {}; SET LOCAL lock_timeout = '2s'; {}; COMMIT",
+        enter(authority),
+        publication(name, relations).join("; ")
+    );
+    bounded_lock(client, &sql).await
+}
+
+/// The statements that make the publication `name` of these relations, from nothing.
+pub(crate) fn publication(name: &str, relations: &[SourceRelation]) -> [String; 2] {
     let mut tables: Vec<String> = relations.iter().map(|r| format!("ONLY {}", r.name.sql())).collect();
     tables.push("segue.signal".to_owned());
     let quoted = quote_ident(name);
-    let sql = format!(
-        "BEGIN; {}; SET LOCAL lock_timeout = '2s'; DROP PUBLICATION IF EXISTS {quoted};
-         CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish = 'insert, update, delete, truncate'); COMMIT",
-        enter(authority),
-        tables.join(", ")
-    );
-    bounded_lock(client, &sql).await
+    [
+        format!("DROP PUBLICATION IF EXISTS {quoted}"),
+        format!(
+            "CREATE PUBLICATION {quoted} FOR TABLE {} WITH (publish = 'insert, update, delete, truncate')",
+            tables.join(", ")
+        ),
+    ]
 }
 
 /// How often a statement with a `lock_timeout` is tried before the lock's holder becomes the operator's matter.

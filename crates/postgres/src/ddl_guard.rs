@@ -108,28 +108,55 @@ async fn look(client: &Client, names: &Names, tables: &[String]) -> Outcome<Foun
 /// One transaction under the token: the function, the event triggers that are not there yet, the fingerprints.
 fn statements(authority: Authority<'_>, names: &Names, found: &Found, tables: &[String]) -> Outcome<String> {
     let migration = authority.0;
-    let publications =
-        [stream_name(migration, Direction::Forward)?, stream_name(migration, Direction::Reverse)?];
-    let function = quote_ident(&names.function);
     let missing = names.triggers.iter().filter(|(name, _)| !found.triggers.contains(name));
-    let triggers: String = missing
-        .map(|(name, event)| {
-            let name = quote_ident(name);
-            format!("CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION segue.{function}();\n")
-        })
-        .collect();
+    let triggers: String = missing.map(|trigger| event_trigger(names, trigger) + ";\n").collect();
     // The function trusts no relation that another role could exchange.
     let own = if found.foreign { "ALTER TABLE segue.guarded OWNER TO CURRENT_USER;" } else { "" };
     Ok(format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; {enter}; SET LOCAL lock_timeout = {LOCK_MS};
          {make};
-         ALTER FUNCTION segue.{function}() OWNER TO CURRENT_USER;
+         {owned};
          {triggers} {own}
          {remember}; COMMIT",
         enter = enter(authority),
-        make = sql::function(migration, &publications),
+        make = sql::function(migration, &publications(migration)?),
+        owned = owned(names),
         remember = sql::remember(migration, tables),
     ))
+}
+
+fn publications(migration: &str) -> Outcome<[String; 2]> {
+    Ok([stream_name(migration, Direction::Forward)?, stream_name(migration, Direction::Reverse)?])
+}
+
+fn event_trigger(names: &Names, (name, event): &(String, &str)) -> String {
+    let (name, function) = (quote_ident(name), quote_ident(&names.function));
+    format!("CREATE EVENT TRIGGER {name} ON {event} EXECUTE FUNCTION segue.{function}()")
+}
+
+/// One that another role made runs with this one's rights from here on.
+fn owned(names: &Names) -> String {
+    format!("ALTER FUNCTION segue.{}() OWNER TO CURRENT_USER", quote_ident(&names.function))
+}
+
+/// The statements that make a guard where there is none.
+pub(crate) fn statements_of(migration: &str) -> Outcome<Vec<String>> {
+    let names = Names::of(migration);
+    let mut all = vec![sql::function(migration, &publications(migration)?), owned(&names)];
+    all.extend(names.triggers.iter().map(|trigger| event_trigger(&names, trigger)));
+    Ok(all)
+}
+
+/// The statements that remove one.
+pub(crate) fn removal_of(migration: &str) -> Vec<String> {
+    let names = Names::of(migration);
+    let mut all: Vec<String> = names
+        .triggers
+        .iter()
+        .map(|(name, _)| format!("DROP EVENT TRIGGER IF EXISTS {}", quote_ident(name)))
+        .collect();
+    all.push(format!("DROP FUNCTION IF EXISTS segue.{}()", quote_ident(&names.function)));
+    all
 }
 
 /// Whether there is any of it.
@@ -156,13 +183,8 @@ pub async fn remove(client: &Client, migration: &str) -> Outcome<bool> {
         return Ok(false);
     }
     let mut sql = format!(
-        "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL client_min_messages = warning; {}
-         DROP FUNCTION IF EXISTS {function};",
-        names
-            .triggers
-            .each_ref()
-            .map(|(name, _)| format!("DROP EVENT TRIGGER IF EXISTS {};", quote_ident(name)))
-            .concat()
+        "BEGIN; SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL client_min_messages = warning; {};",
+        removal_of(migration).join("; ")
     );
     if remembered {
         sql.push_str(&format!("DELETE FROM segue.guarded WHERE migration = {};", quote_literal(migration)));

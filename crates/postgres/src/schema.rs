@@ -151,6 +151,11 @@ BEGIN
 END $$;
 "#;
 
+/// What [`ensure`] runs: the statements that make the schema, with all tables and functions.
+pub fn statements() -> [&'static str; 3] {
+    [DDL, crate::fence::DDL, crate::ddl_guard::DDL]
+}
+
 /// Makes the schema, or checks that the one there is of a version this build knows.
 pub async fn ensure(client: &mut Client) -> Outcome<()> {
     let during = |e| fault_of(&e).during("making the schema segue");
@@ -183,10 +188,10 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
             ));
         }
     }
-    transaction.batch_execute(DDL).await.map_err(during)?;
-    // Nothing of an earlier build reads or changes these, so the format stays what it is.
-    transaction.batch_execute(crate::fence::DDL).await.map_err(during)?;
-    transaction.batch_execute(crate::ddl_guard::DDL).await.map_err(during)?;
+    // Nothing of an earlier build reads or changes the later ones, so the format stays what it is.
+    for statements in statements() {
+        transaction.batch_execute(statements).await.map_err(during)?;
+    }
     transaction
         .execute(
             "INSERT INTO segue.format SELECT $1 WHERE NOT EXISTS (SELECT FROM segue.format)",

@@ -3,8 +3,10 @@
 //! Nothing is done here. Values are checked for their form; what they mean to a migration is known elsewhere.
 
 pub(crate) mod document;
+mod plan;
 mod switch;
 
+pub(crate) use plan::{GrantsFor, Plan};
 pub(crate) use switch::{Complete, Contain, Mirror, Overriding, Reverse, Switch, SwitchReads, SwitchWhat};
 
 use crate::exit::Exit;
@@ -25,6 +27,7 @@ command reaches that process through the control database, from any machine.";
 const EXAMPLES: &str = "\
 Examples:
   segue demo                      see it work, on two throw-away servers of its own
+  segue plan                      see what would be done and what stands in the way, and change nothing
   segue run                       do the migration that segue.yaml describes, or go on with it
   segue status --watch            see how far it is and what it waits for
   segue verify --table orders     compare one table on both sides
@@ -76,6 +79,7 @@ pub(crate) struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Plan(Plan),
     Run(Run),
     Router(Router),
     Status(Status),

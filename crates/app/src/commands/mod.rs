@@ -5,6 +5,7 @@ pub(crate) mod complete;
 pub(crate) mod contain;
 pub(crate) mod journal;
 pub(crate) mod order;
+pub(crate) mod plan;
 pub(crate) mod reads;
 pub(crate) mod status;
 pub(crate) mod switch;

@@ -32,7 +32,11 @@ pub(super) async fn plan_back(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     in_order(catalog, refusals).map_err(|f| f.during("the way back"))
 }
 
-async fn pairs(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<(QualifiedName, QualifiedName)>> {
+/// Every table that moves, and where it goes.
+pub(crate) async fn pairs(
+    spec: &Spec,
+    source: &tokio_postgres::Client,
+) -> Outcome<Vec<(QualifiedName, QualifiedName)>> {
     let mappings = mappings(spec, source).await?;
     Ok(mappings.into_iter().map(|Mapping { source, target }| (source, target)).collect())
 }

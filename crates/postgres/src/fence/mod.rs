@@ -33,7 +33,8 @@ mod sql;
 
 pub use blockers::blockers;
 pub use ownership::{Answer, Row, row};
-pub use prepare::{Removed, Role, bypasses, prepare, remove, retire};
+pub(crate) use prepare::removal;
+pub use prepare::{Removed, Role, bypasses, prepare, remove, retire, tree};
 pub(crate) use sql::DDL;
 
 use crate::birth::{Blocker, Direction, enter};

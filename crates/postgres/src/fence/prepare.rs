@@ -73,8 +73,8 @@ pub async fn prepare(
     Ok((row.ownership, made))
 }
 
-/// The relations of `tables` and of all that is below them, by number.
-async fn tree(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<(u32, QualifiedName)>> {
+/// The relations that carry the fence of `tables`: these, and all that is below them, by number and name.
+pub async fn tree(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<(u32, QualifiedName)>> {
     let sql = "
         WITH RECURSIVE tree(relation) AS (
             SELECT to_regclass(t)::oid FROM unnest($1::text[]) t
@@ -191,15 +191,21 @@ pub async fn remove(client: &Client, migration: &str, done: &mut Removed) -> Out
             .map_err(|f| f.during(format_args!("removing the fence of {table}")))?;
         done.fences += 1;
     }
-    let function = quote_ident(&format!("fence_{migration}"));
-    let [refused, refused_at] =
-        ["refused", "refused_at"].map(|what| quote_ident(&format!("{what}_{migration}")));
     let sql = format!(
-        "DROP FUNCTION IF EXISTS segue.{function}(); DROP SEQUENCE IF EXISTS segue.{refused}, segue.{refused_at}; \
-         DELETE FROM segue.owner WHERE migration = {}",
+        "{}; DELETE FROM segue.owner WHERE migration = {}",
+        removal(migration).join("; "),
         quote_literal(migration)
     );
     without_token(client, &sql, &[]).await
+}
+
+/// The statements that remove what the triggers needed.
+pub(crate) fn removal(migration: &str) -> [String; 2] {
+    let name = |what: &str| quote_ident(&format!("{what}_{migration}"));
+    [
+        format!("DROP FUNCTION IF EXISTS segue.{}()", name("fence")),
+        format!("DROP SEQUENCE IF EXISTS segue.{}, segue.{}", name("refused"), name("refused_at")),
+    ]
 }
 
 /// Closes the fence of a side for good: its tables go on refusing writes, and say that the migration is completed. Can be

@@ -71,6 +71,17 @@ const ENDING: &[&str] = &[
 /// One line for each command.
 pub(super) const FACTS: &[Facts] = &[
     Facts {
+        command: "plan",
+        ends: &[
+            (Exit::Done, "nothing stands in the way; or the grants were printed"),
+            (Exit::Fault, "a server cannot be asked"),
+            USAGE,
+            (Exit::GateRefused, "a check refuses; each is printed with its remedy"),
+        ],
+        faults: &["SEGUE-CONNECTION", "SEGUE-LOGIN", "SEGUE-SELECTION"],
+        objects: objects::plan,
+    },
+    Facts {
         command: "run",
         ends: &[
             (

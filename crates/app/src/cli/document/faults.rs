@@ -187,6 +187,11 @@ pub(super) const FAULTS: &[Known] = &[
         "mend the row or the constraint, then `segue resume`; the stream stands there, and nothing was skipped",
     ),
     known(
+        "SEGUE-SELECTION",
+        "the spec's `tables` name no table of the source, or name one in two ways",
+        "correct `tables` in the spec, as the message says",
+    ),
+    known(
         "SEGUE-SLOT-LOST",
         "the replication slot is gone, or its log: changes are missing for good",
         "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",

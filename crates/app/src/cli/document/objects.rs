@@ -1,7 +1,9 @@
 //! What `--json` prints, as values of the types that are printed, with the meaning of each field.
 
+mod plan;
 mod routing;
 
+pub(super) use plan::plan;
 pub(super) use routing::{mirror, reads, router, status};
 
 use crate::commands;

@@ -1,0 +1,302 @@
+//! `segue plan`: everything that can be known before anything is touched. It asks both servers, and changes nothing.
+
+use super::{fault, print, print_json};
+use crate::cli::{GrantsFor, Plan as Asked};
+use crate::drive::plan::pairs;
+use crate::exit::Exit;
+use crate::report::plan::{self, Estimate, Plan, PlannedTable, WayBack};
+use crate::sides::Sides;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::spec::Spec;
+use segue_model::switch::Side;
+use segue_model::table::Table;
+use segue_postgres::birth::Direction;
+use segue_postgres::catalog::{self, Catalog, server};
+use segue_postgres::changes::{About, Change, On, changes};
+use segue_postgres::connect::Endpoint;
+use segue_postgres::error::fault_of;
+use segue_postgres::preflight::{self, Looks, Verdict};
+use segue_postgres::sequences::Sequences;
+use segue_postgres::{estimate, fence, grants};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio_postgres::Client;
+
+/// Over which the growth of the source's log is measured.
+const LOG_WINDOW: Duration = Duration::from_secs(1);
+/// What the role is called where the spec's is a superuser.
+const ROLE: &str = "segue";
+
+/// Makes the plan, or tells the grants.
+pub(crate) async fn run(spec: &Spec, asked: &Asked, json: bool) -> Exit {
+    if let Some(whose) = asked.grants {
+        return match tell_grants(spec, whose, asked.role.as_deref(), json).await {
+            Ok(()) => Exit::Done,
+            Err(f) => fault(&f, json),
+        };
+    }
+    let plan = match make(spec).await {
+        Ok(plan) => plan,
+        Err(f) => return fault(&f, json),
+    };
+    if json {
+        print_json(&object(&plan));
+    } else {
+        print(&plan::render(&plan, asked.all));
+    }
+    if plan.may_begin { Exit::Done } else { Exit::GateRefused }
+}
+
+/// A plan as an object.
+pub(crate) fn object(plan: &Plan) -> Value {
+    json!(plan)
+}
+
+async fn make(spec: &Spec) -> Outcome<Plan> {
+    let sides = Sides::of(spec)?;
+    let (mut source, mut target) =
+        tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
+    let pairs = pairs(spec, &source).await?;
+    let back = catalog::read_reverse(&mut source, &mut target, &pairs).await?;
+    let way_back = way_back(&source, &target, &back).await?;
+    let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
+    let checks = preflight::check_all(&looks).await?;
+    let catalog = looks.catalog().clone();
+    drop(looks);
+    let changes = all_changes(spec, &sides, (&source, &target), (&catalog, &back)).await?;
+    let estimate = measured(spec, &source, &catalog.tables).await?;
+    let planned = |table: &Table| PlannedTable {
+        source: table.source.to_string(),
+        target: table.target.to_string(),
+        rows: table.estimate.rows,
+        bytes: table.estimate.bytes,
+        one_region: table.one_region.clone().unwrap_or_default(),
+    };
+    Ok(Plan {
+        migration: spec.name.to_string(),
+        source: sides.source.to_string(),
+        target: sides.target.to_string(),
+        control: sides.control.to_string(),
+        may_begin: preflight::verdict(&checks) < Verdict::Refuse,
+        checks,
+        tables: catalog.tables.iter().map(planned).collect(),
+        estimate,
+        steps: plan::life(spec.router.is_some()),
+        changes,
+        way_back,
+    })
+}
+
+fn asked_of<'a>(spec: &'a Spec, pairs: &'a [(QualifiedName, QualifiedName)]) -> preflight::Asked<'a> {
+    preflight::Asked {
+        migration: spec.name.as_str(),
+        pairs,
+        profile: spec.profile,
+        copy_workers: spec.copy.workers,
+        retained_wal_bytes_max: spec.limits.retained_wal_bytes_max,
+        max_write_hold: spec.switch.max_write_hold,
+        guard_ddl: spec.guard.ddl,
+        way_back: true,
+    }
+}
+
+/// Whether changes could travel back, and if not, why: said before anything starts.
+async fn way_back(source: &Client, target: &Client, back: &Catalog) -> Outcome<WayBack> {
+    let mut reasons = server::reverse_refusals(source, target).await?;
+    reasons.extend(back.refusals.iter().cloned());
+    if reasons.is_empty() {
+        let sentence = "Until `segue complete`, `segue reverse` takes the writes back to the source, with every row that was written \
+            on the target: a change stream of its own runs back, is made before the first switch, and is kept.";
+        return Ok(WayBack { is_possible: true, sentence: sentence.to_owned() });
+    }
+    let reasons: Vec<String> =
+        reasons.iter().map(|fault| format!("{} ({})", fault.what, fault.next_step)).collect();
+    let sentence = format!(
+        "Forward-only after the write switch, which is therefore refused until this is mended: {}",
+        reasons.join("; ")
+    );
+    Ok(WayBack { is_possible: false, sentence })
+}
+
+async fn all_changes(
+    spec: &Spec,
+    sides: &Sides,
+    (source, target): (&Client, &Client),
+    (catalog, back): (&Catalog, &Catalog),
+) -> Outcome<Vec<Change>> {
+    let names = |side: Side| -> Vec<QualifiedName> {
+        let name = |table: &Table| match side {
+            Side::Source => table.source.clone(),
+            Side::Target => table.target.clone(),
+        };
+        catalog.tables.iter().map(name).collect()
+    };
+    let fenced = |tree: Vec<(u32, QualifiedName)>| tree.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    let on_source = fenced(fence::tree(source, &names(Side::Source)).await?);
+    let on_target = fenced(fence::tree(target, &names(Side::Target)).await?);
+    // What cannot be paired is among the checks' findings.
+    let sequences = Sequences::pair(source, target, &catalog.tables, Direction::Forward).await;
+    let sequences: Vec<QualifiedName> =
+        sequences.iter().flat_map(Sequences::pairs).map(|pair| pair.to.clone()).collect();
+    let mut guarded = Vec::new();
+    for (side, client) in [(Side::Source, source), (Side::Target, target)] {
+        if spec.guard.ddl && is_superuser(client).await? {
+            guarded.push(side);
+        }
+    }
+    let is_apart =
+        ![&sides.source, &sides.target].iter().any(|side| side.to_string() == sides.control.to_string());
+    changes(&About {
+        migration: spec.name.as_str(),
+        tables: &catalog.tables,
+        source: &catalog.relations,
+        target: &back.relations,
+        fenced: [&on_source, &on_target],
+        sequences: &sequences,
+        has_control: is_apart,
+        guarded: &guarded,
+        copy_workers: spec.copy.workers,
+    })
+}
+
+/// Whether the role of this session may make event triggers.
+async fn is_superuser(client: &Client) -> Outcome<bool> {
+    let sql = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
+    Ok(client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+}
+
+async fn measured(spec: &Spec, source: &Client, tables: &[Table]) -> Outcome<Estimate> {
+    let names: Vec<QualifiedName> = tables.iter().map(|table| table.source.clone()).collect();
+    let largest = tables.iter().max_by_key(|table| table.estimate.bytes);
+    let read_bytes_per_s = match largest {
+        // A role that may not read is among the checks' findings.
+        Some(table) => match estimate::read_bytes_per_s(source, &table.source).await {
+            Err(fault) if fault.code == "SEGUE-PRIVILEGE" => None,
+            rate => rate?,
+        },
+        None => None,
+    };
+    let measured = Estimate {
+        rows: tables.iter().map(|table| table.estimate.rows).sum(),
+        bytes: tables.iter().map(|table| table.estimate.bytes).sum(),
+        index_bytes: estimate::index_bytes(source, &names).await?,
+        copy_workers: spec.copy.workers,
+        read_bytes_per_s: read_bytes_per_s.unwrap_or(0),
+        log_bytes_per_s: estimate::log_bytes_per_s(source, LOG_WINDOW).await?,
+        retained_log_bytes_max: spec.limits.retained_wal_bytes_max,
+        ..Estimate::default()
+    };
+    Ok(measured.conclude())
+}
+
+/// One side's grants, as they are printed.
+struct Told {
+    on: On,
+    place: String,
+    role: String,
+    grants: grants::Grants,
+}
+
+async fn tell_grants(spec: &Spec, whose: GrantsFor, role: Option<&str>, json: bool) -> Outcome<()> {
+    let sides = Sides::of(spec)?;
+    let source = sides.source.connect("plan").await?;
+    let pairs = pairs(spec, &source).await?;
+    let (sources, targets): (Vec<QualifiedName>, Vec<QualifiedName>) = pairs.into_iter().unzip();
+    let mut all = Vec::new();
+    if whose.includes(On::Source) {
+        all.push(told(&sides.source, On::Source, role, &sources).await?);
+    }
+    if whose.includes(On::Target) {
+        all.push(told(&sides.target, On::Target, role, &targets).await?);
+    }
+    if whose.includes(On::Control) && !sides.control_is_target {
+        all.push(told(&sides.control, On::Control, role, &[]).await?);
+    }
+    if json {
+        print_json(&grants_object(&all));
+    } else {
+        print(&grants_text(&all));
+    }
+    Ok(())
+}
+
+async fn told(endpoint: &Endpoint, on: On, role: Option<&str>, tables: &[QualifiedName]) -> Outcome<Told> {
+    let client = endpoint.connect("plan").await?;
+    let row = client.query_one("SELECT current_user::text", &[]).await.map_err(|e| fault_of(&e))?;
+    let current: String = row.get(0);
+    let role = match role {
+        Some(role) => role.to_owned(),
+        None if is_superuser(&client).await? => ROLE.to_owned(),
+        None => current,
+    };
+    let grants = grants::missing(&client, on, &role, tables).await?;
+    Ok(Told { on, place: endpoint.to_string(), role, grants })
+}
+
+fn grants_object(all: &[Told]) -> Value {
+    let side = |told: &Told| {
+        json!({
+            "side": told.on,
+            "role": told.role,
+            "statements": told.grants.statements,
+            "remarks": told.grants.remarks,
+        })
+    };
+    json!({ "grants": all.iter().map(side).collect::<Vec<_>>() })
+}
+
+fn grants_text(all: &[Told]) -> String {
+    let mut text = String::new();
+    for told in all {
+        let place = told.place.split_once('@').map_or(told.place.as_str(), |(_, place)| place);
+        text.push_str(&format!(
+            "-- on the {} ({place}), as a superuser, for the role {}\n",
+            told.on.name(),
+            told.role
+        ));
+        for remark in &told.grants.remarks {
+            text.push_str(&format!("-- {remark}\n"));
+        }
+        if told.grants.statements.is_empty() {
+            text.push_str("-- nothing is missing\n");
+        }
+        for statement in &told.grants.statements {
+            text.push_str(&format!("{statement};\n"));
+        }
+    }
+    text
+}
+
+/// An example for the documentation.
+pub(crate) fn grants_example() -> Value {
+    let grants = grants::Grants {
+        statements: vec!["CREATE ROLE segue LOGIN REPLICATION".to_owned()],
+        remarks: vec!["set a password, in psql: \\password segue".to_owned()],
+    };
+    let told = Told { on: On::Source, place: String::new(), role: ROLE.to_owned(), grants };
+    grants_object(&[told])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_a_script_for_psql() {
+        let grants =
+            grants::Grants { statements: vec!["GRANT a TO b".into()], remarks: vec!["see to it".into()] };
+        let on = On::Target;
+        let some = Told { on, place: "postgres@db2:5432/shop".into(), role: "b".into(), grants };
+        let none = Told { grants: grants::Grants::default(), ..some_like(&some) };
+        assert_eq!(
+            grants_text(&[some, none]),
+            "-- on the target (db2:5432/shop), as a superuser, for the role b\n-- see to it\nGRANT a TO b;\n\
+             -- on the target (db2:5432/shop), as a superuser, for the role b\n-- nothing is missing\n"
+        );
+    }
+
+    fn some_like(told: &Told) -> Told {
+        Told { on: told.on, place: told.place.clone(), role: told.role.clone(), grants: told.grants.clone() }
+    }
+}

@@ -1,0 +1,204 @@
+//! `segue plan` on real servers: it changes nothing, it tells all that will be changed, and the rights that it prints are
+//! enough for the whole life of a migration.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
+
+mod support;
+
+use segue_testkit::{Cluster, Options};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use support::{PATIENCE, Pair};
+
+const TABLES: [&str; 2] = ["shop.*", "public.loose"];
+
+/// Tables that belong to a superuser, as in many a database: partitions of partitions, an identity, a serial, a sequence
+/// that no column owns.
+const DDL: &str = "
+    CREATE SCHEMA shop; CREATE SEQUENCE shop.free;
+    CREATE TABLE shop.customer (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);
+    CREATE TABLE shop.entry (id serial PRIMARY KEY, no bigint DEFAULT nextval('shop.free'), v text);
+    CREATE TABLE shop.event (id bigint NOT NULL, at date NOT NULL, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+    CREATE TABLE shop.event_old PARTITION OF shop.event FOR VALUES FROM (MINVALUE) TO ('2020-01-01');
+    CREATE TABLE shop.event_new PARTITION OF shop.event FOR VALUES FROM ('2020-01-01') TO (MAXVALUE) PARTITION BY HASH (id);
+    CREATE TABLE shop.event_new_0 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE shop.event_new_1 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    CREATE TABLE public.loose (a int, b text, PRIMARY KEY (a, b))";
+const ROWS: &str = "
+    INSERT INTO shop.customer (name) SELECT 'c' || n FROM generate_series(1, 500) n;
+    INSERT INTO shop.entry (v) SELECT 'e' || n FROM generate_series(1, 500) n;
+    INSERT INTO shop.event SELECT n, date '2019-12-01' + n, 'x' FROM generate_series(1, 300) n;
+    INSERT INTO public.loose SELECT n, 'b' FROM generate_series(1, 100) n";
+
+/// Everything that a server has, but for rows and statistics.
+const SHAPE: &str = "
+    SELECT md5(string_agg(what, ',' ORDER BY what)) FROM (
+        SELECT concat('relation ', oid, relname, relowner, reloptions) AS what FROM pg_class
+        UNION ALL SELECT concat('trigger ', oid, tgenabled) FROM pg_trigger
+        UNION ALL SELECT concat('event trigger ', evtname) FROM pg_event_trigger
+        UNION ALL SELECT concat('function ', oid) FROM pg_proc
+        UNION ALL SELECT concat('schema ', nspname, nspacl) FROM pg_namespace
+        UNION ALL SELECT concat('slot ', slot_name) FROM pg_replication_slots
+        UNION ALL SELECT concat('publication ', pubname) FROM pg_publication
+        UNION ALL SELECT concat('origin ', roname) FROM pg_replication_origin
+        UNION ALL SELECT concat('role ', rolname, rolsuper, rolreplication) FROM pg_roles) w";
+
+fn logged() -> Options {
+    Options::default().with("log_statement", "ddl").with("log_line_prefix", "%a~")
+}
+
+fn object(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// One space wherever there are several, and no quotes: names are quoted where they need not be.
+fn words(text: &str) -> String {
+    text.replace('"', "").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// All that a plan says is run on one side.
+fn told(plan: &Value, on: &str) -> String {
+    let changes = plan["changes"].as_array().unwrap().iter().filter(|change| change["on"] == on);
+    words(&changes.map(|change| change["sql"].as_str().unwrap().to_owned() + "; ").collect::<String>())
+}
+
+/// DDL that Segue's sessions have run, statement by statement, but for tables of their own session.
+fn ddl_of_segue(server: &Cluster) -> BTreeSet<String> {
+    let log = server.log_tail(usize::MAX);
+    let mut found = BTreeSet::new();
+    let mut current = String::new();
+    for line in log.lines().chain(["~"]) {
+        if !line.contains('~') || line.starts_with('\t') {
+            current.push(' ');
+            current.push_str(line);
+            continue;
+        }
+        if let Some((_, statement)) = current.split_once("LOG: ").filter(|_| current.starts_with("segue ")) {
+            let statement = statement.split_once(": ").map_or("", |(_, statement)| statement);
+            let ddl = statement.split(';').map(words).filter(|part| {
+                ["CREATE ", "ALTER ", "DROP ", "GRANT ", "COMMENT "].iter().any(|verb| part.starts_with(verb))
+                    && !part.contains("TEMP ")
+                    && !part.contains("pg_temp")
+                    && !part.contains("segue_large")
+            });
+            found.extend(ddl);
+        }
+        current = line.to_owned();
+    }
+    found
+}
+
+/// Runs what `--grants` prints, with psql and as a superuser.
+fn grant(pair: &Pair, side: &str, server: &Cluster) {
+    let script = pair.segue(&["plan", &format!("--grants={side}")], 0);
+    let output = server.psql(&["-v", "ON_ERROR_STOP=1", "-d", "postgres"], &script);
+    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_is_enough_for_a_role_of_its_own_and_all_that_is_run() {
+    let pair = Pair::with(logged(), logged(), &TABLES).await;
+    pair.both(DDL).await;
+    pair.source.execute(ROWS).await;
+    let shape = async || (pair.source.scalar(SHAPE).await, pair.target.scalar(SHAPE).await);
+    let before = shape().await;
+    let as_superuser = object(&pair.segue(&["plan", "--json"], 0));
+    assert_eq!(as_superuser["may_begin"], true, "{as_superuser:#}");
+    assert!(told(&as_superuser, "source").contains("CREATE EVENT TRIGGER"), "a superuser has the guard");
+    assert_eq!(shape().await, before, "a plan changes nothing");
+
+    for (side, server) in [("source", &pair.source), ("target", &pair.target)] {
+        grant(&pair, side, server);
+        server.execute("ALTER ROLE segue PASSWORD 'of its own'").await;
+    }
+    let url =
+        |server: &Cluster| format!("postgres://segue:of%20its%20own@127.0.0.1:{}/postgres", server.port());
+    pair.write_spec(&url(&pair.source), &url(&pair.target), &TABLES, "");
+    let left = pair.segue(&["plan", "--grants"], 0);
+    assert_eq!(left.matches("-- nothing is missing").count(), 2, "{left}");
+    let before = shape().await;
+    let plan = object(&pair.segue(&["plan", "--json"], 0));
+    assert_eq!(shape().await, before);
+    let text = pair.segue(&["plan"], 0);
+    assert!(
+        text.contains("nothing refuses") && text.contains("`segue reverse` takes the writes back"),
+        "{text}"
+    );
+
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["verify"], 0);
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    assert_carriers_are_told(&pair, &plan).await;
+    pair.segue(&["switch", "writes"], 0);
+    pair.target.execute("INSERT INTO shop.customer (name) VALUES ('on the target'); INSERT INTO shop.entry (v) VALUES ('t')").await;
+    pair.segue(&["reverse"], 0);
+    pair.source.execute("INSERT INTO shop.customer (name) VALUES ('on the source')").await;
+    pair.segue(&["switch", "writes"], 0);
+    pair.segue(&["complete"], 0);
+    let status = run.wait(PATIENCE).await.unwrap();
+    assert!(status.success(), "{}", run.lines().join("\n"));
+    assert_eq!(pair.target.scalar("SELECT count(*) FROM shop.customer").await.as_deref(), Some("502"));
+    pair.segue(&["cancel"], 0);
+
+    for (side, server) in [("source", &pair.source), ("target", &pair.target)] {
+        // The guard is tried, and refused to this role.
+        let told = told(&plan, side) + &told(&as_superuser, side);
+        let run = ddl_of_segue(server);
+        assert!(run.iter().any(|ddl| ddl.starts_with("CREATE PUBLICATION")), "{side}: {run:#?}");
+        for ddl in &run {
+            assert!(told.contains(ddl), "the plan does not say that the {side} will see: {ddl}");
+        }
+    }
+}
+
+/// Each trigger of the fence is one that the plan has told.
+async fn assert_carriers_are_told(pair: &Pair, plan: &Value) {
+    let carriers = "SELECT string_agg(format('%s ON %s.%s', t.tgname, n.nspname, c.relname), ',')
+        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+       WHERE t.tgname LIKE 'segue%'";
+    for (side, server) in [("source", &pair.source), ("target", &pair.target)] {
+        let told = told(plan, side);
+        let found = server.scalar(carriers).await.unwrap();
+        assert_eq!(found.split(',').count(), 8, "{found}");
+        for carrier in found.split(',') {
+            let (trigger, table) = carrier.split_once(" ON ").unwrap();
+            let made =
+                format!("CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} ");
+            assert!(told.contains(&made), "{side}: {carrier}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_the_way_is_said_with_its_remedy_and_the_way_back_before_anything_starts() {
+    let pair =
+        Pair::with(Options::default().with("wal_level", "replica"), Options::default(), &["public.*"]).await;
+    pair.source
+        .execute("CREATE TABLE public.t (id int PRIMARY KEY, v text); CREATE TABLE public.bare (v text)")
+        .await;
+    pair.target.execute("CREATE TABLE public.t (id int PRIMARY KEY, v text); CREATE TABLE public.bare (v text); INSERT INTO t VALUES (1)").await;
+    pair.target.execute("ALTER SYSTEM SET wal_level = 'replica'").await;
+    pair.target.restart().await;
+    let plan = object(&pair.segue(&["plan", "--json"], 3));
+    assert_eq!(plan["may_begin"], false);
+    let checks = plan["checks"].as_array().unwrap().iter();
+    let refused: Vec<&str> = checks
+        .flat_map(|check| check["findings"].as_array().unwrap())
+        .filter(|finding| finding["verdict"] == "refuse")
+        .map(|finding| finding["what"].as_str().unwrap())
+        .collect();
+    for code in ["SEGUE-WAL-LEVEL", "SEGUE-NOT-EMPTY"] {
+        assert!(refused.iter().any(|what| what.contains(code)), "{code} is not among {refused:#?}");
+    }
+    assert_eq!(plan["way_back"]["is_possible"], false);
+    let text = pair.segue(&["plan"], 3);
+    for part in [
+        "ALTER SYSTEM SET wal_level",
+        "Forward-only after the write switch",
+        "nothing was changed",
+        "TRUNCATE \"public\".\"t\"",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}

@@ -1,0 +1,285 @@
+//! What a role of its own needs on each side, and no more: as statements that whoever administers the server can run.
+//!
+//! Only what is missing is told, so that nothing is left to say once it was run. Nothing is changed here.
+//!
+//! Publications and the fence's triggers need the *ownership* of the tables, or membership in the role that has it: no
+//! grant on a table stands for that (`CREATE PUBLICATION`, `ALTER TABLE`). Membership in a superuser is no least privilege:
+//! tables that belong to one get an owner of their own first. Event triggers are a superuser's alone: without them DDL is
+//! noticed, and not refused ([`crate::ddl_guard`]).
+
+use crate::changes::On;
+use crate::error::fault_of;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use segue_model::sqltext::{quote_ident, quote_literal};
+use std::collections::{BTreeMap, BTreeSet};
+use tokio_postgres::{Client, Row};
+
+/// The functions by which rows are marked as somebody else's.
+const ORIGIN_FUNCTIONS: &[&str] = &[
+    "pg_replication_origin_create(text)",
+    "pg_replication_origin_drop(text)",
+    "pg_replication_origin_oid(text)",
+    "pg_replication_origin_session_setup(text)",
+    "pg_replication_origin_session_reset()",
+    "pg_replication_origin_xact_setup(pg_lsn, timestamptz)",
+];
+
+/// What one side has to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Statements, in the order in which they can be run by a superuser.
+    pub statements: Vec<String>,
+    /// What no statement can give, in words.
+    pub remarks: Vec<String>,
+}
+
+/// The state of a role that may not be there yet.
+struct Role {
+    name: String,
+    exists: bool,
+    superuser: bool,
+    replication: bool,
+    bypasses_rls: bool,
+}
+
+/// What `role` lacks on this side for the `tables` of a migration, their trees included. Read in the catalogs: any role
+/// may ask.
+pub async fn missing(client: &Client, on: On, role: &str, tables: &[QualifiedName]) -> Outcome<Grants> {
+    let during = |f: Fault| f.during(format_args!("looking what {role} may do on the {}", on.name()));
+    look(client, on, role, tables).await.map_err(during)
+}
+
+async fn look(client: &Client, on: On, role: &str, tables: &[QualifiedName]) -> Outcome<Grants> {
+    let role = read_role(client, role).await?;
+    let mut grants = Grants::default();
+    if role.superuser {
+        return Ok(grants);
+    }
+    let quoted = quote_ident(&role.name);
+    if !role.exists {
+        let replication = if on == On::Control { "" } else { " REPLICATION" };
+        grants.statements.push(format!("CREATE ROLE {quoted} LOGIN{replication}"));
+        grants.remarks.push(format!("set a password, in psql: \\password {quoted}"));
+    } else if !role.replication && on != On::Control {
+        grants.statements.push(format!("ALTER ROLE {quoted} REPLICATION"));
+    }
+    let database = database_rights(client, &role).await?;
+    grants.statements.extend(database);
+    if on == On::Control {
+        return Ok(grants);
+    }
+    grants.statements.extend(server_rights(client, &role, &mut grants.remarks).await?);
+    grants.statements.extend(table_rights(client, &role, tables, &mut grants.remarks).await?);
+    grants.statements.extend(sequence_rights(client, &role, tables).await?);
+    grants.remarks.push("event triggers are a superuser's alone: DDL on the tables is noticed, and stops the migration, but is not refused".to_owned());
+    Ok(grants)
+}
+
+async fn read_role(client: &Client, name: &str) -> Outcome<Role> {
+    let sql = "SELECT rolsuper, rolreplication, rolbypassrls FROM pg_roles WHERE rolname = $1";
+    let row = client.query_opt(sql, &[&name]).await.map_err(|e| fault_of(&e))?;
+    let flag = |at: usize| row.as_ref().is_some_and(|row| row.get(at));
+    Ok(Role {
+        name: name.to_owned(),
+        exists: row.is_some(),
+        superuser: flag(0),
+        replication: flag(1),
+        bypasses_rls: flag(2),
+    })
+}
+
+/// Asks whether the role has something; a role that is not there has nothing.
+async fn has(client: &Client, role: &Role, question: &str) -> Outcome<bool> {
+    if !role.exists {
+        return Ok(false);
+    }
+    let sql = format!("SELECT {question}").replace("$role", &quote_literal(&role.name));
+    Ok(client.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+}
+
+async fn database_rights(client: &Client, role: &Role) -> Outcome<Vec<String>> {
+    let row = client.query_one("SELECT current_database()::text", &[]).await.map_err(|e| fault_of(&e))?;
+    let database: &str = row.get(0);
+    let mut lacking = Vec::new();
+    for right in ["CONNECT", "CREATE", "TEMPORARY"] {
+        // What everybody may, a role that is not there yet may too.
+        let whose = if role.exists { "$role" } else { "'public'" };
+        let question = format!("SELECT has_database_privilege({whose}, current_database(), '{right}')")
+            .replace("$role", &quote_literal(&role.name));
+        if !client.query_one(&question, &[]).await.map_err(|e| fault_of(&e))?.get::<_, bool>(0) {
+            lacking.push(right);
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (rights, database) = (lacking.join(", "), quote_ident(database));
+    Ok(vec![format!("GRANT {rights} ON DATABASE {database} TO {}", quote_ident(&role.name))])
+}
+
+/// What holds for the whole server: origins, the replica role, seeing what others do.
+async fn server_rights(client: &Client, role: &Role, remarks: &mut Vec<String>) -> Outcome<Vec<String>> {
+    let quoted = quote_ident(&role.name);
+    let mut found = Vec::new();
+    let mut functions = Vec::new();
+    for function in ORIGIN_FUNCTIONS {
+        let question = format!("has_function_privilege($role, {}, 'EXECUTE')", quote_literal(function));
+        if !has(client, role, &question).await? {
+            functions.push(*function);
+        }
+    }
+    if !functions.is_empty() {
+        found.push(format!("GRANT EXECUTE ON FUNCTION {} TO {quoted}", functions.join(", ")));
+    }
+    let version = "SELECT current_setting('server_version_num')::int / 10000";
+    let major: i32 = client.query_one(version, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    if major < 15 {
+        remarks.push(format!(
+            "PostgreSQL {major} lets superusers alone set session_replication_role, without which the tables' triggers and \
+             foreign keys would fire: use one, or the role of the managed service that may"
+        ));
+    } else if !has(client, role, "has_parameter_privilege($role, 'session_replication_role', 'SET')").await? {
+        found.push(format!("GRANT SET ON PARAMETER session_replication_role TO {quoted}"));
+    }
+    if !has(client, role, "pg_has_role($role, 'pg_read_all_stats', 'USAGE')").await? {
+        found.push(format!("GRANT pg_read_all_stats TO {quoted}"));
+    }
+    Ok(found)
+}
+
+/// A table of the tree, as far as rights are concerned.
+struct Owned {
+    name: String,
+    schema: String,
+    owner: String,
+    by_superuser: bool,
+    forced_rls: bool,
+}
+
+const OWNED: &str = "
+    WITH RECURSIVE tree(relation) AS (
+        SELECT to_regclass(t)::oid FROM unnest($1::text[]) t WHERE to_regclass(t) IS NOT NULL
+        UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
+    SELECT format('%I.%I', n.nspname, c.relname), n.nspname::text, r.rolname::text, r.rolsuper,
+           c.relrowsecurity AND c.relforcerowsecurity
+      FROM tree t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_roles r ON r.oid = c.relowner
+     ORDER BY 1";
+
+async fn table_rights(
+    client: &Client,
+    role: &Role,
+    tables: &[QualifiedName],
+    remarks: &mut Vec<String>,
+) -> Outcome<Vec<String>> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let rows = client.query(OWNED, &[&names]).await.map_err(|e| fault_of(&e))?;
+    let owned: Vec<Owned> = rows
+        .iter()
+        .map(|row| Owned {
+            name: row.get(0),
+            schema: row.get(1),
+            owner: row.get(2),
+            by_superuser: row.get(3),
+            forced_rls: row.get(4),
+        })
+        .collect();
+    let quoted = quote_ident(&role.name);
+    let mut found = Vec::new();
+    for schema in owned.iter().map(|table| &table.schema).collect::<BTreeSet<_>>() {
+        if !has(client, role, &format!("has_schema_privilege($role, {}, 'USAGE')", quote_literal(schema)))
+            .await?
+        {
+            found.push(format!("GRANT USAGE ON SCHEMA {} TO {quoted}", quote_ident(schema)));
+        }
+    }
+    found.extend(given_an_owner(client, &owned, remarks).await?);
+    for owner in owners(client, &owned).await? {
+        // It may not be there yet.
+        let question = format!(
+            "EXISTS (SELECT FROM pg_roles r WHERE r.rolname = {} AND pg_has_role($role, r.oid, 'USAGE'))",
+            quote_literal(&owner)
+        );
+        if !has(client, role, &question).await? {
+            found.push(format!("GRANT {} TO {quoted}", quote_ident(&owner)));
+        }
+    }
+    if owned.iter().any(|table| table.forced_rls) && !role.bypasses_rls {
+        found.push(format!("ALTER ROLE {quoted} BYPASSRLS"));
+    }
+    Ok(found)
+}
+
+/// Roles that own tables, those that get an owner of their own included.
+async fn owners(client: &Client, owned: &[Owned]) -> Outcome<BTreeSet<String>> {
+    let mut names: BTreeSet<String> =
+        owned.iter().filter(|table| !table.by_superuser).map(|table| table.owner.clone()).collect();
+    if owned.iter().any(|table| table.by_superuser) {
+        names.insert(owner_to_be(client).await?);
+    }
+    // The role itself may be among them, and is a member of itself.
+    Ok(names)
+}
+
+/// The name of a role that can own the tables of this database.
+async fn owner_to_be(client: &Client) -> Outcome<String> {
+    let row = client.query_one("SELECT current_database() || '_owner'", &[]).await;
+    Ok(row.map_err(|e| fault_of(&e))?.get(0))
+}
+
+/// Tables of a superuser's get an owner that is none. Sequences that belong to their columns go along.
+async fn given_an_owner(client: &Client, owned: &[Owned], remarks: &mut Vec<String>) -> Outcome<Vec<String>> {
+    let of_superusers: BTreeMap<&str, Vec<&Owned>> =
+        owned.iter().filter(|table| table.by_superuser).fold(BTreeMap::new(), |mut all, table| {
+            all.entry(table.schema.as_str()).or_default().push(table);
+            all
+        });
+    if of_superusers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let owner = owner_to_be(client).await?;
+    let quoted = quote_ident(&owner);
+    let there = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
+    let exists: bool = client.query_one(there, &[&owner]).await.map_err(|e| fault_of(&e))?.get(0);
+    let mut found = Vec::new();
+    if !exists {
+        found.push(format!("CREATE ROLE {quoted} NOLOGIN"));
+    }
+    for (schema, tables) in &of_superusers {
+        found.push(format!("GRANT USAGE, CREATE ON SCHEMA {} TO {quoted}", quote_ident(schema)));
+        found.extend(tables.iter().map(|table| format!("ALTER TABLE {} OWNER TO {quoted}", table.name)));
+    }
+    remarks.push(format!(
+        "tables that belong to a superuser get the owner {owner}; roles that use them by grants go on as they are"
+    ));
+    Ok(found)
+}
+
+const SEQUENCES: &str = "
+    SELECT DISTINCT format('%I.%I', n.nspname, s.relname) AS name, s.oid
+      FROM unnest($1::text[]) t
+      JOIN pg_attrdef d ON d.adrelid = to_regclass(t)
+      JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid AND p.refclassid = 'pg_class'::regclass
+      JOIN pg_class s ON s.oid = p.refobjid AND s.relkind = 'S'
+      JOIN pg_namespace n ON n.oid = s.relnamespace
+     WHERE NOT EXISTS (SELECT FROM pg_depend o WHERE o.classid = 'pg_class'::regclass AND o.objid = s.oid
+                          AND o.refclassid = 'pg_class'::regclass AND o.deptype IN ('a', 'i'))
+     ORDER BY 1";
+
+/// Sequences that no column owns: who owns the table does not own them.
+async fn sequence_rights(client: &Client, role: &Role, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let rows: Vec<Row> = client.query(SEQUENCES, &[&names]).await.map_err(|e| fault_of(&e))?;
+    let mut found = Vec::new();
+    for row in &rows {
+        let (name, oid): (&str, u32) = (row.get(0), row.get(1));
+        // Several privileges in one question mean any of them.
+        let right = |right| format!("has_sequence_privilege($role, {oid}::oid, '{right}')");
+        if !has(client, role, &format!("{} AND {}", right("SELECT"), right("UPDATE"))).await? {
+            found.push(format!("GRANT SELECT, UPDATE ON SEQUENCE {name} TO {}", quote_ident(&role.name)));
+        }
+    }
+    Ok(found)
+}
