@@ -1,7 +1,7 @@
 //! What a migration would do, as people and machines see it before anything is touched. Pure.
 
 use super::bytes_text;
-use segue_postgres::changes::{Change, Step};
+use segue_postgres::changes::{Change, On, Step};
 use segue_postgres::preflight::{Checked, Verdict};
 use serde::Serialize;
 use std::fmt::Write;
@@ -243,16 +243,26 @@ fn changes(plan: &Plan, all: bool, text: &mut String) {
             continue;
         }
         let _ = writeln!(text, "  {when}");
-        for group in of_step.chunk_by(|a, b| a.on == b.on && a.what == b.what) {
-            let statements = if group.len() == 1 {
-                "1 statement".to_owned()
-            } else {
-                format!("{} statements", group.len())
-            };
-            let _ = writeln!(text, "    {:<8} {} ({statements})", group[0].on.name(), group[0].what);
-            for change in group.iter().filter(|_| all) {
-                let _ = writeln!(text, "      {};", change.sql.replace('\n', "\n      "));
+        if all {
+            for group in of_step.chunk_by(|a, b| a.on == b.on && a.what == b.what) {
+                let _ = writeln!(text, "    {:<8} {}", group[0].on.name(), group[0].what);
+                for change in group {
+                    let _ = writeln!(text, "      {};", change.sql.replace('\n', "\n      "));
+                }
             }
+            continue;
+        }
+        // Statements of one kind alternate with others', table by table.
+        let mut kinds: Vec<(On, &str, usize)> = Vec::new();
+        for change in of_step {
+            match kinds.iter_mut().find(|(on, what, _)| *on == change.on && *what == change.what) {
+                Some((_, _, count)) => *count += 1,
+                None => kinds.push((change.on, change.what, 1)),
+            }
+        }
+        for (on, what, count) in kinds {
+            let s = if count == 1 { "" } else { "s" };
+            let _ = writeln!(text, "    {:<8} {what} ({count} statement{s})", on.name());
         }
     }
     if !all {
