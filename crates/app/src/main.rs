@@ -65,6 +65,9 @@ fn dispatch(cli: &Cli) -> Exit {
 
 async fn command(cli: &Cli) -> Exit {
     let json = cli.global.json;
+    if let Command::Init(init) = &cli.command {
+        return commands::init::run(init, &cli.global.spec, json).await;
+    }
     let spec = match load::load(&cli.global.spec) {
         Ok(spec) => spec,
         Err(error) => {
@@ -106,7 +109,7 @@ async fn command(cli: &Cli) -> Exit {
         Command::Wait(wait) => commands::wait::run(&spec, wait.stage.stage(), wait.timeout, json).await,
         Command::Journal(_) => commands::journal::run(&spec, json).await,
         Command::Verify(verify) => commands::verify::run(&spec, verify, json).await,
-        Command::Schema(_) | Command::DocumentCli(_) | Command::Demo(_) => Exit::Done,
+        Command::Init(_) | Command::Schema(_) | Command::DocumentCli(_) | Command::Demo(_) => Exit::Done,
     }
 }
 

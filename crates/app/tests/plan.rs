@@ -202,3 +202,52 @@ async fn what_stands_in_the_way_is_said_with_its_remedy_and_the_way_back_before_
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spec_is_written_from_a_live_pair_with_its_decisions_and_never_over_another() {
+    let pair = Pair::start(&["public.*"]).await;
+    pair.both(
+        "CREATE TABLE public.\"Good: one\" (id int PRIMARY KEY, v text); CREATE UNLOGGED TABLE public.visit (id int PRIMARY KEY);
+         CREATE TABLE public.bare (a int NOT NULL UNIQUE, b text);
+         CREATE TABLE public.full_rows (a int); ALTER TABLE public.full_rows REPLICA IDENTITY FULL;
+         CREATE TABLE public.held (id int PRIMARY KEY, blob oid); SELECT lo_create(0);
+         CREATE EXTENSION postgres_fdw; CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw;
+         CREATE FOREIGN TABLE public.remote (id int) SERVER other",
+    )
+    .await;
+    let (source, target) = (pair.source.url("postgres"), pair.target.url("postgres"));
+    let init = |json: bool| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_segue"));
+        command.args(["init", "--source", "${FROM}", "--target", &target, "--migration", "shop-move", "-f"]);
+        command.arg(pair.dir.path().join("new.yaml")).env("FROM", &source);
+        command.args(json.then_some("--json"));
+        command.output().unwrap()
+    };
+    let output = init(true);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = object(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!(said["tables"], 3, "{said:#}");
+    let decided: Vec<&str> =
+        said["decisions"].as_array().unwrap().iter().map(|d| d["table"].as_str().unwrap()).collect();
+    assert_eq!(decided, ["public.bare", "public.held", "public.remote", "public.visit"]);
+    let text = std::fs::read_to_string(pair.dir.path().join("new.yaml")).unwrap();
+    assert!(text.contains("${FROM}") && text.contains("${TARGET_PASSWORD}"), "{text}");
+    assert!(!text.contains(pair.target.password()) && !text.contains(pair.source.password()), "{text}");
+    assert!(text.contains("REPLICA IDENTITY USING INDEX \"bare_a_key\""), "{text}");
+
+    let plan = std::process::Command::new(env!("CARGO_BIN_EXE_segue"))
+        .args(["plan", "--json", "-f"])
+        .arg(pair.dir.path().join("new.yaml"))
+        .envs([("FROM", source.as_str()), ("TARGET_PASSWORD", pair.target.password())])
+        .output()
+        .unwrap();
+    let planned = object(&String::from_utf8_lossy(&plan.stdout));
+    assert_eq!(planned["may_begin"], true, "{planned:#}");
+    assert_eq!(planned["tables"].as_array().unwrap().len(), 3);
+
+    let again = init(false);
+    assert_eq!(again.status.code(), Some(1));
+    let why = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(why.contains("SEGUE-SPEC-FILE") && why.contains("left as it is"), "{why}");
+    assert_eq!(std::fs::read_to_string(pair.dir.path().join("new.yaml")).unwrap(), text);
+}

@@ -16,6 +16,7 @@ pub mod estimate;
 pub mod fence;
 pub mod grants;
 pub mod health;
+pub mod inventory;
 pub mod leaves;
 pub mod measure;
 mod origin;

@@ -3,9 +3,11 @@
 //! Nothing is done here. Values are checked for their form; what they mean to a migration is known elsewhere.
 
 pub(crate) mod document;
+mod init;
 mod plan;
 mod switch;
 
+pub(crate) use init::Init;
 pub(crate) use plan::{GrantsFor, Plan};
 pub(crate) use switch::{Complete, Contain, Mirror, Overriding, Reverse, Switch, SwitchReads, SwitchWhat};
 
@@ -27,6 +29,8 @@ command reaches that process through the control database, from any machine.";
 const EXAMPLES: &str = "\
 Examples:
   segue demo                      see it work, on two throw-away servers of its own
+  segue init --source … --target …
+                                  write a spec from a live pair of databases
   segue plan                      see what would be done and what stands in the way, and change nothing
   segue run                       do the migration that segue.yaml describes, or go on with it
   segue status --watch            see how far it is and what it waits for
@@ -79,6 +83,7 @@ pub(crate) struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Init(Init),
     Plan(Plan),
     Run(Run),
     Router(Router),

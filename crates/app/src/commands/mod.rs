@@ -3,6 +3,7 @@
 pub(crate) mod cancel;
 pub(crate) mod complete;
 pub(crate) mod contain;
+pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod order;
 pub(crate) mod plan;

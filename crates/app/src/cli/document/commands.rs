@@ -71,6 +71,16 @@ const ENDING: &[&str] = &[
 /// One line for each command.
 pub(super) const FACTS: &[Facts] = &[
     Facts {
+        command: "init",
+        ends: &[
+            (Exit::Done, "the spec is written"),
+            (Exit::Fault, "a server cannot be asked, or the file cannot be written"),
+            (Exit::Usage, "the command line is wrong; nothing was done"),
+        ],
+        faults: &["SEGUE-SPEC-FILE", "SEGUE-CONNECTION", "SEGUE-LOGIN"],
+        objects: objects::init,
+    },
+    Facts {
         command: "plan",
         ends: &[
             (Exit::Done, "nothing stands in the way; or the grants were printed"),

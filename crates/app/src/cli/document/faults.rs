@@ -196,6 +196,11 @@ pub(super) const FAULTS: &[Known] = &[
         "the replication slot is gone, or its log: changes are missing for good",
         "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
     ),
+    known(
+        "SEGUE-SPEC-FILE",
+        "the spec cannot be written there",
+        "name another file with -f; one that exists is never overwritten",
+    ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
     known(
