@@ -47,8 +47,6 @@ pub struct Looks<'a> {
     pub(super) no_way_back: Vec<Fault>,
     /// Places of the pairs that are there on both sides.
     there: HashSet<usize>,
-    /// The stream was born: rows on the target are Segue's.
-    pub(super) is_born: bool,
 }
 
 /// The tables `$1`, `$2` (schemas and names, in the order of the pairs) and all that is below them.
@@ -71,8 +69,8 @@ impl<'a> Looks<'a> {
         refusals.extend(server::target_refusals(source, target).await?);
         let mut catalog = catalog::read(source, target, asked.pairs).await?;
         refusals.append(&mut catalog.refusals);
-        let is_born = is_born(target, asked.migration).await?;
-        if !is_born {
+        // Once it is born, the slot and the rows on the target are Segue's.
+        if !is_born(target, asked.migration).await? {
             refusals.extend(slot_refusal(source, asked.migration).await?);
             refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?);
         }
@@ -85,7 +83,7 @@ impl<'a> Looks<'a> {
             no_way_back.retain(|fault| !is_said(fault));
         }
         let mut looks =
-            Looks { source, target, asked, catalog, refusals, no_way_back, there: HashSet::new(), is_born };
+            Looks { source, target, asked, catalog, refusals, no_way_back, there: HashSet::new() };
         looks.there = looks.pairs_there().await?;
         Ok(looks)
     }

@@ -143,7 +143,7 @@ pub(super) async fn sequences(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 /// A partition with its bound, and those of its parents.
 const BOUNDS: &str = ", path(no, oid, bounds) AS (
         SELECT no, oid, ARRAY[]::text[] FROM root
-        UNION ALL SELECT p.no, i.inhrelid, p.bounds || pg_get_expr(c.relpartbound, c.oid)
+        UNION ALL SELECT p.no, i.inhrelid, p.bounds || (pg_get_expr(c.relpartbound, c.oid) COLLATE \"default\")
           FROM path p JOIN pg_class r ON r.oid = p.oid AND r.relkind = 'p' JOIN pg_inherits i ON i.inhparent = p.oid
           JOIN pg_class c ON c.oid = i.inhrelid)
     SELECT p.no, p.bounds, n.nspname, c.relname, c.relkind = 'p' AS partitioned
