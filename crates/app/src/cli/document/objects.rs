@@ -3,7 +3,7 @@
 mod plan;
 mod routing;
 
-pub(super) use plan::plan;
+pub(super) use plan::{init, plan};
 pub(super) use routing::{mirror, reads, router, status};
 
 use crate::commands;
@@ -15,7 +15,6 @@ use segue_engine::fault::Fault;
 use segue_engine::progress::{Snapshot, TableProgress, Wait};
 use segue_engine::verify::ports::RangeCounts;
 use segue_engine::verify::report::{Report, TableReport};
-use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -24,9 +23,7 @@ use segue_model::switch::ownership::Epoch;
 use segue_model::switch::rollback::Then;
 use segue_model::switch::steps::Step;
 use segue_postgres::control::{Entry, NewEntry};
-use segue_postgres::inventory::{Decision, Listed};
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 
 /// A path such as `tables[].rows`, and what is there. One that ends with `.*` stands for everything below it as well.
@@ -405,26 +402,6 @@ pub(super) fn contain() -> Vec<Object> {
 pub(super) fn cancel() -> Vec<Object> {
     let removed = ["source: replication slot segue_orders_move_fwd".to_owned()];
     vec![shown("What was removed:", commands::cancel::object(&removed), &[("removed", "each with its side")])]
-}
-
-pub(super) fn init() -> Vec<Object> {
-    let decision = Decision {
-        what: "is unlogged: its changes are in no log, and cannot be followed".into(),
-        choices: vec!["ALTER TABLE \"public\".\"visit\" SET LOGGED;".into(), "leave it out".into()],
-        can_move: false,
-    };
-    let name = QualifiedName::new("public", "visit");
-    let table = Listed { name, rows: 0, bytes: 0, decisions: vec![decision] };
-    let fields: &[Field] = &[
-        ("spec", "the file"),
-        ("tables", "how many tables move as it is written"),
-        ("decisions", "what has to be decided"),
-        ("decisions[].table", "about which table"),
-        ("decisions[].what", "what is the matter"),
-        ("decisions[].choices", "what can be done, the best first; statements are for the source"),
-        ("decisions[].can_move", "it is among those that move, whatever is decided"),
-    ];
-    vec![shown("What was written:", commands::init::object(Path::new("segue.yaml"), &[table]), fields)]
 }
 
 pub(super) fn wait() -> Vec<Object> {

@@ -1,11 +1,34 @@
-//! What `segue plan --json` prints.
+//! What `segue init --json` and `segue plan --json` print.
 
 use super::{Field, Object, shown};
 use crate::commands;
 use crate::report::plan::{self, Estimate, Plan, PlannedTable, WayBack};
+use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_postgres::changes::{Change, On, Step};
+use segue_postgres::inventory::{Decision, Listed};
 use segue_postgres::preflight::{Checked, Finding, Verdict};
+use std::path::Path;
+
+pub(in super::super) fn init() -> Vec<Object> {
+    let decision = Decision {
+        what: "is unlogged: its changes are in no log, and cannot be followed".into(),
+        choices: vec!["ALTER TABLE \"public\".\"visit\" SET LOGGED;".into(), "leave it out".into()],
+        can_move: false,
+    };
+    let name = QualifiedName::new("public", "visit");
+    let table = Listed { name, rows: 0, bytes: 0, decisions: vec![decision] };
+    let fields: &[Field] = &[
+        ("spec", "the file"),
+        ("tables", "how many tables move as it is written"),
+        ("decisions", "what has to be decided"),
+        ("decisions[].table", "about which table"),
+        ("decisions[].what", "what is the matter"),
+        ("decisions[].choices", "what can be done, the best first; statements are for the source"),
+        ("decisions[].can_move", "it is among those that move, whatever is decided"),
+    ];
+    vec![shown("What was written:", commands::init::object(Path::new("segue.yaml"), &[table]), fields)]
+}
 
 pub(in super::super) fn plan() -> Vec<Object> {
     let finding = Finding {
