@@ -55,7 +55,10 @@ fn the_demo_tells_its_story_and_proves_it() {
         Value::Object(Default::default()),
         "clients notice nothing: {report:#}"
     );
+    assert!(heard.contains("which is no superuser"), "{heard}");
     for step in [
+        "plan --grants=source | psql",
+        "plan",
         "mirror 100",
         "verify --table shop.products --repair",
         "switch reads 1",

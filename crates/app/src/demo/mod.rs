@@ -10,6 +10,7 @@ mod moves;
 mod narrator;
 mod reads;
 mod report;
+mod role;
 mod segue;
 mod servers;
 mod shop;
@@ -183,8 +184,8 @@ impl Story {
         self.narrator.detail("They connect to the source, as they always have.");
 
         self.narrator.step(4, "Move the shop");
-        write_spec(&self.spec, &self.servers)?;
         let segue = Segue::new(&self.spec, Arc::clone(&self.narrator), self.servers.guard())?;
+        self.plan(&segue).await?;
         self.narrator.detail(&format!("$ segue run -f {}", self.spec.display()));
         let mut running = segue.run()?;
         let moved = tokio::select! {
@@ -380,11 +381,15 @@ fn spec_text(source: &str, target: &str, router: &str) -> String {
     )
 }
 
-/// The spec, and the users of the router beside it.
-fn write_spec(path: &Path, servers: &Servers) -> Result<(), DemoError> {
-    let text = spec_text(&servers.source.url(), &servers.target.url(), &servers.router_address());
+/// The spec, which logs in as `role` (by default as the superuser), and the users of the router beside it. Over an earlier
+/// one.
+fn write_spec(path: &Path, servers: &Servers, role: Option<&str>) -> Result<(), DemoError> {
+    let [source, target] = [&servers.source, &servers.target].map(|server| server.url_as(role));
+    let text = spec_text(&source, &target, &servers.router_address());
     for (path, text) in [(path.to_owned(), text), (path.with_file_name(USERS), servers.router_users())] {
         // They have passwords in them.
+        // The directory is the demo's own, and closed to others' files.
+        let _ = std::fs::remove_file(&path);
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| DemoError::io("writing", &path, error))?;

@@ -69,6 +69,21 @@ impl Segue {
         tokio::spawn(async move { narrator.quote_all(output).await })
     }
 
+    /// The statements of `segue plan --grants=SIDE`.
+    pub(super) async fn grants(&self, side: &str) -> Result<Vec<String>, DemoError> {
+        let answer = self.ask("plan", &["plan", side, "--json"], 0).await?;
+        let statements = answer.pointer("/grants/0/statements").and_then(Value::as_array);
+        let statement = |value: &Value| value.as_str().map(str::to_owned);
+        statements
+            .and_then(|all| all.iter().map(statement).collect())
+            .ok_or_else(|| failed("plan", format!("{side} has no statements: {answer}")))
+    }
+
+    /// `segue plan`, which nothing must stand in the way of.
+    pub(super) async fn plan(&self) -> Result<Value, DemoError> {
+        self.ask("plan", &["plan", "--json"], 0).await
+    }
+
     /// `segue wait STAGE`.
     pub(super) async fn wait(&self, stage: &str, limit: Duration) -> Result<(), DemoError> {
         self.ask("wait", &["wait", stage, "--timeout", &format!("{}s", limit.as_secs())], 0).await.map(drop)

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use segue_model::sqltext::{quote_ident, quote_literal};
 use tokio_postgres::{Client, NoTls};
 
 use super::DemoError;
@@ -25,7 +26,7 @@ pub(super) use watchdog::Guard;
 
 /// The one database of each server.
 pub(super) const DATABASE: &str = "shop";
-/// The one role that everything is done with.
+/// The one role that everything is done with, but for Segue's work.
 const USER: &str = "postgres";
 /// Where the servers are with `--keep`, in the current directory.
 const KEPT_DIR: &str = ".segue-demo";
@@ -61,6 +62,8 @@ pub(super) struct Servers {
     router: u16,
     /// For people: `15.14`.
     pub(super) version: String,
+    /// `15`.
+    pub(super) major: u32,
     home: Home,
 }
 
@@ -75,7 +78,8 @@ impl Servers {
         // Both to their end, also if one fails: what is still being written cannot be removed.
         let (source, target) = tokio::join!(boot("source"), boot("target"));
         let router = free_port().ok_or(DemoError::NoPort)?;
-        Ok(Self { source: source?, target: target?, router, version: installation.version, home })
+        let Installation { version, major, .. } = installation;
+        Ok(Self { source: source?, target: target?, router, version, major, home })
     }
 
     /// Where the router listens, without the password.
@@ -366,6 +370,17 @@ impl Server {
     /// The superuser's connection string for the shop.
     pub(super) fn url(&self) -> String {
         self.url_of(DATABASE)
+    }
+
+    /// Somebody else's, or the superuser's. All have one password.
+    pub(super) fn url_as(&self, role: Option<&str>) -> String {
+        let role = role.unwrap_or(USER);
+        format!("postgres://{role}:{}@{}/{DATABASE}", self.password, self.address())
+    }
+
+    /// The statement that gives `role` the password.
+    pub(super) fn password_for(&self, role: &str) -> String {
+        format!("ALTER ROLE {} PASSWORD {}", quote_ident(role), quote_literal(&self.password))
     }
 
     fn url_of(&self, database: &str) -> String {
