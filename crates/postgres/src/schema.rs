@@ -156,6 +156,29 @@ pub fn statements() -> [&'static str; 3] {
     [DDL, crate::fence::DDL, crate::ddl_guard::DDL]
 }
 
+/// Refuses a version that this build does not know.
+fn known(version: Option<i32>) -> Outcome<()> {
+    match version.filter(|version| *version > FORMAT_VERSION) {
+        None => Ok(()),
+        Some(version) => Err(Fault::operator(
+            "SEGUE-FORMAT",
+            format!("the schema segue has format {version}, this build knows up to {FORMAT_VERSION}"),
+            "use the newer segue that made it",
+        )),
+    }
+}
+
+/// Why this build could not use the schema that is there, if one is.
+pub(crate) async fn refusal(client: &Client) -> Outcome<Option<Fault>> {
+    let during = |e| fault_of(&e).during("looking at the schema segue");
+    let there = client.query_one("SELECT to_regclass('segue.format') IS NOT NULL", &[]).await;
+    if !there.map_err(during)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = client.query_one("SELECT max(version) FROM segue.format", &[]).await.map_err(during)?;
+    Ok(known(row.get(0)).err())
+}
+
 /// Makes the schema, or checks that the one there is of a version this build knows.
 pub async fn ensure(client: &mut Client) -> Outcome<()> {
     let during = |e| fault_of(&e).during("making the schema segue");
@@ -176,17 +199,7 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
     if exists {
         let version =
             transaction.query_opt("SELECT max(version) FROM segue.format", &[]).await.map_err(during)?;
-        let version: Option<i32> = version.and_then(|row| row.get(0));
-        if version.is_some_and(|v| v > FORMAT_VERSION) {
-            return Err(Fault::operator(
-                "SEGUE-FORMAT",
-                format!(
-                    "the schema segue has format {}, this build knows up to {FORMAT_VERSION}",
-                    version.unwrap_or(0)
-                ),
-                "use the newer segue that made it",
-            ));
-        }
+        known(version.and_then(|row| row.get(0)))?;
     }
     // Nothing of an earlier build reads or changes the later ones, so the format stays what it is.
     for statements in statements() {

@@ -6,6 +6,7 @@ use super::{Finding, Verdict};
 use crate::birth::{self, Direction, stream_name};
 use crate::catalog::{self, Catalog, server};
 use crate::error::fault_of;
+use crate::schema;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -67,6 +68,15 @@ impl<'a> Looks<'a> {
     ) -> Outcome<Looks<'a>> {
         let mut refusals = server::source_refusals(source).await?;
         refusals.extend(server::target_refusals(source, target).await?);
+        for (side, client) in [(Side::Source, &*source), (Side::Target, &*target)] {
+            let refusal = match schema::refusal(client).await {
+                Ok(refusal) => refusal,
+                // It may not be ours to look at: `segue run` could not use it either.
+                Err(fault) if fault.recovery == Recovery::Operator => Some(fault),
+                Err(fault) => return Err(fault),
+            };
+            refusals.extend(refusal.map(|fault| fault.during(format_args!("on the {side}"))));
+        }
         let mut catalog = catalog::read(source, target, asked.pairs).await?;
         refusals.append(&mut catalog.refusals);
         // Once it is born, the slot and the rows on the target are Segue's.

@@ -163,8 +163,8 @@ static CHECKS: &[Check] = &[
     }),
     refused(
         "leftovers",
-        "is the slot's name free?",
-        &["SEGUE-SLOT-FOREIGN", "SEGUE-SLOT-ACTIVE", "SEGUE-NAME"],
+        "is nothing in the way from an earlier migration?",
+        &["SEGUE-SLOT-FOREIGN", "SEGUE-SLOT-ACTIVE", "SEGUE-NAME", "SEGUE-FORMAT"],
     ),
     looked("triggers-firing", "would triggers or rules fire for what Segue writes?", |l| {
         Box::pin(triggers::firing(l))

@@ -1,6 +1,6 @@
 //! Checks that are about a pair of databases: one pair of servers, a pair of databases for each case.
 
-use crate::world::{AS_EVER, Found, How, World, fires_and_is_cured, more};
+use crate::world::{AS_EVER, Found, How, Place, World, fires_and_is_cured, more};
 use segue_model::switch::Side;
 use std::rc::Rc;
 use std::time::Instant;
@@ -25,10 +25,12 @@ pub(crate) struct Case {
     spoil: (&'static str, &'static str),
     says: &'static str,
     cure: Cure,
+    /// Done to both afterwards.
+    after: &'static str,
 }
 
 const fn case(check: &'static str, source: &'static str, target: &'static str, says: &'static str) -> Case {
-    Case { check, also: &[], how: AS_EVER, spoil: (source, target), says, cure: Remedies }
+    Case { check, also: &[], how: AS_EVER, spoil: (source, target), says, cure: Remedies, after: "" }
 }
 
 const MOVER: How = How { mover: true, ..AS_EVER };
@@ -114,12 +116,18 @@ pub(crate) const CASES: &[Case] = &[
         "",
         "public.elsewhere, which is not migrated, refers to public.customers",
     ),
-    case(
+    Case {
+        cure: Sql(
+            "ALTER TABLE parts DROP CONSTRAINT parts_id_fkey",
+            "ALTER TABLE parts DROP CONSTRAINT parts_id_fkey",
+        ),
+        ..case(
         "foreign-keys",
         "ALTER TABLE parts ADD FOREIGN KEY (id) REFERENCES elsewhere",
         "ALTER TABLE parts ADD FOREIGN KEY (id) REFERENCES elsewhere",
         "public.parts refers to public.elsewhere",
-    ),
+    )
+    },
     case(
         "generated",
         "",
@@ -191,7 +199,10 @@ pub(crate) const CASES: &[Case] = &[
             "a statement names orders and, not migrated, elsewhere",
         )
     },
-    case("publications", "CREATE PUBLICATION cdc FOR TABLE orders", "", "the publication cdc sends public.orders from the source"),
+    Case {
+        after: "DROP PUBLICATION cdc",
+        ..case("publications", "CREATE PUBLICATION cdc FOR TABLE orders", "", "the publication cdc sends public.orders from the source")
+    },
     Case {
         how: How { way_back: true, ..AS_EVER },
         ..case("way-back", "", "ALTER TABLE orders REPLICA IDENTITY NOTHING", "writes could not be handed over")
@@ -203,6 +214,15 @@ pub(crate) const CASES: &[Case] = &[
         "",
         "the prepared transaction 'left over' of postgres",
     ),
+    Case {
+        cure: Sql("DROP SCHEMA segue CASCADE", ""),
+        ..case(
+            "leftovers",
+            "CREATE SCHEMA segue; CREATE TABLE segue.format (version int); INSERT INTO segue.format VALUES (99)",
+            "",
+            "the schema segue has format 99",
+        )
+    },
     Case {
         how: MOVER,
         ..case("visibility", "REVOKE pg_read_all_stats FROM mover", "", "cannot see what other sessions do on the source")
@@ -243,23 +263,25 @@ const OTHER_PATH: &str = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET sear
 
 #[tokio::test]
 async fn each_check_fires_alone_and_its_remedy_puts_it_right() {
-    let world = World::start().await;
-    let clean = world.look(&world.place(AS_EVER).await, AS_EVER).await;
-    let ever: Vec<&str> = clean.iter().map(|(check, _)| *check).collect();
-    assert_eq!(ever, ["disk"], "a clean pair: {clean:#?}");
-    let humble = world.look(&world.place(MOVER).await, MOVER).await;
-    let ever: Vec<&str> = humble.iter().map(|(check, _)| *check).collect();
-    assert_eq!(ever, ["ddl-guard", "disk"], "a clean pair for a role without superuser: {humble:#?}");
-    let (world, clean, humble) = (Rc::new(world), Rc::new(clean), Rc::new(humble));
+    let world = Rc::new(World::start().await);
+    let mut pairs = [Pair::new(&world, AS_EVER).await, Pair::new(&world, MOVER).await];
+    assert_eq!(pairs[0].checks(), ["disk"], "a clean pair: {:#?}", pairs[0].ever);
+    assert_eq!(
+        pairs[1].checks(),
+        ["ddl-guard", "disk"],
+        "for a role without superuser: {:#?}",
+        pairs[1].ever
+    );
     let mut failed = Vec::new();
-    // One case that fails hides no other.
     let local = LocalSet::new();
     local
         .run_until(async {
             for case in CASES {
-                let before = if case.how.mover { humble.clone() } else { clean.clone() };
-                if spawn_local(run(case, world.clone(), before)).await.is_err() {
+                let pair = &mut pairs[usize::from(case.how.mover)];
+                if spawn_local(run(case, world.clone(), pair.clone())).await.is_err() {
                     failed.push(format!("{}: {}", case.check, case.says));
+                    // One case that fails hides no other.
+                    *pair = Pair::new(&world, if case.how.mover { MOVER } else { AS_EVER }).await;
                 }
             }
         })
@@ -267,19 +289,38 @@ async fn each_check_fires_alone_and_its_remedy_puts_it_right() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-async fn run(case: &'static Case, world: Rc<World>, before: Rc<Found>) {
+/// A pair of databases, which every case leaves as it was found, and what is found there ever.
+#[derive(Clone)]
+struct Pair {
+    place: Rc<Place>,
+    ever: Rc<Found>,
+}
+
+impl Pair {
+    async fn new(world: &World, how: How) -> Pair {
+        let place = world.place(how).await;
+        let ever = world.look(&place, how).await;
+        Pair { place: Rc::new(place), ever: Rc::new(ever) }
+    }
+
+    fn checks(&self) -> Vec<&str> {
+        self.ever.iter().map(|(check, _)| *check).collect()
+    }
+}
+
+async fn run(case: &'static Case, world: Rc<World>, pair: Pair) {
     let began = Instant::now();
-    let place = world.place(case.how).await;
-    world.run(Side::Source, &place, case.spoil.0).await;
-    world.run(Side::Target, &place, case.spoil.1).await;
-    let look = async || more(world.look(&place, case.how).await, &before);
-    fires_and_is_cured((case.check, case.also, case.says), look, async |found| match case.cure {
-        Remedies => world.apply_remedies(&place, &found).await,
-        Sql(source, target) => {
-            world.run(Side::Source, &place, source).await;
-            world.run(Side::Target, &place, target).await;
-        }
-    })
-    .await;
+    let both = async |[source, target]: [&str; 2]| {
+        world.run(Side::Source, &pair.place, source).await;
+        world.run(Side::Target, &pair.place, target).await;
+    };
+    both([case.spoil.0, case.spoil.1]).await;
+    let look = async || more(world.look(&pair.place, case.how).await, &pair.ever);
+    let cure = async |found| match case.cure {
+        Remedies => world.apply_remedies(&pair.place, &found).await,
+        Sql(source, target) => both([source, target]).await,
+    };
+    fires_and_is_cured((case.check, case.also, case.says), look, cure).await;
+    both([case.after, case.after]).await;
     println!("{}: {} ms", case.check, began.elapsed().as_millis());
 }

@@ -5,6 +5,7 @@ use segue_model::switch::Side;
 use segue_testkit::cluster::{Cluster, StandbyOptions};
 use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt, chown};
+use std::time::{Duration, Instant};
 
 /// The checks that have their case here.
 pub(crate) const CHECKS: &[&str] = &[
@@ -61,6 +62,9 @@ async fn settings_of_servers() {
     let tight = format!("{keep}'1GB'; SELECT pg_reload_conf()");
     clean.case("kept-log", &[], "more than 1024 MiB", &tight, &back).await;
 
+    let hasty = "ALTER SYSTEM SET wal_sender_timeout = '5s'; SELECT pg_reload_conf()";
+    clean.case("timeouts", &[], "wal_sender_timeout is 5000ms on the source", hasty, "").await;
+
     let standbys = |names: &str| {
         format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'; SELECT pg_reload_conf()")
     };
@@ -93,13 +97,17 @@ async fn settings_of_servers() {
         .run(
             Side::Source,
             &clean.place,
-            "SELECT pg_create_physical_replication_slot('s' || i) FROM generate_series(1, 20) i",
+            "SELECT pg_create_physical_replication_slot('s' || i)
+               FROM generate_series(1, current_setting('max_replication_slots')::int) i",
         )
         .await;
     let fired = clean.now().await;
     let said: Vec<&str> =
         fired.iter().filter(|(check, _)| *check == "limits").map(|(_, f)| f.what.as_str()).collect();
-    assert_eq!(said, ["all 20 replication slots of the source are taken, and the stream needs one"]);
+    assert!(
+        matches!(said[..], [what] if what.ends_with("replication slots of the source are taken, and the stream needs one")),
+        "{fired:#?}"
+    );
 }
 
 #[tokio::test]
@@ -239,4 +247,26 @@ async fn grow(world: &World, place: &Place, table: &str, bytes: u64) {
         opened.set_len((bytes - no * SEGMENT).min(SEGMENT)).expect("room for it");
         chown(&file, Some(owner.uid()), Some(owner.gid())).expect("given to the server");
     }
+}
+
+#[tokio::test]
+async fn thousands_of_partitions_are_checked_in_seconds() {
+    let world = World::start().await;
+    let (roots, leaves) = (40, 25);
+    let many = format!(
+        "DO $$ BEGIN FOR i IN 1..{roots} LOOP
+            EXECUTE format('CREATE TABLE s%s (id int PRIMARY KEY, v text DEFAULT ''x'', CHECK (id >= 0)) PARTITION BY RANGE (id)', i);
+            FOR j IN 1..{leaves} LOOP
+                EXECUTE format('CREATE TABLE s%s_%s PARTITION OF s%s FOR VALUES FROM (%s) TO (%s)', i, j, i, j, j + 1);
+            END LOOP; END LOOP; END $$"
+    );
+    let place = world.place(AS_EVER).await;
+    tokio::join!(world.run(Side::Source, &place, &many), world.run(Side::Target, &place, &many));
+    let names: Vec<String> = (1..=roots).map(|i| format!("s{i}")).collect();
+    let began = Instant::now();
+    let found = world.look_at(&world.source, &place, &names, AS_EVER).await;
+    let took = began.elapsed();
+    assert_eq!(found.iter().map(|(check, _)| *check).collect::<Vec<_>>(), ["disk"], "{found:#?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("{} partitions: {} ms", roots * leaves, took.as_millis());
 }

@@ -106,6 +106,17 @@ impl World {
 
     /// The same, with another server as the source.
     pub(crate) async fn look_from(&self, source: &Cluster, place: &Place, how: How) -> Found {
+        self.look_at(source, place, &["customers", "orders", "parts"].map(str::to_owned), how).await
+    }
+
+    /// The same, at other tables.
+    pub(crate) async fn look_at(
+        &self,
+        source: &Cluster,
+        place: &Place,
+        tables: &[String],
+        how: How,
+    ) -> Found {
         let mut source =
             World::endpoint(source, &place.source, how.mover).connect("plan").await.expect("the source");
         let mut target = World::endpoint(&self.target, &place.target, how.mover)
@@ -113,10 +124,8 @@ impl World {
             .await
             .expect("the target");
         source.batch_execute(how.prelude).await.expect(how.prelude);
-        let pairs: Vec<_> = ["customers", "orders", "parts"]
-            .map(|name| QualifiedName::new("public", name))
-            .map(|name| (name.clone(), name))
-            .into();
+        let names = tables.iter().map(|name| QualifiedName::new("public", name));
+        let pairs: Vec<_> = names.map(|name| (name.clone(), name)).collect();
         let asked = Asked {
             migration: "shop",
             pairs: &pairs,
