@@ -38,9 +38,7 @@ async fn filled(looks: &Looks<'_>) -> Outcome<[Columns; 2]> {
 }
 
 /// Columns of the same name on both sides.
-fn pairs<'c>(
-    [source, target]: &'c [Columns; 2],
-) -> impl Iterator<Item = (&'c (i64, String), &'c Filled, &'c Filled)> {
+fn pairs([source, target]: &[Columns; 2]) -> impl Iterator<Item = (&(i64, String), &Filled, &Filled)> {
     source.iter().filter_map(|(column, here)| Some((column, here, target.get(column)?)))
 }
 
@@ -259,8 +257,9 @@ pub(super) async fn large_objects(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 pub(super) async fn type_numbers(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let sql = "SELECT DISTINCT y.typname::text, y.oid FROM root t
            JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
-           JOIN pg_type u ON u.oid = a.atttypid JOIN pg_type y ON y.oid IN (u.oid, nullif(u.typelem, 0))
-          WHERE y.oid >= 16384 AND y.typname NOT LIKE '\\_%' ORDER BY 1";
+           JOIN pg_type u ON u.oid = a.atttypid CROSS JOIN LATERAL (VALUES (u.oid), (u.typelem)) x(oid)
+           JOIN pg_type y ON y.oid = x.oid
+          WHERE y.oid >= 16384 AND y.typcategory <> 'A' ORDER BY 1";
     let [here, there] = looks
         .ask_both(sql)
         .await?
