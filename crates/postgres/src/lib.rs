@@ -18,6 +18,7 @@ pub mod measure;
 mod origin;
 pub mod passage;
 pub mod pgoutput;
+pub mod probe;
 pub mod replication;
 pub mod schema;
 pub mod sequences;

@@ -10,6 +10,7 @@ use super::journal::{Journal, Scribe};
 use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
+use super::throttle::{self, Yielding};
 use super::traffic::Traffic;
 use super::{Driver, contain, guard, plan};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
@@ -58,6 +59,7 @@ struct Ready<'d> {
     service: Service<'d>,
     rollback: Arc<Rollback<'d>>,
     traffic: Arc<Traffic<'d>>,
+    yielding: Yielding<'d>,
     completer: Completer<'d>,
     scribe: Scribe,
 }
@@ -127,7 +129,7 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
+        let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, yielding, completer, scribe } =
             ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows, &switch) => Err(fault),
@@ -137,6 +139,7 @@ impl<'d> Attempt<'d> {
             fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
             never = traffic.run() => match never {},
+            never = yielding.run() => match never {},
             begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
@@ -248,6 +251,7 @@ impl<'d> Attempt<'d> {
             gates: Vec::new(),
             trouble: Vec::new(),
             rollback: Vec::new(),
+            throttle: throttle::state(self.driver),
         };
         control.publish_status(self.lease, &json!(status)).await
     }
@@ -279,6 +283,7 @@ impl<'d> Attempt<'d> {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         contain::restore(self.driver, &journal);
+        throttle::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
@@ -458,6 +463,7 @@ impl<'d> Attempt<'d> {
         );
         let rollback = Arc::new(Rollback::new((driver, lease), flows.clone(), orders.clone()));
         let traffic = Arc::new(Traffic::new((driver, lease), flows.clone()));
+        let yielding = Yielding::new(driver, flows.clone());
         let (completions, to_complete) = mpsc::channel(1);
         let completer = Completer::new(
             (driver, lease),
@@ -482,7 +488,7 @@ impl<'d> Attempt<'d> {
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, completer, scribe })
+        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, yielding, completer, scribe })
     }
 }
 

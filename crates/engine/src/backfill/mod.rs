@@ -115,9 +115,14 @@ async fn worker<S: Source, T: Target>(
 ) -> Outcome<()> {
     let mut reader = shared.source.reader().await?;
     let mut writer = shared.target.writer().await?;
+    let mut worked = Duration::ZERO;
     loop {
+        let admitted = async {
+            shared.throttle.rest(worked).await;
+            shared.throttle.admit(number, &shared.progress).await;
+        };
         tokio::select! {
-            () = shared.throttle.admit(number, &shared.progress) => {}
+            () = admitted => {}
             () = complete(&shared.regions, &work) => return Ok(()),
         }
         let Some((task, id, extent)) = take(&shared, &work, &mut reader).await? else {
@@ -128,6 +133,7 @@ async fn worker<S: Source, T: Target>(
             continue;
         };
         crate::killpoint::pass("region.marked");
+        let began = Instant::now();
         let copy = copy_region(&shared, &mut reader, &mut writer, task, id, &extent);
         let copied = shared
             .throttle
@@ -135,6 +141,7 @@ async fn worker<S: Source, T: Target>(
             .await
             .flatten()
             .map_err(|f| f.during(format_args!("copying {}", task.table.source)))?;
+        worked = began.elapsed();
         let Some(copied) = copied else { continue };
         task.steer(&copied, shared.region_target);
         if shared.regions.is_complete(task.unit) {
@@ -162,7 +169,8 @@ async fn take<'w, S: Source, T: Target>(
             Some(_) => None,
             None if task.replace => None,
             None => {
-                let rows = task.region_rows.load(Ordering::Relaxed).min(affordable(shared, &task.table));
+                let rows = task.region_rows.load(Ordering::Relaxed);
+                let rows = shared.throttle.of_rows(rows).max(task.rows_min).min(affordable(shared, &task.table));
                 let bound = reader.bound_after(&task.table, task.unit, &within, rows).await;
                 bound.map_err(|f| f.during(format_args!("cutting a region of {}", task.table.source)))?
             }

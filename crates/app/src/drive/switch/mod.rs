@@ -296,6 +296,8 @@ impl<'d> Switch<'d> {
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
+        // Writers wait for the stream meanwhile, whoever else is served first.
+        let _hurry = self.driver.throttle.hurry();
         let done = self.obey((asked, of), overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
         self.is_asked.store(false, Ordering::Relaxed);

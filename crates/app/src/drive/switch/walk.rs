@@ -41,15 +41,14 @@ impl Unpaused {
     /// Somebody has paused them meanwhile, too.
     pub(super) fn go_on(&mut self, why: String) {
         self.why = why;
-        self.throttle.set(Limits { paused: None, ..self.throttle.limits() });
+        self.throttle.change(|limits| limits.paused = None);
     }
 }
 
 impl Drop for Unpaused {
     fn drop(&mut self) {
-        let limits = self.throttle.limits();
-        let paused = limits.paused.clone().or_else(|| Some(std::mem::take(&mut self.why)));
-        self.throttle.set(Limits { paused, ..limits });
+        let why = std::mem::take(&mut self.why);
+        self.throttle.change(|limits| _ = limits.paused.get_or_insert(why));
     }
 }
 
