@@ -321,13 +321,15 @@ impl Governor {
         }
     }
 
-    /// Gives back in the opposite order.
+    /// Gives back in the opposite order: to the stream; then to comparisons twice as fast as to the copy.
     fn rise(&mut self) {
         let Shares { backfill, verify, stream } = &mut self.shares;
-        let next = [stream, verify, backfill].into_iter().find(|share| !share.is_full());
-        if let Some(share) = next {
-            *share = share.raised();
+        if !stream.is_full() {
+            *stream = stream.raised();
+            return;
         }
+        *verify = verify.raised().raised();
+        *backfill = backfill.raised();
     }
 
     /// Not while nobody owns the writes, and not while log piles up, or might without anybody seeing it.

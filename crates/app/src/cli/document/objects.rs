@@ -1,14 +1,14 @@
 //! What `--json` prints, as values of the types that are printed, with the meaning of each field.
 
 mod routing;
+mod throttle;
 
 pub(super) use routing::{mirror, reads, router, status};
 
 use crate::commands;
 use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended, Moved, Proof, StepTook};
 use crate::report::{
-    GateState, LiveVerification, Owner, ReasonState, RollbackState, RunState, SlotState, Status, ThrottleState,
-    WayBackIs, WayBackState,
+    GateState, LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
 };
 use segue_engine::fault::Fault;
 use segue_engine::progress::{Snapshot, TableProgress, Wait};
@@ -21,7 +21,6 @@ use segue_model::switch::gates::{Blocker, Gate, Red};
 use segue_model::switch::ownership::Epoch;
 use segue_model::switch::rollback::Then;
 use segue_model::switch::steps::Step;
-use segue_model::throttle::{Bound, Reason, Signal, Watched};
 use segue_postgres::control::{Entry, NewEntry};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -122,30 +121,12 @@ fn the_status() -> Status {
             alerting: false,
             armed_ms: 3_540_000,
         }],
-        throttle: ThrottleState { backfill_percent: 13, reasons: vec![the_reason()], ..ThrottleState::default() },
+        throttle: throttle::the_state(),
     }
 }
 
-fn the_reason() -> ReasonState {
-    let name = "replica-2".into();
-    ReasonState::of(&Reason {
-        watched: Watched { signal: Signal::ReplicaLag, side: Some(Side::Source), name },
-        value: Some(1_800.0),
-        bound: Bound::From(1_000.0),
-        lasts: Duration::from_secs(14),
-        missing: None,
-        is_beyond: true,
-    })
-}
-
 const STATUS: &[Field] = &[
-    (
-        "throttle.*",
-        "what is left to Segue: `backfill_percent`, `verify_percent` and `stream_percent` by its `automatic` limits, if they count, \
-         under the operator's `workers_max` and `bytes_per_s_max`; `reasons`, the signals that are on: the `signal`, what it is measured \
-         `on`, its `value` and `limit` (milliseconds, bytes, or a number), `for_ms` how long, whether it is `exceeded` now, why \
-         it is `missing`, and all of that as `text`; and those that are `unwatched`, for want of a grant",
-    ),
+    ("throttle.*", throttle::FIELDS),
     ("way_back", "the stream from the side that does not own the writes"),
     ("way_back.is", "`not_armed`, `arming`, `armed` or `lost`"),
     ("way_back.why", "what arming waits for, or why it was lost"),

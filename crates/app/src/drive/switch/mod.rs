@@ -120,9 +120,7 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.source, authority, names(|t| &t.source), limits),
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
-        let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
         let (paired, given_up) = (Mutex::default(), watch::Sender::new(None));
-        let (under_way, owes_autovacuum) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Switch {
             driver,
             lease,
@@ -132,14 +130,14 @@ impl<'d> Switch<'d> {
             journal,
             source,
             target,
-            orders,
+            orders: Mutex::new(orders),
             paired,
             given_up,
-            under_way,
-            owes_autovacuum,
+            under_way: AtomicBool::new(false),
+            owes_autovacuum: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
-            fenced,
+            fenced: watch::Sender::new(None),
             routers: Routers::new(driver, lease),
         })
     }
