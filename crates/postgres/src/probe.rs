@@ -44,7 +44,7 @@ impl Probe {
             }
         };
         let began = Instant::now();
-        let write = client.execute(&statement, &[&self.migration]);
+        let write = async { client.execute(&statement, &[&self.migration]).await };
         match tokio::time::timeout(PATIENCE, write).await {
             Ok(Ok(_)) => {
                 let took = began.elapsed();
@@ -55,15 +55,20 @@ impl Probe {
             Ok(Err(error)) if error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED) => {
                 Ok(began.elapsed())
             }
-            Ok(Err(error)) => Err(error.as_db_error().map_or_else(|| error.to_string(), |db| db.message().to_owned())),
+            Ok(Err(error)) => {
+                Err(error.as_db_error().map_or_else(|| error.to_string(), |db| db.message().to_owned()))
+            }
             Err(_) => Ok(began.elapsed()),
         }
     }
 
     async fn open(&self) -> Result<(Client, Statement), String> {
         let client = self.endpoint.connect("probe").await.map_err(|fault| fault.what)?;
-        let words = |e: tokio_postgres::Error| e.as_db_error().map_or_else(|| e.to_string(), |db| db.message().to_owned());
-        let bounds = format!("SET statement_timeout = {STATEMENT_MS_MAX}; SET lock_timeout = {STATEMENT_MS_MAX}");
+        let words = |e: tokio_postgres::Error| {
+            e.as_db_error().map_or_else(|| e.to_string(), |db| db.message().to_owned())
+        };
+        let bounds =
+            format!("SET statement_timeout = {STATEMENT_MS_MAX}; SET lock_timeout = {STATEMENT_MS_MAX}");
         client.batch_execute(&bounds).await.map_err(words)?;
         let statement = client.prepare(WRITE).await.map_err(words)?;
         Ok((client, statement))

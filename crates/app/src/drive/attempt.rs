@@ -129,8 +129,19 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, yielding, completer, scribe } =
-            ready;
+        let Ready {
+            unguarded,
+            run,
+            flows,
+            back,
+            switch,
+            service,
+            rollback,
+            traffic,
+            yielding,
+            completer,
+            scribe,
+        } = ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows, &switch) => Err(fault),
             fault = back.run(&flows) => Err(fault),
@@ -488,7 +499,19 @@ impl<'d> Attempt<'d> {
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, yielding, completer, scribe })
+        Ok(Ready {
+            unguarded: None,
+            run,
+            flows,
+            back,
+            switch,
+            service,
+            rollback,
+            traffic,
+            yielding,
+            completer,
+            scribe,
+        })
     }
 }
 

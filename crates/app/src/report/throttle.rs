@@ -85,7 +85,9 @@ impl ThrottleState {
         if shares != [100; 3] {
             let [backfill, verify, stream] = shares;
             let note = if self.reasons.is_empty() { "; coming back step by step" } else { "" };
-            lines.push(format!("  throttle  copy at {backfill} %, comparisons at {verify} %, stream at {stream} %{note}"));
+            lines.push(format!(
+                "  throttle  copy at {backfill} %, comparisons at {verify} %, stream at {stream} %{note}"
+            ));
         }
         lines.extend(self.reasons.iter().map(|reason| format!("  throttle  {}", reason.text)));
         let workers = self.workers_max.map(|workers| format!("{workers} worker(s)"));
@@ -113,7 +115,11 @@ mod tests {
     fn what_yields_says_why_since_when_and_by_how_much() {
         assert!(ThrottleState::default().lines().is_empty());
         let reason = Reason {
-            watched: Watched { signal: Signal::ReplicaLag, side: Some(Side::Source), name: "replica-2".into() },
+            watched: Watched {
+                signal: Signal::ReplicaLag,
+                side: Some(Side::Source),
+                name: "replica-2".into(),
+            },
             value: Some(1_800.0),
             bound: Bound::From(1_000.0),
             lasts: Duration::from_millis(14_300),

@@ -170,7 +170,8 @@ async fn take<'w, S: Source, T: Target>(
             None if task.replace => None,
             None => {
                 let rows = task.region_rows.load(Ordering::Relaxed);
-                let rows = shared.throttle.of_rows(rows).max(task.rows_min).min(affordable(shared, &task.table));
+                let rows =
+                    shared.throttle.of_rows(rows).max(task.rows_min).min(affordable(shared, &task.table));
                 let bound = reader.bound_after(&task.table, task.unit, &within, rows).await;
                 bound.map_err(|f| f.during(format_args!("cutting a region of {}", task.table.source)))?
             }

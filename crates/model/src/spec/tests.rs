@@ -362,7 +362,8 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("switch", "max_write_hold_ms"), prod.max_write_hold.as_millis() as u64);
     assert_eq!(default("guard", "ddl"), prod.guard_ddl);
     let limits = prod.throttle;
-    let ms = |key: &str| parse_duration(default("throttle", key).as_str().unwrap()).unwrap().as_millis() as u64;
+    let ms =
+        |key: &str| parse_duration(default("throttle", key).as_str().unwrap()).unwrap().as_millis() as u64;
     assert_eq!(ms("replica_lag_ms_max"), limits.replica_lag_ms);
     assert_eq!(ms("apply_lag_ms_max"), limits.apply_lag_ms);
     assert_eq!(default("throttle", "active_sessions_max"), limits.active_sessions);

@@ -50,7 +50,11 @@ pub struct ThrottleQuery {
 }
 
 /// Checks the section. Where it adds problems, the spec is refused, whatever it returns.
-pub(super) fn validate(raw: RawThrottle, standard: &ThrottleDefaults, problems: &mut Problems<'_>) -> Throttle {
+pub(super) fn validate(
+    raw: RawThrottle,
+    standard: &ThrottleDefaults,
+    problems: &mut Problems<'_>,
+) -> Throttle {
     let ms = Duration::from_millis;
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut queries = Vec::new();
@@ -65,7 +69,11 @@ pub(super) fn validate(raw: RawThrottle, standard: &ThrottleDefaults, problems: 
         queries.push(query);
     }
     Throttle {
-        replica_lag_max: ms(bounds::REPLICA_LAG.settle(raw.replica_lag_ms_max, standard.replica_lag_ms, problems)),
+        replica_lag_max: ms(bounds::REPLICA_LAG.settle(
+            raw.replica_lag_ms_max,
+            standard.replica_lag_ms,
+            problems,
+        )),
         apply_lag_max: ms(bounds::APPLY_LAG.settle(raw.apply_lag_ms_max, standard.apply_lag_ms, problems)),
         active_sessions_max: bounds::ACTIVE_SESSIONS.settle(
             raw.active_sessions_max,
@@ -75,16 +83,16 @@ pub(super) fn validate(raw: RawThrottle, standard: &ThrottleDefaults, problems: 
         lock_waits_max: bounds::LOCK_WAITS.settle(raw.lock_waits_max, standard.lock_waits, problems),
         answer_max: ms(bounds::ANSWER.settle(raw.answer_ms_max, standard.answer_ms, problems)),
         probe_write: raw.probe_write.map_or(standard.probe_write, |written| written.value),
-        probe_write_max: ms(bounds::PROBE_WRITE.settle(raw.probe_write_ms_max, standard.probe_write_ms, problems)),
+        probe_write_max: ms(bounds::PROBE_WRITE.settle(
+            raw.probe_write_ms_max,
+            standard.probe_write_ms,
+            problems,
+        )),
         queries,
     }
 }
 
-fn query(
-    raw: RawThrottleQuery,
-    place: Place,
-    problems: &mut Problems<'_>,
-) -> Option<ThrottleQuery> {
+fn query(raw: RawThrottleQuery, place: Place, problems: &mut Problems<'_>) -> Option<ThrottleQuery> {
     let every_ms = bounds::THROTTLE_EVERY.settle(raw.every_ms, EVERY_MS, problems);
     for (text, what) in [(&raw.name, "name"), (&raw.query, "statement")] {
         if let Some(text) = text.as_ref().filter(|text| text.value.trim().is_empty()) {

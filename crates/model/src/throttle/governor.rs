@@ -102,7 +102,9 @@ impl State {
             Reading::Value(value) if value.is_finite() => self.value(now, value),
             Reading::Value(value) => self.unknown(now, format!("{value} is no number")),
             Reading::Unknown(why) => self.unknown(now, why),
-            Reading::Hidden(what) => *self = State { hidden: Some(what), ..State::new(self.watched.clone(), self.bound) },
+            Reading::Hidden(what) => {
+                *self = State { hidden: Some(what), ..State::new(self.watched.clone(), self.bound) }
+            }
         }
     }
 
@@ -230,7 +232,9 @@ impl Governor {
 
     /// A look at the standbys of `side` did not come to its end: of none of them anything is known.
     pub fn replicas_unknown(&mut self, now: Duration, side: Side, why: &str) {
-        let is = |state: &&mut State| state.watched.signal == Signal::ReplicaLag && state.watched.side == Some(side);
+        let is = |state: &&mut State| {
+            state.watched.signal == Signal::ReplicaLag && state.watched.side == Some(side)
+        };
         self.states.iter_mut().filter(is).for_each(|state| state.unknown(now, why.to_owned()));
     }
 
@@ -313,7 +317,9 @@ impl Governor {
             return;
         }
         let eased = |watched: &Watched| {
-            watched.signal.is_eased_by_the_stream() && watched.side.is_some() && watched.side == facts.lands_on
+            watched.signal.is_eased_by_the_stream()
+                && watched.side.is_some()
+                && watched.side == facts.lands_on
         };
         if signals.iter().any(eased) && self.stream_may_yield(facts) {
             let shares = &mut self.shares;
@@ -356,7 +362,8 @@ impl Governor {
         let counts = |state: &&State| {
             state.begun.is_some() && (self.automatic || state.watched.signal == Signal::RetainedWal)
         };
-        let mut reasons: Vec<Reason> = self.states.iter().filter(counts).map(|state| state.reason(now)).collect();
+        let mut reasons: Vec<Reason> =
+            self.states.iter().filter(counts).map(|state| state.reason(now)).collect();
         reasons.sort_by_key(|reason| (!reason.is_beyond, std::cmp::Reverse(reason.lasts)));
         reasons
     }

@@ -100,7 +100,8 @@ fn show_ms(ms: f64) -> String {
 
 fn show_bytes(bytes: f64) -> String {
     const MIB: f64 = 1_048_576.0;
-    let (value, unit) = if bytes >= 1024.0 * MIB { (bytes / 1024.0 / MIB, "GiB") } else { (bytes / MIB, "MiB") };
+    let (value, unit) =
+        if bytes >= 1024.0 * MIB { (bytes / 1024.0 / MIB, "GiB") } else { (bytes / MIB, "MiB") };
     let text = format!("{value:.1}");
     format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
 }

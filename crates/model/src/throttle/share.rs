@@ -96,7 +96,9 @@ mod tests {
     #[test]
     fn fewer_workers_first_then_rests() {
         let second = Duration::from_secs(1);
-        for (share, workers, rest_ms) in [(64, 4, 0), (32, 2, 0), (40, 3, 200), (16, 1, 0), (8, 1, 1000), (4, 1, 3000)] {
+        for (share, workers, rest_ms) in
+            [(64, 4, 0), (32, 2, 0), (40, 3, 200), (16, 1, 0), (8, 1, 1000), (4, 1, 3000)]
+        {
             let share = Share(share);
             assert_eq!(share.workers(4), workers, "{share:?}");
             assert_eq!(share.rest(4, second), Duration::from_millis(rest_ms), "{share:?}");

@@ -226,7 +226,11 @@ fn what_cannot_be_measured_changes_nothing_for_a_while_and_then_counts_as_too_mu
     let mut world = World::begin(BACKFILLING);
     world.values(1, &watched, 0.0);
     world.looks(5, &watched, &lost);
-    assert_eq!((world.values(1, &watched, 0.0), world.why()), (Shares::default(), vec![]), "one that was lost");
+    assert_eq!(
+        (world.values(1, &watched, 0.0), world.why()),
+        (Shares::default(), vec![]),
+        "one that was lost"
+    );
     let nonsense = Reading::Value(f64::NAN);
     world.looks(30, &watched, &nonsense);
     assert_eq!(world.why().len(), 1, "no number is no sample");

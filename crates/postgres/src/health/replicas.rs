@@ -54,6 +54,7 @@ pub async fn standings(client: &Client) -> Outcome<Vec<Standing>> {
         name: row.get(0),
         lag_ms: row.get::<_, Option<i64>>(1).map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(0)),
     };
-    let replayed = |row: &tokio_postgres::Row| row.get::<_, Option<i64>>(2).and_then(|at| u64::try_from(at).ok());
+    let replayed =
+        |row: &tokio_postgres::Row| row.get::<_, Option<i64>>(2).and_then(|at| u64::try_from(at).ok());
     Ok(rows.iter().map(|row| Standing { replica: replica(row), replayed: replayed(row) }).collect())
 }

@@ -3,7 +3,7 @@
 use super::answer::{Answer, Moved, Progress, StepTook};
 use super::rows::Rows;
 use segue_engine::moving::Frozen;
-use segue_engine::throttle::{Limits, Throttle};
+use segue_engine::throttle::Throttle;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Facts};
 use segue_model::switch::ownership::{Epoch, FenceId};
@@ -222,6 +222,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_engine::throttle::Limits;
 
     #[test]
     fn what_was_paused_is_paused_again_however_the_hand_over_ends() {

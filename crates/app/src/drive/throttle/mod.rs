@@ -120,15 +120,17 @@ impl<'d> Yielding<'d> {
     fn take_in(&self, side: Side, has_slot: bool, seen: Seen, trail: &mut Trail) {
         let limits = &self.driver.spec.throttle;
         let on = |signal| Watched::on(signal, side);
-        let bound = |signal: Signal| Bound::From(match signal {
-            Signal::ActiveSessions => limits.active_sessions_max as f64,
-            Signal::LockWaits => limits.lock_waits_max as f64,
-            Signal::RetainedWal => self.driver.spec.limits.retained_wal_bytes_max as f64,
-            Signal::ReplicaLag => ms(limits.replica_lag_max),
-            Signal::ApplyLag => ms(limits.apply_lag_max),
-            Signal::Answer => ms(limits.answer_max),
-            Signal::ProbeWrite | Signal::Query => ms(limits.probe_write_max),
-        });
+        let bound = |signal: Signal| {
+            Bound::From(match signal {
+                Signal::ActiveSessions => limits.active_sessions_max as f64,
+                Signal::LockWaits => limits.lock_waits_max as f64,
+                Signal::RetainedWal => self.driver.spec.limits.retained_wal_bytes_max as f64,
+                Signal::ReplicaLag => ms(limits.replica_lag_max),
+                Signal::ApplyLag => ms(limits.apply_lag_max),
+                Signal::Answer => ms(limits.answer_max),
+                Signal::ProbeWrite | Signal::Query => ms(limits.probe_write_max),
+            })
+        };
         let look = |signal, reading| self.look(&on(signal), bound(signal), reading);
         if !has_slot {
             self.forget(&on(Signal::RetainedWal));
@@ -137,7 +139,11 @@ impl<'d> Yielding<'d> {
             Seen::Whole { load, retained_bytes, took, blind } => (load, retained_bytes, took, blind),
             Seen::Late(took) => {
                 look(Signal::Answer, Reading::Value(ms(took)));
-                return self.take_in_nothing(side, has_slot, &format!("no answer within {:.1} s", took.as_secs_f64()));
+                return self.take_in_nothing(
+                    side,
+                    has_slot,
+                    &format!("no answer within {:.1} s", took.as_secs_f64()),
+                );
             }
             Seen::Failed(why) => {
                 look(Signal::Answer, Reading::Unknown(why.clone()));

@@ -1,8 +1,8 @@
 //! The operator's limits: `segue throttle`, and what is left of it after a restart.
 
 use crate::drive::Driver;
-use segue_model::throttle::Governor;
 use segue_engine::throttle::Limits;
+use segue_model::throttle::Governor;
 use segue_postgres::control::Entry;
 use serde_json::Value;
 
@@ -66,7 +66,8 @@ pub(in crate::drive) fn obey(driver: &Driver, arguments: &Value) -> &'static str
 
 /// A process that starts is limited as the one before it was.
 pub(in crate::drive) fn restore(driver: &Driver, journal: &[Entry]) {
-    let is_order = |entry: &&Entry| entry.entry.kind == "command" && entry.entry.body["command"] == "throttle";
+    let is_order =
+        |entry: &&Entry| entry.entry.kind == "command" && entry.entry.body["command"] == "throttle";
     let orders = journal.iter().filter(is_order).map(|entry| Wanted::of(&entry.entry.body["arguments"]));
     driver.throttle.change(|limits| {
         driver.governing.with(|governor, _| orders.for_each(|order| order.apply(limits, governor)));
