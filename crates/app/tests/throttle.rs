@@ -6,7 +6,8 @@
 
 mod support;
 
-use segue_testkit::{Cluster, Options, StandbyOptions};
+use segue_testkit::cluster::StandbyOptions;
+use segue_testkit::{Cluster, Options};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

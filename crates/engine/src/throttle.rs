@@ -16,8 +16,9 @@ use tokio::sync::watch;
 const BROKEN_OFF_AFTER: Duration = Duration::from_millis(500);
 /// The longest rest after one piece of work: what it was measured by is past by then.
 const REST_MAX: Duration = Duration::from_secs(5);
-/// The longest rest of a stream after one batch: what it has committed last is told, and made durable, by the next one.
-const STREAM_REST_MAX: Duration = Duration::from_millis(500);
+/// The longest rest in the middle of something. What a stream has committed last is told, and made durable, by the next batch;
+/// and a snapshot grows old.
+const SHORT_REST_MAX: Duration = Duration::from_millis(500);
 /// A table that cannot be cut is not slowed down to less than this part: its snapshot would grow too old.
 const UNCUT_PART_MIN: u32 = 4;
 
@@ -59,6 +60,12 @@ impl Limits {
     /// The workers that the share is counted by: the operator's limit is above it.
     fn workers(&self) -> usize {
         self.workers_max.unwrap_or(usize::MAX).min(self.pieces.workers)
+    }
+
+    /// The bytes a second that the share leaves of the operator's; what may not begin is paid for at the whole rate.
+    fn bytes_per_s(&self) -> Option<u64> {
+        let share = self.pieces.share;
+        self.bytes_per_s_max.map(|rate| if share.is_nothing() { rate } else { share.of(rate) }.max(1))
     }
 
     /// Why worker `number` may not begin anything now. `Some(None)`: others may, it waits silently.
@@ -228,14 +235,14 @@ impl Throttle {
         let most = worked * (UNCUT_PART_MIN - 1);
         let rest = if share.is_nothing() { most } else { share.rest(1, worked).min(most) };
         if !rest.is_zero() {
-            tokio::time::sleep(rest.min(STREAM_REST_MAX)).await;
+            tokio::time::sleep(rest.min(SHORT_REST_MAX)).await;
         }
     }
 
     /// Lets a stream rest after a batch that took so long, as the share that is left to it demands, unless somebody waits for
     /// it.
     pub async fn rest_of_stream(&self, worked: Duration) {
-        let rest = self.limits.borrow().stream.rest(1, worked).min(STREAM_REST_MAX);
+        let rest = self.limits.borrow().stream.rest(1, worked).min(SHORT_REST_MAX);
         if rest.is_zero() {
             return;
         }
@@ -247,6 +254,11 @@ impl Throttle {
         }
     }
 
+    /// At most so many bytes a second, all workers together, as it is left now.
+    pub fn bytes_per_s(&self) -> Option<u64> {
+        self.limits.borrow().bytes_per_s()
+    }
+
     /// How many rows a region may have, of those that it would have if nobody were served first: what is smaller ends sooner.
     pub fn of_rows(&self, rows: u64) -> u64 {
         self.limits.borrow().pieces.share.of(rows)
@@ -254,8 +266,8 @@ impl Throttle {
 
     /// Notes that `bytes` were copied: nothing new is admitted until they are paid for. Returns when that will be.
     pub fn charge(&self, bytes: usize) -> Option<Instant> {
-        let rate = self.limits.borrow().bytes_per_s_max?;
-        let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        let rate = self.limits.borrow().bytes_per_s()?;
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
         let until = paid.map_or_else(Instant::now, |p| p.max(Instant::now())) + cost;
         *paid = Some(until);
@@ -385,10 +397,10 @@ mod tests {
         let throttle = Throttle::new(Limits { stream: Share::FULL.halved(), ..Limits::default() });
         let began = tokio::time::Instant::now();
         throttle.rest_of_stream(Duration::from_secs(60)).await;
-        assert_eq!(began.elapsed(), STREAM_REST_MAX);
+        assert_eq!(began.elapsed(), SHORT_REST_MAX);
         let hurry = throttle.hurry();
         throttle.rest_of_stream(Duration::from_secs(60)).await;
-        assert_eq!(began.elapsed(), STREAM_REST_MAX);
+        assert_eq!(began.elapsed(), SHORT_REST_MAX);
         drop(hurry);
         let resting = throttle.rest_of_stream(Duration::from_secs(60));
         let hurried = async {
@@ -396,7 +408,15 @@ mod tests {
             throttle.hurry()
         };
         tokio::join!(resting, hurried);
-        assert_eq!(began.elapsed(), STREAM_REST_MAX + Duration::from_millis(100));
+        assert_eq!(began.elapsed(), SHORT_REST_MAX + Duration::from_millis(100));
+    }
+
+    #[test]
+    fn a_share_is_one_of_the_operators_rate_too() {
+        let throttle = Throttle::new(Limits { bytes_per_s_max: Some(1_000), ..left(Share::FULL.halved(), 4) });
+        let until = throttle.charge(1_000).unwrap();
+        assert_eq!(until.duration_since(Instant::now()).as_secs_f64().round(), 2.0);
+        assert_eq!(throttle.bytes_per_s(), Some(500));
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Probe {
             e.as_db_error().map_or_else(|| e.to_string(), |db| db.message().to_owned())
         };
         let bounds =
-            format!("SET statement_timeout = {STATEMENT_MS_MAX}; SET lock_timeout = {STATEMENT_MS_MAX}");
+            format!("SET statement_timeout = {STATEMENT_MS_MAX}");
         client.batch_execute(&bounds).await.map_err(words)?;
         let statement = client.prepare(WRITE).await.map_err(words)?;
         Ok((client, statement))

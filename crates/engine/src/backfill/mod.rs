@@ -186,7 +186,7 @@ async fn take<'w, S: Source, T: Target>(
 /// Rows that the throttle's rate lets through in a region's time: what is copied at once and paid for afterwards is no
 /// burst.
 fn affordable<S, T>(shared: &Shared<S, T>, table: &Table) -> u64 {
-    let Some(rate) = shared.throttle.limits().bytes_per_s_max else { return REGION_ROWS_MAX };
+    let Some(rate) = shared.throttle.bytes_per_s() else { return REGION_ROWS_MAX };
     let bytes = rate.saturating_mul(shared.region_target.as_millis() as u64) / 1000;
     (bytes / row_bytes(table)).max(1)
 }
