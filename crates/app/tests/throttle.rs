@@ -7,6 +7,7 @@
 mod support;
 
 use segue_testkit::cluster::StandbyOptions;
+use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options};
 use serde_json::Value;
 use std::sync::Arc;
@@ -125,7 +126,7 @@ async fn start() -> (Pair, Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_that_falls_behind_is_named_and_makes_the_copy_wait_until_it_has_caught_up() {
+async fn the_copy_yields_to_a_late_standby_and_to_a_query_and_orders_outlive_the_process() {
     let (pair, standby) = start().await;
     let users = Users::start(&pair.source).await;
     let alone = users.p99_over(Duration::from_secs(2)).await;
@@ -135,17 +136,32 @@ async fn a_standby_that_falls_behind_is_named_and_makes_the_copy_wait_until_it_h
         pair.segue(&["throttle", "--rate", "4MiB"], 0);
     }
     until(&pair, "the copy has begun", support::PATIENCE, |status| rows(status) > 0).await;
+    a_standby_that_falls_behind_makes_the_copy_wait_until_it_has_caught_up(&pair, &standby, &users, alone)
+        .await;
+    a_query_is_as_good_a_reason_and_the_operator_has_the_last_word(&pair, &run).await;
+    users.stop().await;
+    what_was_ordered_holds_for_the_process_after_this_one(&pair, run).await;
+    pair.caught_up().await;
+    pair.assert_equal(&["public"]).await;
+}
+
+async fn a_standby_that_falls_behind_makes_the_copy_wait_until_it_has_caught_up(
+    pair: &Pair,
+    standby: &Cluster,
+    users: &Users,
+    alone: Duration,
+) {
     let copying = users.p99_over(Duration::from_secs(3)).await;
 
     standby.pause().await;
     let why = "replica_lag ";
-    let (took, seen) = until(&pair, "it yields", YIELDS_WITHIN, |status| is_yielding(status, why)).await;
+    let (took, seen) = until(pair, "it yields", YIELDS_WITHIN, |status| is_yielding(status, why)).await;
     let reason = &seen["throttle"]["reasons"][0];
     eprintln!("yielded {} ms after the standby had stopped: {}", took.as_millis(), reason["text"]);
     assert!(reason["text"].as_str().unwrap().contains(" >= 1 s on replica_2 (source) for "), "{reason}");
     assert!(reason["value"].as_f64() >= Some(1_000.0) && reason["exceeded"] == true, "{reason}");
     let is_held = |status: &Value| status["throttle"]["backfill_percent"] == 0;
-    let (_, held) = until(&pair, "it yields all", YIELDS_WITHIN, is_held).await;
+    let (_, held) = until(pair, "it yields all", YIELDS_WITHIN, is_held).await;
     let text = pair.segue(&["status"], 0);
     assert!(
         text.contains("  throttle  copy at 0 %, ") && text.contains(" on replica_2 (source) for "),
@@ -153,9 +169,9 @@ async fn a_standby_that_falls_behind_is_named_and_makes_the_copy_wait_until_it_h
     );
     // What was under way may end.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let before = rows(&status(&pair));
+    let before = rows(&status(pair));
     let yielded = users.p99_over(Duration::from_secs(3)).await;
-    let now = status(&pair);
+    let now = status(pair);
     assert!(rows(&now) == before && before >= rows(&held) && now["stage"] == "backfilling", "{now:#}");
     eprintln!(
         "users' p99: {alone:?} alone, {copying:?} beside the copy, {yielded:?} when it has yielded: {:.2} of it",
@@ -165,24 +181,26 @@ async fn a_standby_that_falls_behind_is_named_and_makes_the_copy_wait_until_it_h
     standby.unpause();
     let goes_on =
         |status: &Value| rows(status) > before && status["throttle"]["reasons"] == serde_json::json!([]);
-    let (took, _) = until(&pair, "it goes on", Duration::from_secs(40), goes_on).await;
+    let (took, _) = until(pair, "it goes on", Duration::from_secs(40), goes_on).await;
     eprintln!("went on {} ms after the standby", took.as_millis());
+}
 
-    // The operator's own number is as good a reason.
+async fn a_query_is_as_good_a_reason_and_the_operator_has_the_last_word(pair: &Pair, run: &Process) {
     pair.source.execute("UPDATE ops.alarm SET high = 11").await;
     let why = "query alarm 11 > 10 on the source";
-    until(&pair, "it yields to the query", YIELDS_WITHIN, |status| is_yielding(status, why)).await;
-    // Whoever wants the copy all the same gets it …
+    until(pair, "it yields to the query", YIELDS_WITHIN, |status| is_yielding(status, why)).await;
+    // Whoever wants the copy all the same gets it.
     pair.segue(&["throttle", "--off"], 0);
-    pair.reaches(&run, "following").await;
+    pair.reaches(run, "following").await;
     let off =
-        until(&pair, "it is off", YIELDS_WITHIN, |status| status["throttle"]["automatic"] == false).await.1;
+        until(pair, "it is off", YIELDS_WITHIN, |status| status["throttle"]["automatic"] == false).await.1;
     assert_eq!(
         (&off["throttle"]["backfill_percent"], &off["throttle"]["bytes_per_s_max"]),
         (&100.into(), &Value::Null)
     );
-    users.stop().await;
-    // … and what he has ordered holds for the process after this one, too.
+}
+
+async fn what_was_ordered_holds_for_the_process_after_this_one(pair: &Pair, run: Process) {
     pair.segue(&["throttle", "--workers", "1"], 0);
     run.kill9();
     run.wait(support::PATIENCE).await.unwrap();
@@ -191,18 +209,16 @@ async fn a_standby_that_falls_behind_is_named_and_makes_the_copy_wait_until_it_h
         let throttle = &status["throttle"];
         status["alive"] == true && throttle["automatic"] == false && throttle["workers_max"] == 1
     };
-    until(&pair, "it is as it was", support::PATIENCE, is_as_before).await;
+    until(pair, "it is as it was", support::PATIENCE, is_as_before).await;
     pair.reaches(&again, "following").await;
     pair.segue(&["throttle", "--auto"], 0);
     let counts = |status: &Value| {
         status["throttle"]["automatic"] == true
             && !status["throttle"]["reasons"].as_array().unwrap().is_empty()
     };
-    until(&pair, "it counts again", YIELDS_WITHIN, counts).await;
+    until(pair, "it counts again", YIELDS_WITHIN, counts).await;
     // The small write is made where the writes are, and no stream carries it.
     let probed = "SELECT count(*) FROM segue.probe WHERE at > now() - interval '1 min'";
     assert_eq!(pair.source.scalar(probed).await.as_deref(), Some("1"));
     assert_eq!(pair.target.scalar(probed).await.as_deref(), Some("0"));
-    pair.caught_up().await;
-    pair.assert_equal(&["public"]).await;
 }

@@ -413,7 +413,8 @@ mod tests {
 
     #[test]
     fn a_share_is_one_of_the_operators_rate_too() {
-        let throttle = Throttle::new(Limits { bytes_per_s_max: Some(1_000), ..left(Share::FULL.halved(), 4) });
+        let throttle =
+            Throttle::new(Limits { bytes_per_s_max: Some(1_000), ..left(Share::FULL.halved(), 4) });
         let until = throttle.charge(1_000).unwrap();
         assert_eq!(until.duration_since(Instant::now()).as_secs_f64().round(), 2.0);
         assert_eq!(throttle.bytes_per_s(), Some(500));

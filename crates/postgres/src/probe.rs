@@ -67,8 +67,7 @@ impl Probe {
         let words = |e: tokio_postgres::Error| {
             e.as_db_error().map_or_else(|| e.to_string(), |db| db.message().to_owned())
         };
-        let bounds =
-            format!("SET statement_timeout = {STATEMENT_MS_MAX}");
+        let bounds = format!("SET statement_timeout = {STATEMENT_MS_MAX}");
         client.batch_execute(&bounds).await.map_err(words)?;
         let statement = client.prepare(WRITE).await.map_err(words)?;
         Ok((client, statement))

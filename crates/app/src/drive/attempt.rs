@@ -10,9 +10,8 @@ use super::journal::{Journal, Scribe};
 use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
-use super::throttle::{self, Yielding};
 use super::traffic::Traffic;
-use super::{Driver, contain, guard, plan};
+use super::{Driver, contain, guard, plan, throttle};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
@@ -59,7 +58,6 @@ struct Ready<'d> {
     service: Service<'d>,
     rollback: Arc<Rollback<'d>>,
     traffic: Arc<Traffic<'d>>,
-    yielding: Yielding<'d>,
     completer: Completer<'d>,
     scribe: Scribe,
 }
@@ -129,19 +127,8 @@ impl<'d> Attempt<'d> {
             never = self.name_standby() => match never {},
             why = self.driver.told_to_stop() => return Ok(why),
         };
-        let Ready {
-            unguarded,
-            run,
-            flows,
-            back,
-            switch,
-            service,
-            rollback,
-            traffic,
-            yielding,
-            completer,
-            scribe,
-        } = ready;
+        let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
+            ready;
         let ended = tokio::select! {
             fault = self.forward(run, &flows, &switch) => Err(fault),
             fault = back.run(&flows) => Err(fault),
@@ -150,7 +137,6 @@ impl<'d> Attempt<'d> {
             fault = rollback.run() => Err(fault),
             fault = scribe.run(self.driver, self.lease) => Err(fault),
             never = traffic.run() => match never {},
-            never = yielding.run() => match never {},
             begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
@@ -474,7 +460,6 @@ impl<'d> Attempt<'d> {
         );
         let rollback = Arc::new(Rollback::new((driver, lease), flows.clone(), orders.clone()));
         let traffic = Arc::new(Traffic::new((driver, lease), flows.clone()));
-        let yielding = Yielding::new(driver, flows.clone());
         let (completions, to_complete) = mpsc::channel(1);
         let completer = Completer::new(
             (driver, lease),
@@ -499,19 +484,7 @@ impl<'d> Attempt<'d> {
             comparisons,
             seen: std::sync::Mutex::default(),
         };
-        Ok(Ready {
-            unguarded: None,
-            run,
-            flows,
-            back,
-            switch,
-            service,
-            rollback,
-            traffic,
-            yielding,
-            completer,
-            scribe,
-        })
+        Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, completer, scribe })
     }
 }
 

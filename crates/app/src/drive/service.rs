@@ -8,6 +8,7 @@ use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
+use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
 use super::{Driver, contain, throttle};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState};
@@ -58,6 +59,7 @@ pub(super) struct Service<'d> {
 impl Service<'_> {
     /// Serves until something ends the attempt: `Ok` says why it was meant to end.
     pub(super) async fn serve(&self) -> Outcome<String> {
+        let yielding = Yielding::new(self.driver, self.flows.clone());
         tokio::select! {
             ended = self.beat() => ended,
             ended = self.report() => ended,
@@ -68,6 +70,7 @@ impl Service<'_> {
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
             why = self.driver.told_to_stop() => Ok(why),
+            never = yielding.run() => match never {},
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
         }
     }
