@@ -115,7 +115,7 @@ async fn start() -> (Pair, Cluster) {
         side.execute("CREATE TABLE ledger (id bigint PRIMARY KEY, filler text)").await;
         side.execute("CREATE TABLE account (id int PRIMARY KEY, balance int)").await;
     }
-    let count = if soak() { 6_000_000 } else { 400_000 };
+    let count = if soak() { 4_000_000 } else { 400_000 };
     pair.source
         .execute(&format!(
             "INSERT INTO ledger SELECT i, repeat(md5(i::text), 6) FROM generate_series(1, {count}) i"
