@@ -90,7 +90,7 @@ async fn command(cli: &Cli) -> Exit {
         }
         Command::Resume(_) => commands::order::run(&spec, "resume", &json!({}), json).await,
         Command::Throttle(t) => {
-            let limits = json!({ "workers": t.workers, "rate": t.rate, "off": t.off });
+            let limits = json!({ "workers": t.workers, "rate": t.rate, "off": t.off, "auto": t.auto });
             commands::order::run(&spec, "throttle", &limits, json).await
         }
         Command::Cancel(cancel) => commands::cancel::run(&spec, cancel.drop_target_tables, json).await,

@@ -6,6 +6,7 @@ pub(crate) mod plan;
 mod rollback;
 mod routing;
 mod served;
+mod throttle;
 
 pub(crate) use rollback::RollbackState;
 pub(crate) use routing::{Latency, MirrorSeat, MismatchSeat, ReadsSeat};
@@ -16,6 +17,7 @@ use segue_model::switch::gates::Gate;
 use serde::{Deserialize, Serialize};
 pub(crate) use served::{PoolSeat, ServedSeat, SlowSeat, StatsSeat, TimesSeat};
 use std::fmt::Write;
+pub(crate) use throttle::{ReasonState, ThrottleState};
 
 /// Whether the driver makes progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +190,9 @@ pub(crate) struct Status {
     /// The rollback triggers, while they are armed.
     #[serde(default)]
     pub(crate) rollback: Vec<RollbackState>,
+    /// What is left to Segue of the servers.
+    #[serde(default)]
+    pub(crate) throttle: ThrottleState,
 }
 
 /// Rates between two looks at a migration.
@@ -264,6 +269,7 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
     for wait in &p.waits {
         lines.push(format!("  {} waits {:.1} s: {}", wait.who, wait.since_ms as f64 / 1000.0, wait.reason));
     }
+    lines.extend(status.throttle.lines());
     if shows_gates(status.stage) {
         lines.push(format!("  way back  {}", way_back_text(&status.way_back)));
         gate_lines(&status.gates, &mut lines);

@@ -1,7 +1,7 @@
 //! The databases of a migration: source, target and control, reached as the spec says.
 
 use segue_engine::ports::Outcome;
-use segue_model::spec::Spec;
+use segue_model::spec::{Database, Spec};
 use segue_postgres::connect::Endpoint;
 
 /// Where the three databases are.
@@ -27,6 +27,15 @@ impl Sides {
             control: Endpoint::parse(spec.control.expose()).map_err(|f| f.during("the spec's `control`"))?,
             control_is_target,
         })
+    }
+
+    /// The one that a spec calls so.
+    pub(crate) fn of_database(&self, database: Database) -> &Endpoint {
+        match database {
+            Database::Source => &self.source,
+            Database::Target => &self.target,
+            Database::Control => &self.control,
+        }
     }
 
     /// Every database that is written to, each once.

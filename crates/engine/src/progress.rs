@@ -226,6 +226,12 @@ impl Progress {
         });
     }
 
+    /// When the oldest change that is not durable yet was committed, by its server's clock, in microseconds since the Unix
+    /// epoch.
+    pub fn oldest_us(&self) -> Option<u64> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).front().map(|(_, at_us)| *at_us)
+    }
+
     /// Grows when a transaction has arrived, and again when it is known to be durable.
     pub fn moved(&self) -> u64 {
         self.arrived.load(Ordering::Relaxed) + self.transactions.load(Ordering::Relaxed)

@@ -16,4 +16,5 @@ pub mod sqltext;
 pub mod stage;
 pub mod switch;
 pub mod table;
+pub mod throttle;
 pub mod traffic;

@@ -23,6 +23,7 @@ mod origin;
 pub mod passage;
 pub mod pgoutput;
 pub mod preflight;
+pub mod probe;
 pub mod replication;
 pub mod schema;
 pub mod sequences;

@@ -16,13 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Gauge {
     endpoint: Endpoint,
+    /// What the session is called on the server.
+    session: &'static str,
     client: Option<Client>,
 }
 
 impl Gauge {
-    /// Opens no session yet.
-    pub fn of(endpoint: Endpoint) -> Gauge {
-        Gauge { endpoint, client: None }
+    /// Opens no session yet; `session` says what it is for.
+    pub fn of(endpoint: Endpoint, session: &'static str) -> Gauge {
+        Gauge { endpoint, session, client: None }
     }
 
     /// The number that `sql` returns: one statement, one row, one column. Or why there is none.
@@ -45,7 +47,7 @@ impl Gauge {
     }
 
     async fn session(&self) -> Result<Client, String> {
-        let client = self.endpoint.connect("rollback").await.map_err(|fault| fault.what)?;
+        let client = self.endpoint.connect(self.session).await.map_err(|fault| fault.what)?;
         // Names mean what they mean to a session that has set nothing.
         let bounds = format!(
             "SET search_path = \"$user\", public; SET default_transaction_read_only = on; SET statement_timeout = {STATEMENT_MS_MAX};

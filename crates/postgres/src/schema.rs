@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS segue.heartbeat (
 CREATE TABLE IF NOT EXISTS segue.signal (
     migration text PRIMARY KEY, id bigint NOT NULL, at timestamptz NOT NULL, note jsonb);
 
+-- a row that is written to see how long a commit takes; nobody reads it
+CREATE TABLE IF NOT EXISTS segue.probe (migration text PRIMARY KEY, at timestamptz NOT NULL) WITH (fillfactor = 10);
+
 -- the source's side of a stream's identity
 CREATE TABLE IF NOT EXISTS segue.slot (
     migration text, direction text, slot text NOT NULL, incarnation bigint NOT NULL, made_at timestamptz NOT NULL,

@@ -8,6 +8,8 @@ use segue_model::name::QualifiedName;
 use segue_postgres::catalog::columns::{ColumnForm, columns};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::health::{self, Replica, StatefulSession, Transaction};
+use segue_postgres::probe::Probe;
+use segue_postgres::schema;
 use segue_testkit::cluster::{StandbyOptions, connect};
 use segue_testkit::{Cluster, Options};
 use std::future::Future;
@@ -273,6 +275,43 @@ async fn free_connections_are_what_is_left_without_the_reserved_ones() {
     .await;
 }
 
+#[tokio::test]
+async fn a_load_is_that_of_others_and_a_probe_waits_as_they_do() {
+    on_each(|world, _| async move {
+        let load = || async { health::load(&world.health).await.unwrap() };
+        let quiet = load().await;
+        assert_eq!((quiet.active_sessions, quiet.lock_waits, quiet.is_partly_hidden), (0, 0, false));
+        assert!(quiet.standbys.is_empty() && quiet.flushed > Some(0));
+        let endpoint = Endpoint::parse(&world.cluster.url("postgres")).unwrap();
+        schema::ensure(&mut endpoint.connect("schema").await.unwrap()).await.unwrap();
+        let mut probe = Probe::of(endpoint, "m");
+        for _ in 0..2 {
+            assert!(probe.write().await.unwrap() < Duration::from_secs(2));
+        }
+        assert_eq!(world.cluster.scalar("SELECT count(*) FROM segue.probe").await.as_deref(), Some("1"));
+
+        // In the way of a session of the application's, and of the probe's.
+        let holder = world.cluster.connect("postgres").await;
+        holder.batch_execute("BEGIN; LOCK TABLE t; UPDATE segue.probe SET at = now()").await.unwrap();
+        let waiting = world.session("app", "report").await;
+        let waits = tokio::spawn(async move { waiting.batch_execute("SELECT FROM t").await });
+        until(|| async {
+            let now = load().await;
+            ((now.active_sessions, now.lock_waits) == (1, 1)).then_some(())
+        })
+        .await;
+        let blind = world.session("other", "segue health").await;
+        assert!(health::load(&blind).await.unwrap().is_partly_hidden, "hidden is not absent");
+        let late = probe.write().await.unwrap();
+        assert!(late > Duration::from_millis(1_900), "as late as it was waited for: {late:?}");
+        holder.batch_execute("ROLLBACK; DROP TABLE segue.probe").await.unwrap();
+        waits.await.unwrap().unwrap();
+        let why = probe.write().await.unwrap_err();
+        assert!(why.contains("segue.probe"), "{why}");
+    })
+    .await;
+}
+
 async fn a_standby_is_measured_on(major: u16) {
     let world = World::start(Options::major(major)).await;
     assert_eq!(health::replicas(&world.health).await.unwrap(), []);
@@ -290,6 +329,8 @@ async fn a_standby_is_measured_on(major: u16) {
     let behind =
         until(|| async { replicas().await.first().map(|b| b.lag_ms).filter(|lag_ms| *lag_ms > 1_000) }).await;
     assert!(behind < 60_000, "{behind}");
+    let load = health::load(&world.health).await.unwrap();
+    assert!(load.standbys[0].replayed.is_some_and(|at| Some(at) < load.flushed), "{load:?}");
     let blind = world.session("other", "segue health").await;
     let hidden = health::replicas(&blind).await.unwrap();
     assert_eq!(hidden, [Replica { name: "b".into(), lag_ms: u64::MAX }], "hidden is not absent");

@@ -9,7 +9,7 @@ use segue_testkit::{Cluster, Options};
 async fn a_statement_returns_one_number_or_it_is_said_why_not_and_nothing_is_written() {
     let server = Cluster::start(Options::default()).await;
     server.execute("CREATE TABLE t (n numeric); INSERT INTO t VALUES (1.5)").await;
-    let mut gauge = Gauge::of(Endpoint::parse(&server.url("postgres")).unwrap());
+    let mut gauge = Gauge::of(Endpoint::parse(&server.url("postgres")).unwrap(), "rollback");
     for (sql, number) in
         [("SELECT n FROM t", 1.5), ("SELECT count(*) FROM t;", 1.0), ("SELECT '-2e3'::text", -2000.0)]
     {

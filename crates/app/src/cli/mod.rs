@@ -201,15 +201,18 @@ pub(crate) struct Resume {}
 
 /// Limit what the copying of rows takes from the servers
 ///
-/// Applies at once and until changed again. The stream of changes is never throttled.
+/// Applies at once and until changed again, also over restarts. Within these limits Segue yields by itself when the servers
+/// are busy with others, as the spec's `throttle` says: first the copy, then comparisons, then the stream. `segue status` says
+/// why, and for how long.
 #[derive(Debug, Args)]
 #[command(
-    group = clap::ArgGroup::new("limit").required(true).multiple(true).args(["workers", "rate", "off"]),
+    group = clap::ArgGroup::new("limit").required(true).multiple(true).args(["workers", "rate", "off", "auto"]),
     after_long_help = "\
 Examples:
   segue throttle --workers 1             one region at a time
   segue throttle --rate 20MiB            at most 20 MiB of rows a second
-  segue throttle --off                   back to what the spec says"
+  segue throttle --off                   take all there is, whoever else needs it
+  segue throttle --auto                  yield by itself again"
 )]
 pub(crate) struct Throttle {
     /// Copy at most this many regions at a time
@@ -218,9 +221,12 @@ pub(crate) struct Throttle {
     /// Copy at most this many bytes a second; takes units such as 20MiB
     #[arg(long, value_name = "BYTES_PER_S", value_parser = bytes_per_second)]
     pub(crate) rate: Option<u64>,
-    /// Lift every limit set here
-    #[arg(long, conflicts_with_all = ["workers", "rate"])]
+    /// Lift every limit set here, and let automatic ones not count until --auto; the bound of the retained log stays
+    #[arg(long, conflicts_with_all = ["workers", "rate", "auto"])]
     pub(crate) off: bool,
+    /// Let automatic limits count again, under those set here
+    #[arg(long)]
+    pub(crate) auto: bool,
 }
 
 /// Give the migration up, and remove what Segue made on both sides

@@ -11,7 +11,7 @@ use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::traffic::Traffic;
-use super::{Driver, contain, guard, plan};
+use super::{Driver, contain, guard, plan, throttle};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
@@ -248,6 +248,7 @@ impl<'d> Attempt<'d> {
             gates: Vec::new(),
             trouble: Vec::new(),
             rollback: Vec::new(),
+            throttle: throttle::state(self.driver),
         };
         control.publish_status(self.lease, &json!(status)).await
     }
@@ -279,6 +280,7 @@ impl<'d> Attempt<'d> {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         contain::restore(self.driver, &journal);
+        throttle::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;

@@ -87,9 +87,8 @@ pub(super) fn restore(driver: &Driver, journal: &[Entry]) {
 }
 
 fn hold(driver: &Driver, why: &str) {
-    let mut limits = driver.throttle.limits();
-    (limits.paused, limits.contained) = (Some(format!("{why}; `segue resume` goes on")), true);
-    driver.throttle.set(limits);
+    let paused = format!("{why}; `segue resume` goes on");
+    driver.throttle.change(|limits| (limits.paused, limits.contained) = (Some(paused), true));
 }
 
 async fn put_back(driver: &Driver) -> Outcome<usize> {

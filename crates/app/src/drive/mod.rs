@@ -17,6 +17,7 @@ mod rollback;
 mod screen;
 mod service;
 pub(crate) mod switch;
+mod throttle;
 mod traffic;
 mod verifying;
 
@@ -74,8 +75,10 @@ pub(crate) struct Driver {
     pub(crate) control: Arc<Control>,
     /// Host and process.
     pub(crate) holder: String,
-    /// Limits the operator can change.
+    /// What the migration may take of the servers.
     pub(crate) throttle: Arc<Throttle>,
+    /// What is left to it by those who are served first.
+    pub(crate) governing: throttle::Governing,
     /// End when this stage is reached.
     pub(crate) until: Option<Stage>,
     /// What people see.
@@ -204,6 +207,7 @@ impl Driver {
             control: Arc::new(control),
             holder: holder(),
             throttle: Arc::new(Throttle::new(Limits::default())),
+            governing: throttle::Governing::new(),
             until,
             screen,
             started,

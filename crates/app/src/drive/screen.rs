@@ -128,6 +128,9 @@ fn line(status: &Status, rates: Rates) -> String {
     for wait in &p.waits {
         text = format!("{text}  [{} waits: {}]", wait.who, wait.reason);
     }
+    for reason in &status.throttle.reasons {
+        text = format!("{text}  [throttle: {}]", reason.text);
+    }
     for warning in &status.warnings {
         text = format!("{text}  [warning: {warning}]");
     }

@@ -8,13 +8,13 @@ use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
+use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
-use super::{Driver, contain};
-use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState, bytes_text};
+use super::{Driver, contain, throttle};
+use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState};
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
-use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -59,6 +59,7 @@ pub(super) struct Service<'d> {
 impl Service<'_> {
     /// Serves until something ends the attempt: `Ok` says why it was meant to end.
     pub(super) async fn serve(&self) -> Outcome<String> {
+        let yielding = Yielding::new(self.driver, self.flows.clone());
         tokio::select! {
             ended = self.beat() => ended,
             ended = self.report() => ended,
@@ -69,6 +70,7 @@ impl Service<'_> {
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
             why = self.driver.told_to_stop() => Ok(why),
+            never = yielding.run() => match never {},
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
         }
     }
@@ -177,31 +179,12 @@ impl Service<'_> {
     async fn health(&self) -> Outcome<SlotState> {
         let client = self.driver.sides.source.connect("health").await?;
         let state = server::slot_state(&client, &self.flows.forward.slot).await?;
-        self.yield_to_the_stream(state.retained_bytes);
         Ok(SlotState {
             name: self.flows.forward.slot.clone(),
             retained_bytes: state.retained_bytes,
             retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
             wal_status: state.wal_status,
         })
-    }
-
-    /// Holds the copy back while the source keeps too much log: the stream must catch up first.
-    fn yield_to_the_stream(&self, retained_bytes: u64) {
-        let max = self.driver.spec.limits.retained_wal_bytes_max;
-        let mut limits = self.driver.throttle.limits();
-        let held = limits.held.is_some();
-        if !held && retained_bytes > max {
-            limits.held = Some(format!(
-                "the source keeps {} of log, more than limits.retained_wal_bytes_max ({}); the copy yields to the stream",
-                bytes_text(retained_bytes),
-                bytes_text(max)
-            ));
-            self.driver.throttle.set(limits);
-        } else if held && retained_bytes < max / 5 * 4 {
-            limits.held = None;
-            self.driver.throttle.set(limits);
-        }
     }
 
     async fn publish(&self, slot: &SlotState) -> Outcome<()> {
@@ -211,8 +194,8 @@ impl Service<'_> {
     }
 
     fn status(&self, slot: &SlotState) -> Status {
-        let Driver { spec, sides, throttle, holder, .. } = self.driver;
-        let run = throttle.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
+        let Driver { spec, sides, throttle: limits, holder, .. } = self.driver;
+        let run = limits.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let (gates, trouble) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut warnings = self.warnings.clone();
         warnings.extend(self.driver.warnings.said());
@@ -243,6 +226,7 @@ impl Service<'_> {
             gates,
             trouble,
             rollback,
+            throttle: throttle::state(self.driver),
         }
     }
 
@@ -390,18 +374,17 @@ impl Service<'_> {
     }
 
     fn obey(&self, command: &Command) -> Outcome<Obeyed> {
-        let throttle = &self.driver.throttle;
-        let number = |name: &str| command.arguments.get(name).and_then(Value::as_u64);
-        let mut limits = throttle.limits();
+        let limits = &self.driver.throttle;
         let done = match command.verb.as_str() {
             "pause" => {
                 let reason =
                     command.arguments.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
-                limits.paused = Some(format!("by {}: {reason}", command.asked_by));
+                let paused = format!("by {}: {reason}", command.asked_by);
+                limits.change(|limits| limits.paused = Some(paused));
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
             "resume" => {
-                (limits.paused, limits.contained) = (None, false);
+                limits.change(|limits| (limits.paused, limits.contained) = (None, false));
                 for side in Side::ALL {
                     if let Some(flow) = self.flows.landing_on(side) {
                         flow.verifying.hold(None);
@@ -409,19 +392,7 @@ impl Service<'_> {
                 }
                 "resumed"
             }
-            "throttle" => {
-                let off = command.arguments.get("off").and_then(Value::as_bool).unwrap_or(false);
-                limits = Limits {
-                    paused: limits.paused,
-                    contained: limits.contained,
-                    held: limits.held,
-                    workers_max: number("workers")
-                        .and_then(|n| usize::try_from(n).ok())
-                        .or(limits.workers_max.filter(|_| !off)),
-                    bytes_per_s_max: number("rate").or(limits.bytes_per_s_max.filter(|_| !off)),
-                };
-                "the copy is throttled as asked"
-            }
+            "throttle" => throttle::obey(self.driver, &command.arguments),
             "stop" => {
                 let why = format!("stopped by {}", command.asked_by);
                 return Ok(Obeyed::End(json!({ "done": "stopped" }), why));
@@ -434,7 +405,6 @@ impl Service<'_> {
                 ));
             }
         };
-        throttle.set(limits);
         Ok(Obeyed::GoOn(json!({ "done": done })))
     }
 }

@@ -7,7 +7,7 @@ use segue_engine::follow::repair::StreamRepairer;
 use segue_engine::migration::Handles;
 use segue_engine::moving::Frozen;
 use segue_engine::ports::Outcome;
-use segue_engine::throttle::{Limits, Throttle};
+use segue_engine::throttle::{Left, Limits, Throttle};
 use segue_engine::verify::at_rest::{AtRest, Unsettled};
 use segue_engine::verify::live::{Live, LiveQueue};
 use segue_engine::verify::passage::StreamPassage;
@@ -140,8 +140,12 @@ impl Verifying {
 
     /// Lets it compare nothing any more, for this reason, or go on.
     pub(super) fn hold(&self, why: Option<String>) {
-        let limits = self.parts.throttle.limits();
-        self.parts.throttle.set(Limits { paused: why, ..limits });
+        self.parts.throttle.change(|limits| limits.paused = why);
+    }
+
+    /// Lets it take no more than what is left by others.
+    pub(super) fn leave(&self, left: Left) {
+        self.parts.throttle.change(|limits| limits.pieces = left);
     }
 
     /// Returns when everything that the owner shows now has been applied on the other side.

@@ -35,6 +35,7 @@ fn status() -> Status {
         gates: Vec::new(),
         trouble: vec!["source: the slot x is read by nobody".into()],
         rollback: Vec::new(),
+        throttle: ThrottleState::default(),
     }
 }
 
@@ -130,8 +131,10 @@ fn the_object_round_trips() {
     object.remove("gates");
     object.remove("trouble");
     object.remove("rollback");
+    object.remove("throttle");
     let earlier: Status = serde_json::from_value(object.clone().into()).unwrap();
     assert_eq!((earlier.gates, earlier.trouble), (vec![], vec![]), "a driver of before knew no gates");
+    assert_eq!(earlier.throttle, ThrottleState::default(), "… and did not yield by itself");
 }
 
 #[test]

@@ -115,9 +115,14 @@ async fn worker<S: Source, T: Target>(
 ) -> Outcome<()> {
     let mut reader = shared.source.reader().await?;
     let mut writer = shared.target.writer().await?;
+    let mut worked = Duration::ZERO;
     loop {
+        let admitted = async {
+            shared.throttle.rest(worked).await;
+            shared.throttle.admit(number, &shared.progress).await;
+        };
         tokio::select! {
-            () = shared.throttle.admit(number, &shared.progress) => {}
+            () = admitted => {}
             () = complete(&shared.regions, &work) => return Ok(()),
         }
         let Some((task, id, extent)) = take(&shared, &work, &mut reader).await? else {
@@ -128,6 +133,7 @@ async fn worker<S: Source, T: Target>(
             continue;
         };
         crate::killpoint::pass("region.marked");
+        let began = Instant::now();
         let copy = copy_region(&shared, &mut reader, &mut writer, task, id, &extent);
         let copied = shared
             .throttle
@@ -135,6 +141,7 @@ async fn worker<S: Source, T: Target>(
             .await
             .flatten()
             .map_err(|f| f.during(format_args!("copying {}", task.table.source)))?;
+        worked = began.elapsed();
         let Some(copied) = copied else { continue };
         task.steer(&copied, shared.region_target);
         if shared.regions.is_complete(task.unit) {
@@ -162,7 +169,9 @@ async fn take<'w, S: Source, T: Target>(
             Some(_) => None,
             None if task.replace => None,
             None => {
-                let rows = task.region_rows.load(Ordering::Relaxed).min(affordable(shared, &task.table));
+                let rows = task.region_rows.load(Ordering::Relaxed);
+                let rows =
+                    shared.throttle.of_rows(rows).max(task.rows_min).min(affordable(shared, &task.table));
                 let bound = reader.bound_after(&task.table, task.unit, &within, rows).await;
                 bound.map_err(|f| f.during(format_args!("cutting a region of {}", task.table.source)))?
             }
@@ -177,7 +186,7 @@ async fn take<'w, S: Source, T: Target>(
 /// Rows that the throttle's rate lets through in a region's time: what is copied at once and paid for afterwards is no
 /// burst.
 fn affordable<S, T>(shared: &Shared<S, T>, table: &Table) -> u64 {
-    let Some(rate) = shared.throttle.limits().bytes_per_s_max else { return REGION_ROWS_MAX };
+    let Some(rate) = shared.throttle.bytes_per_s() else { return REGION_ROWS_MAX };
     let bytes = rate.saturating_mul(shared.region_target.as_millis() as u64) / 1000;
     (bytes / row_bytes(table)).max(1)
 }

@@ -47,10 +47,16 @@ pub async fn copy_region<S: Source, T: Target>(
     writer.begin(&work.table, work.unit, extent, replace).await?;
     reader.copy(&work.table, work.unit, extent).await?;
     let mut bytes = 0;
+    let mut began = Instant::now();
     while let Some(piece) = reader.next_piece().await? {
         bytes += piece.len() as u64;
         match work.table.one_region {
-            Some(_) => shared.throttle.spend(piece.len()).await,
+            Some(_) => {
+                let worked = began.elapsed();
+                shared.throttle.spend(piece.len()).await;
+                shared.throttle.rest_uncut(worked).await;
+                began = Instant::now();
+            }
             // Paid for before the next region, so that this one's snapshot does not grow old.
             None => drop(shared.throttle.charge(piece.len())),
         }

@@ -121,10 +121,12 @@ impl<A: Applier> Writer<A> {
             }
             // Also to take apart what a large batch was made of takes its time; the next one need not wait for it.
             let (live, tables) = (self.live.clone(), self.tables.clone());
+            let worked = began.elapsed();
             tokio::spawn(async move {
                 let batch = batch;
                 live.applied(&tables, &batch.changes);
             });
+            self.throttle.rest_of_stream(worked).await;
         }
         Ok(())
     }

@@ -59,11 +59,13 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         while let Some(task) = tasks.pop() {
             let start = Instant::now();
             let (owner, other) = self.digests(table, &task.within, counts).await?;
+            let worked = start.elapsed();
             if first_digest_took.is_none() {
                 first_digest_took = Some(start.elapsed());
                 counts.rows += owner.rows.max(other.rows);
             }
             self.throttle.spend(usize::try_from(owner.bytes.max(other.bytes)).unwrap_or(usize::MAX)).await;
+            self.throttle.rest(worked).await;
             if owner.same(&other) {
                 continue;
             }
@@ -147,12 +149,15 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
             bytes: found.values().map(|d| d.bytes).sum(),
         };
         counts.digests += 1;
+        let began = Instant::now();
         let (owner, other) = tokio::try_join!(
             metered(&mut counts.owner, self.owner.buckets(table, BUCKETS), cost),
             metered(&mut counts.other, self.other.buckets(table, BUCKETS), cost),
         )?;
+        let worked = began.elapsed();
         counts.rows += cost(&owner).rows.max(cost(&other).rows);
         self.throttle.spend(usize::try_from(cost(&owner).bytes).unwrap_or(usize::MAX)).await;
+        self.throttle.rest(worked).await;
         let none = Digest::default();
         let same = |b: &u32| owner.get(b).unwrap_or(&none).same(other.get(b).unwrap_or(&none));
         let all: BTreeSet<u32> = owner.keys().chain(other.keys()).copied().collect();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Keys that wait to be compared; at the default rate, about a minute's worth.
@@ -240,8 +240,13 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
             }
             self.parts.throttle.admit(0, &self.parts.progress).await;
             let pace = tokio::time::sleep(BATCH_EVERY.max(Duration::from_secs(1) / self.rate()));
+            let began = Instant::now();
             match self.compare(batch_keys).await {
-                Ok(()) => pace.await,
+                Ok(()) => {
+                    let worked = began.elapsed();
+                    pace.await;
+                    self.parts.throttle.rest(worked).await;
+                }
                 Err(fault) => match fault.recovery {
                     Recovery::Retry => {
                         tracing::debug!("live verification waits: {fault}");

@@ -6,6 +6,7 @@ use super::settle::{FULL_ROWS_BYTES_MAX, cost_of, full_cost};
 use super::{Done, Parts, conclude, metered};
 use crate::ports::Outcome;
 use segue_model::table::Table;
+use std::time::Instant;
 
 /// Rows compared by one pair of statements.
 const CHUNK_ITEMS_MAX: usize = 256;
@@ -41,8 +42,11 @@ pub(super) async fn sampled<O: Comparable, X: Comparable, P: Passage, S: Store, 
             }
             let (part, after) = rest.split_at(len);
             rest = after;
+            let began = Instant::now();
             suspects.extend(unequal(parts, table, part, &mut counts).await?);
+            let worked = began.elapsed();
             parts.throttle.spend(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
+            parts.throttle.rest(worked).await;
         }
     }
     let (divergences, hot_keys) = conclude(parts, table, suspects, request, &mut counts).await?;

@@ -23,6 +23,19 @@ pub(super) struct Defaults {
     pub(super) range_rows: u64,
     pub(super) max_write_hold: Duration,
     pub(super) guard_ddl: bool,
+    pub(super) throttle: ThrottleDefaults,
+}
+
+/// How far signals may go before Segue yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ThrottleDefaults {
+    pub(super) replica_lag_ms: u64,
+    pub(super) apply_lag_ms: u64,
+    pub(super) active_sessions: u64,
+    pub(super) lock_waits: u64,
+    pub(super) answer_ms: u64,
+    pub(super) probe_write: bool,
+    pub(super) probe_write_ms: u64,
 }
 
 const PROD: Defaults = Defaults {
@@ -36,12 +49,44 @@ const PROD: Defaults = Defaults {
     range_rows: 20_000,
     max_write_hold: Duration::from_millis(2000),
     guard_ddl: true,
+    throttle: ThrottleDefaults {
+        replica_lag_ms: 1_000,
+        apply_lag_ms: 10_000,
+        active_sessions: 100,
+        lock_waits: 10,
+        answer_ms: 500,
+        probe_write: true,
+        probe_write_ms: 250,
+    },
 };
 
-/// The defaults of a profile: those of prod, with fewer workers where the servers are small.
+/// Where nobody is served by, there is less to be careful of …
+const STAGING_THROTTLE: ThrottleDefaults = ThrottleDefaults {
+    replica_lag_ms: 5_000,
+    apply_lag_ms: 30_000,
+    active_sessions: 200,
+    lock_waits: 20,
+    answer_ms: 1_000,
+    probe_write: true,
+    probe_write_ms: 500,
+};
+/// … and on a machine that everything shares only what stands still is a signal.
+const DEV_THROTTLE: ThrottleDefaults = ThrottleDefaults {
+    replica_lag_ms: 10_000,
+    apply_lag_ms: 60_000,
+    active_sessions: 1_000,
+    lock_waits: 100,
+    answer_ms: 5_000,
+    probe_write: false,
+    probe_write_ms: 1_000,
+};
+
+/// The defaults of a profile: those of prod, with fewer workers where the servers are small, and wider limits where fewer
+/// depend on them.
 pub(super) const fn defaults(profile: Profile) -> Defaults {
     match profile {
-        Profile::Dev | Profile::Staging => Defaults { copy_workers: 2, ..PROD },
+        Profile::Dev => Defaults { copy_workers: 2, throttle: DEV_THROTTLE, ..PROD },
+        Profile::Staging => Defaults { copy_workers: 2, throttle: STAGING_THROTTLE, ..PROD },
         Profile::Prod => PROD,
     }
 }
@@ -128,6 +173,27 @@ pub(super) const ROLLBACK_SAMPLES: Bounds =
 /// Below, the queries are a load of their own.
 pub(super) const ROLLBACK_EVERY: Bounds =
     Bounds { key: "rollback.triggers.every_ms", unit: Unit::Milliseconds, min: 500, max: 600_000 };
+/// Below, the pace at which it is looked is most of a lag; above, nobody waits for such a standby.
+pub(super) const REPLICA_LAG: Bounds =
+    Bounds { key: "throttle.replica_lag_ms_max", unit: Unit::Milliseconds, min: 100, max: 3_600_000 };
+/// Below, a large transaction stops the backfill; above, `limits.retained_wal_bytes_max` is met first.
+pub(super) const APPLY_LAG: Bounds =
+    Bounds { key: "throttle.apply_lag_ms_max", unit: Unit::Milliseconds, min: 500, max: 24 * 3_600_000 };
+/// Above, no server has so many.
+pub(super) const ACTIVE_SESSIONS: Bounds =
+    Bounds { key: "throttle.active_sessions_max", unit: Unit::Count, min: 1, max: 100_000 };
+/// Above, no server has so many.
+pub(super) const LOCK_WAITS: Bounds =
+    Bounds { key: "throttle.lock_waits_max", unit: Unit::Count, min: 1, max: 100_000 };
+/// Below, it measures the network; above, no look takes so long.
+pub(super) const ANSWER: Bounds =
+    Bounds { key: "throttle.answer_ms_max", unit: Unit::Milliseconds, min: 20, max: 60_000 };
+/// Below, it measures the network; above, applications have given up.
+pub(super) const PROBE_WRITE: Bounds =
+    Bounds { key: "throttle.probe_write_ms_max", unit: Unit::Milliseconds, min: 5, max: 60_000 };
+/// Below, the queries are a load of their own.
+pub(super) const THROTTLE_EVERY: Bounds =
+    Bounds { key: "throttle.queries.every_ms", unit: Unit::Milliseconds, min: 500, max: 600_000 };
 /// Each connection is a socket and some kilobytes.
 pub(super) const ROUTER_CLIENTS: Bounds =
     Bounds { key: "router.clients_max", unit: Unit::Count, min: 1, max: 1_000_000 };
@@ -187,6 +253,12 @@ mod tests {
                 (d.live_keys_per_second_max, LIVE_KEYS_PER_SECOND),
                 (d.range_rows, RANGE_ROWS),
                 (u64::try_from(d.max_write_hold.as_millis()).unwrap(), MAX_WRITE_HOLD),
+                (d.throttle.replica_lag_ms, REPLICA_LAG),
+                (d.throttle.apply_lag_ms, APPLY_LAG),
+                (d.throttle.active_sessions, ACTIVE_SESSIONS),
+                (d.throttle.lock_waits, LOCK_WAITS),
+                (d.throttle.answer_ms, ANSWER),
+                (d.throttle.probe_write_ms, PROBE_WRITE),
             ] {
                 assert!(bounds.min <= value && value <= bounds.max, "{profile}: {value} outside {bounds:?}");
             }

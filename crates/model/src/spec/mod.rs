@@ -16,6 +16,7 @@ mod router;
 mod schema;
 mod secret;
 mod selection;
+mod throttle;
 mod validate;
 
 use std::fmt;
@@ -33,6 +34,7 @@ pub use router::{
 pub use schema::json_schema;
 pub use secret::{ConnectionUrl, ConnectionUrlError, redact};
 pub use selection::{Mapping, Selection, SelectionError, TableChoice, TableEntry};
+pub use throttle::{Throttle, ThrottleQuery};
 
 /// A migration as its spec describes it, checked and complete; made by [`Spec::parse`] only.
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ pub struct Spec {
     pub apply: Apply,
     /// What may be used up.
     pub limits: Limits,
+    /// When Segue yields by itself.
+    pub throttle: Throttle,
     /// How the sides are compared.
     pub verify: Verify,
     /// How writes are handed over.

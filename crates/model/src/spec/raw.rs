@@ -73,6 +73,8 @@ section! {
         apply: RawApply,
         /// What Segue may use up.
         limits: RawLimits,
+        /// How far the servers may be loaded before Segue yields by itself.
+        throttle: RawThrottle,
         /// How the two sides are compared.
         verify: RawVerify,
         /// How writes are handed over.
@@ -149,6 +151,68 @@ section! {
             "minimum" = bounds::MEMORY_BYTES.min, "maximum" = bounds::MEMORY_BYTES.max, "default" = "256MiB"
         ))]
         memory_bytes_max: Bytes,
+    }
+}
+
+section! {
+    /// How far the servers may be loaded before Segue yields by itself: first the backfill, then comparisons, then the stream.
+    RawThrottle ("`throttle`", required: []) {
+        /// How far a standby of either side may be behind. By default 1 s in prod, 5 s in staging, 10 s in dev.
+        #[schemars(extend(
+            "minimum" = bounds::REPLICA_LAG.min, "maximum" = bounds::REPLICA_LAG.max, "default" = "1s"
+        ))]
+        replica_lag_ms_max: Span,
+        /// How old the oldest change may be that is not applied. By default 10 s in prod, 30 s in staging, 1 min in dev.
+        #[schemars(extend("minimum" = bounds::APPLY_LAG.min, "maximum" = bounds::APPLY_LAG.max, "default" = "10s"))]
+        apply_lag_ms_max: Span,
+        /// How many sessions, of all but Segue, may be doing something on either side. By default 100 in prod, 200 in
+        /// staging, 1000 in dev.
+        #[schemars(extend(
+            "minimum" = bounds::ACTIVE_SESSIONS.min, "maximum" = bounds::ACTIVE_SESSIONS.max, "default" = 100
+        ))]
+        active_sessions_max: Count,
+        /// How many of them may wait for locks. By default 10 in prod, 20 in staging, 100 in dev.
+        #[schemars(extend("minimum" = bounds::LOCK_WAITS.min, "maximum" = bounds::LOCK_WAITS.max, "default" = 10))]
+        lock_waits_max: Count,
+        /// How long a side may take to answer the look at all this. By default 500 ms in prod, 1 s in staging, 5 s in dev.
+        #[schemars(extend("minimum" = bounds::ANSWER.min, "maximum" = bounds::ANSWER.max, "default" = "500ms"))]
+        answer_ms_max: Span,
+        /// Whether a row of Segue's own is written once a second on the side that owns the writes, to see how long users wait
+        /// for their commits. By default in prod and staging.
+        #[schemars(extend("default" = true))]
+        probe_write: bool,
+        /// How long that may take, as the 99th percentile of the last writes. By default 250 ms in prod, 500 ms in staging,
+        /// 1 s in dev.
+        #[schemars(extend(
+            "minimum" = bounds::PROBE_WRITE.min, "maximum" = bounds::PROBE_WRITE.max, "default" = "250ms"
+        ))]
+        probe_write_ms_max: Span,
+        /// What else is measured, by statements of your own.
+        queries: Vec<At<RawThrottleQuery>>,
+    }
+}
+
+section! {
+    /// One statement, and how far its number may go.
+    RawThrottleQuery ("an item", required: ["name", "query"]) {
+        /// What it is called in `segue status`.
+        #[schemars(extend("minLength" = 1))]
+        name: String,
+        /// One statement that returns one number; it runs read-only.
+        #[schemars(extend("minLength" = 1))]
+        query: String,
+        /// The database that is asked. By default the source.
+        #[schemars(extend("default" = "source"))]
+        on: Database,
+        /// Segue yields above this number.
+        above: Number,
+        /// Segue yields below this number.
+        below: Number,
+        /// How often it is measured.
+        #[schemars(extend(
+            "minimum" = bounds::THROTTLE_EVERY.min, "maximum" = bounds::THROTTLE_EVERY.max, "default" = "1s"
+        ))]
+        every_ms: Span,
     }
 }
 

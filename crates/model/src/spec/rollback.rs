@@ -163,11 +163,13 @@ fn limit(raw: &RawTrigger, place: Place, problems: &mut Problems<'_>) -> Option<
             }
             drift.value.0.map(Limit::Above)
         }
-        (None, Some(query)) => query_limit(query.key_place, raw.above, raw.below, problems),
+        (None, Some(query)) => query_limit("a trigger", query.key_place, raw.above, raw.below, problems),
     }
 }
 
-fn query_limit(
+/// The one limit of a number that a statement returns; `whose` it is.
+pub(super) fn query_limit(
+    whose: &str,
     place: Place,
     above: Option<At<Number>>,
     below: Option<At<Number>>,
@@ -177,12 +179,12 @@ fn query_limit(
         (Some(above), None) => above.value.0.map(Limit::Above),
         (None, Some(below)) => below.value.0.map(Limit::Below),
         (Some(_), Some(below)) => {
-            let message = "a trigger has `above` or `below`, not both";
+            let message = format!("{whose} has `above` or `below`, not both");
             problems.add_with_help(below.key_place, message, "make two of it");
             None
         }
         (None, None) => {
-            let message = "a trigger with a `query` lacks a limit";
+            let message = format!("{whose} with a `query` lacks a limit");
             problems.add_with_help(place, message, "add `above: NUMBER` or `below: NUMBER`");
             None
         }

@@ -188,6 +188,51 @@ guard: {ddl: false}
 }
 
 #[test]
+fn limits_of_the_throttle_follow_the_profile_and_can_be_written() {
+    let ms = Duration::from_millis;
+    let prod = parse(SMALL).throttle;
+    assert_eq!((prod.replica_lag_max, prod.apply_lag_max, prod.answer_max), (ms(1_000), ms(10_000), ms(500)));
+    assert_eq!((prod.active_sessions_max, prod.lock_waits_max, prod.queries.len()), (100, 10, 0));
+    assert_eq!((prod.probe_write, prod.probe_write_max), (true, ms(250)));
+    let dev = parse(&format!("{SMALL}profile: dev")).throttle;
+    assert_eq!((dev.replica_lag_max, dev.probe_write), (ms(10_000), false));
+    let written = parse(&format!(
+        "{SMALL}
+throttle:
+  replica_lag_ms_max: 2s
+  apply_lag_ms_max: 1min
+  active_sessions_max: 7
+  lock_waits_max: 3
+  answer_ms_max: 100
+  probe_write: false
+  probe_write_ms_max: 50ms
+  queries:
+    - {{ name: checkout p99, query: SELECT 1, above: 250 }}
+    - {{ name: free, query: SELECT 2, on: target, below: -0.5, every_ms: 5s }}
+"
+    ))
+    .throttle;
+    assert_eq!((written.replica_lag_max, written.apply_lag_max), (ms(2_000), ms(60_000)));
+    assert_eq!((written.active_sessions_max, written.lock_waits_max, written.answer_max), (7, 3, ms(100)));
+    assert_eq!((written.probe_write, written.probe_write_max), (false, ms(50)));
+    use crate::switch::rollback::Limit;
+    let query = |name: &str, sql: &str, on, limit, every| ThrottleQuery {
+        name: name.into(),
+        sql: sql.into(),
+        on,
+        limit,
+        every,
+    };
+    assert_eq!(
+        written.queries,
+        [
+            query("checkout p99", "SELECT 1", Database::Source, Limit::Above(250.0), ms(1_000)),
+            query("free", "SELECT 2", Database::Target, Limit::Below(-0.5), ms(5_000)),
+        ]
+    );
+}
+
+#[test]
 fn an_empty_section_means_its_defaults() {
     let spec = parse(&format!("{SMALL}copy:\n  # workers: 2\nverify: {{}}\n"));
     assert_eq!(spec.copy.workers, 4);
@@ -272,6 +317,9 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["apply"]), of(raw::RawApply::keys()));
     assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
+    assert_eq!(properties(&root["throttle"]), of(raw::RawThrottle::keys()));
+    let query = &root["throttle"]["properties"]["queries"]["items"];
+    assert_eq!(properties(query), of(raw::RawThrottleQuery::keys()));
     assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
     assert_eq!(properties(&root["router"]), of(raw::RawRouter::keys()));
     let router = &root["router"]["properties"];
@@ -313,4 +361,14 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("verify", "range_rows"), prod.range_rows);
     assert_eq!(default("switch", "max_write_hold_ms"), prod.max_write_hold.as_millis() as u64);
     assert_eq!(default("guard", "ddl"), prod.guard_ddl);
+    let limits = prod.throttle;
+    let ms =
+        |key: &str| parse_duration(default("throttle", key).as_str().unwrap()).unwrap().as_millis() as u64;
+    assert_eq!(ms("replica_lag_ms_max"), limits.replica_lag_ms);
+    assert_eq!(ms("apply_lag_ms_max"), limits.apply_lag_ms);
+    assert_eq!(default("throttle", "active_sessions_max"), limits.active_sessions);
+    assert_eq!(default("throttle", "lock_waits_max"), limits.lock_waits);
+    assert_eq!(ms("answer_ms_max"), limits.answer_ms);
+    assert_eq!(default("throttle", "probe_write"), limits.probe_write);
+    assert_eq!(ms("probe_write_ms_max"), limits.probe_write_ms);
 }

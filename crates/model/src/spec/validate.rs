@@ -12,6 +12,7 @@ use super::rollback;
 use super::router;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
+use super::throttle;
 use super::{Apply, Copy, Guard, Limits, MigrationName, Profile, Spec, Switch, Verify};
 use crate::name::{NameError, Pattern, QualifiedName};
 
@@ -47,6 +48,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let apply = raw.apply.map(|section| section.value).unwrap_or_default();
     let limits = raw.limits.map(|section| section.value).unwrap_or_default();
     let (apply, limits) = sizes(apply, limits, &standard, problems);
+    let throttle = raw.throttle.map(|section| section.value).unwrap_or_default();
+    let throttle = throttle::validate(throttle, &standard.throttle, problems);
     let verify = verify(raw.verify.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let guard = raw.guard.map(|section| section.value).unwrap_or_default();
@@ -66,6 +69,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         copy,
         apply,
         limits,
+        throttle,
         verify,
         switch,
         guard,

@@ -13,6 +13,15 @@ pub struct Replica {
     pub lag_ms: u64,
 }
 
+/// A standby, and the place in the log that it has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which, and how far it is behind by what it has said.
+    pub replica: Replica,
+    /// Where it is in the log, in bytes from its beginning; `None`: nobody knows.
+    pub replayed: Option<u64>,
+}
+
 /// A standby says after everything it has replayed how far it is, and otherwise every `wal_receiver_status_interval`. So
 /// one that is at the end of what could be sent is not behind, whatever the last measurement was (an idle one has none);
 /// for another it is the last measurement, or, if it has said nothing for more than a second, its silence. A receiver that
@@ -24,7 +33,8 @@ const REPLICAS: &str =
                  WHEN r.replay_lsn >= here.flushed THEN 0
                  ELSE greatest(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0),
                                CASE WHEN silence.ms > 1000 THEN silence.ms ELSE 0 END)
-            END::bigint AS lag_ms
+            END::bigint AS lag_ms,
+            pg_wal_lsn_diff(r.replay_lsn, '0/0')::bigint AS replayed
        FROM pg_stat_replication r
       CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - coalesce(r.reply_time, r.backend_start)) * 1000 AS ms) silence
       CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END AS flushed) here
@@ -34,10 +44,17 @@ const REPLICAS: &str =
 
 /// The standbys that stream from this server, by name.
 pub async fn replicas(client: &Client) -> Outcome<Vec<Replica>> {
+    Ok(standings(client).await?.into_iter().map(|standing| standing.replica).collect())
+}
+
+/// As [`replicas`], with their places in the log.
+pub async fn standings(client: &Client) -> Outcome<Vec<Standing>> {
     let rows = client.query(REPLICAS, &[]).await.map_err(|e| fault_of(&e))?;
     let replica = |row: &tokio_postgres::Row| Replica {
         name: row.get(0),
         lag_ms: row.get::<_, Option<i64>>(1).map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(0)),
     };
-    Ok(rows.iter().map(replica).collect())
+    let replayed =
+        |row: &tokio_postgres::Row| row.get::<_, Option<i64>>(2).and_then(|at| u64::try_from(at).ok());
+    Ok(rows.iter().map(|row| Standing { replica: replica(row), replayed: replayed(row) }).collect())
 }

@@ -10,7 +10,7 @@ use segue_engine::ports::Outcome;
 use tokio_postgres::{Client, Row};
 
 /// A session of somebody's, and not a process of the server. What kind it is, is hidden like the rest.
-const IS_CLIENT: &str = "coalesce(a.backend_type, CASE WHEN a.datid IS NOT NULL AND a.usesysid IS NOT NULL \
+pub(super) const IS_CLIENT: &str = "coalesce(a.backend_type, CASE WHEN a.datid IS NOT NULL AND a.usesysid IS NOT NULL \
      THEN 'client backend' END, '') = 'client backend'";
 /// What the streams' own sessions stage large values in (see `apply/sql.rs`), as a literal.
 const OURS_TABLE: &str = "'segue_large'";

@@ -2,6 +2,7 @@
 
 mod plan;
 mod routing;
+mod throttle;
 
 pub(super) use plan::{init, plan};
 pub(super) use routing::{mirror, reads, router, status};
@@ -122,10 +123,12 @@ fn the_status() -> Status {
             alerting: false,
             armed_ms: 3_540_000,
         }],
+        throttle: throttle::the_state(),
     }
 }
 
 const STATUS: &[Field] = &[
+    ("throttle.*", throttle::FIELDS),
     ("way_back", "the stream from the side that does not own the writes"),
     ("way_back.is", "`not_armed`, `arming`, `armed` or `lost`"),
     ("way_back.why", "what arming waits for, or why it was lost"),

@@ -127,6 +127,7 @@ pub(in crate::drive) async fn publish(driver: &Driver, lease: &Lease) -> Outcome
         gates: Vec::new(),
         trouble: Vec::new(),
         rollback: Vec::new(),
+        throttle: Default::default(),
         ..status
     };
     driver.control.publish_status(lease, &json!(status)).await

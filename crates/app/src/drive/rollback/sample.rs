@@ -47,11 +47,7 @@ pub(super) fn compared(share: Share) -> Value {
 
 /// Whom a query is asked of.
 pub(super) fn gauge(sides: &Sides, on: Database) -> Gauge {
-    Gauge::of(match on {
-        Database::Source => sides.source.clone(),
-        Database::Target => sides.target.clone(),
-        Database::Control => sides.control.clone(),
-    })
+    Gauge::of(sides.of_database(on).clone(), "rollback")
 }
 
 /// A trigger that is measured.

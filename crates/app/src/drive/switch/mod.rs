@@ -120,9 +120,7 @@ impl<'d> Switch<'d> {
             fence::Side::open_sessions(&driver.sides.source, authority, names(|t| &t.source), limits),
             fence::Side::open_sessions(&driver.sides.target, authority, names(|t| &t.target), limits),
         )?;
-        let (orders, fenced) = (Mutex::new(orders), watch::Sender::new(None));
         let (paired, given_up) = (Mutex::default(), watch::Sender::new(None));
-        let (under_way, owes_autovacuum) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Switch {
             driver,
             lease,
@@ -132,14 +130,14 @@ impl<'d> Switch<'d> {
             journal,
             source,
             target,
-            orders,
+            orders: Mutex::new(orders),
             paired,
             given_up,
-            under_way,
-            owes_autovacuum,
+            under_way: AtomicBool::new(false),
+            owes_autovacuum: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
-            fenced,
+            fenced: watch::Sender::new(None),
             routers: Routers::new(driver, lease),
         })
     }
@@ -296,6 +294,8 @@ impl<'d> Switch<'d> {
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
+        // Writers wait for the stream meanwhile, whoever else is served first.
+        let _hurry = self.driver.throttle.hurry();
         let done = self.obey((asked, of), overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
         self.is_asked.store(false, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use super::answer::{Answer, Moved, Progress, StepTook};
 use super::rows::Rows;
 use segue_engine::moving::Frozen;
-use segue_engine::throttle::{Limits, Throttle};
+use segue_engine::throttle::Throttle;
 use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Facts};
 use segue_model::switch::ownership::{Epoch, FenceId};
@@ -41,15 +41,14 @@ impl Unpaused {
     /// Somebody has paused them meanwhile, too.
     pub(super) fn go_on(&mut self, why: String) {
         self.why = why;
-        self.throttle.set(Limits { paused: None, ..self.throttle.limits() });
+        self.throttle.change(|limits| limits.paused = None);
     }
 }
 
 impl Drop for Unpaused {
     fn drop(&mut self) {
-        let limits = self.throttle.limits();
-        let paused = limits.paused.clone().or_else(|| Some(std::mem::take(&mut self.why)));
-        self.throttle.set(Limits { paused, ..limits });
+        let why = std::mem::take(&mut self.why);
+        self.throttle.change(|limits| _ = limits.paused.get_or_insert(why));
     }
 }
 
@@ -223,6 +222,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_engine::throttle::Limits;
 
     #[test]
     fn what_was_paused_is_paused_again_however_the_hand_over_ends() {
