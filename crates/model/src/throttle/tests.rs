@@ -336,6 +336,8 @@ fn a_signal_that_is_not_measured_any_more_holds_nothing() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Whatever is read in whatever order, the stream goes on, comparisons come before the copy, and all is given back
     /// once all is well.
     #[test]
