@@ -115,7 +115,7 @@ async fn start() -> (Pair, Cluster) {
         side.execute("CREATE TABLE ledger (id bigint PRIMARY KEY, filler text)").await;
         side.execute("CREATE TABLE account (id int PRIMARY KEY, balance int)").await;
     }
-    let count = if soak() { 4_000_000 } else { 400_000 };
+    let count = if soak() { 4_000_000 } else { 200_000 };
     pair.source
         .execute(&format!(
             "INSERT INTO ledger SELECT i, repeat(md5(i::text), 6) FROM generate_series(1, {count}) i"
@@ -138,7 +138,7 @@ async fn the_copy_yields_to_a_late_standby_and_to_a_query_and_orders_outlive_the
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;
     if !soak() {
-        pair.segue(&["throttle", "--rate", "4MiB"], 0);
+        pair.segue(&["throttle", "--rate", "2MiB"], 0);
     }
     until(&pair, "the copy has begun", support::PATIENCE, |status| rows(status) > 0).await;
     a_standby_that_falls_behind_makes_the_copy_wait_until_it_has_caught_up(&pair, &standby, &users, alone)

@@ -84,7 +84,11 @@ impl ThrottleState {
         let shares = [self.backfill_percent, self.verify_percent, self.stream_percent];
         if shares != [100; 3] {
             let [backfill, verify, stream] = shares;
-            let note = if self.reasons.is_empty() { "; coming back step by step" } else { "" };
+            let note = match (self.reasons.is_empty(), backfill) {
+                (true, _) => "; coming back step by step",
+                (false, 0) => "; `segue throttle --off` goes on whoever else needs the servers",
+                (false, _) => "",
+            };
             lines.push(format!(
                 "  throttle  copy at {backfill} %, comparisons at {verify} %, stream at {stream} %{note}"
             ));
@@ -140,6 +144,10 @@ mod tests {
                 "  throttle  replica_lag 1.8 s >= 1 s on replica-2 (source) for 14 s",
                 "  throttle  by order at most 2 worker(s) and 20.0 MiB/s",
             ]
+        );
+        let stopped = ThrottleState { backfill_percent: 0, ..state.clone() };
+        assert!(
+            stopped.lines()[0].ends_with("; `segue throttle --off` goes on whoever else needs the servers")
         );
         let off = ThrottleState { automatic: false, ..ThrottleState::default() };
         assert_eq!(off.lines(), ["  throttle  automatic limits are off until `segue throttle --auto`"]);

@@ -174,7 +174,8 @@ section! {
         /// How many of them may wait for locks. By default 10 in prod, 20 in staging, 100 in dev.
         #[schemars(extend("minimum" = bounds::LOCK_WAITS.min, "maximum" = bounds::LOCK_WAITS.max, "default" = 10))]
         lock_waits_max: Count,
-        /// How long a side may take to answer the look at all this. By default 500 ms in prod, 1 s in staging, 5 s in dev.
+        /// How long a side may take to answer the look at all this, with the two or three round trips of the network that it
+        /// is made of. By default 500 ms in prod, 1 s in staging, 5 s in dev.
         #[schemars(extend("minimum" = bounds::ANSWER.min, "maximum" = bounds::ANSWER.max, "default" = "500ms"))]
         answer_ms_max: Span,
         /// Whether a row of Segue's own is written once a second on the side that owns the writes, to see how long users wait

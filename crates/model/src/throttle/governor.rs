@@ -100,7 +100,13 @@ impl State {
         self.hidden = None;
         match reading {
             Reading::Value(value) if value.is_finite() => self.value(now, value),
-            Reading::Value(value) => self.unknown(now, format!("{value} is no number")),
+            Reading::Fading(value) if value.is_finite() => {
+                self.value(now, value);
+                self.is_news = false;
+            }
+            Reading::Value(value) | Reading::Fading(value) => {
+                self.unknown(now, format!("{value} is no number"))
+            }
             Reading::Unknown(why) => self.unknown(now, why),
             Reading::Hidden(what) => {
                 *self = State { hidden: Some(what), ..State::new(self.watched.clone(), self.bound) }

@@ -195,6 +195,8 @@ impl Bound {
 pub enum Reading {
     /// A number.
     Value(f64),
+    /// The same over a while, of which the newest part was within the limit: no reason to yield more, nor to come back.
+    Fading(f64),
     /// It could not be had just now: in which words.
     Unknown(String),
     /// It is not shown to Segue's role, and will not be: what to do about that.

@@ -253,6 +253,16 @@ fn one_look_lowers_once_however_old_it_grows() {
 }
 
 #[test]
+fn a_single_slow_write_lowers_once_and_holds_until_it_is_forgotten() {
+    let mut world = World::begin(BACKFILLING);
+    let watched = Watched::on(Signal::ProbeWrite, Side::Source);
+    world.looks(1, &watched, &Reading::Value(2_000.0));
+    assert_eq!(percent(world.looks(30, &watched, &Reading::Fading(2_000.0))), [50, 100, 100]);
+    assert_eq!(world.why(), ["probe_write 2 s >= 1 s on the source for 15 s"]);
+    assert_eq!(world.looks(40, &watched, &Reading::Value(1.0)), Shares::default());
+}
+
+#[test]
 fn the_bound_of_the_log_stops_the_copy_at_once_also_when_nothing_else_counts() {
     for automatic in [true, false] {
         let mut world = World::begin(BACKFILLING);
@@ -326,6 +336,8 @@ fn a_signal_that_is_not_measured_any_more_holds_nothing() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Whatever is read in whatever order, the stream goes on, comparisons come before the copy, and all is given back
     /// once all is well.
     #[test]

@@ -216,7 +216,8 @@ impl<'d> Yielding<'d> {
             let reading = match probe.write().await {
                 Ok(took) => {
                     taken.took(took);
-                    taken.p99().map_or_else(|| Reading::Unknown(String::new()), |p99| Reading::Value(ms(p99)))
+                    let p99 = ms(taken.p99().unwrap_or(took));
+                    if took < throttle.probe_write_max { Reading::Fading(p99) } else { Reading::Value(p99) }
                 }
                 Err(why) => Reading::Unknown(why),
             };
