@@ -16,10 +16,26 @@ pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     let mut source = sides.source.connect("plan").await?;
     let mut target = sides.target.connect("plan").await?;
     let pairs = pairs(spec, &source).await?;
-    let mut refusals = catalog::server::source_refusals(&source).await?;
-    refusals.extend(catalog::server::target_refusals(&source, &target).await?);
+    let refusals = server_refusals(&source, &target).await?;
     let catalog = catalog::read(&mut source, &mut target, &pairs).await?;
     in_order(catalog, refusals)
+}
+
+async fn server_refusals(
+    source: &tokio_postgres::Client,
+    target: &tokio_postgres::Client,
+) -> Outcome<Vec<Fault>> {
+    let mut refusals = catalog::server::source_refusals(source).await?;
+    refusals.extend(catalog::server::target_refusals(source, target).await?);
+    Ok(refusals)
+}
+
+/// Refuses servers between which nothing can be moved.
+pub(super) async fn servers(
+    source: &tokio_postgres::Client,
+    target: &tokio_postgres::Client,
+) -> Outcome<()> {
+    in_order(Catalog::default(), server_refusals(source, target).await?).map(drop)
 }
 
 /// The plan of the way back: the same tables, with the sides exchanged.
@@ -32,7 +48,11 @@ pub(super) async fn plan_back(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     in_order(catalog, refusals).map_err(|f| f.during("the way back"))
 }
 
-async fn pairs(spec: &Spec, source: &tokio_postgres::Client) -> Outcome<Vec<(QualifiedName, QualifiedName)>> {
+/// The tables, as the spec's patterns mean them now.
+pub(super) async fn pairs(
+    spec: &Spec,
+    source: &tokio_postgres::Client,
+) -> Outcome<Vec<(QualifiedName, QualifiedName)>> {
     let mappings = mappings(spec, source).await?;
     Ok(mappings.into_iter().map(|Mapping { source, target }| (source, target)).collect())
 }

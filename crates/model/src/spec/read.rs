@@ -1,6 +1,6 @@
 //! From a tree of YAML to values of known form; what has the wrong form is reported and left out.
 
-use super::Profile;
+use super::{Create, Profile};
 use super::document::{Content, Node};
 use super::problem::{Place, Problems, did_you_mean, nearest};
 use super::quantity::{parse_bytes, parse_duration};
@@ -148,6 +148,12 @@ impl Read for Profile {
             "use dev, staging or prod",
             problems,
         )
+    }
+}
+
+impl Read for Create {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        one_of(node, &Create::ALL, Create::name, "tables cannot be created as", "use none or missing", problems)
     }
 }
 

@@ -6,7 +6,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::Profile;
+use super::{Create, Profile};
 use super::raw::{RawMapping, RawSpec, RawTable};
 use super::read::{At, Bytes, Count, Expression, Expressions, Number, Span};
 use super::rollback::Database;
@@ -82,6 +82,9 @@ schema_of!(Span, |_generator| json_schema!({
 }));
 schema_of!(Profile, |_generator| json_schema!({
     "anyOf": [{ "type": "string", "enum": Profile::ALL.map(Profile::name) }, from_environment()]
+}));
+schema_of!(Create, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": Create::ALL.map(Create::name) }, from_environment()]
 }));
 schema_of!(Number, |_generator| json_schema!({ "anyOf": [{ "type": "number" }, from_environment()] }));
 schema_of!(Then, |_generator| json_schema!({

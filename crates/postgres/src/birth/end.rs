@@ -30,6 +30,7 @@ pub(super) const TABLES: &[&str] = &[
     "owner",
     "autovacuum",
     "guarded",
+    "target_schema",
     "traffic",
     "route",
     "router",

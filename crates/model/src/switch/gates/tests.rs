@@ -29,6 +29,7 @@ fn good() -> Evidence {
         sequences_unready: Some(vec![]),
         rehearsed_us: Some(NOW_US - HOUR_US),
         ddl_differences: Some(vec![]),
+        parity: Some(vec![]),
         transactions: Some(vec![(Duration::from_secs(1), "pid 7".to_owned())]),
         replicas: Some(vec![Replica { name: "b".to_owned(), lag_ms: 49 }]),
         connections: Some(Headroom { free: 120, needed: 100 }),
@@ -96,13 +97,27 @@ fn compared_reads_may_differ_as_often_as_is_allowed_and_where_none_are_compared_
     assert!(matches!(judge(Gate::Mirror, &Bounds::of(Profile::Dev), &unreadable), Verdict::Red(_)));
 }
 
+fn difference(what: &str, of_rows: bool) -> Difference {
+    Difference { what: format!("{what} is missing"), remedy: format!("on the target: make {what};"), of_rows }
+}
+
+#[test]
+fn what_makes_tables_equal_is_said_in_sql_and_may_be_refused_with_a_reason() {
+    let evidence = Evidence { parity: Some(vec![difference("index i", false)]), ..good() };
+    let closed = blockers(Writes, Profile::Prod, &evidence, &[]);
+    assert_eq!(closed[0].red.next, "make them equal, or accept it: on the target: make index i;");
+    let accepted = Override::new(Gate::Parity, "ann", "it is not needed there").unwrap();
+    assert_eq!(blockers(Writes, Profile::Prod, &evidence, &[accepted]), []);
+    assert_eq!(blockers(Reverse, Profile::Prod, &evidence, &[]), [], "who goes back is not asked");
+}
+
 fn opposite(is_armed: bool, is_lost: bool, behind_bytes: u64) -> Evidence {
     Evidence { opposite: Some(Opposite { is_armed, is_lost, behind_bytes }), ..good() }
 }
 
 #[test]
 fn each_gate_is_closed_by_its_own_evidence() {
-    let cases: [(Gate, Evidence, &str); 13] = [
+    let cases: [(Gate, Evidence, &str); 14] = [
         (
             Gate::Lag,
             Evidence { lag_ms: minutes(1, 1001), ..good() },
@@ -153,6 +168,11 @@ fn each_gate_is_closed_by_its_own_evidence() {
             Gate::Ddl,
             Evidence { ddl_differences: Some((0..7).map(|n| format!("t{n}")).collect()), ..good() },
             "the tables are not those of the plan: t0, t1, t2, t3, t4 and 2 more",
+        ),
+        (
+            Gate::Parity,
+            Evidence { parity: Some(vec![difference("index i", false), difference("check c", true)]), ..good() },
+            "the new side's tables have not what the old side's have: check c is missing, index i is missing",
         ),
         (
             Gate::Wraparound,
