@@ -120,7 +120,17 @@ impl<S: Source, T: Target> Run<S, T> {
         let unseen = Arc::new(Unseen::new(near));
         let verifying = follow::Verifying { unseen, live, repairs, moving };
         let stage = watch::Sender::new(stage);
-        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer, warnings, finishing: None })
+        Ok(Run {
+            shared: Arc::new(shared),
+            tables,
+            stored,
+            settings,
+            stage,
+            verifying,
+            repairer,
+            warnings,
+            finishing: None,
+        })
     }
 
     /// The stage is `following` only when `finishing` is done, too.

@@ -3,10 +3,10 @@
 //! Both run at the same time once the way back is armed. The one that comes from the owner carries the application's
 //! writes; the other one stands ready, and applies nothing until its side is the owner.
 
-use super::{Driver, target_schema};
 use super::back::{BackState, WayBack};
 use super::switch::rows::Rows;
 use super::verifying::Verifying;
+use super::{Driver, target_schema};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::follow::{self, build::BatchLimits};

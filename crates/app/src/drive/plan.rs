@@ -31,10 +31,7 @@ async fn server_refusals(
 }
 
 /// Refuses servers between which nothing can be moved.
-pub(super) async fn servers(
-    source: &tokio_postgres::Client,
-    target: &tokio_postgres::Client,
-) -> Outcome<()> {
+pub(super) async fn servers(source: &tokio_postgres::Client, target: &tokio_postgres::Client) -> Outcome<()> {
     in_order(Catalog::default(), server_refusals(source, target).await?).map(drop)
 }
 

@@ -4,13 +4,13 @@
 
 use schemars::JsonSchema;
 
-use super::{Create, Profile};
 use super::bounds;
 use super::document::{Content, Node};
 use super::problem::Problems;
 use super::read::{At, Bytes, Count, Expression, Expressions, Fields, Number, Read, Span};
 use super::rollback::Database;
 use super::router::{RouterAuth, RouterPool};
+use super::{Create, Profile};
 use crate::switch::rollback::Then;
 
 /// Declares a section: a struct of optional values with their places, read from a map with exactly these keys.

@@ -6,11 +6,11 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::{Create, Profile};
 use super::raw::{RawMapping, RawSpec, RawTable};
 use super::read::{At, Bytes, Count, Expression, Expressions, Number, Span};
 use super::rollback::Database;
 use super::router::{RouterAuth, RouterPool};
+use super::{Create, Profile};
 use crate::switch::rollback::Then;
 
 /// The JSON Schema (draft 2020-12) of a spec. It accepts `${NAME}` wherever a value may come from the environment.

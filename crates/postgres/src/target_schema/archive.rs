@@ -322,7 +322,8 @@ mod tests {
         let body = SCRIPT.replace("-- no end", "-- TOC entry 9 (class 1255 OID 90)");
         assert_eq!(pieces(&body, &[entry(7, 70), entry(9, 90)]), None);
         assert_eq!(pieces(SCRIPT, &[entry(9, 90), entry(7, 70)]), None, "another order is another script");
-        let alone = "\n-- TOC entry 7 (class 1255 OID 70)\n--\nCREATE 'x\n-- TOC entry 9 (class 1255 OID 90)\n';\n";
+        let alone =
+            "\n-- TOC entry 7 (class 1255 OID 70)\n--\nCREATE 'x\n-- TOC entry 9 (class 1255 OID 90)\n';\n";
         let expected = "CREATE 'x\n-- TOC entry 9 (class 1255 OID 90)\n';";
         assert_eq!(alone_of(alone, &entry(7, 70)).as_deref(), Some(expected));
     }

@@ -50,9 +50,11 @@ impl Making {
     pub(super) fn keys(&self, to: &Facts) -> Vec<Finding> {
         let identities = identities(&self.from);
         let is_key = |finding: &Finding| match finding.kind {
-            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => identities
-                .iter()
-                .any(|(table, object)| *table == finding.table && object.iter().any(|o| *o == finding.object)),
+            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => {
+                identities.iter().any(|(table, object)| {
+                    *table == finding.table && object.iter().any(|o| *o == finding.object)
+                })
+            }
             Kind::Constraint
             | Kind::ForeignKey
             | Kind::Default
@@ -106,15 +108,21 @@ pub(super) async fn plan(
 ) -> Outcome<Making> {
     let (mut on_source, on_target) = tokio::try_join!(source.connect("schema"), target.connect("schema"))?;
     let targets: Vec<QualifiedName> = pairs.iter().map(|(_, to)| to.clone()).collect();
-    let there = Facts::read(&on_target, &targets).await.map_err(|f| f.during("reading the target's catalog"))?;
+    let there =
+        Facts::read(&on_target, &targets).await.map_err(|f| f.during("reading the target's catalog"))?;
     let roots = there.roots();
-    let missing: Vec<(QualifiedName, QualifiedName)> =
-        pairs.iter().enumerate().filter(|(at, _)| !roots.contains_key(at)).map(|(_, pair)| pair.clone()).collect();
+    let missing: Vec<(QualifiedName, QualifiedName)> = pairs
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !roots.contains_key(at))
+        .map(|(_, pair)| pair.clone())
+        .collect();
     if missing.is_empty() {
         return Ok(Making::default());
     }
     let sources: Vec<QualifiedName> = missing.iter().map(|(from, _)| from.clone()).collect();
-    let from = Facts::read(&on_source, &sources).await.map_err(|f| f.during("reading the source's catalog"))?;
+    let from =
+        Facts::read(&on_source, &sources).await.map_err(|f| f.during("reading the source's catalog"))?;
     let mut refusals = renamed(&missing);
     refusals.extend(source_refusals(&mut on_source, &from).await?);
     refusals.extend(role_refusals(&on_target, &from).await?);
@@ -141,7 +149,11 @@ fn together(mut refusals: Vec<Fault>) -> Fault {
         .collect();
     Fault::operator(
         "SEGUE-TARGET-SCHEMA",
-        format!("{} things keep the tables from being created on the target:{}", refusals.len(), lines.concat()),
+        format!(
+            "{} things keep the tables from being created on the target:{}",
+            refusals.len(),
+            lines.concat()
+        ),
         "mend them, then start again; nothing has been changed",
     )
 }
@@ -170,15 +182,21 @@ async fn source_refusals(source: &mut Client, from: &Facts) -> Outcome<Vec<Fault
 
 /// Row-level security is made along, and must not hide rows from Segue.
 async fn role_refusals(target: &Client, from: &Facts) -> Outcome<Option<Fault>> {
-    let Some(secured) = from.relations.iter().find(|relation| relation.row_security.0) else { return Ok(None) };
-    let sql = "SELECT rolsuper OR rolbypassrls, current_user::text FROM pg_roles WHERE rolname = current_user";
+    let Some(secured) = from.relations.iter().find(|relation| relation.row_security.0) else {
+        return Ok(None);
+    };
+    let sql =
+        "SELECT rolsuper OR rolbypassrls, current_user::text FROM pg_roles WHERE rolname = current_user";
     let row = target.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
     if row.get(0) {
         return Ok(None);
     }
     let role = segue_model::sqltext::quote_ident(row.get(1));
     Ok(Some(refusal(
-        format!("{} has row-level security, which would apply to Segue's role on the target, too", secured.name),
+        format!(
+            "{} has row-level security, which would apply to Segue's role on the target, too",
+            secured.name
+        ),
         format!("on the target, as a superuser: ALTER ROLE {role} BYPASSRLS;"),
     )))
 }
@@ -191,7 +209,10 @@ async fn half_there(target: &Client, from: &Facts) -> Outcome<Vec<Fault>> {
         let row = target.query_one(sql, &[&part.name.sql()]).await.map_err(|e| fault_of(&e))?;
         if row.get(0) {
             found.push(refusal(
-                format!("{} is on the target already, but not the table that it is a partition of on the source", part.name),
+                format!(
+                    "{} is on the target already, but not the table that it is a partition of on the source",
+                    part.name
+                ),
                 format!("on the target, if it is not needed: DROP TABLE {};", part.name.sql()),
             ));
         }
@@ -205,12 +226,16 @@ fn unmakeable(need: &Need) -> Option<Fault> {
     if kind == "extension" {
         return Some(refusal(
             format!("the tables need the extension {identity}, which the target does not have"),
-            format!("on the target: CREATE EXTENSION {identity}; (its package has to be installed on that server)"),
+            format!(
+                "on the target: CREATE EXTENSION {identity}; (its package has to be installed on that server)"
+            ),
         ));
     }
     if need.relation == Some(Relation::Rows) {
         return Some(refusal(
-            format!("the tables need the {kind} {identity}, which is neither on the target nor among the tables that move"),
+            format!(
+                "the tables need the {kind} {identity}, which is neither on the target nor among the tables that move"
+            ),
             format!(
                 "list {identity} under `tables`, too, or create it on the target (a foreign key to it, a column of its row type, \
                  or an inherited table needs it)"
@@ -232,11 +257,14 @@ async fn written_down(
     from: &Facts,
     needs: &[Need],
 ) -> Outcome<(Vec<Step>, Vec<Made>)> {
-    let (sequences, others): (Vec<&Need>, Vec<&Need>) = needs.iter().partition(|need| need.relation.is_some());
+    let (sequences, others): (Vec<&Need>, Vec<&Need>) =
+        needs.iter().partition(|need| need.relation.is_some());
     let mut names: Vec<QualifiedName> = from.relations.iter().map(|relation| relation.name.clone()).collect();
     for sequence in &sequences {
         let name = QualifiedName::parse(&sequence.identity);
-        names.push(name.map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("{}: {e}", sequence.identity)))?);
+        names.push(
+            name.map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("{}: {e}", sequence.identity)))?,
+        );
     }
     let (mut steps, mut late) = (Vec::new(), Vec::new());
     if !others.is_empty() {
@@ -249,7 +277,10 @@ async fn written_down(
             .collect();
         if let Some(need) = others.iter().find(|n| !entries.iter().any(|e| e.object == n.object)) {
             return Err(refusal(
-                format!("the tables need the {} {}, which pg_dump does not write down by itself", need.kind, need.identity),
+                format!(
+                    "the tables need the {} {}, which pg_dump does not write down by itself",
+                    need.kind, need.identity
+                ),
                 "create it on the target, then start again".to_owned(),
             ));
         }

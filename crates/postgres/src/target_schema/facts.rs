@@ -292,9 +292,8 @@ async fn indexes(client: &Client, oids: &[u32], shown: &HashMap<u32, String>) ->
         let (table, whole): (u32, String) = (row.get("indrelid"), row.get("definition"));
         // `CREATE [UNIQUE] INDEX name ON [ONLY] table USING …`: both names may hold anything.
         let quoted: &str = row.get("quoted");
-        let names = ["", "ONLY "].map(|only| {
-            format!("{quoted} ON {only}{}", shown.get(&table).map_or("", String::as_str))
-        });
+        let names = ["", "ONLY "]
+            .map(|only| format!("{quoted} ON {only}{}", shown.get(&table).map_or("", String::as_str)));
         let rest = names.iter().find_map(|names| whole.split_once(names.as_str()));
         let constraint = row.get::<_, Option<String>>("constraint_name").map(|name| Carried {
             name,
@@ -436,7 +435,8 @@ async fn sequences(client: &Client, oids: &[u32]) -> Outcome<Vec<SequenceFacts>>
 }
 
 async fn schemas(client: &Client, oids: &[u32]) -> Outcome<Vec<SchemaFacts>> {
-    let sql = "SELECT DISTINCT n.oid, n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    let sql =
+        "SELECT DISTINCT n.oid, n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.oid = ANY ($1) ORDER BY 2";
     let found = rows(client, sql, &[&oids]).await?;
     Ok(found.iter().map(|row| SchemaFacts { oid: row.get(0), name: row.get(1) }).collect())

@@ -7,6 +7,7 @@
 
 use super::compare::{Finding, Kind, Manner, compare};
 use super::create::warning;
+use super::facts::Facts;
 use super::made;
 use crate::birth::{Authority, enter};
 use crate::connect::Endpoint;
@@ -16,7 +17,7 @@ use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use segue_model::sqltext::quote_literal;
+use segue_model::sqltext::{quote_ident, quote_literal};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub async fn finish(
     let tables: Vec<QualifiedName> =
         made(&on_target, authority.0).await?.into_iter().filter_map(|made| made.table).collect();
     let pairs: Vec<_> = pairs.iter().filter(|(_, to)| tables.contains(to)).cloned().collect();
+    let mut warnings = quieted(&on_source, &pairs).await?;
     // Once warned of, tried no more.
     let mut given_up: BTreeMap<String, String> = BTreeMap::new();
     for pass in 0.. {
@@ -67,7 +69,10 @@ pub async fn finish(
             lacking.into_iter().partition(|finding| finding.kind == Kind::Index);
         build((target, &on_target), authority, indexes, builders, say).await?;
         for finding in rest {
-            say(Some(format!("the rest of the target's schema is made: {} of {}", finding.object, finding.table)));
+            say(Some(format!(
+                "the rest of the target's schema is made: {} of {}",
+                finding.object, finding.table
+            )));
             if let Err(fault) = mend(&on_target, authority, &finding, say).await {
                 let warning = tolerable(&finding, &fault).ok_or_else(|| unmade(&finding, fault))?;
                 given_up.insert(finding.words(), warning);
@@ -83,7 +88,24 @@ pub async fn finish(
     );
     on_target.batch_execute(&done).await.map_err(|e| fault_of(&e))?;
     killpoint::pass("schema.finished");
-    Ok(given_up.into_values().collect())
+    warnings.extend(given_up.into_values());
+    Ok(warnings)
+}
+
+/// Triggers that act on replicated rows, too, act on Segue's: they are made to act on the application's only.
+async fn quieted(source: &Client, pairs: &[(QualifiedName, QualifiedName)]) -> Outcome<Vec<String>> {
+    let sources: Vec<QualifiedName> = pairs.iter().map(|(from, _)| from.clone()).collect();
+    let from = Facts::read(source, &sources).await?;
+    let always = from.triggers.iter().filter(|trigger| trigger.always);
+    let warned = always.filter_map(|trigger| {
+        let table = from.relations.iter().find(|relation| relation.oid == trigger.table)?;
+        let (name, state) = (quote_ident(&trigger.name), if trigger.enabled { "ALWAYS" } else { "REPLICA" });
+        Some(format!(
+            "{}: the trigger {} acts on replicated rows, too, on the source; on the target it was made so that it does not act on              Segue's. Once the migration is completed: ALTER TABLE {} ENABLE {state} TRIGGER {name};",
+            table.name, trigger.name, table.shown
+        ))
+    });
+    Ok(warned.collect())
 }
 
 async fn lacking(
@@ -130,7 +152,9 @@ async fn build(
         loop {
             let now = progress(watcher).await.unwrap_or_default();
             let done = done.load(Ordering::Relaxed);
-            say(Some(format!("the rest of the target's schema is made: {done} of {all} indexes are built{now}")));
+            say(Some(format!(
+                "the rest of the target's schema is made: {done} of {all} indexes are built{now}"
+            )));
             tokio::time::sleep(LOOK_PAUSE).await;
         }
     };
@@ -208,7 +232,8 @@ fn unmade(finding: &Finding, fault: Fault) -> Fault {
 
 fn unequal(lacking: &[Finding]) -> Fault {
     let first: Vec<String> = lacking.iter().take(5).map(Finding::words).collect();
-    let remedy: Vec<&str> = lacking.iter().take(5).flat_map(|f| f.remedy.iter().map(String::as_str)).collect();
+    let remedy: Vec<&str> =
+        lacking.iter().take(5).flat_map(|f| f.remedy.iter().map(String::as_str)).collect();
     Fault::operator(
         "SEGUE-TARGET-SCHEMA",
         format!("the target's tables do not become what the source's are: {}", first.join("; ")),

@@ -29,6 +29,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 /// One object that Segue has made on the target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +58,9 @@ async fn both(
     let sources: Vec<QualifiedName> = pairs.iter().map(|(from, _)| from.clone()).collect();
     let targets: Vec<QualifiedName> = pairs.iter().map(|(_, to)| to.clone()).collect();
     let (from, to) = tokio::join!(Facts::read(source, &sources), Facts::read(target, &targets));
-    let during = |side: &'static str| move |f: Fault| f.during(format_args!("reading what belongs to the {side}'s tables"));
+    let during = |side: &'static str| {
+        move |f: Fault| f.during(format_args!("reading what belongs to the {side}'s tables"))
+    };
     Ok((from.map_err(during("source"))?, to.map_err(during("target"))?))
 }
 
@@ -105,8 +108,9 @@ fn terminated(mut sql: String) -> String {
 async fn remember(client: &Client, migration: &str, made: &[Made]) -> Outcome<()> {
     let sql = "INSERT INTO segue.target_schema AS s (migration, made, made_at) VALUES ($1, $2::text::jsonb, clock_timestamp())
          ON CONFLICT (migration) DO UPDATE SET made = s.made || excluded.made, made_at = excluded.made_at, finished_at = NULL";
-    let body = serde_json::to_string(made)
-        .map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("what was made cannot be written down: {e}")))?;
+    let body = serde_json::to_string(made).map_err(|e| {
+        Fault::bug("SEGUE-TARGET-SCHEMA", format!("what was made cannot be written down: {e}"))
+    })?;
     client.execute(sql, &[&migration, &body]).await.map_err(|e| fault_of(&e))?;
     Ok(())
 }
@@ -123,6 +127,25 @@ pub async fn made(target: &Client, migration: &str) -> Outcome<Vec<Made>> {
     let Some(row) = row else { return Ok(Vec::new()) };
     serde_json::from_str(row.get(0))
         .map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("segue.target_schema cannot be read: {e}")))
+}
+
+/// Drops what Segue has made beside tables, newest first, and returns what went and what stays: whatever somebody else has
+/// come to depend on is left, as nothing is dropped along. Can be repeated.
+pub async fn drop_made(target: &Client, migration: &str) -> Outcome<Vec<String>> {
+    let mut done = Vec::new();
+    for made in made(target, migration).await?.iter().rev().filter(|made| made.table.is_none()) {
+        let Made { kind, identity, .. } = made;
+        match target.batch_execute(&made.drop_sql()).await {
+            Ok(()) => done.push(format!("target: {kind} {identity}")),
+            Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
+                done.push(format!("target: (not {kind} {identity}, which something else depends on)"));
+            }
+            Err(error) => {
+                return Err(fault_of(&error).during(format_args!("dropping the {kind} {identity}")));
+            }
+        }
+    }
+    Ok(done)
 }
 
 /// Whether [`finish()`] has still something to do.

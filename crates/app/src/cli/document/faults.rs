@@ -150,6 +150,11 @@ pub(super) const FAULTS: &[Known] = &[
         "the spec or a table is no longer what the migration was begun with",
         "put it back as it was; or `segue cancel` and begin anew",
     ),
+    known(
+        "SEGUE-PG-DUMP",
+        "tables are to be created on the target, and pg_dump is not there, too old, or has failed",
+        "install the client programs of the version that the message names, or mend what pg_dump says",
+    ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
     known(
         "SEGUE-READS",
@@ -197,6 +202,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-SWITCHED",
         "the target takes the writes, so the migration cannot be cancelled",
         "`segue reverse` first, then cancel; or end it with `segue complete`",
+    ),
+    known(
+        "SEGUE-TARGET-SCHEMA",
+        "tables cannot be created on the target as the source has them",
+        "do what the message says of each; before the copy nothing has been changed, after it `segue run` goes on",
     ),
     known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(

@@ -28,7 +28,8 @@ use segue_engine::ports::Outcome;
 use segue_model::spec::Profile;
 use segue_model::switch::Side;
 use segue_model::switch::gates::{
-    Bounds, Difference, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified, judge,
+    Bounds, Difference, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified,
+    judge,
 };
 use segue_postgres::control::{Control, Lease, NewSample, Standing};
 use series::Measurements;

@@ -9,7 +9,9 @@ mod judge;
 
 use crate::spec::Profile;
 pub use bounds::Bounds;
-pub use evidence::{Difference, Evidence, Headroom, Mirrored, Opposite, Replica, Sample, Series, Share, Verified};
+pub use evidence::{
+    Difference, Evidence, Headroom, Mirrored, Opposite, Replica, Sample, Series, Share, Verified,
+};
 pub use judge::judge;
 use serde::{Deserialize, Serialize};
 use std::fmt;

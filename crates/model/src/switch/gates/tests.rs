@@ -171,7 +171,10 @@ fn each_gate_is_closed_by_its_own_evidence() {
         ),
         (
             Gate::Parity,
-            Evidence { parity: Some(vec![difference("index i", false), difference("check c", true)]), ..good() },
+            Evidence {
+                parity: Some(vec![difference("index i", false), difference("check c", true)]),
+                ..good()
+            },
             "the new side's tables have not what the old side's have: check c is missing, index i is missing",
         ),
         (
@@ -334,6 +337,7 @@ fn bad_for(gate: Gate) -> Evidence {
         Gate::Sequences => evidence.sequences_unready = Some(vec!["public.s".to_owned()]),
         Gate::Rehearsal => evidence.rehearsed_us = Some(NOW_US - 1_000 * HOUR_US),
         Gate::Ddl => evidence.ddl_differences = Some(vec!["public.t has lost a column".to_owned()]),
+        Gate::Parity => evidence.parity = Some(vec![difference("index i", false)]),
         Gate::LongTransactions => {
             evidence.transactions = Some(vec![(Duration::from_secs(3600), "pid 7".to_owned())]);
         }

@@ -86,7 +86,8 @@ fn add(pair: &Pair<'_>, constraint: &ConstraintFacts, definition: &str) -> Vec<S
     }
     // A check of a partitioned table is one of all its partitions.
     let only = if pair.kind == 'p' { "" } else { "ONLY " };
-    let mut statements = vec![format!("ALTER TABLE {only}{table} ADD CONSTRAINT {name} {definition} NOT VALID")];
+    let mut statements =
+        vec![format!("ALTER TABLE {only}{table} ADD CONSTRAINT {name} {definition} NOT VALID")];
     if constraint.valid {
         statements.push(format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name}"));
     }

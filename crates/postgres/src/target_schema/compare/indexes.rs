@@ -146,13 +146,17 @@ impl Comparison<'_> {
 
     /// Makes it part of the partitioned table's, as it is on the other side.
     fn attach(&mut self, pair: &Pair<'_>, ours: &IndexFacts, name: &str) {
-        let Some(parent) = self.from.indexes.iter().find(|index| Some(index.oid) == ours.parent) else { return };
-        let Some(above) = self.pairs.get(&parent.table).filter(|above| above.kind == 'p' && above.whole) else {
+        let Some(parent) = self.from.indexes.iter().find(|index| Some(index.oid) == ours.parent) else {
+            return;
+        };
+        let Some(above) = self.pairs.get(&parent.table).filter(|above| above.kind == 'p' && above.whole)
+        else {
             return;
         };
         // The other side may call the partitioned one otherwise.
         let theirs = of(&self.to.indexes, above.to.map(|to| to.oid));
-        let called = theirs.iter().find(|index| same(parent, index)).map_or(&parent.name, |index| &index.name);
+        let called =
+            theirs.iter().find(|index| same(parent, index)).map_or(&parent.name, |index| &index.name);
         let index = |schema: &str, name: &str| format!("{}.{}", quote_ident(schema), quote_ident(name));
         let above = index(&above.name.schema, called);
         let remedy = vec![format!("ALTER INDEX {above} ATTACH PARTITION {}", index(&pair.name.schema, name))];

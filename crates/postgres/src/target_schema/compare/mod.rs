@@ -243,8 +243,7 @@ fn pairs<'a>(
     for pair in pairs.values_mut() {
         let root = pair.from.root;
         let all = matched.get(&root).copied().unwrap_or(0);
-        pair.whole = all == parts(from, root)
-            && (!to_roots.contains_key(&root) || all == parts(to, root));
+        pair.whole = all == parts(from, root) && (!to_roots.contains_key(&root) || all == parts(to, root));
     }
     pairs
 }

@@ -43,8 +43,10 @@ impl Comparison<'_> {
             self.find(pair, Kind::RowSecurity, "row-level security".into(), "is not forced", remedy);
         }
         if enabled && !from.row_security.0 {
-            let (remedy, what) =
-                (alter("DISABLE ROW LEVEL SECURITY"), "hides rows that the other side shows: it is there only");
+            let (remedy, what) = (
+                alter("DISABLE ROW LEVEL SECURITY"),
+                "hides rows that the other side shows: it is there only",
+            );
             self.find(pair, Kind::RowSecurity, "row-level security".into(), what, remedy);
         }
         // An index is marked with the index.
@@ -58,14 +60,21 @@ impl Comparison<'_> {
             let remedy = alter(&format!("OWNER TO {}", quote_ident(&from.owner)));
             self.find(pair, Kind::Owner, "the owner".into(), &format!("is not {}", from.owner), remedy);
         }
-        self.comment(pair, &format!("TABLE {table}"), from.comment.as_ref(), to.and_then(|to| to.comment.as_ref()));
+        self.comment(
+            pair,
+            &format!("TABLE {table}"),
+            from.comment.as_ref(),
+            to.and_then(|to| to.comment.as_ref()),
+        );
     }
 
     fn columns(&mut self, pair: &Pair<'_>) {
         let (from, to) = (self.from, self.to);
         for ours in from.columns.iter().filter(|column| column.table == pair.from.oid) {
-            let theirs =
-                to.columns.iter().find(|c| pair.to.is_some_and(|to| to.oid == c.table) && c.name == ours.name);
+            let theirs = to
+                .columns
+                .iter()
+                .find(|c| pair.to.is_some_and(|to| to.oid == c.table) && c.name == ours.name);
             let column = quote_ident(&ours.name);
             let object = format!("the column {}", ours.name);
             let on = format!("COLUMN {}.{column}", pair.shown);
@@ -76,11 +85,15 @@ impl Comparison<'_> {
             if ours.not_null && !theirs.not_null {
                 self.find(pair, Kind::Constraint, object.clone(), "takes NULL", alter("SET NOT NULL"));
             }
-            // Where values come from a sequence, that is what counts, whatever it is called.
-            let is_sequence = |default: &Option<String>| default.as_ref().is_some_and(|d| d.starts_with("nextval("));
-            if ours.default != theirs.default && !(is_sequence(&ours.default) && is_sequence(&theirs.default)) {
+            // Where values come from a sequence it is the sequences' own gate that asks.
+            let is_sequence =
+                |default: &Option<String>| default.as_ref().is_some_and(|d| d.starts_with("nextval("));
+            if ours.default != theirs.default && !is_sequence(&ours.default) && !is_sequence(&theirs.default)
+            {
                 let (what, remedy) = match &ours.default {
-                    Some(default) => (format!("has not the default {default}"), format!("SET DEFAULT {default}")),
+                    Some(default) => {
+                        (format!("has not the default {default}"), format!("SET DEFAULT {default}"))
+                    }
                     None => ("has a default".to_owned(), "DROP DEFAULT".to_owned()),
                 };
                 self.find(pair, Kind::Default, object, &what, alter(&remedy));
@@ -126,7 +139,8 @@ impl Comparison<'_> {
         let both = self.attached(pair, &form, &from.triggers, &to.triggers);
         for (ours, theirs) in both {
             if ours.enabled != theirs.enabled {
-                let what = if theirs.enabled { "acts: it does not on the other side, but" } else { "does not act" };
+                let what =
+                    if theirs.enabled { "acts: it does not on the other side, but" } else { "does not act" };
                 let object = format!("trigger {}", ours.name);
                 self.find(pair, Kind::Trigger, object, what, vec![turn(ours)]);
             }
@@ -182,7 +196,8 @@ impl Comparison<'_> {
             word: "STATISTICS",
             make: &made,
             same: &|ours, theirs| {
-                let theirs = theirs.definition.split_once('\n').map_or(theirs.definition.as_str(), |(d, _)| d);
+                let theirs =
+                    theirs.definition.split_once('\n').map_or(theirs.definition.as_str(), |(d, _)| d);
                 made(ours).first().is_some_and(|ours| ours == theirs)
             },
             // With its schema, and quoted already.
@@ -267,8 +282,11 @@ impl Comparison<'_> {
         let mut names: HashMap<(&str, u32), String> = HashMap::new();
         let Comparison { to, .. } = self;
         names.extend(to.relations.iter().map(|r| (("TABLE", r.oid), format!("TABLE {}", r.name.sql()))));
-        names.extend(to.sequences.iter().map(|s| (("SEQUENCE", s.oid), format!("SEQUENCE {}", s.name.sql()))));
-        names.extend(to.schemas.iter().map(|s| (("SCHEMA", s.oid), format!("SCHEMA {}", quote_ident(&s.name)))));
+        names
+            .extend(to.sequences.iter().map(|s| (("SEQUENCE", s.oid), format!("SEQUENCE {}", s.name.sql()))));
+        names.extend(
+            to.schemas.iter().map(|s| (("SCHEMA", s.oid), format!("SCHEMA {}", quote_ident(&s.name)))),
+        );
         let said = |grant: &Grant| {
             let on = names.get(&(grant.kind, grant.oid))?;
             Some((format!("{} ON {on} TO {}", privilege(grant), grantee(grant)), grant.grantable))
@@ -284,7 +302,8 @@ impl Comparison<'_> {
             let owner = pair.to.map(|to| to.owner.clone());
             targets.insert(("TABLE", *oid), (root, format!("TABLE {}", pair.name.sql()), owner.clone()));
             for ours in self.from.sequences.iter().filter(|sequence| sequence.table == *oid) {
-                let name = counterpart(pair, ours, &self.to.sequences).map_or(&ours.name, |theirs| &theirs.name);
+                let name =
+                    counterpart(pair, ours, &self.to.sequences).map_or(&ours.name, |theirs| &theirs.name);
                 let on = format!("SEQUENCE {}", name.sql());
                 targets.insert(("SEQUENCE", ours.oid), (root, on, owner.clone()));
             }
@@ -299,7 +318,11 @@ impl Comparison<'_> {
 }
 
 /// The sequence of the same column. Of several, the one that its identity has, or the one of the same name.
-fn counterpart<'a>(pair: &Pair<'_>, ours: &SequenceFacts, all: &'a [SequenceFacts]) -> Option<&'a SequenceFacts> {
+fn counterpart<'a>(
+    pair: &Pair<'_>,
+    ours: &SequenceFacts,
+    all: &'a [SequenceFacts],
+) -> Option<&'a SequenceFacts> {
     let of_column =
         all.iter().filter(|s| pair.to.is_some_and(|to| to.oid == s.table) && s.column == ours.column);
     of_column.min_by_key(|s| (s.identity != ours.identity, s.name.name != ours.name.name))
