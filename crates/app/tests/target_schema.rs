@@ -32,7 +32,7 @@ const SHOP: &str = r#"
         id bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 5) PRIMARY KEY, mail kinds.mail NOT NULL,
         home kinds.place, "Nick name" text DEFAULT 'it''s', score int CHECK (score >= 0) DEFAULT 0,
         free bigint DEFAULT nextval('kinds.free_seq'), doubled int GENERATED ALWAYS AS (score * 2) STORED,
-        changed timestamptz, best bigint,
+        changed timestamptz,
         CONSTRAINT one_mail UNIQUE (mail), CONSTRAINT nick UNIQUE ("Nick name") DEFERRABLE INITIALLY DEFERRED);
     ALTER TABLE shop.customer ADD CONSTRAINT short CHECK (length(mail) < 90) NOT VALID;
     CREATE INDEX customer_lower ON shop.customer (lower("Nick name")) WHERE score > 1;
@@ -64,15 +64,12 @@ const SHOP: &str = r#"
         CONSTRAINT whose FOREIGN KEY (customer) REFERENCES shop.customer ON DELETE CASCADE) PARTITION BY RANGE (placed);
     CREATE TABLE shop.orders_old PARTITION OF shop.orders FOR VALUES FROM ('2020-01-01') TO ('2025-01-01');
     CREATE TABLE shop.orders_new PARTITION OF shop.orders FOR VALUES FROM ('2025-01-01') TO (MAXVALUE)
-        PARTITION BY LIST (state);
-    CREATE TABLE shop.orders_paid PARTITION OF shop.orders_new FOR VALUES IN ('paid');
+        PARTITION BY RANGE (id);
+    CREATE TABLE shop.orders_low PARTITION OF shop.orders_new FOR VALUES FROM (0) TO (500);
     CREATE TABLE shop.orders_rest PARTITION OF shop.orders_new DEFAULT;
     CREATE INDEX orders_state ON shop.orders (state);
     CREATE INDEX only_old ON shop.orders_old (placed);
     CREATE TRIGGER noted AFTER INSERT OR DELETE ON shop.orders FOR EACH ROW EXECUTE FUNCTION kinds.noted();
-    ALTER TABLE shop.customer ADD CONSTRAINT best_order FOREIGN KEY (best, changed) REFERENCES shop.orders (id, placed)
-        DEFERRABLE NOT VALID;
-    ALTER TABLE shop.customer DROP CONSTRAINT best_order;
     CREATE TABLE shop.a (id serial PRIMARY KEY, b int);
     CREATE TABLE shop.b (id int PRIMARY KEY, a int REFERENCES shop.a DEFERRABLE);
     ALTER TABLE shop.a ADD FOREIGN KEY (b) REFERENCES shop.b, ALTER id SET STATISTICS 5, SET (fillfactor = 70);
@@ -86,7 +83,7 @@ const SHOP: &str = r#"
     CREATE VIEW shop.seen AS SELECT id FROM shop.a;
     ALTER TABLE shop.log OWNER TO clerk;
     GRANT CREATE ON SCHEMA shop TO clerk;
-    INSERT INTO shop.customer (mail, score) SELECT n || '@x', n % 7 FROM generate_series(1, 500) n;
+    INSERT INTO shop.customer (mail, "Nick name", score) SELECT n || '@x', n, n % 7 FROM generate_series(1, 500) n;
     INSERT INTO shop.orders SELECT n, date '2024-01-01' + n, 100 + 5 * (n % 500), (ARRAY['new', 'paid'])[1 + n % 2]::kinds.state
         FROM generate_series(1, 900) n;
     INSERT INTO shop.b VALUES (1, NULL); INSERT INTO shop.a (b) VALUES (1);
@@ -140,8 +137,10 @@ fn refused(pair: &Pair) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Null before there is one.
 fn status(pair: &Pair) -> Value {
-    serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap()
+    let output = pair.command(&["status", "--json"]).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
