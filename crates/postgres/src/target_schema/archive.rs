@@ -108,9 +108,6 @@ impl Tools {
         }
         let mut command = self.command("pg_dump");
         command.args(arguments).arg("--file").arg(&file);
-        for unwanted in ["PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS"] {
-            command.env_remove(unwanted);
-        }
         command.envs(source.libpq()).env("PGAPPNAME", "segue pg_dump");
         let output = command.output().await.map_err(|e| unusable("pg_dump", &e))?;
         self.succeeded("pg_dump", &output)?;
@@ -119,6 +116,10 @@ impl Tools {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.directory.join(program));
+        // Nothing of our own environment leads it elsewhere.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+            command.env_remove(name);
+        }
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }

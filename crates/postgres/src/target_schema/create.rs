@@ -10,7 +10,7 @@
 use super::archive::{Entry, Tools};
 use super::compare::{Finding, Kind, Manner, compare};
 use super::facts::{Facts, IndexFacts};
-use super::needs::{self, Need, Relation};
+use super::needs::{self, Attire, Need, Relation};
 use super::{Made, remember};
 use crate::birth::{Authority, enter};
 use crate::connect::Endpoint;
@@ -36,6 +36,8 @@ pub(super) struct Making {
     pub(super) pairs: Vec<(QualifiedName, QualifiedName)>,
     steps: Vec<Step>,
     made: Vec<Made>,
+    /// Owners, privileges and comments of what is made along.
+    attire: Vec<Attire>,
     /// The source's side of the comparison.
     from: Facts,
 }
@@ -43,7 +45,8 @@ pub(super) struct Making {
 impl Making {
     /// The statements.
     pub(super) fn statements(&self) -> impl Iterator<Item = &str> {
-        self.steps.iter().map(|step| step.sql.as_str())
+        let attire = self.attire.iter().flat_map(|one| one.remedy.iter());
+        self.steps.iter().map(|step| step.sql.as_str()).chain(attire.map(String::as_str))
     }
 
     /// Keys that the stream needs from its beginning, made in tables that are empty still, so at once.
@@ -68,7 +71,8 @@ impl Making {
             | Kind::Cluster
             | Kind::Owner
             | Kind::Privilege
-            | Kind::Comment => false,
+            | Kind::Comment
+            | Kind::Publication => false,
         };
         self.compared(to).into_iter().filter(is_key).collect()
     }
@@ -78,7 +82,7 @@ impl Making {
         let manner = Manner { side: "target", beside_writers: true };
         let all = compare(&self.from, &Facts::default(), &self.pairs, manner);
         let is_key = |finding: &Finding| keys.iter().any(|key| key.words() == finding.words());
-        all.into_iter().filter(|finding| !is_key(finding)).collect()
+        all.into_iter().filter(|finding| finding.kind.is_made() && !is_key(finding)).collect()
     }
 
     fn compared(&self, to: &Facts) -> Vec<Finding> {
@@ -124,7 +128,7 @@ pub(super) async fn plan(
     let from =
         Facts::read(&on_source, &sources).await.map_err(|f| f.during("reading the source's catalog"))?;
     let mut refusals = renamed(&missing);
-    refusals.extend(source_refusals(&mut on_source, &from).await?);
+    refusals.extend(crate::catalog::source_alone(&mut on_source, &sources).await?);
     refusals.extend(role_refusals(&on_target, &from).await?);
     refusals.extend(half_there(&on_target, &from).await?);
     let oids: Vec<u32> = from.relations.iter().map(|relation| relation.oid).collect();
@@ -135,7 +139,8 @@ pub(super) async fn plan(
     }
     let tools = Tools::find(major(&on_source).await?, major(&on_target).await?).await?;
     let (steps, made) = written_down(&tools, source, &from, &needs).await?;
-    Ok(Making { pairs: missing, steps, made, from })
+    let attire = needs::attire(&on_source, &needs).await?;
+    Ok(Making { pairs: missing, steps, made, attire, from })
 }
 
 /// Many refusals as one fault.
@@ -171,13 +176,6 @@ fn renamed(missing: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
         )
     });
     refused.collect()
-}
-
-/// Tables of the plan that are not there, or are none.
-async fn source_refusals(source: &mut Client, from: &Facts) -> Outcome<Vec<Fault>> {
-    let names: Vec<QualifiedName> =
-        from.relations.iter().filter(|r| r.level == 0).map(|r| r.name.clone()).collect();
-    crate::catalog::source_alone(source, &names).await
 }
 
 /// Row-level security is made along, and must not hide rows from Segue.
@@ -364,8 +362,11 @@ async fn make(client: &Client, authority: Authority<'_>, making: &Making) -> Out
     }
     let keyed = Facts::read(client, &names).await?;
     let mut warnings = BTreeSet::new();
+    for Attire { what, remedy } in &making.attire {
+        warnings.extend(tried(client, what, remedy).await?);
+    }
     for finding in making.compared(&keyed).into_iter().filter(|finding| finding.kind.is_of_roles()) {
-        warnings.extend(tried(client, &finding).await?);
+        warnings.extend(tried(client, &finding.words(), &finding.remedy).await?);
     }
     remember(client, authority.0, &making.made).await?;
     killpoint::pass("schema.remembered");
@@ -374,25 +375,24 @@ async fn make(client: &Client, authority: Authority<'_>, making: &Making) -> Out
 }
 
 /// Runs what depends on a role within the transaction, and says what the operator can do where there is no such role.
-async fn tried(client: &Client, finding: &Finding) -> Outcome<Option<String>> {
+async fn tried(client: &Client, what: &str, remedy: &[String]) -> Outcome<Option<String>> {
     client.batch_execute("SAVEPOINT role").await.map_err(|e| fault_of(&e))?;
-    for sql in &finding.remedy {
+    for sql in remedy {
         let Err(error) = client.batch_execute(sql).await else { continue };
         let fault = fault_of(&error);
         if fault.recovery != Recovery::Operator {
             return Err(fault);
         }
         client.batch_execute("ROLLBACK TO role").await.map_err(|e| fault_of(&e))?;
-        return Ok(Some(warning(finding, &fault)));
+        return Ok(Some(warning(what, remedy, &fault)));
     }
     client.batch_execute("RELEASE role").await.map_err(|e| fault_of(&e))?;
     Ok(None)
 }
 
 /// What could not be made, why, and the SQL that makes it.
-pub(super) fn warning(finding: &Finding, fault: &Fault) -> String {
-    let remedy = finding.remedy.join("; ");
-    format!("{}: {}; on the {}, once that is mended: {remedy};", finding.words(), fault.what, finding.side)
+pub(super) fn warning(what: &str, remedy: &[String], fault: &Fault) -> String {
+    format!("{what}: {}; on the target, once that is mended: {};", fault.what, remedy.join("; "))
 }
 
 fn unmade(fault: Fault, what: &str) -> Fault {

@@ -57,7 +57,7 @@ pub async fn finish(
         let lacking: Vec<Finding> = lacking(&on_source, &on_target, &pairs)
             .await?
             .into_iter()
-            .filter(|finding| !given_up.contains_key(&finding.words()))
+            .filter(|finding| finding.kind.is_made() && !given_up.contains_key(&finding.words()))
             .collect();
         if lacking.is_empty() {
             break;
@@ -215,7 +215,7 @@ async fn mend(client: &Client, authority: Authority<'_>, finding: &Finding, say:
 fn tolerable(finding: &Finding, fault: &Fault) -> Option<String> {
     let of_roles = finding.kind.is_of_roles() || finding.kind == Kind::Policy;
     (of_roles && fault.recovery == Recovery::Operator && fault.code != "SEGUE-SUPERSEDED")
-        .then(|| warning(finding, fault))
+        .then(|| warning(&finding.words(), &finding.remedy, fault))
 }
 
 fn unmade(finding: &Finding, fault: Fault) -> Fault {

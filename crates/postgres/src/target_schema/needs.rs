@@ -3,6 +3,7 @@
 
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
+use segue_model::sqltext::quote_literal;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
@@ -137,4 +138,58 @@ fn says_missing(code: &SqlState) -> bool {
         SqlState::INVALID_SCHEMA_NAME,
     ]
     .contains(code)
+}
+
+/// Who owns something that is made along, who may use it, and what is said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attire {
+    /// In words.
+    pub(super) what: String,
+    /// The statements.
+    pub(super) remedy: Vec<String>,
+}
+
+/// Owners, privileges and comments of `needs`, as the source has them. What anybody may do by default is said only where it
+/// was changed.
+pub(super) async fn attire(source: &Client, needs: &[Need]) -> Outcome<Vec<Attire>> {
+    let sql = "WITH had AS (
+            SELECT 'pg_namespace'::regclass::oid AS classid, oid, nspowner AS owner, nspacl AS acl FROM pg_namespace
+            UNION ALL SELECT 'pg_type'::regclass::oid, oid, typowner, typacl FROM pg_type
+            UNION ALL SELECT 'pg_proc'::regclass::oid, oid, proowner, proacl FROM pg_proc
+            UNION ALL SELECT 'pg_class'::regclass::oid, oid, relowner, relacl FROM pg_class WHERE relkind = 'S')
+        SELECT quote_ident(pg_get_userbyid(h.owner)), h.acl IS NOT NULL,
+               ARRAY(SELECT x.privilege_type || ' TO ' ||
+                            CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END ||
+                            CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+                       FROM aclexplode(h.acl) x WHERE x.grantee <> h.owner ORDER BY 1),
+               obj_description(h.oid, (SELECT c.relname FROM pg_class c WHERE c.oid = h.classid))
+          FROM had h WHERE h.classid = $1 AND h.oid = $2";
+    let mut all = Vec::new();
+    for Need { kind, identity, object: (class, oid), .. } in needs {
+        let row = source.query_opt(sql, &[class, oid]).await;
+        let Some(row) = row.map_err(|e| fault_of(&e).during("reading who owns what the tables need"))? else {
+            continue;
+        };
+        let (owner, is_changed, granted, comment): (String, bool, Vec<String>, Option<String>) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (what, on) = (format!("{kind} {identity}"), format!("{} {identity}", kind.to_uppercase()));
+        // GRANT has one word for everything that is called.
+        let is_called = ["function", "procedure", "aggregate"].contains(&kind.as_str());
+        let granted_on = if is_called { format!("ROUTINE {identity}") } else { on.clone() };
+        let mut add = |of: &str, remedy: String| {
+            all.push(Attire { what: format!("{of} of the {what}"), remedy: vec![remedy] });
+        };
+        if is_changed {
+            add("the privileges", format!("REVOKE ALL ON {granted_on} FROM PUBLIC"));
+        }
+        for privilege in granted {
+            let (privilege, to) = privilege.split_once(" TO ").unwrap_or((&privilege, "PUBLIC"));
+            add("the privileges", format!("GRANT {privilege} ON {granted_on} TO {to}"));
+        }
+        if let Some(comment) = comment {
+            add("the comment", format!("COMMENT ON {on} IS {}", quote_literal(&comment)));
+        }
+        add("the owner", format!("ALTER {on} OWNER TO {owner}"));
+    }
+    Ok(all)
 }

@@ -137,8 +137,9 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-PG-DUMP",
-        "no pg_dump of the source's version, or later, is on the machine of `segue run`",
-        "install the client programs of that version there, or complete without --archive",
+        "no pg_dump of the source's version, or later, is on the machine of `segue run`, or it has failed",
+        "install the client programs of that version there, or mend what it says; or complete without --archive, or create the \
+         target's tables yourself",
     ),
     known(
         "SEGUE-PLAN",
@@ -149,11 +150,6 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-PLAN-CHANGED",
         "the spec or a table is no longer what the migration was begun with",
         "put it back as it was; or `segue cancel` and begin anew",
-    ),
-    known(
-        "SEGUE-PG-DUMP",
-        "tables are to be created on the target, and pg_dump is not there, too old, or has failed",
-        "install the client programs of the version that the message names, or mend what pg_dump says",
     ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
     known(

@@ -55,6 +55,8 @@ pub enum Kind {
     Privilege,
     /// A comment.
     Comment,
+    /// A publication of the application's that the table is in.
+    Publication,
 }
 
 impl Kind {
@@ -76,8 +78,15 @@ impl Kind {
             | Kind::RowSecurity
             | Kind::ReplicaIdentity
             | Kind::Cluster
-            | Kind::Comment => false,
+            | Kind::Comment
+            | Kind::Publication => false,
         }
+    }
+
+    /// Whether it is made with a table. What is published is for somebody who follows the other side; it is moved by whoever
+    /// knows that, when the writes move.
+    pub(super) fn is_made(self) -> bool {
+        self != Kind::Publication
     }
 
     /// Whether it is asked of tables that Segue has not made. How the log speaks of rows is each stream's own matter, and
@@ -120,7 +129,8 @@ impl Finding {
             | Kind::Cluster
             | Kind::Owner
             | Kind::Privilege
-            | Kind::Comment => false,
+            | Kind::Comment
+            | Kind::Publication => false,
         }
     }
 

@@ -26,7 +26,34 @@ impl Comparison<'_> {
         self.rules(pair);
         self.policies(pair);
         self.statistics(pair);
+        self.published(pair);
         self.table(pair);
+    }
+
+    fn published(&mut self, pair: &Pair<'_>) {
+        let (from, to) = (self.from, self.to);
+        for (_, name) in from.published.iter().filter(|(oid, _)| *oid == pair.from.oid) {
+            let is_there = to
+                .published
+                .iter()
+                .any(|(oid, other)| pair.to.is_some_and(|to| to.oid == *oid) && other == name);
+            if is_there {
+                continue;
+            }
+            let (quoted, table) = (quote_ident(name), &pair.shown);
+            let remedy = if to.publications.contains(name) {
+                format!("ALTER PUBLICATION {quoted} ADD TABLE ONLY {table}")
+            } else {
+                format!("CREATE PUBLICATION {quoted} FOR TABLE ONLY {table}")
+            };
+            self.find(
+                pair,
+                Kind::Publication,
+                format!("publication {name}"),
+                "does not publish it",
+                vec![remedy],
+            );
+        }
     }
 
     /// What is said of the table as a whole.
