@@ -53,11 +53,9 @@ impl Making {
     pub(super) fn keys(&self, to: &Facts) -> Vec<Finding> {
         let identities = identities(&self.from);
         let is_key = |finding: &Finding| match finding.kind {
-            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => {
-                identities.iter().any(|(table, object)| {
-                    *table == finding.table && object.iter().any(|o| *o == finding.object)
-                })
-            }
+            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => identities
+                .iter()
+                .any(|(table, object)| *table == finding.table && object.contains(&finding.object)),
             Kind::Constraint
             | Kind::ForeignKey
             | Kind::Default

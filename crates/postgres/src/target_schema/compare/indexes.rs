@@ -19,7 +19,7 @@ fn is_beginning_of(begun: &IndexFacts, whole: &IndexFacts) -> bool {
         && begun.definition == whole.definition
 }
 
-fn of<'a>(indexes: &'a [IndexFacts], table: Option<u32>) -> Vec<&'a IndexFacts> {
+fn of(indexes: &[IndexFacts], table: Option<u32>) -> Vec<&IndexFacts> {
     indexes.iter().filter(|index| Some(index.table) == table).collect()
 }
 
