@@ -5,6 +5,9 @@
 mod support;
 
 use segue_engine::killpoint;
+use segue_model::name::QualifiedName;
+use segue_postgres::connect::Endpoint;
+use segue_postgres::target_schema;
 use segue_testkit::Cluster;
 use segue_testkit::cluster::client_program;
 use segue_testkit::kill::{Process, kill_at};
@@ -169,6 +172,28 @@ async fn tables_are_created_as_the_source_has_them_whatever_is_killed() {
     let tables = "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = to_regnamespace('shop')";
     assert_eq!(count(&pair.target, tables).await, 0);
 
+    // What would be done is said first, and does nothing.
+    let ends = [&source, &target].map(|url| Endpoint::parse(url).unwrap());
+    let pairs: Vec<_> = ["customer", "orders", "a", "b", "booking", "log"]
+        .map(|name| (QualifiedName::new("shop", name), QualifiedName::new("shop", name)))
+        .into();
+    let preview = target_schema::preview(&ends[0], &ends[1], &pairs).await.unwrap();
+    let place = |start: &str| {
+        let at = preview.iter().position(|sql| sql.starts_with(start) && sql.ends_with(';'));
+        at.unwrap_or_else(|| panic!("{start} is not in {preview:#?}"))
+    };
+    let order = [
+        r#"CREATE TYPE "kinds"."state""#,
+        r#"CREATE TABLE "shop"."customer""#,
+        r#"ALTER TABLE ONLY shop.customer ADD CONSTRAINT "customer_pkey" PRIMARY KEY (id)"#,
+        r#"CREATE INDEX CONCURRENTLY "customer_lower""#,
+        r#"ALTER TABLE shop.orders ADD CONSTRAINT "whose" FOREIGN KEY"#,
+        "CREATE TRIGGER stamp",
+        r#"GRANT SELECT ON TABLE "shop"."customer" TO "auditor""#,
+    ];
+    assert!(order.map(place).is_sorted(), "{preview:#?}");
+    assert_eq!(count(&pair.target, tables).await, 0);
+
     pair.write_spec(&source, &target, TABLES, CREATE);
     for point in points() {
         dies_at(&pair, point).await;
@@ -185,8 +210,13 @@ async fn tables_are_created_as_the_source_has_them_whatever_is_killed() {
     pair.caught_up().await;
     pair.assert_equal(&["shop"]).await;
 
-    // What the missing role may see is found by the gate, too, with the SQL that mends it.
-    pair.target.execute("CREATE ROLE auditor; GRANT SELECT ON TABLE shop.customer TO auditor").await;
+    // What the missing role may see is all that is lacking, and said with the SQL that makes it.
+    let (from, to) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
+    let lacking = target_schema::parity(&from, &to, &pairs).await.unwrap();
+    let remedies: Vec<&str> = lacking.iter().flat_map(|one| one.remedy.iter().map(String::as_str)).collect();
+    assert_eq!(remedies, [r#"GRANT SELECT ON TABLE "shop"."customer" TO "auditor""#]);
+    pair.target.execute(&format!("CREATE ROLE auditor; {}", remedies[0])).await;
+    assert_eq!(target_schema::parity(&from, &to, &pairs).await.unwrap(), []);
     let (expected, found) = (definitions(&pair.source), definitions(&pair.target));
     let lacking: Vec<&String> = expected.iter().filter(|part| !found.contains(part)).collect();
     let extra: Vec<&String> = found.iter().filter(|part| !expected.contains(part)).collect();
