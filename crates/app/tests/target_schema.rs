@@ -27,7 +27,7 @@ const SHOP: &str = r#"
     CREATE TYPE kinds.state AS ENUM ('new', 'paid', 'Sent''s');
     CREATE FUNCTION kinds.is_mail(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$ SELECT $1 LIKE '%@%' $$;
     CREATE DOMAIN kinds.mail AS text CHECK (kinds.is_mail(VALUE));
-    CREATE TYPE kinds.place AS (street text, town text);
+    CREATE TYPE kinds.place AS (street text, town kinds.mail);
     CREATE SEQUENCE kinds.free_seq;
     CREATE FUNCTION kinds.stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.changed := now(); RETURN NEW; END $$;
     CREATE FUNCTION kinds.noted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;

@@ -133,18 +133,31 @@ pub async fn made(target: &Client, migration: &str) -> Outcome<Vec<Made>> {
 /// come to depend on is left, as nothing is dropped along. Can be repeated.
 pub async fn drop_made(target: &Client, migration: &str) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
-    for made in made(target, migration).await?.iter().rev().filter(|made| made.table.is_none()) {
-        let Made { kind, identity, .. } = made;
-        match target.batch_execute(&made.drop_sql()).await {
-            Ok(()) => done.push(format!("target: {kind} {identity}")),
-            Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
-                done.push(format!("target: (not {kind} {identity}, which something else depends on)"));
-            }
-            Err(error) => {
-                return Err(fault_of(&error).during(format_args!("dropping the {kind} {identity}")));
+    let mut left: Vec<Made> = made(target, migration).await?.into_iter().rev().collect();
+    left.retain(|made| made.table.is_none());
+    // What is needed by another is free to go once that has gone.
+    loop {
+        let before = left.len();
+        for made in std::mem::take(&mut left) {
+            match target.batch_execute(&made.drop_sql()).await {
+                Ok(()) => done.push(format!("target: {} {}", made.kind, made.identity)),
+                Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
+                    left.push(made)
+                }
+                Err(error) => {
+                    let step = format!("dropping the {} {}", made.kind, made.identity);
+                    return Err(fault_of(&error).during(step));
+                }
             }
         }
+        if left.is_empty() || left.len() == before {
+            break;
+        }
     }
+    let kept = left.iter().map(|made| {
+        format!("target: (not {} {}, which something else depends on)", made.kind, made.identity)
+    });
+    done.extend(kept);
     Ok(done)
 }
 
