@@ -101,7 +101,8 @@ async fn quieted(source: &Client, pairs: &[(QualifiedName, QualifiedName)]) -> O
         let table = from.relations.iter().find(|relation| relation.oid == trigger.table)?;
         let (name, state) = (quote_ident(&trigger.name), if trigger.enabled { "ALWAYS" } else { "REPLICA" });
         Some(format!(
-            "{}: the trigger {} acts on replicated rows, too, on the source; on the target it was made so that it does not act on              Segue's. Once the migration is completed: ALTER TABLE {} ENABLE {state} TRIGGER {name};",
+            "{}: the trigger {} acts on replicated rows, too, on the source; on the target it was made so that it does not act on \
+             Segue's. Once the migration is completed: ALTER TABLE {} ENABLE {state} TRIGGER {name};",
             table.name, trigger.name, table.shown
         ))
     });
@@ -211,9 +212,9 @@ async fn mend(client: &Client, authority: Authority<'_>, finding: &Finding, say:
     Ok(())
 }
 
-/// What is wanting is a role, or a right of Segue's: nothing that the rows depend on.
+/// What is wanting is a role, or a right of Segue's: nothing that the rows depend on. So is a comment on what was left out.
 fn tolerable(finding: &Finding, fault: &Fault) -> Option<String> {
-    let of_roles = finding.kind.is_of_roles() || finding.kind == Kind::Policy;
+    let of_roles = finding.kind.is_of_roles() || matches!(finding.kind, Kind::Policy | Kind::Comment);
     (of_roles && fault.recovery == Recovery::Operator && fault.code != "SEGUE-SUPERSEDED")
         .then(|| warning(&finding.words(), &finding.remedy, fault))
 }
