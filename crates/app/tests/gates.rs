@@ -176,6 +176,16 @@ async fn gates_of_the_servers() {
     pair.target.execute("ALTER TABLE t DROP COLUMN more").await;
     green(&pair).await;
 
+    // Asked at once by an order, and by itself about once a minute.
+    pair.source.execute("CREATE INDEX t_by_v ON t (v)").await;
+    assert_eq!(refused_by(&pair, &[]), ["parity"]);
+    let text = pair.segue(&["switch", "writes"], 3);
+    assert!(text.contains("CREATE INDEX CONCURRENTLY \"t_by_v\" ON public.t USING btree (v);"), "{text}");
+    only(&pair, Gate::Parity).await;
+    pair.target.execute("CREATE INDEX another_name ON t (v)").await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    green(&pair).await;
+
     let application = pair.source.connect("postgres").await;
     application.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
     only(&pair, Gate::Sessions).await;

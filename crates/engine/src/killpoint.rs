@@ -56,6 +56,12 @@ fn stop_where_wanted(name: &'static str) {
 
 /// Every named point, so that a test can walk them all.
 pub const ALL: &[&str] = &[
+    "schema.tables",
+    "schema.remembered",
+    "schema.created",
+    "schema.index",
+    "schema.mended",
+    "schema.finished",
     "birth.fenced",
     "birth.incarnation",
     "birth.slot",

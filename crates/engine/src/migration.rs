@@ -24,6 +24,7 @@ use segue_model::stage::Stage;
 use segue_model::table::{KeyOrder, Table, TableId, UnitId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -73,7 +74,11 @@ pub struct Run<S, T> {
     verifying: follow::Verifying,
     repairer: StreamRepairer,
     warnings: Arc<Warnings>,
+    finishing: Option<Finishing>,
 }
+
+/// What is to be done once everything is copied, beside the stream and before it is said to follow.
+pub type Finishing = Pin<Box<dyn Future<Output = Outcome<()>> + Send>>;
 
 impl<S: Source, T: Target> Run<S, T> {
     /// Reads the stored state and rebuilds the region map from it. `admissions` says at any moment what of the source's
@@ -115,7 +120,23 @@ impl<S: Source, T: Target> Run<S, T> {
         let unseen = Arc::new(Unseen::new(near));
         let verifying = follow::Verifying { unseen, live, repairs, moving };
         let stage = watch::Sender::new(stage);
-        Ok(Run { shared: Arc::new(shared), tables, stored, settings, stage, verifying, repairer, warnings })
+        Ok(Run {
+            shared: Arc::new(shared),
+            tables,
+            stored,
+            settings,
+            stage,
+            verifying,
+            repairer,
+            warnings,
+            finishing: None,
+        })
+    }
+
+    /// The stage is `following` only when `finishing` is done, too.
+    pub fn finish_with(&mut self, finishing: Finishing) {
+        self.stage.send_replace(Stage::Backfilling);
+        self.finishing = Some(finishing);
     }
 
     /// The counters of this run.
@@ -148,7 +169,8 @@ impl<S: Source, T: Target> Run<S, T> {
 
     /// Runs until something fails. Dropping the future stops everything; what is durable stays so.
     pub async fn run(self) -> Fault {
-        let Run { shared, tables, stored, settings, stage, verifying, repairer: _held, warnings } = self;
+        let Run { shared, tables, stored, settings, stage, verifying, repairer: _held, warnings, finishing } =
+            self;
         let moving = verifying.moving.clone();
         let live = live_while_owner(shared.admissions.clone(), verifying.live.clone());
         let from = stored.checkpoint.position;
@@ -160,7 +182,7 @@ impl<S: Source, T: Target> Run<S, T> {
             warnings,
         };
         let (backfilled, workers) = (stored.backfilled, settings.workers);
-        let copy = Copying { shared, tables, backfilled, workers, stage, leaves, moving };
+        let copy = Copying { shared, tables, backfilled, workers, stage, leaves, moving, finishing };
         let ended = tokio::select! {
             ended = follow => ended,
             ended = copy.run() => ended,
@@ -194,6 +216,7 @@ struct Copying<S, T> {
     stage: watch::Sender<Stage>,
     leaves: Leaves<S, T>,
     moving: Arc<Moving>,
+    finishing: Option<Finishing>,
 }
 
 impl<S: Source, T: Target> Copying<S, T> {
@@ -201,8 +224,20 @@ impl<S: Source, T: Target> Copying<S, T> {
     async fn run(mut self) -> Outcome<()> {
         if !self.backfilled {
             self.backfill().await?;
-            self.stage.send_replace(Stage::Following);
         }
+        let (finishing, stage) = (self.finishing.take(), self.stage.clone());
+        let finish = async {
+            if let Some(finishing) = finishing {
+                finishing.await?;
+            }
+            stage.send_if_modified(|now| std::mem::replace(now, Stage::Following) != Stage::Following);
+            Ok(())
+        };
+        tokio::try_join!(finish, self.take_care()).map(drop)
+    }
+
+    /// Takes care of what is copied later; ends only with a fault.
+    async fn take_care(&mut self) -> Outcome<()> {
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|at| at.elapsed() >= LOOK_PAUSE) {

@@ -78,6 +78,14 @@ pub async fn read(
     Ok(joined(&source, &target, pairs))
 }
 
+/// Why the source's tables cannot be moved, whatever the target's are like.
+pub(crate) async fn source_alone(source: &mut Client, tables: &[QualifiedName]) -> Outcome<Vec<Fault>> {
+    let names: Vec<&QualifiedName> = tables.iter().collect();
+    let side = read::read("source", source, &names, &["SELECT"]).await?;
+    let pairs: Vec<_> = tables.iter().map(|table| (table.clone(), table.clone())).collect();
+    Ok(joined(&side, &side, &pairs).refusals)
+}
+
 /// What the role must be allowed on tables that rows land in.
 const LANDING: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 

@@ -30,5 +30,6 @@ pub mod sequences;
 pub mod source;
 pub mod stream;
 pub mod target;
+pub mod target_schema;
 pub mod traffic;
 pub mod verify;

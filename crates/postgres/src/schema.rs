@@ -57,6 +57,10 @@ CREATE TABLE IF NOT EXISTS segue.unit (
     name text NOT NULL, condition text NOT NULL, backfilled_at timestamptz, left_at timestamptz,
     PRIMARY KEY (migration, direction, unit, relation_oid));
 
+-- target: what was made there because the source has it, and when it was whole
+CREATE TABLE IF NOT EXISTS segue.target_schema (
+    migration text PRIMARY KEY, made jsonb NOT NULL, made_at timestamptz NOT NULL, finished_at timestamptz);
+
 -- commands to the driver and their answers (control database)
 CREATE TABLE IF NOT EXISTS segue.command (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL, verb text NOT NULL,

@@ -15,6 +15,7 @@ use segue_model::switch::reads::ReadRules;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
 use segue_postgres::schema;
+use segue_postgres::target_schema;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -51,11 +52,11 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let sides = Sides::of(spec)?;
     let migration = spec.name.as_str();
     let control = Control::connect(&sides.control, migration).await?;
-    // Not what the spec says now, but what Segue has filled.
-    let tables =
-        if drop_target_tables { plan::filled_tables(&control.journal(0).await?)? } else { Vec::new() };
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
+    if drop_target_tables {
+        ours(&control, &target).await?;
+    }
     may_remove(&control, (&source, &target), drop_target_tables).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
@@ -67,7 +68,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     }
     let lease = take_lease(&control).await?;
     let mut removed = tokio::select! {
-        removed = remove(&sides, &control, (&source, &target), &lease, &tables) => removed?,
+        removed = remove(&sides, &control, (&source, &target), &lease, drop_target_tables) => removed?,
         fault = keep(&control, &lease) => return Err(fault),
     };
     // Last of all, and with nobody beating any more: the lease is part of it, and so are the names of the tables that
@@ -131,7 +132,7 @@ async fn remove(
     control: &Control,
     (source, target): (&Client, &Client),
     lease: &Lease,
-    tables: &[QualifiedName],
+    drop_target_tables: bool,
 ) -> Outcome<Vec<String>> {
     let migration = control.migration();
     for endpoint in sides.written() {
@@ -141,7 +142,8 @@ async fn remove(
     // Routers read nothing on the other side any more, from before it stops to follow.
     control.set_reads(lease, &ReadRules::default()).await?;
     // Nothing of an earlier process is under way any more: what the rows say now stays so.
-    may_remove(control, (source, target), !tables.is_empty()).await?;
+    may_remove(control, (source, target), drop_target_tables).await?;
+    let tables = if drop_target_tables { ours(control, target).await? } else { Vec::new() };
     let mut said = false;
     let report = |fault: &Fault| {
         if !said {
@@ -149,7 +151,26 @@ async fn remove(
             said = true;
         }
     };
-    birth::drop_objects(source, target, migration, tables, report).await
+    let mut removed = birth::drop_objects(source, target, migration, &tables, report).await?;
+    if drop_target_tables {
+        removed.extend(target_schema::drop_made(target, migration).await?);
+    }
+    Ok(removed)
+}
+
+/// The target's tables that are Segue's to drop: not what the spec says now, but what it has created and what it has filled.
+async fn ours(control: &Control, target: &Client) -> Outcome<Vec<QualifiedName>> {
+    let made = target_schema::made(target, control.migration()).await?;
+    let mut tables: Vec<QualifiedName> = made.into_iter().filter_map(|made| made.table).collect();
+    match plan::filled_tables(&control.journal(0).await?) {
+        Ok(filled) => {
+            tables.extend(filled.into_iter().filter(|table| !tables.contains(table)).collect::<Vec<_>>())
+        }
+        // Killed before it has filled them.
+        Err(fault) if fault.code == "SEGUE-NOTHING-FILLED" && !tables.is_empty() => {}
+        Err(fault) => return Err(fault),
+    }
+    Ok(tables)
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

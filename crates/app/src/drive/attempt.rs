@@ -11,7 +11,7 @@ use super::rollback::Rollback;
 use super::service::Service;
 use super::switch::{Switch, rows};
 use super::traffic::Traffic;
-use super::{Driver, contain, guard, plan, throttle};
+use super::{Driver, contain, guard, plan, target_schema, throttle};
 use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
@@ -285,6 +285,7 @@ impl<'d> Attempt<'d> {
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
         let target = sides.target.connect("stream").await?;
+        target_schema::create_missing(self.driver, self.lease).await?;
         let (catalog, resumed) = tokio::try_join!(plan::plan(spec, sides), self.resume(&target))?;
         match resumed {
             Some((identity, opening)) => {

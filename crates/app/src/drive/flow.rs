@@ -3,10 +3,10 @@
 //! Both run at the same time once the way back is armed. The one that comes from the owner carries the application's
 //! writes; the other one stands ready, and applies nothing until its side is the owner.
 
-use super::Driver;
 use super::back::{BackState, WayBack};
 use super::switch::rows::Rows;
 use super::verifying::Verifying;
+use super::{Driver, target_schema};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::follow::{self, build::BatchLimits};
@@ -25,6 +25,7 @@ use segue_postgres::leaves;
 use segue_postgres::source::PgSource;
 use segue_postgres::stream::Opening;
 use segue_postgres::target::PgTarget;
+use segue_postgres::target_schema::is_unfinished;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -84,6 +85,13 @@ pub(super) async fn open(
         let (on_from, on_to) = tokio::try_join!(from.connect("leaves"), to.connect("leaves"))?;
         leaves::settle(&on_from, &on_to, &identity, token, tables.len(), &catalog.relations).await?
     };
+    let unfinished = match direction {
+        Direction::Forward => {
+            let target = to.connect("schema").await?;
+            is_unfinished(&target, &identity.migration).await?.then(|| (from.clone(), to.clone()))
+        }
+        Direction::Reverse => None,
+    };
     let source = PgSource::open(from, identity, token, &tables, known, opening).await?;
     let (source, target) = (Arc::new(source), Arc::new(PgTarget::new(to, authority)));
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
@@ -98,7 +106,7 @@ pub(super) async fn open(
             },
         },
     };
-    let run = Run::prepare(
+    let mut run = Run::prepare(
         source,
         target,
         admissions.clone(),
@@ -108,6 +116,9 @@ pub(super) async fn open(
         settings,
     )
     .await?;
+    if let Some(ends) = unfinished {
+        run.finish_with(target_schema::finishing(driver, token, ends, &tables, run.progress()));
+    }
     let verifying = Verifying::open(driver, direction, run.handles()).await?;
     let (progress, stage) = (run.progress(), run.stage());
     Ok((run, Arc::new(Flow { direction, slot, progress, stage, admissions, verifying, tables })))

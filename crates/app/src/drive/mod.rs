@@ -17,6 +17,7 @@ mod rollback;
 mod screen;
 mod service;
 pub(crate) mod switch;
+mod target_schema;
 mod throttle;
 mod traffic;
 mod verifying;

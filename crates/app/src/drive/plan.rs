@@ -16,10 +16,23 @@ pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     let mut source = sides.source.connect("plan").await?;
     let mut target = sides.target.connect("plan").await?;
     let pairs = pairs(spec, &source).await?;
-    let mut refusals = catalog::server::source_refusals(&source).await?;
-    refusals.extend(catalog::server::target_refusals(&source, &target).await?);
+    let refusals = server_refusals(&source, &target).await?;
     let catalog = catalog::read(&mut source, &mut target, &pairs).await?;
     in_order(catalog, refusals)
+}
+
+async fn server_refusals(
+    source: &tokio_postgres::Client,
+    target: &tokio_postgres::Client,
+) -> Outcome<Vec<Fault>> {
+    let mut refusals = catalog::server::source_refusals(source).await?;
+    refusals.extend(catalog::server::target_refusals(source, target).await?);
+    Ok(refusals)
+}
+
+/// Refuses servers between which nothing can be moved.
+pub(super) async fn servers(source: &tokio_postgres::Client, target: &tokio_postgres::Client) -> Outcome<()> {
+    in_order(Catalog::default(), server_refusals(source, target).await?).map(drop)
 }
 
 /// The plan of the way back: the same tables, with the sides exchanged.

@@ -66,6 +66,8 @@ pub struct Spec {
     pub switch: Switch,
     /// What the tables are kept safe from meanwhile.
     pub guard: Guard,
+    /// What is made of the target's schema.
+    pub schema: TargetSchema,
     /// What takes a switch back.
     pub rollback: Rollback,
     /// Where applications connect instead of the database, if they do.
@@ -141,6 +143,35 @@ pub struct Switch {
 pub struct Guard {
     /// Whether DDL that the stream cannot follow is refused where the tables are, if Segue's role may do that.
     pub ddl: bool,
+}
+
+/// What is made of the target's schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TargetSchema {
+    /// Which tables are created there.
+    pub create: Create,
+}
+
+/// Which tables Segue creates on the target, as the source has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Create {
+    /// None; the default: they are there before the migration begins.
+    None,
+    /// Those that are not there.
+    Missing,
+}
+
+impl Create {
+    pub(crate) const ALL: [Self; 2] = [Self::None, Self::Missing];
+
+    /// As a spec spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Create::None => "none",
+            Create::Missing => "missing",
+        }
+    }
 }
 
 /// The name of a migration: `^[a-z][a-z0-9-]{0,39}$`.

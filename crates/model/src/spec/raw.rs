@@ -4,13 +4,13 @@
 
 use schemars::JsonSchema;
 
-use super::Profile;
 use super::bounds;
 use super::document::{Content, Node};
 use super::problem::Problems;
 use super::read::{At, Bytes, Count, Expression, Expressions, Fields, Number, Read, Span};
 use super::rollback::Database;
 use super::router::{RouterAuth, RouterPool};
+use super::{Create, Profile};
 use crate::switch::rollback::Then;
 
 /// Declares a section: a struct of optional values with their places, read from a map with exactly these keys.
@@ -81,6 +81,8 @@ section! {
         switch: RawSwitch,
         /// What the tables are kept safe from while they move.
         guard: RawGuard,
+        /// What is made of the target's schema.
+        schema: RawTargetSchema,
         /// What takes a switch back, or alerts, when it is measured after the switch. By default nothing does.
         rollback: RawRollback,
         /// Where applications connect instead of the database, so that they do not notice a switch. By default nowhere.
@@ -258,6 +260,16 @@ section! {
         /// make them. Without them the migration stops at such a change.
         #[schemars(extend("default" = true))]
         ddl: bool,
+    }
+}
+
+section! {
+    /// What is made of the target's schema.
+    RawTargetSchema ("`schema`", required: []) {
+        /// Which tables are created on the target: `none`, or `missing`: those that it does not have, as the source has them,
+        /// with all that belongs to them. It takes PostgreSQL's pg_dump, of the source's version or newer.
+        #[schemars(extend("default" = "none"))]
+        create: Create,
     }
 }
 

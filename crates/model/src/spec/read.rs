@@ -1,11 +1,11 @@
 //! From a tree of YAML to values of known form; what has the wrong form is reported and left out.
 
-use super::Profile;
 use super::document::{Content, Node};
 use super::problem::{Place, Problems, did_you_mean, nearest};
 use super::quantity::{parse_bytes, parse_duration};
 use super::rollback::Database;
 use super::router::{RouterAuth, RouterPool};
+use super::{Create, Profile};
 use crate::switch::rollback::Then;
 
 /// A value and where it stands.
@@ -146,6 +146,19 @@ impl Read for Profile {
             Profile::name,
             "there is no profile",
             "use dev, staging or prod",
+            problems,
+        )
+    }
+}
+
+impl Read for Create {
+    fn read(node: Node, problems: &mut Problems<'_>) -> Option<Self> {
+        one_of(
+            node,
+            &Create::ALL,
+            Create::name,
+            "tables cannot be created as",
+            "use none or missing",
             problems,
         )
     }

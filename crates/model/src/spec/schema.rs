@@ -6,11 +6,11 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::Profile;
 use super::raw::{RawMapping, RawSpec, RawTable};
 use super::read::{At, Bytes, Count, Expression, Expressions, Number, Span};
 use super::rollback::Database;
 use super::router::{RouterAuth, RouterPool};
+use super::{Create, Profile};
 use crate::switch::rollback::Then;
 
 /// The JSON Schema (draft 2020-12) of a spec. It accepts `${NAME}` wherever a value may come from the environment.
@@ -82,6 +82,9 @@ schema_of!(Span, |_generator| json_schema!({
 }));
 schema_of!(Profile, |_generator| json_schema!({
     "anyOf": [{ "type": "string", "enum": Profile::ALL.map(Profile::name) }, from_environment()]
+}));
+schema_of!(Create, |_generator| json_schema!({
+    "anyOf": [{ "type": "string", "enum": Create::ALL.map(Create::name) }, from_environment()]
 }));
 schema_of!(Number, |_generator| json_schema!({ "anyOf": [{ "type": "number" }, from_environment()] }));
 schema_of!(Then, |_generator| json_schema!({

@@ -40,6 +40,7 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
     assert_eq!(spec.guard, Guard { ddl: true });
+    assert_eq!(spec.schema, TargetSchema { create: Create::None }, "tables are there");
     assert_eq!(spec.rollback, Rollback::default(), "nothing takes a switch back by itself");
     assert_eq!(spec.router, None, "applications go to the database");
 }
@@ -169,6 +170,7 @@ limits: {retained_wal_bytes_max: 1GiB, memory_bytes_max: 134217728}
 verify: {live: false, live_keys_per_second_max: 1000, range_rows: 5000}
 switch: {max_write_hold_ms: 5s, accept_session_state: true}
 guard: {ddl: false}
+schema: {create: missing}
 "#,
     );
     assert_eq!(spec.profile, Profile::Staging);
@@ -185,6 +187,7 @@ guard: {ddl: false}
     assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
     assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(5), accept_session_state: true });
     assert_eq!(spec.guard, Guard { ddl: false });
+    assert_eq!(spec.schema, TargetSchema { create: Create::Missing });
 }
 
 #[test]
@@ -321,6 +324,7 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     let query = &root["throttle"]["properties"]["queries"]["items"];
     assert_eq!(properties(query), of(raw::RawThrottleQuery::keys()));
     assert_eq!(properties(&root["guard"]), of(raw::RawGuard::keys()));
+    assert_eq!(properties(&root["schema"]), of(raw::RawTargetSchema::keys()));
     assert_eq!(properties(&root["router"]), of(raw::RawRouter::keys()));
     let router = &root["router"]["properties"];
     assert_eq!(properties(&router["tls"]), of(raw::RawRouterTls::keys()));
@@ -371,4 +375,5 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(ms("answer_ms_max"), limits.answer_ms);
     assert_eq!(default("throttle", "probe_write"), limits.probe_write);
     assert_eq!(ms("probe_write_ms_max"), limits.probe_write_ms);
+    assert_eq!(default("schema", "create"), Create::None.name());
 }

@@ -13,7 +13,7 @@ use super::router;
 use super::secret::{ConnectionUrl, ConnectionUrlError};
 use super::selection::{Mapping, Selection, TableChoice, TableEntry, is_off_limits};
 use super::throttle;
-use super::{Apply, Copy, Guard, Limits, MigrationName, Profile, Spec, Switch, Verify};
+use super::{Apply, Copy, Create, Guard, Limits, MigrationName, Profile, Spec, Switch, TargetSchema, Verify};
 use crate::name::{NameError, Pattern, QualifiedName};
 
 /// Checks all that can be checked without a server. Where it adds problems, the spec is refused, whatever it returns.
@@ -54,6 +54,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
     let guard = raw.guard.map(|section| section.value).unwrap_or_default();
     let guard = Guard { ddl: guard.ddl.map_or(standard.guard_ddl, |ddl| ddl.value) };
+    let schema = raw.schema.map(|section| section.value).unwrap_or_default();
+    let schema = TargetSchema { create: schema.create.map_or(Create::None, |create| create.value) };
     let rollback =
         raw.rollback.map(|section| rollback::validate(section.value, problems)).unwrap_or_default();
     let router = raw.router.and_then(|section| router::validate(section.value, problems));
@@ -73,6 +75,7 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
         verify,
         switch,
         guard,
+        schema,
         rollback,
         router,
     })

@@ -30,6 +30,7 @@ pub(super) const TABLES: &[&str] = &[
     "owner",
     "autovacuum",
     "guarded",
+    "target_schema",
     "traffic",
     "route",
     "router",
@@ -59,22 +60,28 @@ pub async fn drop_objects(
         let removed = remove(client, migration, side, &mut report).await;
         done.extend(removed.map_err(|f| f.during(format_args!("removing Segue's objects from the {side}")))?);
     }
-    for table in drop_tables {
-        let sql = format!("DROP TABLE IF EXISTS {}", table.sql());
-        let there: bool = target
-            .query_one("SELECT to_regclass($1) IS NOT NULL", &[&table.sql()])
-            .await
-            .map_err(|e| fault_of(&e))?
-            .get(0);
-        if there {
-            target
-                .batch_execute(&sql)
-                .await
-                .map_err(|e| fault_of(&e).during(format_args!("dropping {table}")))?;
-            done.push(format!("target: table {table}"));
-        }
-    }
+    done.extend(drop_all(target, drop_tables).await?);
     Ok(done)
+}
+
+/// Drops tables, all of them at once: they may refer to each other.
+async fn drop_all(target: &Client, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
+    let mut there = Vec::new();
+    for table in tables {
+        let sql = "SELECT to_regclass($1) IS NOT NULL";
+        let row = target.query_one(sql, &[&table.sql()]).await.map_err(|e| fault_of(&e))?;
+        there.extend(row.get::<_, bool>(0).then_some(table));
+    }
+    if there.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = there.iter().map(|table| table.sql()).collect();
+    let sql = format!("DROP TABLE IF EXISTS {}", names.join(", "));
+    target
+        .batch_execute(&sql)
+        .await
+        .map_err(|e| fault_of(&e).during(format_args!("dropping {}", names.join(", "))))?;
+    Ok(there.iter().map(|table| format!("target: table {table}")).collect())
 }
 
 /// Gives the way back up, without the rest of the migration: before writes were switched, or to make it anew. What was

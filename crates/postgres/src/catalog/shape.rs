@@ -120,7 +120,8 @@ fn missing(
         to,
         format!("does not exist on the {}", target.label),
         format!(
-            "pg_dump --schema-only --table {quoted} \"${}_URL\" | psql \"${}_URL\"",
+            "let Segue create it, with `schema: {{ create: missing }}` in the spec; or \
+             pg_dump --schema-only --table {quoted} \"${}_URL\" | psql \"${}_URL\"",
             source.label.to_uppercase(),
             target.label.to_uppercase()
         ),

@@ -137,8 +137,9 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-PG-DUMP",
-        "no pg_dump of the source's version, or later, is on the machine of `segue run`",
-        "install the client programs of that version there, or complete without --archive",
+        "no pg_dump of the source's version, or later, is on the machine of `segue run`, or it has failed",
+        "install the client programs of that version there, or mend what it says; or complete without --archive, or create the \
+         target's tables yourself",
     ),
     known(
         "SEGUE-PLAN",
@@ -207,6 +208,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-SWITCHED",
         "the target takes the writes, so the migration cannot be cancelled",
         "`segue reverse` first, then cancel; or end it with `segue complete`",
+    ),
+    known(
+        "SEGUE-TARGET-SCHEMA",
+        "tables cannot be created on the target as the source has them",
+        "do what the message says of each; before the copy nothing has been changed, after it `segue run` goes on",
     ),
     known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(

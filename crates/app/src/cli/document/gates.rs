@@ -21,6 +21,11 @@ fn holds(gate: Gate) -> &'static str {
         Gate::Sequences => "every sequence can be set on the new side",
         Gate::Rehearsal => "a rehearsal succeeded recently (`segue switch writes --dry-run`)",
         Gate::Ddl => "the tables on both sides are those of the plan",
+        Gate::Parity => {
+            "the new side's tables have what the old side's have: indexes, constraints (valid ones too), triggers, rules, \
+             row-level security, defaults, owners, privileges, sequences, comments. Where they lack a constraint, rows can be \
+             written that could not go back"
+        }
         Gate::LongTransactions => "no transaction on the owner is so old that the fence would wait for it",
         Gate::Replicas => "the new side's replicas are in step",
         Gate::Connections => "the new side has connections to spare",

@@ -28,7 +28,8 @@ use segue_engine::ports::Outcome;
 use segue_model::spec::Profile;
 use segue_model::switch::Side;
 use segue_model::switch::gates::{
-    Bounds, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified, judge,
+    Bounds, Difference, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified,
+    judge,
 };
 use segue_postgres::control::{Control, Lease, NewSample, Standing};
 use series::Measurements;
@@ -90,6 +91,8 @@ struct Slowly {
     /// How they differ now, and what stands in the way of the plan.
     differences: Option<Vec<String>>,
     refusals: Option<Vec<String>>,
+    /// What the target's tables have not, or have for themselves.
+    parity: Option<Vec<Difference>>,
     /// What is wrong with either server.
     trouble: Vec<String>,
 }
@@ -281,6 +284,23 @@ impl<'d> Gates<'d> {
                 None
             }
         };
+        self.slowly.parity = match owner {
+            Side::Source => self.compare_again().await,
+            // Who goes back is not asked.
+            Side::Target => None,
+        };
+    }
+
+    /// Compares what belongs to the tables.
+    async fn compare_again(&mut self) -> Option<Vec<Difference>> {
+        match side::parity((&mut self.source, &mut self.target), &self.born.pairs()).await {
+            Ok(found) => Some(found),
+            Err(fault) => {
+                self.slowly.planned = Last::default();
+                self.unseen.push(format!("what belongs to the tables could not be compared: {fault}"));
+                None
+            }
+        }
     }
 
     /// Stores what was measured since the last time, every ten seconds.
@@ -326,6 +346,7 @@ impl<'d> Gates<'d> {
                 .clone()
                 .zip(self.slowly.refusals.clone())
                 .map(|(a, b)| [a, b].concat()),
+            parity: self.slowly.parity.clone(),
             transactions: old.transactions,
             replicas,
             connections: free.zip(needed).map(|(free, needed)| Headroom { free, needed }),

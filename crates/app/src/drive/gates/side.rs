@@ -4,11 +4,12 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
-use segue_model::switch::gates::Replica;
+use segue_model::switch::gates::{Difference, Replica};
 use segue_postgres::catalog::{self, columns::ColumnForms};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::fence;
 use segue_postgres::health::{self, StatefulSession};
+use segue_postgres::target_schema::{self, Finding};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -133,6 +134,25 @@ pub(super) async fn refusals(
         })
         .await?;
     Ok(catalog.refusals.into_iter().map(|fault| fault.what).collect())
+}
+
+/// What the target's tables have not of what the source's have.
+pub(super) async fn parity(
+    (source, target): (&mut Watch, &mut Watch),
+    pairs: &[(QualifiedName, QualifiedName)],
+) -> Outcome<Vec<Difference>> {
+    let found = source
+        .bounded(async |from| target.bounded(async |to| target_schema::parity(from, to, pairs).await).await)
+        .await?;
+    Ok(found.iter().map(difference).collect())
+}
+
+fn difference(finding: &Finding) -> Difference {
+    Difference {
+        what: finding.words(),
+        remedy: format!("on the {}: {};", finding.side, finding.remedy.join("; ")),
+        of_rows: finding.is_of_rows(),
+    }
 }
 
 fn late() -> Fault {

@@ -105,6 +105,17 @@ pub struct Mirrored {
     pub is_unreadable: bool,
 }
 
+/// Something that the new side's tables lack, or have for themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// In words, with the table and the side.
+    pub what: String,
+    /// The SQL that mends it, and where it is run.
+    pub remedy: String,
+    /// It is about which rows there may be.
+    pub of_rows: bool,
+}
+
 /// Everything that gates are judged by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
@@ -130,6 +141,8 @@ pub struct Evidence {
     pub rehearsed_us: Option<i64>,
     /// What differs from the plan, each in words.
     pub ddl_differences: Option<Vec<String>>,
+    /// How the new side's tables differ from the old side's.
+    pub parity: Option<Vec<Difference>>,
     /// The transactions on the owner that hold a lock on the tables which the fence would wait for, or wait for one: age, and
     /// in words who it is. An age that cannot be seen is [`Duration::MAX`].
     pub transactions: Option<Vec<(Duration, String)>>,

@@ -1,6 +1,6 @@
 //! One gate, judged by what was measured.
 
-use super::evidence::{Evidence, Mirrored, Sample, Series, Share, micros};
+use super::evidence::{Difference, Evidence, Mirrored, Sample, Series, Share, micros};
 use super::{Bounds, Gate, Red, Verdict};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ pub fn judge(gate: Gate, bounds: &Bounds, evidence: &Evidence) -> Verdict {
             "the tables are not those of the plan",
             "take the change back on the one side or make it on the other, then plan again",
         ),
+        Gate::Parity => parity(evidence),
         Gate::LongTransactions => transactions(bounds, evidence),
         Gate::Replicas => replicas(bounds, evidence),
         Gate::Connections => connections(bounds, evidence),
@@ -291,6 +292,20 @@ fn connections(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
             it.free, it.needed
         ),
         "raise its max_connections, or lower the routers' pools",
+    )
+}
+
+/// What concerns rows is named first, and mended first.
+fn parity(evidence: &Evidence) -> Option<Red> {
+    let Some(all) = &evidence.parity else { return unmeasured() };
+    let (mut first, rest): (Vec<&Difference>, Vec<&Difference>) = all.iter().partition(|one| one.of_rows);
+    first.extend(rest);
+    let names: Vec<String> = first.iter().map(|one| one.what.clone()).collect();
+    let remedies: Vec<&str> = first.iter().take(NAMES_MAX).map(|one| one.remedy.as_str()).collect();
+    none_of(
+        Some(&names),
+        "the new side's tables have not what the old side's have",
+        &format!("make them equal, or accept it: {}", remedies.join(" ")),
     )
 }
 

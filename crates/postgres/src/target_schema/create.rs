@@ -1,0 +1,408 @@
+//! Making the tables that the target lacks, as the source has them, up to the point at which rows can arrive.
+//!
+//! All of it is one transaction, which also remembers what it has made: killed before its commit there is nothing, after
+//! it there are no missing tables any more. What slows rows down, or has no meaning before they are there (other indexes,
+//! foreign keys, triggers, …), is made by [`super::finish`] after the copy.
+//!
+//! What the tables need is made along if the target lacks it: schemas, types, domains, functions, sequences. Extensions and
+//! tables that are not moved are not: they are named, and nothing is made.
+
+use super::archive::{Entry, Tools};
+use super::compare::{Finding, Kind, Manner, compare};
+use super::facts::{Facts, IndexFacts};
+use super::needs::{self, Attire, Need, Relation};
+use super::{Made, remember};
+use crate::birth::{Authority, enter};
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use segue_engine::fault::{Fault, Recovery};
+use segue_engine::killpoint;
+use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
+use std::collections::BTreeSet;
+use tokio_postgres::Client;
+
+/// One thing that is made, as it is shown when it fails.
+#[derive(Clone, Debug)]
+struct Step {
+    what: String,
+    sql: String,
+}
+
+/// Everything that will be made before the copy, in order.
+#[derive(Default)]
+pub(super) struct Making {
+    /// The pairs whose tables are missing, both names alike.
+    pub(super) pairs: Vec<(QualifiedName, QualifiedName)>,
+    steps: Vec<Step>,
+    made: Vec<Made>,
+    /// Owners, privileges and comments of what is made along.
+    attire: Vec<Attire>,
+    /// The source's side of the comparison.
+    from: Facts,
+}
+
+impl Making {
+    /// The statements.
+    pub(super) fn statements(&self) -> impl Iterator<Item = &str> {
+        let attire = self.attire.iter().flat_map(|one| one.remedy.iter());
+        self.steps.iter().map(|step| step.sql.as_str()).chain(attire.map(String::as_str))
+    }
+
+    /// Keys that the stream needs from its beginning, made in tables that are empty still, so at once.
+    pub(super) fn keys(&self, to: &Facts) -> Vec<Finding> {
+        let identities = identities(&self.from);
+        let is_key = |finding: &Finding| match finding.kind {
+            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => identities
+                .iter()
+                .any(|(table, object)| *table == finding.table && object.contains(&finding.object)),
+            Kind::Constraint
+            | Kind::ForeignKey
+            | Kind::Default
+            | Kind::Sequence
+            | Kind::Statistics
+            | Kind::Trigger
+            | Kind::Rule
+            | Kind::Policy
+            | Kind::RowSecurity
+            | Kind::ReplicaIdentity
+            | Kind::Cluster
+            | Kind::Owner
+            | Kind::Privilege
+            | Kind::Comment
+            | Kind::Publication => false,
+        };
+        self.compared(to).into_iter().filter(is_key).collect()
+    }
+
+    /// What is made after the copy, as far as it is known before.
+    pub(super) fn rest(&self, keys: &[Finding]) -> Vec<Finding> {
+        let manner = Manner { side: "target", beside_writers: true };
+        let all = compare(&self.from, &Facts::default(), &self.pairs, manner);
+        let is_key = |finding: &Finding| keys.iter().any(|key| key.words() == finding.words());
+        all.into_iter().filter(|finding| finding.kind.is_made() && !is_key(finding)).collect()
+    }
+
+    fn compared(&self, to: &Facts) -> Vec<Finding> {
+        compare(&self.from, to, &self.pairs, Manner { side: "target", beside_writers: false })
+    }
+}
+
+/// By table, how findings call the index that identifies its rows.
+fn identities(facts: &Facts) -> Vec<(QualifiedName, Vec<String>)> {
+    let of = |relation: &super::facts::Relation| {
+        let own = || facts.indexes.iter().filter(|index| index.table == relation.oid);
+        let is_primary = |index: &IndexFacts| index.constraint.as_ref().is_some_and(|c| c.kind == 'p');
+        let mut keys: Vec<&IndexFacts> = own().filter(|i| is_primary(i) || i.replica_identity).collect();
+        if keys.is_empty() && relation.replica_identity == 'f' {
+            keys.extend(own().filter(|i| i.may_identify).min_by_key(|i| (i.columns, i.name.clone())));
+        }
+        (relation.name.clone(), keys.into_iter().map(super::compare::object).collect())
+    };
+    facts.relations.iter().map(of).collect()
+}
+
+/// What the target lacks of `pairs`, and how it will be made; changes nothing. Refuses what cannot be made.
+pub(super) async fn plan(
+    source: &Endpoint,
+    target: &Endpoint,
+    pairs: &[(QualifiedName, QualifiedName)],
+) -> Outcome<Making> {
+    let (mut on_source, on_target) = tokio::try_join!(source.connect("schema"), target.connect("schema"))?;
+    let targets: Vec<QualifiedName> = pairs.iter().map(|(_, to)| to.clone()).collect();
+    let there =
+        Facts::read(&on_target, &targets).await.map_err(|f| f.during("reading the target's catalog"))?;
+    let roots = there.roots();
+    let missing: Vec<(QualifiedName, QualifiedName)> = pairs
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !roots.contains_key(at))
+        .map(|(_, pair)| pair.clone())
+        .collect();
+    if missing.is_empty() {
+        return Ok(Making::default());
+    }
+    let sources: Vec<QualifiedName> = missing.iter().map(|(from, _)| from.clone()).collect();
+    let from =
+        Facts::read(&on_source, &sources).await.map_err(|f| f.during("reading the source's catalog"))?;
+    let mut refusals = renamed(&missing);
+    refusals.extend(crate::catalog::source_alone(&mut on_source, &sources).await?);
+    refusals.extend(role_refusals(&on_target, &from).await?);
+    refusals.extend(half_there(&on_target, &from).await?);
+    let oids: Vec<u32> = from.relations.iter().map(|relation| relation.oid).collect();
+    let needs = needs::missing(&on_target, needs::of(&on_source, &oids).await?).await?;
+    refusals.extend(needs.iter().filter_map(unmakeable));
+    if !refusals.is_empty() {
+        return Err(together(refusals));
+    }
+    let tools = Tools::find(major(&on_source).await?, major(&on_target).await?).await?;
+    let (steps, made) = written_down(&tools, source, &from, &needs).await?;
+    let attire = needs::attire(&on_source, &needs).await?;
+    Ok(Making { pairs: missing, steps, made, attire, from })
+}
+
+/// Many refusals as one fault.
+fn together(mut refusals: Vec<Fault>) -> Fault {
+    if refusals.len() == 1 {
+        return refusals.remove(0);
+    }
+    let lines: Vec<String> = refusals
+        .iter()
+        .map(|f| format!("\n  - {} [{}]\n    next: {}", f.what, f.code, f.next_step))
+        .collect();
+    Fault::operator(
+        "SEGUE-TARGET-SCHEMA",
+        format!(
+            "{} things keep the tables from being created on the target:{}",
+            refusals.len(),
+            lines.concat()
+        ),
+        "mend them, then start again; nothing has been changed",
+    )
+}
+
+fn refusal(what: String, next_step: String) -> Fault {
+    Fault::operator("SEGUE-TARGET-SCHEMA", what, next_step)
+}
+
+fn renamed(missing: &[(QualifiedName, QualifiedName)]) -> Vec<Fault> {
+    let other = missing.iter().filter(|(from, to)| from != to);
+    let refused = other.map(|(from, to)| {
+        refusal(
+            format!("{to} does not exist on the target, and cannot be created there: on the source it is called {from}"),
+            format!("create {to} yourself, with the columns and the primary key of {from}; then start again"),
+        )
+    });
+    refused.collect()
+}
+
+/// Row-level security is made along, and must not hide rows from Segue.
+async fn role_refusals(target: &Client, from: &Facts) -> Outcome<Option<Fault>> {
+    let Some(secured) = from.relations.iter().find(|relation| relation.row_security.0) else {
+        return Ok(None);
+    };
+    let sql =
+        "SELECT rolsuper OR rolbypassrls, current_user::text FROM pg_roles WHERE rolname = current_user";
+    let row = target.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
+    if row.get(0) {
+        return Ok(None);
+    }
+    let role = segue_model::sqltext::quote_ident(row.get(1));
+    Ok(Some(refusal(
+        format!(
+            "{} has row-level security, which would apply to Segue's role on the target, too",
+            secured.name
+        ),
+        format!("on the target, as a superuser: ALTER ROLE {role} BYPASSRLS;"),
+    )))
+}
+
+/// Partitions whose names are taken while their table is missing.
+async fn half_there(target: &Client, from: &Facts) -> Outcome<Vec<Fault>> {
+    let mut found = Vec::new();
+    for part in from.relations.iter().filter(|relation| relation.level > 0) {
+        let sql = "SELECT to_regclass($1) IS NOT NULL";
+        let row = target.query_one(sql, &[&part.name.sql()]).await.map_err(|e| fault_of(&e))?;
+        if row.get(0) {
+            found.push(refusal(
+                format!(
+                    "{} is on the target already, but not the table that it is a partition of on the source",
+                    part.name
+                ),
+                format!("on the target, if it is not needed: DROP TABLE {};", part.name.sql()),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Why something that is needed is not made along.
+fn unmakeable(need: &Need) -> Option<Fault> {
+    let Need { kind, identity, .. } = need;
+    if kind == "extension" {
+        return Some(refusal(
+            format!("the tables need the extension {identity}, which the target does not have"),
+            format!(
+                "on the target: CREATE EXTENSION {identity}; (its package has to be installed on that server)"
+            ),
+        ));
+    }
+    if need.relation == Some(Relation::Rows) {
+        return Some(refusal(
+            format!(
+                "the tables need the {kind} {identity}, which is neither on the target nor among the tables that move"
+            ),
+            format!(
+                "list {identity} under `tables`, too, or create it on the target (a foreign key to it, a column of its row type, \
+                 or an inherited table needs it)"
+            ),
+        ));
+    }
+    None
+}
+
+async fn major(client: &Client) -> Outcome<i32> {
+    let sql = "SELECT current_setting('server_version_num')::int / 10000";
+    Ok(client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+}
+
+/// The steps, as the source's own definitions say them, and what they make.
+async fn written_down(
+    tools: &Tools,
+    source: &Endpoint,
+    from: &Facts,
+    needs: &[Need],
+) -> Outcome<(Vec<Step>, Vec<Made>)> {
+    let (sequences, others): (Vec<&Need>, Vec<&Need>) =
+        needs.iter().partition(|need| need.relation.is_some());
+    let mut names: Vec<QualifiedName> = from.relations.iter().map(|relation| relation.name.clone()).collect();
+    for sequence in &sequences {
+        let name = QualifiedName::parse(&sequence.identity);
+        names.push(
+            name.map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("{}: {e}", sequence.identity)))?,
+        );
+    }
+    let (mut steps, mut late) = (Vec::new(), Vec::new());
+    if !others.is_empty() {
+        let archive = tools.dump(source, None).await?;
+        let entries: Vec<Entry> = archive
+            .contents()
+            .await?
+            .into_iter()
+            .filter(|entry| others.iter().any(|need| need.object == entry.object))
+            .collect();
+        if let Some(need) = others.iter().find(|n| !entries.iter().any(|e| e.object == n.object)) {
+            return Err(refusal(
+                format!(
+                    "the tables need the {} {}, which pg_dump does not write down by itself",
+                    need.kind, need.identity
+                ),
+                "create it on the target, then start again".to_owned(),
+            ));
+        }
+        for (entry, sql) in entries.iter().zip(archive.statements(&entries).await?) {
+            let of_rows = others.iter().any(|need| need.object == entry.object && need.of_rows);
+            let place = if of_rows { &mut late } else { &mut steps };
+            place.push(Step { what: entry.what.clone(), sql });
+        }
+    }
+    let archive = tools.dump(source, Some(&names)).await?;
+    let entries = archive.contents().await?;
+    let statements = archive.statements(&entries).await?;
+    steps.extend(entries.iter().zip(statements).map(|(entry, sql)| Step { what: entry.what.clone(), sql }));
+    steps.append(&mut late);
+    // In the order in which they can be dropped, read backwards.
+    let made = |need: &Need| Made { kind: need.kind.clone(), identity: need.identity.clone(), table: None };
+    let mut all: Vec<Made> = others.iter().filter(|n| !n.of_rows).map(|need| made(need)).collect();
+    all.sort_by_key(|made| made.kind != "schema");
+    all.extend(sequences.iter().map(|need| made(need)));
+    all.extend(from.relations.iter().map(|relation| Made {
+        kind: "table".to_owned(),
+        identity: relation.name.sql(),
+        table: Some(relation.name.clone()),
+    }));
+    all.extend(others.iter().filter(|n| n.of_rows).map(|need| made(need)));
+    Ok((steps, all))
+}
+
+/// Makes what is missing of `pairs` on the target, if anything is, and returns what the operator should know. The caller
+/// has raised the token on the target, and no stream of the migration is known there.
+pub async fn create(
+    source: &Endpoint,
+    target: &Endpoint,
+    authority: Authority<'_>,
+    pairs: &[(QualifiedName, QualifiedName)],
+) -> Outcome<Created> {
+    let making = plan(source, target, pairs).await?;
+    if making.pairs.is_empty() {
+        return Ok(Created::default());
+    }
+    let client = target.connect("schema").await?;
+    let made = make(&client, authority, &making).await;
+    if made.is_err() {
+        // The connection may be what was lost; then there is nothing to roll back.
+        let _ = client.batch_execute("ROLLBACK").await;
+    }
+    let warnings = made.map_err(|f| f.during("creating the tables on the target"))?;
+    killpoint::pass("schema.created");
+    let tables = making.pairs.iter().map(|(_, to)| to.clone()).collect();
+    Ok(Created { tables, warnings })
+}
+
+/// What was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Created {
+    /// The tables, without their partitions.
+    pub tables: Vec<QualifiedName>,
+    /// What could not be made as it is on the source, and how it can be.
+    pub warnings: Vec<String>,
+}
+
+async fn make(client: &Client, authority: Authority<'_>, making: &Making) -> Outcome<Vec<String>> {
+    let begin = format!(
+        "BEGIN; {}; SET LOCAL search_path = ''; SET LOCAL check_function_bodies = false; \
+         SET LOCAL client_min_messages = warning; SET LOCAL standard_conforming_strings = on; SET LOCAL lock_timeout = '20s'",
+        enter(authority)
+    );
+    client.batch_execute(&begin).await.map_err(|e| fault_of(&e))?;
+    for Step { what, sql } in &making.steps {
+        client.batch_execute(sql).await.map_err(|e| unmade(fault_of(&e), what))?;
+    }
+    killpoint::pass("schema.tables");
+    // The definitions have been said in a session of a newer pg_dump's taste; ours is read with our own.
+    let names: Vec<QualifiedName> = making.pairs.iter().map(|(_, to)| to.clone()).collect();
+    client.batch_execute("SET LOCAL search_path = pg_catalog").await.map_err(|e| fault_of(&e))?;
+    let bare = Facts::read(client, &names).await?;
+    for finding in making.keys(&bare) {
+        for sql in &finding.remedy {
+            client.batch_execute(sql).await.map_err(|e| unmade(fault_of(&e), &finding.object))?;
+        }
+    }
+    let keyed = Facts::read(client, &names).await?;
+    let mut warnings = BTreeSet::new();
+    for Attire { what, remedy } in &making.attire {
+        warnings.extend(tried(client, what, remedy).await?);
+    }
+    for finding in making.compared(&keyed).into_iter().filter(|finding| finding.kind.is_of_roles()) {
+        warnings.extend(tried(client, &finding.words(), &finding.remedy).await?);
+    }
+    remember(client, authority.0, &making.made).await?;
+    killpoint::pass("schema.remembered");
+    client.batch_execute("COMMIT").await.map_err(|e| fault_of(&e))?;
+    Ok(warnings.into_iter().collect())
+}
+
+/// Runs what depends on a role within the transaction, and says what the operator can do where there is no such role.
+async fn tried(client: &Client, what: &str, remedy: &[String]) -> Outcome<Option<String>> {
+    client.batch_execute("SAVEPOINT role").await.map_err(|e| fault_of(&e))?;
+    for sql in remedy {
+        let Err(error) = client.batch_execute(sql).await else { continue };
+        let fault = fault_of(&error);
+        if fault.recovery != Recovery::Operator {
+            return Err(fault);
+        }
+        client.batch_execute("ROLLBACK TO role").await.map_err(|e| fault_of(&e))?;
+        return Ok(Some(warning(what, remedy, &fault)));
+    }
+    client.batch_execute("RELEASE role").await.map_err(|e| fault_of(&e))?;
+    Ok(None)
+}
+
+/// What could not be made, why, and the SQL that makes it.
+pub(super) fn warning(what: &str, remedy: &[String], fault: &Fault) -> String {
+    format!("{what}: {}; on the target, once that is mended: {};", fault.what, remedy.join("; "))
+}
+
+fn unmade(fault: Fault, what: &str) -> Fault {
+    let fault = fault.during(what);
+    match fault.recovery {
+        Recovery::Operator => {
+            let next = format!(
+                "mend it, then start again; nothing has been changed on the target. {}",
+                fault.next_step
+            );
+            Fault { next_step: next.trim().to_owned(), ..fault }
+        }
+        Recovery::Retry | Recovery::Ambiguous | Recovery::Bug => fault,
+    }
+}
