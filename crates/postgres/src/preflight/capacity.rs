@@ -13,8 +13,7 @@ use segue_model::switch::Side;
 pub(super) async fn limits(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
     let own = looks.own_names();
-    let [forward, backward] = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in [forward, backward].into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.sending() {
         let sql = "SELECT current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8,
                 ARRAY(SELECT slot_name::text FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication)";
         for row in looks.ask(side, sql).await? {
@@ -46,8 +45,7 @@ pub(super) async fn limits(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
             }
         }
     }
-    let sides = [(Side::Target, true), (Side::Source, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.landing() {
         found.extend(origins(looks, side).await?);
     }
     Ok(found)
@@ -101,8 +99,7 @@ pub(super) async fn kept_log(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let wanted_mib = yields_mib.saturating_mul(2).max(1);
     let remedy =
         format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted_mib}MB'; SELECT pg_reload_conf();");
-    let sides = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.sending() {
         let sql = "SELECT s.name, s.setting::int8 FROM pg_settings s
               WHERE s.name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')";
         for row in looks.ask(side, sql).await? {
