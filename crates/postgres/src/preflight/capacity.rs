@@ -1,6 +1,7 @@
 //! Room: slots, senders, origins, log, connections, disk, and how long one snapshot is held.
 
 use super::{Finding, Looks, Verdict};
+use crate::birth::{Direction, origin_name};
 use crate::catalog::ONE_SNAPSHOT_BYTES_MAX;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Profile;
@@ -12,8 +13,7 @@ use segue_model::switch::Side;
 pub(super) async fn limits(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
     let own = looks.own_names();
-    let [forward, backward] = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in [forward, backward].into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.sending() {
         let sql = "SELECT current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8,
                 ARRAY(SELECT slot_name::text FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication)";
         for row in looks.ask(side, sql).await? {
@@ -45,25 +45,50 @@ pub(super) async fn limits(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
             }
         }
     }
-    let [forward, backward] = [(Side::Target, true), (Side::Source, looks.asked.way_back)];
-    for (side, _) in [forward, backward].into_iter().filter(|(_, is_wanted)| *is_wanted) {
-        // From 18 on origins have a limit of their own.
-        let sql = "SELECT coalesce(current_setting('max_active_replication_origins', true),
-                     current_setting('max_replication_slots'))::int8, ARRAY(SELECT roname FROM pg_replication_origin)";
-        for row in looks.ask(side, sql).await? {
-            let (most, origins): (i64, Vec<String>) = (row.get(0), row.get(1));
-            let is_ours =
-                origins.iter().any(|origin| origin.starts_with(&format!("segue_{}_", looks.asked.migration)));
-            if i64::try_from(origins.len()).unwrap_or(i64::MAX) >= most && most > 0 && !is_ours {
-                let what = format!(
-                    "all {most} replication origins of the {side} are taken, and what lands there needs one"
-                );
-                let remedy = "find those that nothing uses in pg_replication_origin, and pg_replication_origin_drop(name)";
-                found.push(Finding::warn(side, what, remedy).about("replication origins"));
-            }
-        }
+    for side in looks.landing() {
+        found.extend(origins(looks, side).await?);
     }
     Ok(found)
+}
+
+/// A replication origin that is in use takes one of a fixed number of places, which a server without any left says only
+/// when the first row is applied.
+async fn origins(looks: &Looks<'_>, side: Side) -> Outcome<Option<Finding>> {
+    let may = "SELECT has_table_privilege('pg_replication_origin_status', 'SELECT')
+                  AND has_function_privilege('pg_show_replication_origin_status()', 'EXECUTE')";
+    let may = looks.ask(side, may).await?.first().is_some_and(|row| row.get(0));
+    // Those that were only made take no place; without the right to see which are used, all are counted.
+    let names = if may {
+        "external_id FROM pg_replication_origin_status"
+    } else {
+        "roname FROM pg_replication_origin"
+    };
+    // From 18 on origins have a limit of their own.
+    let sql = format!(
+        "SELECT coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int8,
+             ARRAY(SELECT {names})"
+    );
+    let rows = looks.ask(side, &sql).await?;
+    let Some((most, used)) =
+        rows.first().map(|row| (row.get::<_, i64>(0), row.get::<_, Vec<Option<String>>>(1)))
+    else {
+        return Ok(None);
+    };
+    let own = [Direction::Forward, Direction::Reverse]
+        .map(|direction| origin_name(looks.asked.migration, direction));
+    let is_ours = used.iter().flatten().any(|origin| own.contains(origin));
+    // A server without any place is refused by `segue run`.
+    if is_ours || most < 1 || i64::try_from(used.len()).unwrap_or(i64::MAX) < most {
+        return Ok(None);
+    }
+    let what =
+        format!("all {most} replication origins of the {side} are taken, and what lands there needs one");
+    let remedy = format!(
+        "ALTER SYSTEM SET max_replication_slots = {}; -- and restart it (18: max_active_replication_origins), or drop an origin that \
+         nothing uses: pg_replication_origin_drop(name)",
+        most + 4
+    );
+    Ok(Some(Finding::warn(side, what, remedy).about("replication origins")))
 }
 
 /// A slot keeps log for whoever reads it, without end if nobody does. Segue's backfill yields before that gets too much,
@@ -74,8 +99,7 @@ pub(super) async fn kept_log(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let wanted_mib = yields_mib.saturating_mul(2).max(1);
     let remedy =
         format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{wanted_mib}MB'; SELECT pg_reload_conf();");
-    let sides = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.sending() {
         let sql = "SELECT s.name, s.setting::int8 FROM pg_settings s
               WHERE s.name IN ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')";
         for row in looks.ask(side, sql).await? {

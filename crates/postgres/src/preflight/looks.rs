@@ -124,6 +124,17 @@ impl<'a> Looks<'a> {
         }
     }
 
+    /// The sides that a stream comes from: the source, and with a way back the target.
+    pub(super) fn sending(&self) -> impl Iterator<Item = Side> + use<> {
+        let way_back = self.asked.way_back;
+        Side::ALL.into_iter().filter(move |side| *side == Side::Source || way_back)
+    }
+
+    /// The sides that a stream lands on: the target, and with a way back the source.
+    pub(super) fn landing(&self) -> impl Iterator<Item = Side> + use<> {
+        self.sending().map(Side::other)
+    }
+
     /// What the slot and the publication of this migration are called on either side.
     pub(super) fn own_names(&self) -> Vec<String> {
         let named = |direction| stream_name(self.asked.migration, direction).ok();

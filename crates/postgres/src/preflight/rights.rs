@@ -163,8 +163,7 @@ fn policies(row: &tokio_postgres::Row, table: &QualifiedName) -> BTreeMap<String
 /// migration when it is noticed.
 pub(super) async fn ddl_guard(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
-    let sides = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted && looks.asked.guard_ddl) {
+    for side in looks.sending().filter(|_| looks.asked.guard_ddl) {
         // The roles of managed services that may make them.
         let sql = "SELECT r.rolsuper OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname IN ('rds_superuser', 'cloudsqlsuperuser',
                        'alloydbsuperuser', 'azure_pg_admin') AND pg_has_role(m.oid, 'USAGE')), r.rolname::text,

@@ -137,8 +137,7 @@ pub(super) async fn replicas(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 /// The stream's slot is on one server. A standby that takes over has none, and the changes since are in no slot.
 pub(super) async fn failover(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
-    let sides = [(Side::Source, true), (Side::Target, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.sending() {
         let standbys = health::replicas(looks.client(side)).await?;
         if standbys.is_empty() {
             continue;

@@ -20,8 +20,7 @@ pub(super) async fn firing(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
            JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
           ORDER BY 1, 2, 3";
     let mut found = Vec::new();
-    let sides = [(Side::Target, true), (Side::Source, looks.asked.way_back)];
-    for (side, _) in sides.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+    for side in looks.landing() {
         for row in looks.ask_tables(side, sql).await? {
             let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
             let (name, kind, enabled): (&str, &str, &str) = (row.get(2), row.get(3), row.get(4));

@@ -82,6 +82,17 @@ async fn settings_of_servers() {
     )
     .await;
 
+    let taken =
+        "SELECT pg_replication_origin_create('o' || i), pg_replication_origin_advance('o' || i, '0/1')
+        FROM generate_series(1, current_setting('max_replication_slots')::int) i";
+    clean.world.run(Side::Target, &clean.place, taken).await;
+    let cure = async |_| {
+        let free = "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin";
+        clean.world.run(Side::Target, &clean.place, free).await;
+    };
+    let check = ("limits", &[][..], "all 20 replication origins of the target are taken");
+    fires_and_is_cured(check, async || clean.now().await, cure).await;
+
     // What needs a restart shares one.
     let cramped = "ALTER SYSTEM SET wal_level = 'replica'; ALTER SYSTEM SET max_wal_senders = 0; ALTER SYSTEM SET max_replication_slots = 0";
     clean.world.run(Side::Source, &clean.place, cramped).await;
@@ -210,6 +221,26 @@ async fn rights_and_sizes() {
     let look = async || more(world.look(&handed_over, humble).await, &clean.ever);
     let cure = async |found| world.apply_remedies(&handed_over, &found).await;
     fires_and_is_cured(("ddl-guard", &[], "may not make event triggers on the source"), look, cure).await;
+
+    // An hour passes in a moment.
+    let fake =
+        "CREATE SCHEMA fake; CREATE FUNCTION fake.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+        $$SELECT pg_catalog.clock_timestamp() + interval '1 hour'$$";
+    world.run(Side::Source, place, fake).await;
+    let forgotten = world.session(Side::Source, place).await;
+    forgotten
+        .batch_execute("SET application_name = 'forgotten'; BEGIN; SELECT 'a secret'")
+        .await
+        .expect("a transaction");
+    let later = How { prelude: "SET search_path = fake, pg_catalog", ..AS_EVER };
+    let look = async || more(world.look(place, later).await, &clean.ever);
+    let cure = async |fired: Found| {
+        let fired: Found = fired.into_iter().filter(|(check, _)| *check == "transactions").collect();
+        assert!(fired.iter().all(|(_, finding)| !finding.what.contains("secret")), "{fired:#?}");
+        world.apply_remedies(place, &fired).await;
+        world.run(Side::Source, place, "DROP SCHEMA fake CASCADE").await;
+    };
+    fires_and_is_cured(("transactions", &["clocks"], "'forgotten', idle in transaction"), look, cure).await;
 
     grow(world, place, "customers", 300 << 20).await;
     let cure = async |_| world.run(Side::Source, place, "TRUNCATE customers CASCADE").await;
