@@ -219,6 +219,8 @@ pub struct Stored {
     pub checkpoint: Checkpoint,
     /// The backfill is done; regions that are stored all the same are overrides by later repairs.
     pub backfilled: bool,
+    /// The stream was made anew over rows that an earlier one had brought: regions find them on the target.
+    pub over_rows: bool,
     /// The copied regions of every unit, in the order in which they were stored.
     pub regions: BTreeMap<UnitId, Vec<StoredRegion>>,
     /// Parts that came after the stream was born and are not in its hands yet.
@@ -253,16 +255,27 @@ pub struct RegionRecord {
     pub took_ms: u64,
 }
 
+/// What the rows of a region find where they go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// Nothing: there must be no row of the extent.
+    Nothing,
+    /// Rows that are removed first.
+    Replaced,
+    /// Rows most of which are right: only what differs is removed and written.
+    Compared,
+}
+
 /// A session on the target that writes regions, one after the other.
 pub trait RegionWriter: Send {
-    /// Begins the region's transaction (with the token check) and starts taking rows. With `replace`, rows of `extent`
-    /// that are already there are removed first; otherwise there must be none.
+    /// Begins the region's transaction (with the token check) and starts taking rows; `onto` says what becomes of rows of
+    /// `extent` that are already there.
     fn begin(
         &mut self,
         table: &Table,
         unit: UnitId,
         extent: &Extent,
-        replace: bool,
+        onto: Onto,
     ) -> impl Future<Output = Outcome<()>> + Send;
     /// Writes a piece as the reader delivered it.
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;

@@ -9,7 +9,7 @@ use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
 use super::verifying::VerifyOrder;
-use super::{Driver, contain};
+use super::{Driver, contain, stream};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState, bytes_text};
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
@@ -79,8 +79,13 @@ impl Service<'_> {
         let mut said = self.flows.stage();
         // Its stage changes no more once the stream is lost; who owns the writes may.
         let mut runs = true;
+        let mut told = false;
         loop {
             let now = self.flows.stage();
+            if now.has_reached(Stage::Following) && !told {
+                stream::tell_differences(self.driver, self.lease).await?;
+                told = true;
+            }
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
                 self.publish(&SlotState::default()).await?;
                 return Ok(format!("stage {now} is reached; `segue run` goes on from here"));

@@ -74,7 +74,12 @@ impl Fire {
 
     /// Runs `segue run` until it kills itself at the `passage`-th time it comes by `point`.
     pub async fn dies_at(&self, point: &str, passage: u32) {
-        let mut command = self.pair.command(&["run"]);
+        self.dies_of(&["run"], point, passage).await;
+    }
+
+    /// As [`Fire::dies_at`], of a run with these arguments.
+    pub async fn dies_of(&self, arguments: &[&str], point: &str, passage: u32) {
+        let mut command = self.pair.command(arguments);
         kill::kill_at(&mut command, point, passage);
         let run = Process::start(command);
         let limit = Duration::from_secs(60);
@@ -119,8 +124,23 @@ impl Fire {
         }
     }
 
+    /// Another server is the source now: Segue and the writers are sent there.
+    pub fn moved(&mut self) {
+        let Pair { source, target, .. } = &self.pair;
+        let target = target.url_through(self.target_line.port(), "postgres");
+        self.pair.write_spec(&source.url("postgres"), &target, &["shop.*"], MANY_REGIONS);
+        if let Some(load) = &self.load {
+            load.redirect(&source.url("postgres"));
+        }
+    }
+
     /// When all is over: the target follows, has everything that was acknowledged, and equals the source.
-    pub async fn settle(mut self, run: &Process) {
+    pub async fn settle(self, run: &Process) {
+        self.settle_under(run, async |_| {}).await;
+    }
+
+    /// As [`Fire::settle`], with a look at the pair before it is gone.
+    pub async fn settle_under(mut self, run: &Process, look: impl AsyncFnOnce(&Pair)) {
         let began = Instant::now();
         self.pair.reaches(run, "following").await;
         if self.load.is_some() {
@@ -138,6 +158,7 @@ impl Fire {
         let report = self.report.take().expect("stopped above");
         let lost = report.oracle.check(&self.pair.target.connect("postgres").await).await;
         assert_eq!(lost, Ok(()), "seed {}: acknowledged, and not on the target", self.seed);
+        look(&self.pair).await;
         let (seed, acked, open) = (self.seed, report.acked, report.unknown);
         eprintln!("seed {seed}: {acked} acknowledged, {open} without an answer; {:?}", report.errors);
     }

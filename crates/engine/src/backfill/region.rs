@@ -2,7 +2,7 @@
 
 use super::{Shared, Work, elapsed_ms};
 use crate::killpoint;
-use crate::ports::{Outcome, RegionReader, RegionRecord, RegionWriter, Source, Target};
+use crate::ports::{Onto, Outcome, RegionReader, RegionRecord, RegionWriter, Source, Target};
 use segue_model::region::{Extent, RegionId};
 use std::time::{Duration, Instant};
 
@@ -43,16 +43,20 @@ pub async fn copy_region<S: Source, T: Target>(
     };
     let start = Instant::now();
     killpoint::pass("region.seam");
-    let replace = work.replace || matches!(extent, Extent::Key(_));
-    writer.begin(&work.table, work.unit, extent, replace).await?;
+    let onto = match extent {
+        Extent::Key(_) => Onto::Replaced,
+        Extent::Range { .. } => work.onto,
+    };
+    writer.begin(&work.table, work.unit, extent, onto).await?;
     reader.copy(&work.table, work.unit, extent).await?;
     let mut bytes = 0;
     while let Some(piece) = reader.next_piece().await? {
         bytes += piece.len() as u64;
-        match work.table.one_region {
-            Some(_) => shared.throttle.spend(piece.len()).await,
+        if work.is_one_region() {
+            shared.throttle.spend(piece.len()).await;
+        } else {
             // Paid for before the next region, so that this one's snapshot does not grow old.
-            None => drop(shared.throttle.charge(piece.len())),
+            shared.throttle.charge(piece.len());
         }
         writer.write(piece).await?;
     }

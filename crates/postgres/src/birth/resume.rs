@@ -3,7 +3,8 @@
 //! A server silently skips ahead to `confirmed_flush_lsn` when it is asked for older changes; so whatever does not
 //! fit exactly is refused, with what was lost.
 
-use super::{Direction, StreamIdentity, confirmed, server_identity};
+use super::{Direction, StreamIdentity, confirmed, promoted, server_identity};
+use crate::connect::Endpoint;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -15,8 +16,9 @@ use tokio_postgres::{Client, Row};
 fn start_again(direction: Direction) -> &'static str {
     match direction {
         Direction::Forward => {
-            "the rows on the target can no longer be brought up to date from this slot: \
-             run `segue cancel --drop-target-tables`, make the target's tables anew, and start again"
+            "`segue run --new-stream` makes a new stream, compares every row copied so far with the source's, and writes \
+             those that differ: nothing is lost that the source still has. What a failed server had acknowledged and this \
+             one does not have is lost with it; where the target has it, it is removed, and counted"
         }
         // Never to drop anything: the target may be where the only newest rows are.
         Direction::Reverse => {
@@ -53,7 +55,46 @@ pub async fn known(
     }))
 }
 
-fn lost(stream: &StreamIdentity, code: &'static str, what: String) -> Fault {
+/// What says that a stream is lost for good, and can only be made anew.
+const LOST: &[&str] = &[
+    "SEGUE-CHECKPOINT-BEHIND",
+    "SEGUE-OTHER-SERVER",
+    "SEGUE-PUBLICATION-LOST",
+    "SEGUE-SLOT-LOST",
+    "SEGUE-SLOT-REMADE",
+    "SEGUE-SOURCE-BEHIND",
+    "SEGUE-TIMELINE",
+];
+
+/// Whether `fault`, of [`resume`], says that the stream is lost for good.
+pub fn is_lost(fault: &Fault) -> bool {
+    LOST.contains(&fault.code)
+}
+
+/// Finds out whether `stream` can go on from `checkpoint`, and what it is called from now on: a server that was promoted
+/// has another timeline, and can have all that the stream needs. That is stored on the side where rows land before
+/// anything is read. The fault says what was lost.
+pub async fn resume(
+    from: &Endpoint,
+    landing: &Client,
+    token: i64,
+    stream: &StreamIdentity,
+    checkpoint: Position,
+) -> Outcome<StreamIdentity> {
+    let client = from.connect("stream").await?;
+    let Some(promoted) = promoted::promoted(from, &client, stream).await? else {
+        return resume_check(&client, stream, checkpoint).await.map(|()| stream.clone());
+    };
+    let Some(at) = promoted.branched_at.filter(|at| checkpoint <= *at) else {
+        return Err(promoted::lost(stream, &promoted, checkpoint));
+    };
+    let renamed = StreamIdentity { timeline: promoted.timeline, ..stream.clone() };
+    resume_check(&client, &renamed, checkpoint).await?;
+    promoted::follow(landing, token, (stream, &renamed), at).await?;
+    Ok(renamed)
+}
+
+pub(super) fn lost(stream: &StreamIdentity, code: &'static str, what: String) -> Fault {
     Fault::operator(code, what, start_again(stream.direction))
 }
 
@@ -85,7 +126,7 @@ pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: 
             stream,
             "SEGUE-TIMELINE",
             format!(
-                "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; commits after the switch may differ from what was applied",
+                "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; its log is not the one that was applied",
                 stream.timeline
             ),
         ));

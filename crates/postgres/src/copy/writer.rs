@@ -1,7 +1,9 @@
 //! The target's side of a region: rows and record in one transaction, behind the token.
 
+use super::compare::{self, Comparison};
 use super::{CopyForm, Side, column_list, extent_condition};
 use crate::authority::Authority;
+use crate::birth::{Differences, renew};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::origin;
@@ -9,7 +11,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
-use segue_engine::ports::{Outcome, RegionRecord, RegionWriter};
+use segue_engine::ports::{Onto, Outcome, RegionRecord, RegionWriter};
 use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
 use std::collections::HashMap;
@@ -29,6 +31,8 @@ pub struct PgWriter {
     marked: bool,
     sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
     rows: u64,
+    /// Removes and writes what differs, if the region's rows lie beside those that are there.
+    settling: Option<[String; 2]>,
 }
 
 impl PgWriter {
@@ -45,7 +49,7 @@ impl PgWriter {
             .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
             .await
             .map_err(|e| fault_of(&e))?;
-        Ok(PgWriter { client, authority, conditions, marked: false, sink: None, rows: 0 })
+        Ok(PgWriter { client, authority, conditions, marked: false, sink: None, rows: 0, settling: None })
     }
 }
 
@@ -79,6 +83,30 @@ impl PgWriter {
         }
     }
 
+    /// The table as rows are removed from it: tables that inherit from it have rows of their own under the same keys.
+    async fn relation(&self, table: &Table) -> Outcome<String> {
+        let name = table.target.sql();
+        let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
+        let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
+        Ok(if row.get(0) { name } else { format!("ONLY {name}") })
+    }
+
+    /// Removes and writes what differs from the rows that lie beside the table, and adds to the count of it.
+    async fn settle(&self, [remove, write]: &[String; 2]) -> Outcome<()> {
+        let failed = |e| fault_of(&e).during("writing what differs");
+        let count = |row: &tokio_postgres::Row, i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+        self.client.batch_execute(compare::PLANNER).await.map_err(failed)?;
+        let gone = self.client.query_one(remove, &[]).await.map_err(failed)?;
+        let come = self.client.query_one(write, &[]).await.map_err(failed)?;
+        let (removed, changed, written) = (count(&gone, 0), count(&gone, 1), count(&come, 0));
+        // A row that has changed was removed, and written anew.
+        let missing = written.saturating_sub(changed);
+        let found = Differences { rows: self.rows, missing, changed, extra: removed.saturating_sub(changed) };
+        renew::found(&self.client, &self.authority, found).await?;
+        killpoint::pass("renew.compared");
+        Ok(())
+    }
+
     /// The condition of the rows that a region replaces.
     fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
         let conditions = self.conditions.read().unwrap_or_else(PoisonError::into_inner);
@@ -92,20 +120,28 @@ impl PgWriter {
 }
 
 impl RegionWriter for PgWriter {
-    async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
+    async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
         self.enter().await?;
-        if replace {
-            let name = table.target.sql();
-            let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
-            let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
-            // Tables that inherit from it have rows of their own under the same keys.
-            let only = if row.get(0) { "" } else { "ONLY " };
-            let delete = format!("DELETE FROM {only}{name} WHERE {}", self.replaced(table, unit, extent));
-            self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
-        }
+        self.settling = None;
+        let condition = self.replaced(table, unit, extent);
+        let into = match onto {
+            Onto::Nothing => table.target.sql(),
+            Onto::Replaced => {
+                let delete = format!("DELETE FROM {} WHERE {condition}", self.relation(table).await?);
+                self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
+                table.target.sql()
+            }
+            Onto::Compared => {
+                let relation = &self.relation(table).await?;
+                let made = self.client.batch_execute(&compare::make_beside(table)).await;
+                made.map_err(|e| fault_of(&e).during("making room beside the table"))?;
+                let comparison = Comparison { table, relation, condition: &condition };
+                self.settling = Some([comparison.remove(), comparison.write()]);
+                compare::beside(table)
+            }
+        };
         let statement = format!(
-            "COPY {} ({}) FROM STDIN {}",
-            table.target.sql(),
+            "COPY {into} ({}) FROM STDIN {}",
             column_list(table, Side::Target),
             CopyForm::of(table).sql()
         );
@@ -134,6 +170,9 @@ impl RegionWriter for PgWriter {
     }
 
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
+        if let Some(settling) = self.settling.take() {
+            self.settle(&settling).await?;
+        }
         let extent = serde_json::to_string(&record.extent)
             .map_err(|e| Fault::bug("SEGUE-REGION", format!("a region's bounds cannot be stored: {e}")))?;
         let store = "INSERT INTO segue.region (migration, direction, unit, extent, seam, covered_by, rows, bytes, took_ms, copied_at) \

@@ -1,0 +1,120 @@
+//! The source fails over under a workload: with its slot the stream goes on exactly once, without it a new one is made; what
+//! the failed server had acknowledged and the promoted one does not have is removed from the target, and counted.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![cfg(feature = "killpoints")]
+
+mod support;
+
+use segue_testkit::cluster::{Cluster, StandbyOptions};
+use segue_testkit::kill::Process;
+use support::{PATIENCE, Pair, fire, fire::Fire, slow::until};
+
+const STANDBY: &str = "standby1";
+
+/// A standby that every commit on the source waits for, so that a failover loses nothing.
+async fn synchronous_standby(source: &Cluster) -> Cluster {
+    let mut options = StandbyOptions::named(STANDBY);
+    options.settings.push(("synchronous_standby_names".into(), String::new()));
+    let standby = Cluster::standby_of(source, options).await;
+    source.set("synchronous_standby_names", STANDBY).await;
+    standby
+}
+
+/// The source dies, the standby takes its place, and the application goes there; so does Segue's spec.
+async fn fail_over(fire: &mut Fire, standby: Cluster) {
+    fire.pair.source.stop_immediate().await;
+    standby.promote().await;
+    fire.pair.source = standby;
+    fire.moved();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_without_the_slot_is_mended_while_rows_are_copied_and_while_they_are_followed() {
+    let mut fire = Fire::start(20_000, fire::seed(), 100).await;
+    let standby = synchronous_standby(&fire.pair.source).await;
+    fire.dies_at("region.committed", 8).await;
+    fire.progress(50).await;
+    fail_over(&mut fire, standby).await;
+    let run = fire.pair.run();
+    run.wait_for("next: `segue run --new-stream`", PATIENCE).await.unwrap();
+    assert_eq!(run.wait(PATIENCE).await.unwrap().code(), Some(1));
+    let run = Process::start(fire.pair.command(&["run", "--new-stream"]));
+    fire.pair.reaches(&run, "following").await;
+
+    // Once more, under the running process: it is cut off, and finds another server.
+    let standby = synchronous_standby(&fire.pair.source).await;
+    fire.progress(50).await;
+    fire.pair.caught_up().await;
+    fail_over(&mut fire, standby).await;
+    drop(run);
+    fire.pair.refused(&fire.pair.run(), "--new-stream").await;
+    let run = Process::start(fire.pair.command(&["run", "--new-stream"]));
+    fire.settle(&run).await;
+}
+
+/// As a failover slot of PostgreSQL 17, or a cluster manager that carries slots over, leaves it.
+async fn carry_slot(from: &Cluster, to: &Cluster) {
+    from.execute("CHECKPOINT").await;
+    to.stop_fast().await;
+    from.copy_slot("segue_test_fwd", to);
+    to.start_again().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_with_the_slot_goes_on_exactly_once() {
+    let mut fire = Fire::start(5_000, fire::seed(), 100).await;
+    let standby = Cluster::standby_of(&fire.pair.source, StandbyOptions::named(STANDBY)).await;
+    let run = fire.pair.run();
+    fire.pair.reaches(&run, "following").await;
+    // The log that the slot needs must be what the standby has, too.
+    let oldest = "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'";
+    let oldest = standby.scalar(oldest).await.unwrap();
+    let needed = format!("SELECT pg_walfile_name(restart_lsn) > '{oldest}' FROM pg_replication_slots WHERE slot_name = 'segue_test_fwd'");
+    until("the slot has come as far as the standby's log", async || {
+        fire.pair.source.execute("SELECT pg_switch_wal(); CHECKPOINT").await;
+        fire.pair.source.scalar(&needed).await.as_deref() == Some("t")
+    })
+    .await;
+    fire.pair.stop(&run).await;
+    carry_slot(&fire.pair.source, &standby).await;
+    fire.pair.source.set("synchronous_standby_names", STANDBY).await;
+    fire.progress(100).await;
+    fail_over(&mut fire, standby).await;
+    let run = fire.pair.run();
+    fire.settle_under(&run, async |pair: &Pair| {
+        let timeline = pair.target.scalar("SELECT timeline FROM segue.stream").await;
+        assert_eq!(timeline.as_deref(), Some("2"), "what readers compare with is the new log");
+        let anew = pair.target.scalar("SELECT count(*) FROM segue.journal WHERE kind = 'new-stream'").await;
+        assert_eq!(anew.as_deref(), Some("0"), "nothing was lost");
+    })
+    .await;
+}
+
+/// The standby lags: the target has what no server has any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failover_lost_is_said_removed_and_counted() {
+    let mut pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
+    pair.source.execute("INSERT INTO public.t SELECT n, 'kept' FROM generate_series(1, 1000) n").await;
+    let standby = Cluster::standby_of(&pair.source, StandbyOptions::named(STANDBY)).await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    standby.pause().await;
+    pair.source
+        .execute("INSERT INTO public.t SELECT n, 'lost' FROM generate_series(1001, 1007) n; UPDATE public.t SET v = 'lost' WHERE id < 4; DELETE FROM public.t WHERE id IN (8, 9)")
+        .await;
+    pair.caught_up().await;
+    pair.stop(&run).await;
+    pair.source.stop_immediate().await;
+    standby.promote().await;
+    pair.source = standby;
+    pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &["public.t"], "");
+    let said = pair.refused(&pair.run(), "SEGUE-TIMELINE").await;
+    assert!(said.contains("bytes of it are on no server any more"), "{said}");
+    let run = Process::start(pair.command(&["run", "--new-stream"]));
+    let said = run.wait_for("the new stream has compared", PATIENCE).await.unwrap();
+    assert!(said.contains("1000 rows: 2 were missing on the target, 3 had other values, and 7 were there"), "{said}");
+    pair.source.execute("INSERT INTO public.t VALUES (2000, 'streamed')").await;
+    pair.caught_up().await;
+    pair.assert_equal(&["public"]).await;
+}

@@ -1,0 +1,152 @@
+//! A server that was promoted: is its log, as far as it was applied, the one that the stream came from?
+//!
+//! A promotion begins a new timeline at a place of the old one; up to there both have one log. If everything that was
+//! applied lies before that place, and the slot is on the promoted server too (a failover slot, or one that was carried over
+//! with its server), the stream goes on there, and nothing is missing. Otherwise it is lost.
+
+use super::resume::lost as lost_for_good;
+use super::{StreamIdentity, enter, server_identity};
+use crate::connect::Endpoint;
+use crate::error::fault_of;
+use crate::replication::Connection;
+use segue_engine::fault::Fault;
+use segue_engine::ports::Outcome;
+use segue_model::position::Position;
+use segue_model::sqltext::quote_literal;
+use tokio_postgres::Client;
+
+/// Another timeline of the server that a stream came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Promoted {
+    pub(super) timeline: i32,
+    /// Where it left the stream's timeline; `None`: that is none of its ancestors.
+    pub(super) branched_at: Option<Position>,
+}
+
+/// What the server is now, if it is the one the stream came from under another timeline. It may also have become a
+/// standby, whose timeline says nothing.
+pub(super) async fn promoted(
+    from: &Endpoint,
+    client: &Client,
+    stream: &StreamIdentity,
+) -> Outcome<Option<Promoted>> {
+    let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|e| fault_of(&e))?;
+    if standby.get(0) {
+        return Ok(None);
+    }
+    let (system_id, timeline) = server_identity(client).await?;
+    if system_id != stream.system_id || timeline == stream.timeline {
+        return Ok(None);
+    }
+    let during = |fault: Fault| fault.during(format_args!("reading the history of timeline {timeline}"));
+    let mut session = Connection::open(from).await.map_err(during)?;
+    let history = match session.query(&format!("TIMELINE_HISTORY {timeline}")).await {
+        Ok(rows) => rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten(),
+        // It has no such file: the first timeline, of a server that was restored to before it was promoted.
+        Err(fault) if fault.code == "SEGUE-STORAGE" => None,
+        Err(fault) => return Err(during(fault)),
+    };
+    let branched_at = branch_of(&history.unwrap_or_default(), stream.timeline).map_err(during)?;
+    Ok(Some(Promoted { timeline, branched_at }))
+}
+
+/// Where `timeline` was left, by a history file's lines: number, place, reason.
+fn branch_of(history: &str, timeline: i32) -> Outcome<Option<Position>> {
+    let unreadable = |line: &str| Fault::bug("SEGUE-TIMELINE", format!("a line cannot be read: {line}"));
+    for line in history.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let number = words.next().and_then(|n| n.parse::<i32>().ok()).ok_or_else(|| unreadable(line))?;
+        if number == timeline {
+            let place = words.next().and_then(|place| place.parse().ok());
+            return place.map(Some).ok_or_else(|| unreadable(line));
+        }
+    }
+    Ok(None)
+}
+
+/// Why a stream cannot go on from `checkpoint` on the promoted server.
+pub(super) fn lost(stream: &StreamIdentity, promoted: &Promoted, checkpoint: Position) -> Fault {
+    let (from, to) = (stream.direction.from_side(), stream.direction.to_side());
+    let Promoted { timeline, branched_at } = promoted;
+    let why = match branched_at {
+        Some(at) => format!(
+            "it left timeline {} at {at}, and the {to} has applied that one up to {checkpoint}: {} bytes of it are on no server any more",
+            stream.timeline,
+            checkpoint.bytes_since(*at)
+        ),
+        None => format!("timeline {}, which the stream came from, is none of its ancestors", stream.timeline),
+    };
+    let what = format!("the {from} was promoted or restored, and its log is on timeline {timeline} now: {why}");
+    lost_for_good(stream, "SEGUE-TIMELINE", what)
+}
+
+/// Stores that the stream goes on under another timeline, which begins at `at`.
+///
+/// What was copied from the failed server after that place may not be on the promoted one. Then nothing that was copied
+/// counts, and all of it is copied again onto what is there. Rows that were copied over a difference cannot be told from
+/// others by then.
+pub(super) async fn follow(
+    landing: &Client,
+    token: i64,
+    (stream, renamed): (&StreamIdentity, &StreamIdentity),
+    at: Position,
+) -> Outcome<()> {
+    let failed = |e| fault_of(&e).during("going on under another timeline");
+    let StreamIdentity { migration, direction, incarnation, timeline, .. } = renamed;
+    let whose = format!(
+        "migration = {} AND direction = {}",
+        quote_literal(migration),
+        quote_literal(direction.as_str())
+    );
+    let look = format!(
+        "SELECT EXISTS (SELECT FROM segue.region WHERE {whose} AND covered_by > '{at}'),
+                EXISTS (SELECT FROM segue.stream WHERE {whose} AND backfilled_at IS NOT NULL)"
+    );
+    let row = landing.query_one(&look, &[]).await.map_err(failed)?;
+    let (ahead, backfilled): (bool, bool) = (row.get(0), row.get(1));
+    if ahead && backfilled {
+        let what = format!(
+            "the {} was promoted to timeline {timeline}, and rows were copied anew from the failed server after the place where that begins, {at}",
+            direction.from_side()
+        );
+        return Err(lost_for_good(stream, "SEGUE-TIMELINE", what));
+    }
+    let again = if ahead {
+        format!(
+            "DELETE FROM segue.region WHERE {whose}; DELETE FROM segue.renewal WHERE {whose};
+             INSERT INTO segue.renewal (migration, direction, incarnation, at)
+             VALUES ({}, {}, {incarnation}, clock_timestamp());",
+            quote_literal(migration),
+            quote_literal(direction.as_str())
+        )
+    } else {
+        String::new()
+    };
+    let sql = format!(
+        "BEGIN; {}; SET LOCAL synchronous_commit = on; {again}
+         UPDATE segue.stream SET timeline = {timeline} WHERE {whose} AND incarnation = {incarnation}; COMMIT",
+        enter((migration, token))
+    );
+    if let Err(error) = landing.batch_execute(&sql).await {
+        let fault = failed(error);
+        landing.batch_execute("ROLLBACK").await.map_err(failed)?;
+        return Err(fault);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_says_where_each_ancestor_was_left() {
+        let history = "1\t0/3000148\tno recovery target specified\n\n2\t1/A0\tbefore 2026-11-29\n# said by hand\n";
+        let left = |timeline| branch_of(history, timeline);
+        assert_eq!(left(1), Ok(Some(Position(0x0300_0148))));
+        assert_eq!(left(2), Ok(Some(Position(0x1_0000_00a0))));
+        assert_eq!(left(3), Ok(None), "it is the timeline itself, or another branch");
+        assert_eq!(branch_of("", 1), Ok(None));
+        assert!(branch_of("one\t0/0\tx", 1).is_err() && branch_of("1", 1).is_err());
+    }
+}
