@@ -28,7 +28,9 @@ async fn invalidate_slot(pair: &Pair) {
     let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = 'segue_test_fwd'";
     until("the slot's log is removed", async || {
         for _ in 0..2 {
-            pair.source.execute("SELECT pg_logical_emit_message(true, 'x', 'x'); SELECT pg_switch_wal()").await;
+            pair.source
+                .execute("SELECT pg_logical_emit_message(true, 'x', 'x'); SELECT pg_switch_wal()")
+                .await;
         }
         pair.source.execute("CHECKPOINT").await;
         pair.source.scalar(lost).await.as_deref() == Some("t")
@@ -54,9 +56,14 @@ async fn a_lost_stream_is_made_anew_wherever_it_is_killed() {
     let lost = last(&fire.pair, "new-stream").await;
     assert_eq!(lost["code"], "SEGUE-SLOT-LOST", "{lost:#}");
     // From here on it need not be asked for again.
-    for point in
-        ["renew.cleared", "birth.fenced", "birth.incarnation", "birth.slot", "birth.barrier", "renew.succeeded"]
-    {
+    for point in [
+        "renew.cleared",
+        "birth.fenced",
+        "birth.incarnation",
+        "birth.slot",
+        "birth.barrier",
+        "renew.succeeded",
+    ] {
         fire.dies_at(point, 1).await;
     }
     for (point, passage) in [("renew.compared", 1), ("region.stored", 3), ("region.committed", 2)] {
@@ -127,7 +134,8 @@ async fn only_rows_that_differ_are_written_and_they_are_counted() {
     let words = pair.source.scalar("SELECT count(*) FROM public.word WHERE big = 'y'").await.unwrap();
     assert_eq!(count("changed"), 4 + words.parse::<u64>().unwrap(), "{found:#}");
     assert_eq!(count("missing"), 1 + 2 + 1 + 1, "{found:#}");
-    let gone = 200 - pair.source.scalar("SELECT count(*) FROM public.word").await.unwrap().parse::<u64>().unwrap();
+    let gone =
+        200 - pair.source.scalar("SELECT count(*) FROM public.word").await.unwrap().parse::<u64>().unwrap();
     assert_eq!(count("extra"), 1 + gone + 1 + 1 + 2, "{found:#}");
 
     // What was compared before is no evidence any more, what is compared now is.
@@ -148,7 +156,9 @@ async fn only_rows_that_differ_are_written_and_they_are_counted() {
 async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     let pair = Pair::start(&["public.t"]).await;
     pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
-    let rows = |range: &str, v: &str| format!("INSERT INTO public.t SELECT n, '{v}' FROM generate_series({range}) n");
+    let rows = |range: &str, v: &str| {
+        format!("INSERT INTO public.t SELECT n, '{v}' FROM generate_series({range}) n")
+    };
     pair.source.execute(&rows("1, 1000", "first")).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
@@ -173,13 +183,17 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
     let found = last(&pair, "new-stream-compared").await;
-    assert_eq!(found["found"]["extra"], 1000, "what was acknowledged and is on no server any more: {found:#}");
+    assert_eq!(
+        found["found"]["extra"], 1000,
+        "what was acknowledged and is on no server any more: {found:#}"
+    );
 
     // The target, journal and all.
     pair.source.execute(&rows("3001, 3100", "again")).await;
     pair.caught_up().await;
     let confirmed = "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() - 8192 FROM pg_replication_slots";
-    until("the slot is confirmed", async || pair.source.scalar(confirmed).await.as_deref() == Some("t")).await;
+    until("the slot is confirmed", async || pair.source.scalar(confirmed).await.as_deref() == Some("t"))
+        .await;
     pair.stop(&run).await;
     pair.target.stop_immediate().await;
     pair.target.restore(&saved.1);

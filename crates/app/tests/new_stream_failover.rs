@@ -69,7 +69,9 @@ async fn a_failover_with_the_slot_goes_on_exactly_once() {
     // The log that the slot needs must be what the standby has, too.
     let oldest = "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'";
     let oldest = standby.scalar(oldest).await.unwrap();
-    let needed = format!("SELECT pg_walfile_name(restart_lsn) > '{oldest}' FROM pg_replication_slots WHERE slot_name = 'segue_test_fwd'");
+    let needed = format!(
+        "SELECT pg_walfile_name(restart_lsn) > '{oldest}' FROM pg_replication_slots WHERE slot_name = 'segue_test_fwd'"
+    );
     until("the slot has come as far as the standby's log", async || {
         fire.pair.source.execute("SELECT pg_switch_wal(); CHECKPOINT").await;
         fire.pair.source.scalar(&needed).await.as_deref() == Some("t")
@@ -113,7 +115,10 @@ async fn what_a_failover_lost_is_said_removed_and_counted() {
     assert!(said.contains("bytes of it are on no server any more"), "{said}");
     let run = Process::start(pair.command(&["run", "--new-stream"]));
     let said = run.wait_for("the new stream has compared", PATIENCE).await.unwrap();
-    assert!(said.contains("1000 rows: 2 were missing on the target, 3 had other values, and 7 were there"), "{said}");
+    assert!(
+        said.contains("1000 rows: 2 were missing on the target, 3 had other values, and 7 were there"),
+        "{said}"
+    );
     pair.source.execute("INSERT INTO public.t VALUES (2000, 'streamed')").await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;

@@ -178,6 +178,13 @@ pub trait RegionReader: Send {
         unit: UnitId,
         extent: &Extent,
     ) -> impl Future<Output = Outcome<()>> + Send;
+    /// What tells the rows of `extent` under the snapshot from others.
+    fn digest(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+    ) -> impl Future<Output = Outcome<RegionDigest>> + Send;
     /// The next piece (tens of KiB), `None` at the end.
     fn next_piece(&mut self) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
     /// Ends the snapshot, whether or not everything was read.
@@ -255,6 +262,18 @@ pub struct RegionRecord {
     pub took_ms: u64,
 }
 
+/// What tells the rows of a region from others: two servers with equal digests have equal rows (but for 2⁻⁶⁴), unequal ones
+/// say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegionDigest {
+    /// How many.
+    pub rows: u64,
+    /// Sum of the rows' hashes.
+    pub sum: String,
+    /// Their bytes, about; not compared.
+    pub bytes: u64,
+}
+
 /// What the rows of a region find where they go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onto {
@@ -277,6 +296,15 @@ pub trait RegionWriter: Send {
         extent: &Extent,
         onto: Onto,
     ) -> impl Future<Output = Outcome<()>> + Send;
+    /// Begins the region's transaction (with the token check) if the rows of `extent` that are there already have this digest:
+    /// then nothing is to be written, and `commit` ends it. `false`: they have not, and nothing has begun.
+    fn begin_equal(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        digest: &RegionDigest,
+    ) -> impl Future<Output = Outcome<bool>> + Send;
     /// Writes a piece as the reader delivered it.
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends the rows; returns how many there were. Nothing is committed yet.

@@ -17,21 +17,19 @@ use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBac
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::Fault;
-use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::{Snapshot, Wait};
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
-use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
-use segue_postgres::catalog::{self, Catalog, server};
+use segue_postgres::birth::{self, Direction, StreamIdentity};
+use segue_postgres::catalog::{Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Command, HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
 use segue_postgres::health;
-use segue_postgres::leaves;
 use segue_postgres::schema;
-use segue_postgres::stream::{Opening, StreamSource};
+use segue_postgres::stream::Opening;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -337,7 +335,11 @@ impl<'d> Attempt<'d> {
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
-    pub(super) async fn fence_follower(&self, tables: &[QualifiedName], target: &tokio_postgres::Client) -> Outcome<()> {
+    pub(super) async fn fence_follower(
+        &self,
+        tables: &[QualifiedName],
+        target: &tokio_postgres::Client,
+    ) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
         let elsewhere = sides.source.to_string();

@@ -271,12 +271,16 @@ mod tests {
             incarnation,
             start: Position(1),
         };
-        let given_up = |incarnation| entry(GIVEN_UP, json!({ "lost": as_json(&stream(incarnation), Position(9)) }));
+        let given_up =
+            |incarnation| entry(GIVEN_UP, json!({ "lost": as_json(&stream(incarnation), Position(9)) }));
         assert!(!is_given_up(&[entry("born", json!({}))], &stream(3)));
         assert!(is_given_up(&[given_up(3), entry("born", json!({}))], &stream(3)));
         // The one that was made in its place is another.
         assert!(!is_given_up(&[given_up(3)], &stream(4)));
         // The target was bound to the new one, and restored later.
-        assert!(!is_given_up(&[given_up(3), entry("born", json!({})), entry("backfilling", json!({}))], &stream(3)));
+        assert!(!is_given_up(
+            &[given_up(3), entry("born", json!({})), entry("backfilling", json!({}))],
+            &stream(3)
+        ));
     }
 }

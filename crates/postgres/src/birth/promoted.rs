@@ -76,7 +76,8 @@ pub(super) fn lost(stream: &StreamIdentity, promoted: &Promoted, checkpoint: Pos
         ),
         None => format!("timeline {}, which the stream came from, is none of its ancestors", stream.timeline),
     };
-    let what = format!("the {from} was promoted or restored, and its log is on timeline {timeline} now: {why}");
+    let what =
+        format!("the {from} was promoted or restored, and its log is on timeline {timeline} now: {why}");
     lost_for_good(stream, "SEGUE-TIMELINE", what)
 }
 
@@ -141,7 +142,8 @@ mod tests {
 
     #[test]
     fn a_history_says_where_each_ancestor_was_left() {
-        let history = "1\t0/3000148\tno recovery target specified\n\n2\t1/A0\tbefore 2026-11-29\n# said by hand\n";
+        let history =
+            "1\t0/3000148\tno recovery target specified\n\n2\t1/A0\tbefore 2026-11-29\n# said by hand\n";
         let left = |timeline| branch_of(history, timeline);
         assert_eq!(left(1), Ok(Some(Position(0x0300_0148))));
         assert_eq!(left(2), Ok(Some(Position(0x1_0000_00a0))));

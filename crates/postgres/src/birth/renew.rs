@@ -147,7 +147,8 @@ pub async fn differences(
 
 /// When a stream's checkpoint was last moved, as the server where its rows land says it.
 pub async fn last_applied(landing: &Client, stream: &StreamIdentity) -> Outcome<String> {
-    let sql = "SELECT to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' FROM segue.stream
+    let sql =
+        "SELECT to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' FROM segue.stream
           WHERE migration = $1 AND direction = $2";
     let row = landing.query_one(sql, &[&stream.migration, &stream.direction.as_str()]).await;
     Ok(row.map_err(|e| fault_of(&e).during("reading the stream's checkpoint"))?.get(0))

@@ -4,9 +4,7 @@
 //! claimed as a stream whose backfill is done: it copies nothing.
 
 use super::wait::WaitReport;
-use super::{
-    Authority, Direction, StreamIdentity, birth, claimed, known, resume, stream_row, under_token,
-};
+use super::{Authority, Direction, StreamIdentity, birth, claimed, known, resume, stream_row, under_token};
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
 use crate::leaves;

@@ -5,8 +5,10 @@
 //! comes that is not there: a value that moved from one row to another is never in its own way.
 
 use super::{Side, column_list, column_name};
+use segue_engine::ports::RegionDigest;
 use segue_model::sqltext::quote_ident;
 use segue_model::table::{Column, Table};
+use tokio_postgres::Row;
 
 /// The statements for one table.
 pub(super) struct Comparison<'a> {
@@ -31,6 +33,22 @@ pub(super) fn make_beside(table: &Table) -> String {
         column_list(table, Side::Target),
         table.target.sql()
     )
+}
+
+/// What tells rows from others, wherever they are: how many, the sum of the hashes of their text, and its bytes. One row of
+/// three columns.
+pub(super) fn digest(table: &Table, side: Side, from: &str, condition: &str) -> String {
+    format!(
+        "SELECT count(*), coalesce(sum(hashtextextended(i, 0)), 0)::text, coalesce(sum(octet_length(i)), 0)::bigint FROM \
+         (SELECT ROW({})::text COLLATE \"C\" AS i FROM {from} WHERE {condition} OFFSET 0) s",
+        column_list(table, side)
+    )
+}
+
+/// A digest's row as a value.
+pub(super) fn digest_of(row: &Row) -> RegionDigest {
+    let count = |i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    RegionDigest { rows: count(0), sum: row.get(1), bytes: count(2) }
 }
 
 /// Bounds of a few rows, or of millions: never row by row.
@@ -108,8 +126,11 @@ impl Comparison<'_> {
                 ),
             ),
         };
-        let listed: Vec<String> =
-            table.columns.iter().map(|c| format!("s.{}", quote_ident(column_name(c, Side::Target)))).collect();
+        let listed: Vec<String> = table
+            .columns
+            .iter()
+            .map(|c| format!("s.{}", quote_ident(column_name(c, Side::Target))))
+            .collect();
         format!(
             "WITH come AS (INSERT INTO {} ({columns}){overriding} SELECT {} FROM {from} WHERE {missing} RETURNING 1) \
              SELECT count(*) FROM come",

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
-use segue_engine::ports::{Onto, Outcome, RegionRecord, RegionWriter};
+use segue_engine::ports::{Onto, Outcome, RegionDigest, RegionRecord, RegionWriter};
 use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
 use std::collections::HashMap;
@@ -22,6 +22,15 @@ use tokio_postgres::{Client, CopyInSink};
 /// Rows are handed to the session in parts of at most this size.
 const SEND_BYTES_MAX: usize = 1 << 20;
 
+/// What is left to be done before a region is stored.
+enum Settling {
+    Nothing,
+    /// To count its rows: the target has had exactly them.
+    Equal,
+    /// To remove, and to write, what differs from the rows that lie beside the table.
+    Beside([String; 2]),
+}
+
 /// Writes regions in one session.
 pub struct PgWriter {
     client: Client,
@@ -31,8 +40,7 @@ pub struct PgWriter {
     marked: bool,
     sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
     rows: u64,
-    /// Removes and writes what differs, if the region's rows lie beside those that are there.
-    settling: Option<[String; 2]>,
+    onto: Settling,
 }
 
 impl PgWriter {
@@ -49,7 +57,15 @@ impl PgWriter {
             .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
             .await
             .map_err(|e| fault_of(&e))?;
-        Ok(PgWriter { client, authority, conditions, marked: false, sink: None, rows: 0, settling: None })
+        Ok(PgWriter {
+            client,
+            authority,
+            conditions,
+            marked: false,
+            sink: None,
+            rows: 0,
+            onto: Settling::Nothing,
+        })
     }
 }
 
@@ -91,8 +107,16 @@ impl PgWriter {
         Ok(if row.get(0) { name } else { format!("ONLY {name}") })
     }
 
-    /// Removes and writes what differs from the rows that lie beside the table, and adds to the count of it.
-    async fn settle(&self, [remove, write]: &[String; 2]) -> Outcome<()> {
+    /// Does what is left to be done before the region is stored, and adds to the count of what was found.
+    async fn settle(&mut self) -> Outcome<()> {
+        let [remove, write] = &match std::mem::replace(&mut self.onto, Settling::Nothing) {
+            Settling::Nothing => return Ok(()),
+            Settling::Equal => {
+                let equal = Differences { rows: self.rows, ..Differences::default() };
+                return renew::found(&self.client, &self.authority, equal).await;
+            }
+            Settling::Beside(statements) => statements,
+        };
         let failed = |e| fault_of(&e).during("writing what differs");
         let count = |row: &tokio_postgres::Row, i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
         self.client.batch_execute(compare::PLANNER).await.map_err(failed)?;
@@ -122,7 +146,7 @@ impl PgWriter {
 impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
         self.enter().await?;
-        self.settling = None;
+        self.onto = Settling::Nothing;
         let condition = self.replaced(table, unit, extent);
         let into = match onto {
             Onto::Nothing => table.target.sql(),
@@ -136,7 +160,7 @@ impl RegionWriter for PgWriter {
                 let made = self.client.batch_execute(&compare::make_beside(table)).await;
                 made.map_err(|e| fault_of(&e).during("making room beside the table"))?;
                 let comparison = Comparison { table, relation, condition: &condition };
-                self.settling = Some([comparison.remove(), comparison.write()]);
+                self.onto = Settling::Beside([comparison.remove(), comparison.write()]);
                 compare::beside(table)
             }
         };
@@ -148,6 +172,26 @@ impl RegionWriter for PgWriter {
         let sink = self.client.copy_in(&statement).await.map_err(|e| fault_of(&e))?;
         self.sink = Some(Box::pin(sink));
         Ok(())
+    }
+
+    async fn begin_equal(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        digest: &RegionDigest,
+    ) -> Outcome<bool> {
+        self.enter().await?;
+        let (relation, condition) = (self.relation(table).await?, self.replaced(table, unit, extent));
+        let sql = compare::digest(table, Side::Target, &relation, &condition);
+        let row = self.client.query_one(&sql, &[]).await;
+        let found = compare::digest_of(&row.map_err(|e| fault_of(&e).during("comparing what is there"))?);
+        if (found.rows, &found.sum) != (digest.rows, &digest.sum) {
+            self.abandon().await?;
+            return Ok(false);
+        }
+        (self.rows, self.onto) = (found.rows, Settling::Equal);
+        Ok(true)
     }
 
     async fn write(&mut self, mut piece: Bytes) -> Outcome<()> {
@@ -170,9 +214,7 @@ impl RegionWriter for PgWriter {
     }
 
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
-        if let Some(settling) = self.settling.take() {
-            self.settle(&settling).await?;
-        }
+        self.settle().await?;
         let extent = serde_json::to_string(&record.extent)
             .map_err(|e| Fault::bug("SEGUE-REGION", format!("a region's bounds cannot be stored: {e}")))?;
         let store = "INSERT INTO segue.region (migration, direction, unit, extent, seam, covered_by, rows, bytes, took_ms, copied_at) \
@@ -200,7 +242,7 @@ impl RegionWriter for PgWriter {
     }
 
     async fn abandon(&mut self) -> Outcome<()> {
-        self.sink = None;
+        (self.sink, self.onto) = (None, Settling::Nothing);
         self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
     }
 }

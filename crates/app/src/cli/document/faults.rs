@@ -161,8 +161,11 @@ pub(super) const FAULTS: &[Known] = &[
         "put it back as it was; or `segue cancel` and begin anew",
     ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
-    known("SEGUE-PUBLICATION-LOST", "the publication is gone: what was written since is in no stream",
-        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written", ),
+    known(
+        "SEGUE-PUBLICATION-LOST",
+        "the publication is gone: what was written since is in no stream",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
     known(
         "SEGUE-READS",
         "a router does not understand what the driver tells it of reads",
@@ -203,10 +206,16 @@ pub(super) const FAULTS: &[Known] = &[
         "the replication slot is gone, or its log: changes are missing for good",
         "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
-    known("SEGUE-SLOT-REMADE", "the slot was made anew by somebody else, or the source was restored: changes in between are gone",
-        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written", ),
-    known("SEGUE-SOURCE-BEHIND", "the source was restored to an older state than the target has",
-        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written", ),
+    known(
+        "SEGUE-SLOT-REMADE",
+        "the slot was made anew by somebody else, or the source was restored: changes in between are gone",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
+    known(
+        "SEGUE-SOURCE-BEHIND",
+        "the source was restored to an older state than the target has",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
     known(
         "SEGUE-STREAM-INTACT",
@@ -224,8 +233,11 @@ pub(super) const FAULTS: &[Known] = &[
         "a new stream was asked for while the target owns the writes: its rows are the right ones",
         "`segue run` without --new-stream; after `segue reverse` it can be made",
     ),
-    known("SEGUE-TIMELINE", "the source was promoted or restored, and its log is not the one that was applied",
-        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written", ),
+    known(
+        "SEGUE-TIMELINE",
+        "the source was promoted or restored, and its log is not the one that was applied",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
     known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(
         "SEGUE-VERB",
