@@ -120,8 +120,7 @@ async fn only_rows_that_differ_are_written_and_they_are_counted() {
     invalidate_slot(&pair).await;
     let said = pair.refused(&pair.run(), "SEGUE-SLOT-LOST").await;
     assert!(said.contains("max_slot_wal_keep_size was exceeded"), "{said}");
-    let run = Process::start(pair.command(NEW_STREAM));
-    pair.reaches(&run, "following").await;
+    let (run, _) = pair.renewed().await;
     pair.source.execute("INSERT INTO public.wide VALUES (50000, 1, 1, NULL, 'streamed')").await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
@@ -178,8 +177,7 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     pair.source.start_again().await;
     let said = pair.refused(&run, "SEGUE-SOURCE-BEHIND").await;
     assert!(said.contains("restored to an older state") && said.contains("--new-stream"), "{said}");
-    let run = Process::start(pair.command(NEW_STREAM));
-    pair.reaches(&run, "following").await;
+    let (run, _) = pair.renewed().await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
     let found = last(&pair, "new-stream-compared").await;
@@ -203,8 +201,7 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     let said = pair.refused(&run, "--new-stream").await;
     // Another slot than the one that the older state knows, too: which one of both is said first does not matter.
     assert!(said.contains("SEGUE-SLOT-REMADE") || said.contains("SEGUE-CHECKPOINT-BEHIND"), "{said}");
-    let run = Process::start(pair.command(NEW_STREAM));
-    pair.reaches(&run, "following").await;
+    let (_run, _) = pair.renewed().await;
     pair.source.execute(&rows("4001, 4010", "streamed")).await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;

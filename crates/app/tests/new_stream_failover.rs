@@ -6,7 +6,7 @@
 mod support;
 
 use segue_testkit::cluster::{Cluster, StandbyOptions};
-use segue_testkit::kill::Process;
+use segue_testkit::proxy::Proxy;
 use support::{PATIENCE, Pair, fire, fire::Fire, slow::until};
 
 const STANDBY: &str = "standby1";
@@ -38,8 +38,7 @@ async fn a_failover_without_the_slot_is_mended_while_rows_are_copied_and_while_t
     let run = fire.pair.run();
     run.wait_for("next: `segue run --new-stream`", PATIENCE).await.unwrap();
     assert_eq!(run.wait(PATIENCE).await.unwrap().code(), Some(1));
-    let run = Process::start(fire.pair.command(&["run", "--new-stream"]));
-    fire.pair.reaches(&run, "following").await;
+    let (run, _) = fire.pair.renewed().await;
 
     // Once more, under the running process: it is cut off, and finds another server.
     let standby = synchronous_standby(&fire.pair.source).await;
@@ -48,7 +47,7 @@ async fn a_failover_without_the_slot_is_mended_while_rows_are_copied_and_while_t
     fail_over(&mut fire, standby).await;
     drop(run);
     fire.pair.refused(&fire.pair.run(), "--new-stream").await;
-    let run = Process::start(fire.pair.command(&["run", "--new-stream"]));
+    let (run, _) = fire.pair.renewed().await;
     fire.settle(&run).await;
 }
 
@@ -98,23 +97,29 @@ async fn what_a_failover_lost_is_said_removed_and_counted() {
     let mut pair = Pair::start(&["public.t"]).await;
     pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
     pair.source.execute("INSERT INTO public.t SELECT n, 'kept' FROM generate_series(1, 1000) n").await;
-    let standby = Cluster::standby_of(&pair.source, StandbyOptions::named(STANDBY)).await;
+    let line = Proxy::start(pair.source.port()).await;
+    let through = StandbyOptions { through_port: Some(line.port()), ..StandbyOptions::named(STANDBY) };
+    let standby = Cluster::standby_of(&pair.source, through).await;
     let run = pair.run();
     pair.reaches(&run, "following").await;
-    standby.pause().await;
+    let end = pair.source.scalar("SELECT pg_current_wal_flush_lsn()").await.unwrap();
+    let has_all = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+    until("the standby has all so far", async || standby.scalar(&has_all).await.as_deref() == Some("t"))
+        .await;
+    line.freeze();
     pair.source
         .execute("INSERT INTO public.t SELECT n, 'lost' FROM generate_series(1001, 1007) n; UPDATE public.t SET v = 'lost' WHERE id < 4; DELETE FROM public.t WHERE id IN (8, 9)")
         .await;
     pair.caught_up().await;
     pair.stop(&run).await;
     pair.source.stop_immediate().await;
+    line.cut();
     standby.promote().await;
     pair.source = standby;
     pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &["public.t"], "");
     let said = pair.refused(&pair.run(), "SEGUE-TIMELINE").await;
     assert!(said.contains("bytes of it are on no server any more"), "{said}");
-    let run = Process::start(pair.command(&["run", "--new-stream"]));
-    let said = run.wait_for("the new stream has compared", PATIENCE).await.unwrap();
+    let (_run, said) = pair.renewed().await;
     assert!(
         said.contains("1000 rows: 2 were missing on the target, 3 had other values, and 7 were there"),
         "{said}"

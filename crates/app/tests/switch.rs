@@ -328,8 +328,7 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("owner"));
     assert_eq!(pair.target.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
     pair.source.execute("DELETE FROM public.t WHERE v = 'taken'").await;
-    let run = Process::start(pair.command(&["run", "--new-stream"]));
-    pair.reaches(&run, "following").await;
+    let (_run, _) = pair.renewed().await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
 }
