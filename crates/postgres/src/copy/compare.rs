@@ -67,11 +67,12 @@ impl Comparison<'_> {
         self.text_of(alias, 0..self.table.columns.len())
     }
 
-    /// Rows with their image, and a number among those with the same one: without a key, rows can be there many times.
+    /// `more`, then each row's text, and its number among those with the same one: without a key, rows can be there many
+    /// times. Whoever takes from it names the columns, as the table's own can have any name.
     fn numbered(&self, from: &str, condition: &str, more: &str) -> String {
         let row = self.row("x");
         format!(
-            "(SELECT {more}{row} AS segue_image, row_number() OVER (PARTITION BY {row}) AS segue_nth FROM {from} AS x WHERE {condition})"
+            "(SELECT {more}{row}, row_number() OVER (PARTITION BY {row}) FROM {from} AS x WHERE {condition})"
         )
     }
 
@@ -81,10 +82,11 @@ impl Comparison<'_> {
         let beside = beside(table);
         let Some(key) = table.key() else {
             return format!(
-                "WITH gone AS (DELETE FROM {relation} AS t WHERE (t.tableoid, t.ctid) IN (SELECT h.o, h.c FROM {} h \
-                     WHERE NOT EXISTS (SELECT FROM {} w WHERE w.segue_image = h.segue_image AND w.segue_nth = h.segue_nth)) RETURNING 1) \
+                "WITH gone AS (DELETE FROM {relation} AS t WHERE (t.tableoid, t.ctid) IN (SELECT h.o, h.c \
+                     FROM {} h(o, c, i, n) WHERE NOT EXISTS (SELECT FROM {} w(i, n) WHERE w.i = h.i AND w.n = h.n)) \
+                     RETURNING 1) \
                  SELECT count(*), 0::bigint FROM gone",
-                self.numbered(relation, condition, "x.tableoid AS o, x.ctid AS c, "),
+                self.numbered(relation, condition, "x.tableoid, x.ctid, "),
                 self.numbered(&beside, "true", "")
             );
         };
@@ -109,33 +111,37 @@ impl Comparison<'_> {
         } else {
             ""
         };
-        let (from, missing) = match table.key() {
+        let named = |alias: &str| {
+            let column = |c: &Column| format!("{alias}.{}", quote_ident(column_name(c, Side::Target)));
+            table.columns.iter().map(column).collect::<Vec<_>>().join(", ")
+        };
+        let (from, values, missing) = match table.key() {
             Some(_) => (
                 format!("{beside} AS s"),
+                named("s"),
                 format!(
                     "NOT EXISTS (SELECT FROM {relation} AS t WHERE {condition} AND {} = {})",
                     self.row("t"),
                     self.row("s")
                 ),
             ),
-            None => (
-                self.numbered(&beside, "true", "x.*, ") + " AS s",
-                format!(
-                    "NOT EXISTS (SELECT FROM {} h WHERE h.segue_image = s.segue_image AND h.segue_nth = s.segue_nth)",
-                    self.numbered(relation, condition, "")
-                ),
-            ),
+            None => {
+                let numbers: Vec<String> = (0..table.columns.len()).map(|n| format!("c{n}")).collect();
+                let rows = self.numbered(&beside, "true", &(named("x") + ", "));
+                (
+                    format!("{rows} AS s({}, i, n)", numbers.join(", ")),
+                    numbers.join(", "),
+                    format!(
+                        "NOT EXISTS (SELECT FROM {} h(i, n) WHERE h.i = s.i AND h.n = s.n)",
+                        self.numbered(relation, condition, "")
+                    ),
+                )
+            }
         };
-        let listed: Vec<String> = table
-            .columns
-            .iter()
-            .map(|c| format!("s.{}", quote_ident(column_name(c, Side::Target))))
-            .collect();
         format!(
-            "WITH come AS (INSERT INTO {} ({columns}){overriding} SELECT {} FROM {from} WHERE {missing} RETURNING 1) \
+            "WITH come AS (INSERT INTO {} ({columns}){overriding} SELECT {values} FROM {from} WHERE {missing} RETURNING 1) \
              SELECT count(*) FROM come",
-            table.target.sql(),
-            listed.join(", ")
+            table.target.sql()
         )
     }
 }
