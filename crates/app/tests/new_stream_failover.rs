@@ -62,7 +62,10 @@ async fn carry_slot(from: &Cluster, to: &Cluster) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_with_the_slot_goes_on_exactly_once() {
     let mut fire = Fire::start(5_000, fire::seed(), 100).await;
-    let standby = Cluster::standby_of(&fire.pair.source, StandbyOptions::named(STANDBY)).await;
+    let mut options = StandbyOptions::named(STANDBY);
+    // Before it is promoted it does not know of the slot.
+    options.settings.push(("wal_keep_size".into(), "512MB".into()));
+    let standby = Cluster::standby_of(&fire.pair.source, options).await;
     let run = fire.pair.run();
     fire.pair.reaches(&run, "following").await;
     // The log that the slot needs must be what the standby has, too.

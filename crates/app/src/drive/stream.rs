@@ -16,6 +16,7 @@ use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
 use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::control::{Entry, Lease};
+use segue_postgres::error::LOG_REMOVED;
 use segue_postgres::leaves;
 use segue_postgres::stream::{Opening, StreamSource};
 use serde_json::{Value, json};
@@ -53,7 +54,10 @@ impl Attempt<'_> {
         let source = &sides.source.marked(spec.name.as_str());
         let resumed = birth::resume(source, target, self.lease.token, &identity, checkpoint).await;
         match resumed {
-            Ok(_) if new_stream.load(Ordering::Relaxed) => Err(intact()),
+            Ok(identity) if new_stream.load(Ordering::Relaxed) => match log_removed(journal) {
+                Some(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
+                None => Err(intact()),
+            },
             Ok(identity) => {
                 let opening = Opening::begin(StreamSource::of(source.clone(), &identity), checkpoint);
                 Ok(Found::Stream(identity, Ok(opening)))
@@ -201,6 +205,17 @@ fn is_given_up(journal: &[Entry], stream: &StreamIdentity) -> bool {
     given_up.any(|entry| incarnation(entry) == Some(stream.incarnation))
 }
 
+/// That the source has removed the log that the stream needs: it was found out by streaming, and is what the last run has
+/// ended with.
+fn log_removed(journal: &[Entry]) -> Option<Fault> {
+    let last = journal.last().filter(|entry| entry.entry.kind == "fault")?;
+    let body = &last.entry.body;
+    (body["code"] == LOG_REMOVED).then(|| {
+        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+        Fault::operator(LOG_REMOVED, text("fault"), text("next_step"))
+    })
+}
+
 /// Says what a stream that was made anew has found different, once everything is compared; and writes it down, once.
 pub(super) async fn tell_differences(driver: &Driver, lease: &Lease) -> Outcome<()> {
     let target = driver.sides.target.connect("stream").await?;
@@ -257,6 +272,15 @@ mod tests {
 
     fn entry(kind: &str, body: Value) -> Entry {
         Entry { seq: 1, at_us: 0, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_what_the_last_run_has_ended_with() {
+        let ended = |code: &str| entry("fault", json!({ "code": code, "fault": "gone", "next_step": "go" }));
+        let found = log_removed(&[entry("following", json!({})), ended(LOG_REMOVED)]);
+        assert_eq!(found, Some(Fault::operator(LOG_REMOVED, "gone", "go")));
+        assert_eq!(log_removed(&[ended(LOG_REMOVED), entry("following", json!({}))]), None);
+        assert_eq!(log_removed(&[ended("SEGUE-OTHER-SERVER")]), None);
     }
 
     #[test]

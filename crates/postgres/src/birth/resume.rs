@@ -5,7 +5,7 @@
 
 use super::{Direction, StreamIdentity, confirmed, promoted, server_identity};
 use crate::connect::Endpoint;
-use crate::error::fault_of;
+use crate::error::{LOG_REMOVED, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
@@ -57,6 +57,7 @@ pub async fn known(
 
 /// What says that a stream is lost for good, and can only be made anew.
 const LOST: &[&str] = &[
+    LOG_REMOVED,
     "SEGUE-CHECKPOINT-BEHIND",
     "SEGUE-OTHER-SERVER",
     "SEGUE-PUBLICATION-LOST",
@@ -66,7 +67,7 @@ const LOST: &[&str] = &[
     "SEGUE-TIMELINE",
 ];
 
-/// Whether `fault`, of [`resume`], says that the stream is lost for good.
+/// Whether `fault`, of [`resume`] or of the stream itself, says that the stream is lost for good.
 pub fn is_lost(fault: &Fault) -> bool {
     LOST.contains(&fault.code)
 }

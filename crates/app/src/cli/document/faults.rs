@@ -83,6 +83,11 @@ pub(super) const FAULTS: &[Known] = &[
         "wait for, or end, the transactions that the message names",
     ),
     known(
+        "SEGUE-LOG-REMOVED",
+        "the source has removed the log that the stream needs",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
+    known(
         "SEGUE-LOGIN",
         "a server refuses the user or the password",
         "check the connection string in the spec, and pg_hba.conf on the server",
