@@ -135,12 +135,7 @@ impl Fire {
     }
 
     /// When all is over: the target follows, has everything that was acknowledged, and equals the source.
-    pub async fn settle(self, run: &Process) {
-        self.settle_under(run, async |_| {}).await;
-    }
-
-    /// As [`Fire::settle`], with a look at the pair before it is gone.
-    pub async fn settle_under(mut self, run: &Process, look: impl AsyncFnOnce(&Pair)) {
+    pub async fn settle(mut self, run: &Process) {
         let began = Instant::now();
         self.pair.reaches(run, "following").await;
         if self.load.is_some() {
@@ -158,7 +153,6 @@ impl Fire {
         let report = self.report.take().expect("stopped above");
         let lost = report.oracle.check(&self.pair.target.connect("postgres").await).await;
         assert_eq!(lost, Ok(()), "seed {}: acknowledged, and not on the target", self.seed);
-        look(&self.pair).await;
         let (seed, acked, open) = (self.seed, report.acked, report.unknown);
         eprintln!("seed {seed}: {acked} acknowledged, {open} without an answer; {:?}", report.errors);
     }

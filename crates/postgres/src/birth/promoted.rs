@@ -1,8 +1,8 @@
 //! A server that was promoted: is its log, as far as it was applied, the one that the stream came from?
 //!
 //! A promotion begins a new timeline at a place of the old one; up to there both have one log. If everything that was
-//! applied lies before that place, and the slot is on the promoted server too (a failover slot, or one that was carried over
-//! with its server), the stream goes on there, and nothing is missing. Otherwise it is lost.
+//! applied lies before that place, and the server has kept the slot in step (a failover slot), the stream goes on there, and
+//! nothing is missing. Otherwise it is lost.
 
 use super::resume::lost as lost_for_good;
 use super::{StreamIdentity, enter, server_identity};
@@ -79,6 +79,27 @@ pub(super) fn lost(stream: &StreamIdentity, promoted: &Promoted, checkpoint: Pos
     let what =
         format!("the {from} was promoted or restored, and its log is on timeline {timeline} now: {why}");
     lost_for_good(stream, "SEGUE-TIMELINE", what)
+}
+
+/// Refuses a slot that the standby's own server has not kept in step with the failed one's.
+///
+/// A slot whose files were carried over is there, and all of its positions look right. But where decoding can begin
+/// depends on snapshots that are kept beside it; without them the server looks for a place further on, and leaves out what
+/// was committed before that without a word.
+pub(super) async fn never_carried(client: &Client, stream: &StreamIdentity, timeline: i32) -> Outcome<()> {
+    // Came with 17.
+    let sql = "SELECT coalesce((to_jsonb(s) ->> 'synced')::boolean, false) FROM pg_replication_slots s WHERE slot_name = $1";
+    let row = client.query_one(sql, &[&stream.slot]).await.map_err(|e| fault_of(&e))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let what = format!(
+        "the {} was promoted to timeline {timeline}, and its slot {} was carried over, not synchronised by the server: changes \
+         could be left out without a word",
+        stream.direction.from_side(),
+        stream.slot
+    );
+    Err(lost_for_good(stream, "SEGUE-SLOT-LOST", what))
 }
 
 /// Stores that the stream goes on under another timeline, which begins at `at`.

@@ -91,6 +91,7 @@ pub async fn resume(
     };
     let renamed = StreamIdentity { timeline: promoted.timeline, ..stream.clone() };
     resume_check(&client, &renamed, checkpoint).await?;
+    promoted::never_carried(&client, stream, promoted.timeline).await?;
     promoted::follow(landing, token, (stream, &renamed), at).await?;
     Ok(renamed)
 }
