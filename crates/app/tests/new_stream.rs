@@ -150,7 +150,7 @@ async fn only_rows_that_differ_are_written_and_they_are_counted() {
     assert!(said.contains("segue reverse"), "{said}");
 }
 
-/// Both restores leave a slot that would go on without a word.
+/// Both restores leave a slot that would go on without a word. Asked twice, they are refused twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     let pair = Pair::start(&["public.t"]).await;
@@ -171,11 +171,17 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     pair.source.execute(&rows("2001, 3000", "later")).await;
     pair.caught_up().await;
 
-    // The source, under the running process.
+    // The source, whose log has grown beyond what was applied of the one that is lost.
+    pair.stop(&run).await;
+    let applied = pair.source.scalar("SELECT pg_current_wal_lsn()").await.unwrap();
     pair.source.stop_immediate().await;
     pair.source.restore(&saved.0);
     pair.source.start_again().await;
-    let said = pair.refused(&run, "SEGUE-SOURCE-BEHIND").await;
+    pair.source.execute(&rows("5001, 20000", "other")).await;
+    let beyond = format!("SELECT pg_current_wal_flush_lsn() > '{applied}'");
+    assert_eq!(pair.source.scalar(&beyond).await.as_deref(), Some("t"));
+    pair.refused(&pair.run(), "SEGUE-SOURCE-BEHIND").await;
+    let said = pair.refused(&pair.run(), "SEGUE-SOURCE-BEHIND").await;
     assert!(said.contains("restored to an older state") && said.contains("--new-stream"), "{said}");
     let (run, _) = pair.renewed().await;
     pair.caught_up().await;

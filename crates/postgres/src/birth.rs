@@ -25,7 +25,7 @@ pub use complete::{
 };
 pub use end::{drop_objects, drop_reverse, forget};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
-pub use resume::{is_lost, known, resume, resume_check};
+pub use resume::{Told, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};

@@ -273,12 +273,15 @@ impl<'d> Attempt<'d> {
 
     async fn prepare(&self) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
-        let journal = control.journal(0).await?;
+        let mut journal = control.journal(0).await?;
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         contain::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
+        if self.gives_up_restored(&journal).await? {
+            journal = control.journal(0).await?;
+        }
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
         let target = sides.target.connect("stream").await?;
@@ -306,7 +309,7 @@ impl<'d> Attempt<'d> {
     }
 
     /// Shuts earlier processes out of a database, and makes Segue's schema what it should be.
-    async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
+    pub(super) async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
         schema::ensure(&mut side.connect("schema").await?).await?;
         let migration = self.driver.spec.name.as_str();
         for holder in shut_out(side, migration, self.lease.token, true).await? {

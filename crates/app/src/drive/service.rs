@@ -188,6 +188,7 @@ impl Service<'_> {
             retained_bytes: state.retained_bytes,
             retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
             wal_status: state.wal_status,
+            signal: 0,
         })
     }
 
@@ -231,6 +232,7 @@ impl Service<'_> {
                     .to_owned(),
             );
         }
+        let signal = self.flows.forward.progress.watch_applied().borrow().signal;
         Status {
             migration: spec.name.as_str().to_owned(),
             stage: self.flows.stage(),
@@ -241,7 +243,7 @@ impl Service<'_> {
             driver: holder.clone(),
             token: self.lease.token,
             progress: active.progress.snapshot(),
-            slot: slot.clone(),
+            slot: SlotState { signal, ..slot.clone() },
             live: active.verifying.live(),
             warnings,
             way_back: self.way_back(),

@@ -13,7 +13,7 @@ use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
-use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
+use segue_postgres::birth::{self, Direction, StreamIdentity, Told, WaitReport};
 use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::control::{Entry, Lease};
 use segue_postgres::error::LOG_REMOVED;
@@ -63,6 +63,38 @@ impl Attempt<'_> {
                 Ok(Found::Stream(identity, Ok(opening)))
             }
             Err(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
+        }
+    }
+
+    /// Whether the stream is given up because the source was restored, and that is in the journal. A slot that was restored
+    /// with it looks right as soon as its log is as long as the lost one was.
+    ///
+    /// To be called before the token is raised there: that is one of the two numbers that tell.
+    pub(super) async fn gives_up_restored(&self, journal: &[Entry]) -> Outcome<bool> {
+        let Driver { spec, sides, control, .. } = self.driver;
+        let migration = spec.name.as_str();
+        let source = sides.source.connect("stream").await?;
+        let (told, status) = (birth::told(&source, migration).await?, control.read_status().await?);
+        let (Some(told), Some((status, _))) = (told, status) else { return Ok(false) };
+        if !is_restored(told, &status) {
+            return Ok(false);
+        }
+        for side in [&sides.control, &sides.target] {
+            self.take_over(side).await?;
+        }
+        let target = sides.target.connect("stream").await?;
+        let known = birth::known(&target, migration, Direction::Forward).await?;
+        let Some((identity, checkpoint)) = known.filter(|(stream, _)| !is_given_up(journal, stream)) else {
+            return Ok(false);
+        };
+        let endpoint = sides.source.marked(migration);
+        let resumed = birth::resume(&endpoint, &target, self.lease.token, &identity, checkpoint).await;
+        // What that finds says more.
+        let fault = resumed.err().filter(birth::is_lost).unwrap_or_else(restored);
+        match self.cannot_go_on(&target, (identity, checkpoint), fault).await? {
+            Found::Lost(_) => Ok(true),
+            Found::Stream(_, Err(fault)) => Err(fault),
+            Found::Nothing | Found::Stream(_, Ok(_)) => Ok(false),
         }
     }
 
@@ -239,6 +271,24 @@ pub(super) async fn tell_differences(driver: &Driver, lease: &Lease) -> Outcome<
     Ok(())
 }
 
+/// Whether the source has forgotten something that the run whose status this is has told it, or has had from it.
+fn is_restored(told: Told, status: &Value) -> bool {
+    let (token, signal) = (status["token"].as_i64(), status["slot"]["signal"].as_u64());
+    // A later run has looked before it raised its own token.
+    token.is_some_and(|token| told.token < token)
+        || token == Some(told.token) && signal.is_some_and(|signal| told.signal < signal)
+}
+
+fn restored() -> Fault {
+    Fault::operator(
+        "SEGUE-SOURCE-BEHIND",
+        "the source was restored to an older state: it does not know any more what Segue has told it since",
+        "`segue run --new-stream` makes a new stream, compares every row copied so far with the source's, and writes those \
+         that differ. What the source had acknowledged after that state is lost with the restore; where the target has it, \
+         it is removed, and counted",
+    )
+}
+
 fn intact() -> Fault {
     Fault::operator(
         "SEGUE-STREAM-INTACT",
@@ -272,6 +322,18 @@ mod tests {
 
     fn entry(kind: &str, body: Value) -> Entry {
         Entry { seq: 1, at_us: 0, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
+    }
+
+    #[test]
+    fn a_source_that_has_forgotten_a_token_or_a_signal_was_restored() {
+        let status = json!({ "token": 50, "slot": { "signal": 7 } });
+        for (token, signal, is) in
+            [(50, 7, false), (50, 9, false), (50, 6, true), (49, 9, true), (51, 1, false)]
+        {
+            assert_eq!(is_restored(Told { token, signal }, &status), is, "{token} {signal}");
+        }
+        assert!(!is_restored(Told { token: 1, signal: 1 }, &json!({})));
+        assert!(!is_restored(Told { token: 50, signal: 0 }, &json!({ "token": 50, "slot": {} })));
     }
 
     #[test]

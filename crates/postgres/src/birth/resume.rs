@@ -72,6 +72,29 @@ pub fn is_lost(fault: &Fault) -> bool {
     LOST.contains(&fault.code)
 }
 
+/// What the source was last told, as it knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The token that was raised there last.
+    pub token: i64,
+    /// The number of the last signal that was emitted there.
+    pub signal: u64,
+}
+
+/// What a side was last told by this migration; `None`: it knows nothing of it. Both numbers only grow, and what is applied
+/// elsewhere of them was durable there: where one is smaller than it was, the server was restored.
+pub async fn told(from: &Client, migration: &str) -> Outcome<Option<Told>> {
+    let failed = |e| fault_of(&e).during("asking the source what it was told last");
+    let there = "SELECT to_regclass('segue.token') IS NOT NULL";
+    if !from.query_one(there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "SELECT t.token, coalesce((SELECT s.id FROM segue.signal s WHERE s.migration = t.migration), 0)
+          FROM segue.token t WHERE t.migration = $1";
+    let row = from.query_opt(sql, &[&migration]).await.map_err(failed)?;
+    Ok(row.map(|row| Told { token: row.get(0), signal: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0) }))
+}
+
 /// Finds out whether `stream` can go on from `checkpoint`, and what it is called from now on: a server that was promoted
 /// has another timeline, and can have all that the stream needs. That is stored on the side where rows land before
 /// anything is read. The fault says what was lost.
