@@ -89,8 +89,14 @@ impl Attempt<'_> {
         };
         let endpoint = sides.source.marked(migration);
         let resumed = birth::resume(&endpoint, &target, self.lease.token, &identity, checkpoint).await;
-        // What that finds says more.
-        let fault = resumed.err().filter(birth::is_lost).unwrap_or_else(restored);
+        let fault = match resumed {
+            // The promoted server's history has proved more than that.
+            Ok(stream) if stream.timeline != identity.timeline => return Ok(false),
+            Ok(_) => restored(),
+            // What was found there says more.
+            Err(fault) if birth::is_lost(&fault) => fault,
+            Err(fault) => return Err(fault),
+        };
         match self.cannot_go_on(&target, (identity, checkpoint), fault).await? {
             Found::Lost(_) => Ok(true),
             Found::Stream(_, Err(fault)) => Err(fault),
