@@ -161,6 +161,49 @@ pub(super) async fn follow(
 mod tests {
     use super::*;
 
+    /// What is stored of a stream: its timeline, how many regions, and whether they are compared with what is there.
+    async fn stored(client: &Client) -> (i32, i64, bool) {
+        let sql = "SELECT timeline, (SELECT count(*) FROM segue.region), EXISTS (SELECT FROM segue.renewal r WHERE r.incarnation = s.incarnation)
+              FROM segue.stream s";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        (row.get(0), row.get(1), row.get(2))
+    }
+
+    #[tokio::test]
+    async fn what_was_copied_from_the_failed_server_alone_does_not_count() {
+        let server = segue_testkit::Cluster::start(segue_testkit::Options::default()).await;
+        let mut client = server.connect("postgres").await;
+        crate::schema::ensure(&mut client).await.unwrap();
+        let regions = "INSERT INTO segue.token VALUES ('m', 5);
+            INSERT INTO segue.stream VALUES ('m', 'forward', 'segue_m_fwd', '7', 1, 3, '0/100', '{}', NULL, now());
+            INSERT INTO segue.region (migration, direction, unit, extent, seam, covered_by, rows, bytes, took_ms, copied_at)
+            SELECT 'm', 'forward', n, '{}', '', ('0/' || n)::pg_lsn, 0, 0, 0, now() FROM unnest('{80,90}'::int[]) n";
+        client.batch_execute(regions).await.unwrap();
+        let stream = |timeline| StreamIdentity {
+            migration: "m".into(),
+            direction: super::super::Direction::Forward,
+            slot: "segue_m_fwd".into(),
+            publication: "segue_m_fwd".into(),
+            system_id: "7".into(),
+            timeline,
+            incarnation: 3,
+            start: Position(0x100),
+        };
+        let promoted =
+            async |from, to, at| follow(&client, 5, (&stream(from), &stream(to)), Position(at)).await;
+        promoted(1, 2, 0x90).await.unwrap();
+        assert_eq!(stored(&client).await, (2, 2, false), "both logs are one up to there");
+        promoted(2, 3, 0x89).await.unwrap();
+        assert_eq!(stored(&client).await, (3, 0, true));
+        // A single row that was copied over a difference cannot be told from others.
+        client.batch_execute(regions.split_once(';').unwrap().1.split_once(';').unwrap().1).await.unwrap();
+        client.batch_execute("UPDATE segue.stream SET backfilled_at = now()").await.unwrap();
+        assert_eq!(promoted(3, 4, 0x89).await.unwrap_err().code, "SEGUE-TIMELINE");
+        assert_eq!(stored(&client).await, (3, 2, true));
+        let late = follow(&client, 4, (&stream(3), &stream(4)), Position(0x90)).await.unwrap_err();
+        assert_eq!(late.code, "SEGUE-SUPERSEDED");
+    }
+
     #[test]
     fn a_history_says_where_each_ancestor_was_left() {
         let history =
