@@ -1,6 +1,7 @@
 //! A stream that is lost is never resumed over the gap, and is made anew over the rows that are there when that is asked for:
 //! while rows are copied and while they are followed, killed wherever it may be.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![cfg(feature = "killpoints")]
 
 mod support;
 
@@ -39,7 +40,6 @@ async fn invalidate_slot(pair: &Pair) {
     pair.source.set("max_slot_wal_keep_size", "-1").await;
 }
 
-#[cfg(feature = "killpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_stream_is_made_anew_wherever_it_is_killed() {
     let fire = Fire::start(20_000, fire::seed(), 100).await;

@@ -4,7 +4,7 @@
 //! applied lies before that place, and the server has kept the slot in step (a failover slot), the stream goes on there, and
 //! nothing is missing. Otherwise it is lost.
 
-use super::resume::lost as lost_for_good;
+use super::resume::{TIMELINE, lost as lost_for_good};
 use super::{StreamIdentity, enter, server_identity};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
@@ -23,21 +23,9 @@ pub(super) struct Promoted {
     pub(super) branched_at: Option<Position>,
 }
 
-/// What the server is now, if it is the one the stream came from under another timeline. It may also have become a
-/// standby, whose timeline says nothing.
-pub(super) async fn promoted(
-    from: &Endpoint,
-    client: &Client,
-    stream: &StreamIdentity,
-) -> Outcome<Option<Promoted>> {
-    let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|e| fault_of(&e))?;
-    if standby.get(0) {
-        return Ok(None);
-    }
-    let (system_id, timeline) = server_identity(client).await?;
-    if system_id != stream.system_id || timeline == stream.timeline {
-        return Ok(None);
-    }
+/// Which timeline the stream's server, which is no standby, is on now.
+pub(super) async fn promoted(from: &Endpoint, client: &Client, stream: &StreamIdentity) -> Outcome<Promoted> {
+    let (_, timeline) = server_identity(client).await?;
     let during = |fault: Fault| fault.during(format_args!("reading the history of timeline {timeline}"));
     let mut session = Connection::open(from).await.map_err(during)?;
     let history = match session.query(&format!("TIMELINE_HISTORY {timeline}")).await {
@@ -47,7 +35,7 @@ pub(super) async fn promoted(
         Err(fault) => return Err(during(fault)),
     };
     let branched_at = branch_of(&history.unwrap_or_default(), stream.timeline).map_err(during)?;
-    Ok(Some(Promoted { timeline, branched_at }))
+    Ok(Promoted { timeline, branched_at })
 }
 
 /// Where `timeline` was left, by a history file's lines: number, place, reason.
@@ -78,7 +66,7 @@ pub(super) fn lost(stream: &StreamIdentity, promoted: &Promoted, checkpoint: Pos
     };
     let what =
         format!("the {from} was promoted or restored, and its log is on timeline {timeline} now: {why}");
-    lost_for_good(stream, "SEGUE-TIMELINE", what)
+    lost_for_good(stream, TIMELINE, what)
 }
 
 /// Refuses a slot that the standby's own server has not kept in step with the failed one's.
@@ -131,7 +119,7 @@ pub(super) async fn follow(
             "the {} was promoted to timeline {timeline}, and rows were copied anew from the failed server after the place where that begins, {at}",
             direction.from_side()
         );
-        return Err(lost_for_good(stream, "SEGUE-TIMELINE", what));
+        return Err(lost_for_good(stream, TIMELINE, what));
     }
     let again = if ahead {
         format!(

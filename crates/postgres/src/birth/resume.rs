@@ -9,6 +9,7 @@ use crate::error::{LOG_REMOVED, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
+use segue_model::sqltext::quote_literal;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -55,6 +56,9 @@ pub async fn known(
     }))
 }
 
+/// The code of a server on another timeline.
+pub(super) const TIMELINE: &str = "SEGUE-TIMELINE";
+
 /// What says that a stream is lost for good, and can only be made anew.
 const LOST: &[&str] = &[
     LOG_REMOVED,
@@ -64,7 +68,7 @@ const LOST: &[&str] = &[
     "SEGUE-SLOT-LOST",
     "SEGUE-SLOT-REMADE",
     "SEGUE-SOURCE-BEHIND",
-    "SEGUE-TIMELINE",
+    TIMELINE,
 ];
 
 /// Whether `fault`, of [`resume`] or of the stream itself, says that the stream is lost for good.
@@ -106,9 +110,12 @@ pub async fn resume(
     checkpoint: Position,
 ) -> Outcome<StreamIdentity> {
     let client = from.connect("stream").await?;
-    let Some(promoted) = promoted::promoted(from, &client, stream).await? else {
-        return resume_check(&client, stream, checkpoint).await.map(|()| stream.clone());
-    };
+    match resume_check(&client, stream, checkpoint).await {
+        Ok(()) => return Ok(stream.clone()),
+        Err(fault) if fault.code == TIMELINE => {}
+        Err(fault) => return Err(fault),
+    }
+    let promoted = promoted::promoted(from, &client, stream).await?;
     let Some(at) = promoted.branched_at.filter(|at| checkpoint <= *at) else {
         return Err(promoted::lost(stream, &promoted, checkpoint));
     };
@@ -149,7 +156,7 @@ pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: 
     if timeline != stream.timeline {
         return Err(lost(
             stream,
-            "SEGUE-TIMELINE",
+            TIMELINE,
             format!(
                 "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; its log is not the one that was applied",
                 stream.timeline
@@ -231,16 +238,19 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         |name: &str| slot.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let here: &str = row.get("here");
     if field("plugin") != "pgoutput" || field("database") != here {
-        return Err(lost(
-            stream,
-            "SEGUE-SLOT-FOREIGN",
-            format!(
-                "the replication slot {} is not the one Segue made: plugin {}, database {}",
-                stream.slot,
-                field("plugin"),
-                field("database")
-            ),
-        ));
+        let what = format!(
+            "the replication slot {} is not the one Segue made: plugin {}, database {}",
+            stream.slot,
+            field("plugin"),
+            field("database")
+        );
+        let next = format!(
+            "if nothing uses it, drop it on the {}: SELECT pg_drop_replication_slot({}); then: {}",
+            stream.direction.from_side(),
+            quote_literal(&stream.slot),
+            start_again(stream.direction)
+        );
+        return Err(Fault::operator("SEGUE-SLOT-FOREIGN", what, next));
     }
     let reason = field("invalidation_reason");
     if field("wal_status") == "lost" || !reason.is_empty() {
