@@ -78,7 +78,9 @@ async fn command(cli: &Cli) -> Exit {
     match &cli.command {
         Command::Plan(plan) => commands::plan::run(&spec, plan, json).await,
         Command::Run(run) => {
-            drive::run((spec, &cli.global.spec), run.until.map(cli::StageName::stage), json).await
+            let until = run.until.map(cli::StageName::stage);
+            let wanted = drive::Wanted { until, new_stream: run.new_stream };
+            drive::run((spec, &cli.global.spec), wanted, json).await
         }
         Command::Router(router) => match router::Plan::new(&spec, &cli.global.spec, router.listen) {
             Ok(plan) => router::run(plan, json).await,

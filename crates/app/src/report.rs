@@ -90,6 +90,9 @@ pub(crate) struct SlotState {
     pub(crate) retained_bytes_max: u64,
     /// `reserved`, `extended`, `unreserved`, `lost`; empty before PostgreSQL 13.
     pub(crate) wal_status: String,
+    /// The last of Segue's signals on the source that was applied.
+    #[serde(default)]
+    pub(crate) signal: u64,
 }
 
 /// What live verification has compared since the driver started.

@@ -320,13 +320,17 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     row(&pair.source, "taken").await;
     takes(&pair.source, "back").await;
     refuses(&pair.target, &pair.source).await;
-    // From here on it could only begin anew, and says how.
+    // From here on a new stream is needed, which has to be asked for.
     let ended = run.wait(PATIENCE).await.expect("it ends");
     let said = run.lines().join("\n");
     assert_eq!(ended.code(), Some(1), "{said}");
-    assert!(said.contains("SEGUE-SLOT-LOST") && said.contains("--drop-target-tables"), "{said}");
+    assert!(said.contains("SEGUE-SLOT-LOST") && said.contains("--new-stream"), "{said}");
     assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("owner"));
     assert_eq!(pair.target.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
+    pair.source.execute("DELETE FROM public.t WHERE v = 'taken'").await;
+    let (_run, _) = pair.renewed().await;
+    pair.caught_up().await;
+    pair.assert_equal(&["public"]).await;
 }
 
 /// A session of the side where the writes would go is ended by somebody else: the attempt begins anew, with another one.

@@ -7,7 +7,7 @@
 use crate::backfill::{self, Shared, Work};
 use crate::fault::{Fault, Recovery};
 use crate::killpoint;
-use crate::ports::{Drift, Outcome, Part, Source, Target};
+use crate::ports::{Drift, Onto, Outcome, Part, Source, Target};
 use crate::progress::Warnings;
 use segue_model::region::UnitRegions;
 use segue_model::table::{Table, TableId};
@@ -108,7 +108,7 @@ impl<S: Source, T: Target> Leaves<S, T> {
             return Ok(false);
         }
         killpoint::pass("leaf.published");
-        let work = Work::new(part.unit, table, true);
+        let work = Work::new(part.unit, table, Onto::Replaced);
         if let Err(fault) = backfill::run(self.shared.clone(), vec![work], 1).await {
             return Err(self.gone_meanwhile(part, fault).await);
         }

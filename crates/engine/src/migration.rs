@@ -11,7 +11,7 @@ use crate::follow::repair::StreamRepairer;
 use crate::killpoint;
 use crate::leaves::{LOOK_PAUSE, Leaves};
 use crate::moving::Moving;
-use crate::ports::{Outcome, Source, Stored, StoredRegion, Target};
+use crate::ports::{Onto, Outcome, Source, Stored, StoredRegion, Target};
 use crate::progress::{Progress, Warnings};
 use crate::regions::Regions;
 use crate::throttle::Throttle;
@@ -182,7 +182,8 @@ impl<S: Source, T: Target> Run<S, T> {
             warnings,
         };
         let (backfilled, workers) = (stored.backfilled, settings.workers);
-        let copy = Copying { shared, tables, backfilled, workers, stage, leaves, moving, finishing };
+        let onto = if stored.over_rows { Onto::Compared } else { Onto::Nothing };
+        let copy = Copying { shared, tables, backfilled, onto, workers, stage, leaves, moving, finishing };
         let ended = tokio::select! {
             ended = follow => ended,
             ended = copy.run() => ended,
@@ -212,6 +213,8 @@ struct Copying<S, T> {
     shared: Arc<Shared<S, T>>,
     tables: BTreeMap<TableId, Arc<Table>>,
     backfilled: bool,
+    /// What the backfill's rows find on the target.
+    onto: Onto,
     workers: usize,
     stage: watch::Sender<Stage>,
     leaves: Leaves<S, T>,
@@ -269,7 +272,7 @@ impl<S: Source, T: Target> Copying<S, T> {
 
     /// Copies everything. The copy goes on by itself while parts that are gone leave.
     async fn backfill(&mut self) -> Outcome<()> {
-        let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), false)).collect();
+        let work = self.tables.values().map(|t| Work::new(t.id.into(), t.clone(), self.onto)).collect();
         let (shared, workers) = (self.shared.clone(), self.workers);
         let (over, mut is_over) = watch::channel(false);
         let copying = async move {

@@ -178,6 +178,13 @@ pub trait RegionReader: Send {
         unit: UnitId,
         extent: &Extent,
     ) -> impl Future<Output = Outcome<()>> + Send;
+    /// What tells the rows of `extent` under the snapshot from others.
+    fn digest(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+    ) -> impl Future<Output = Outcome<RegionDigest>> + Send;
     /// The next piece (tens of KiB), `None` at the end.
     fn next_piece(&mut self) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
     /// Ends the snapshot, whether or not everything was read.
@@ -219,6 +226,8 @@ pub struct Stored {
     pub checkpoint: Checkpoint,
     /// The backfill is done; regions that are stored all the same are overrides by later repairs.
     pub backfilled: bool,
+    /// The stream was made anew over rows that an earlier one had brought: regions find them on the target.
+    pub over_rows: bool,
     /// The copied regions of every unit, in the order in which they were stored.
     pub regions: BTreeMap<UnitId, Vec<StoredRegion>>,
     /// Parts that came after the stream was born and are not in its hands yet.
@@ -253,17 +262,49 @@ pub struct RegionRecord {
     pub took_ms: u64,
 }
 
+/// What tells the rows of a region from others: two servers with equal digests have equal rows (but for 2⁻⁶⁴), unequal ones
+/// say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegionDigest {
+    /// How many.
+    pub rows: u64,
+    /// Sum of the rows' hashes.
+    pub sum: String,
+    /// Their bytes, about; not compared.
+    pub bytes: u64,
+}
+
+/// What the rows of a region find where they go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// Nothing: there must be no row of the extent.
+    Nothing,
+    /// Rows that are removed first.
+    Replaced,
+    /// Rows most of which are right: only what differs is removed and written.
+    Compared,
+}
+
 /// A session on the target that writes regions, one after the other.
 pub trait RegionWriter: Send {
-    /// Begins the region's transaction (with the token check) and starts taking rows. With `replace`, rows of `extent`
-    /// that are already there are removed first; otherwise there must be none.
+    /// Begins the region's transaction (with the token check) and starts taking rows; `onto` says what becomes of rows of
+    /// `extent` that are already there.
     fn begin(
         &mut self,
         table: &Table,
         unit: UnitId,
         extent: &Extent,
-        replace: bool,
+        onto: Onto,
     ) -> impl Future<Output = Outcome<()>> + Send;
+    /// Begins the region's transaction (with the token check) if the rows of `extent` that are there already have this digest:
+    /// then nothing is to be written, and `commit` ends it. `false`: they have not, and nothing has begun.
+    fn begin_equal(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        digest: &RegionDigest,
+    ) -> impl Future<Output = Outcome<bool>> + Send;
     /// Writes a piece as the reader delivered it.
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends the rows; returns how many there were. Nothing is committed yet.

@@ -5,7 +5,7 @@
 
 mod fake;
 
-use fake::{FakeSource, FakeTarget, dither, table};
+use fake::{FakeSource, FakeTarget, Rows, dither, table};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_engine::admission::{Admission, Admissions};
@@ -51,13 +51,26 @@ async fn prepare_with(
     .unwrap()
 }
 
+/// The source's rows as they never were: some are missing, some have other values, some are too many.
+fn outdated(source: &FakeSource, rng: &mut StdRng) -> Rows {
+    let mut rows = source.rows();
+    rows.retain(|_, _| rng.random_bool(0.8));
+    rows.values_mut().filter(|_| rng.random_bool(0.2)).for_each(|(a, _)| a.push_str(" before"));
+    rows.extend((0..20).map(|n| (n * 17 + 1, ("extra".to_owned(), "gone".to_owned()))));
+    rows
+}
+
 /// One life: the application writes all the time, Segue is killed a few times, then left to finish. Returns how often a
 /// crash of the target has undone batches.
 async fn schedule(seed: u64) -> u64 {
     let mut undone = 0;
     let mut rng = StdRng::seed_from_u64(seed);
     let source = FakeSource::new(seed, 30);
-    let target = FakeTarget::new(&source);
+    let target = match seed % 3 {
+        // A new stream finds what one that was lost has brought.
+        0 => FakeTarget::over(&source, outdated(&source, &mut rng)),
+        _ => FakeTarget::new(&source),
+    };
     let writers: Vec<_> = (0..3u64)
         .map(|writer| {
             let source = source.clone();

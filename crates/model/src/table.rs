@@ -139,6 +139,22 @@ impl Table {
             Identity::WholeRow => None,
         }
     }
+
+    /// Whether two servers order its keys alike, whatever their collations and libraries are: a range of keys then holds
+    /// the same keys on both. A table without a key has no ranges.
+    pub fn orders_alike(&self) -> bool {
+        self.key().is_some_and(|key| {
+            key.columns.iter().zip(&key.order).all(|(&column, order)| {
+                let is = |names: &[&str]| names.contains(&self.columns[column].target_type.as_str());
+                match order {
+                    KeyOrder::Integer | KeyOrder::Moment => true,
+                    // A text that is bytewise here may have another collation there.
+                    KeyOrder::Bytes => is(&["uuid", "bytea"]),
+                    KeyOrder::AskSource => is(&["numeric", "boolean"]),
+                }
+            })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 
 mod complete;
 mod end;
+mod promoted;
+pub(crate) mod renew;
 mod resume;
 mod reverse;
 mod wait;
@@ -22,7 +24,8 @@ pub use complete::{
     has_records, listed,
 };
 pub use end::{drop_objects, drop_reverse, forget};
-pub use resume::{known, resume_check};
+pub use renew::{Differences, clear, differences, last_applied, succeed};
+pub use resume::{Told, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};

@@ -59,6 +59,16 @@ fn is_gone_meanwhile(code: &SqlState, message: &str) -> bool {
     *code == SqlState::INTERNAL_ERROR && of_catalogs.iter().any(|start| message.starts_with(start))
 }
 
+/// The code of a stream whose server has removed the log that it needs.
+pub const LOG_REMOVED: &str = "SEGUE-LOG-REMOVED";
+
+/// Whether a walsender says that the log it was asked for is gone. Nothing that can be asked before tells.
+fn is_log_removed(code: &SqlState, message: &str) -> bool {
+    *code == SqlState::UNDEFINED_FILE
+        && message.starts_with("requested WAL segment ")
+        && message.ends_with(" has already been removed")
+}
+
 /// What a server said when it refused something, however it reached us.
 pub(crate) struct Report<'a> {
     pub(crate) severity: &'a str,
@@ -91,6 +101,10 @@ pub(crate) fn fault_of_report(report: &Report<'_>) -> Fault {
     let (recovery, code, next_step) = if says_superseded(report.code, report.message) {
         let next_step = "another segue process has taken this migration over: let it work, and stop this one";
         (Recovery::Operator, "SEGUE-SUPERSEDED", next_step)
+    } else if is_log_removed(report.code, report.message) {
+        let next_step = "the stream is lost: `segue run --new-stream` makes a new one, compares every row, and writes those \
+                         that differ";
+        (Recovery::Operator, LOG_REMOVED, next_step)
     } else if is_gone_meanwhile(report.code, report.message) {
         (Recovery::Retry, "SEGUE-GONE", "nothing: it is asked again")
     } else {
@@ -177,6 +191,18 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_gone_is_a_lost_stream_and_another_missing_file_is_not() {
+        let code_of = |message: &str| {
+            let code = &SqlState::UNDEFINED_FILE;
+            let report = Report { severity: "ERROR", code, message, detail: None, context: None, hint: None };
+            fault_of_report(&report).code
+        };
+        let gone = "requested WAL segment 000000010000000000000003 has already been removed";
+        assert_eq!(code_of(gone), LOG_REMOVED);
+        assert_eq!(code_of("could not open file \"base/5/16384\""), "SEGUE-STORAGE");
+    }
 
     #[test]
     fn what_was_dropped_while_a_catalog_function_looked_at_it_is_asked_again() {

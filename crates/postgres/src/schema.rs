@@ -50,6 +50,13 @@ CREATE TABLE IF NOT EXISTS segue.region (
     covered_by pg_lsn NOT NULL, rows bigint NOT NULL, bytes bigint NOT NULL, took_ms bigint NOT NULL,
     copied_at timestamptz NOT NULL, no bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (migration, direction, unit, no));
 
+-- a stream that was made anew over the rows of one that was lost, and what it found different, counted in the transactions
+-- that mended it
+CREATE TABLE IF NOT EXISTS segue.renewal (
+    migration text, direction text, incarnation bigint NOT NULL, at timestamptz NOT NULL, rows bigint NOT NULL DEFAULT 0,
+    missing bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0, extra bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (migration, direction));
+
 -- target: the leaves of partitioned tables, those that came after the birth as units of their own;
 -- source: those that have left the stream, written in the transaction that took them out of it
 CREATE TABLE IF NOT EXISTS segue.unit (

@@ -92,8 +92,9 @@ impl Target for PgTarget {
 
     async fn stored(&self) -> Outcome<Stored> {
         let client = self.session().await?;
-        let statement = "SELECT position, skipped::text, backfilled_at IS NOT NULL FROM segue.stream \
-             WHERE migration = $1 AND direction = $2 AND incarnation = $3";
+        let statement = "SELECT s.position, s.skipped::text, s.backfilled_at IS NOT NULL, EXISTS (SELECT FROM segue.renewal r \
+                 WHERE r.migration = s.migration AND r.direction = s.direction AND r.incarnation = s.incarnation) \
+             FROM segue.stream s WHERE s.migration = $1 AND s.direction = $2 AND s.incarnation = $3";
         let authority = &self.authority;
         let row = client
             .query_opt(
@@ -113,7 +114,8 @@ impl Target for PgTarget {
         let checkpoint = Checkpoint { position: Position(position.into()), skipped };
         let (parts, late) = leaves::late(&client, &authority.migration, authority.direction.as_str()).await?;
         late.iter().for_each(|part| self.tell(part));
-        Ok(Stored { checkpoint, backfilled: row.get(2), regions: self.regions(&client).await?, parts })
+        let (backfilled, over_rows) = (row.get(2), row.get(3));
+        Ok(Stored { checkpoint, backfilled, over_rows, regions: self.regions(&client).await?, parts })
     }
 
     async fn store_part(&self, part: &Part) -> Outcome<()> {

@@ -113,11 +113,16 @@ pub(crate) enum Command {
 #[command(after_long_help = "\
 Examples:
   segue run                       until stopped; the target keeps following the source
-  segue run --until following     end, with 0, once all rows are copied and the stream has caught up")]
+  segue run --until following     end, with 0, once all rows are copied and the stream has caught up
+  segue run --new-stream          the source was failed over, or its slot is gone: go on with a new stream")]
 pub(crate) struct Run {
     /// End with 0 once this stage is reached, instead of going on
     #[arg(long, value_name = "STAGE")]
     pub(crate) until: Option<StageName>,
+    /// If the change stream is lost, make a new one over the rows that are there: every row is compared with the source's,
+    /// and those that differ are written
+    #[arg(long)]
+    pub(crate) new_stream: bool,
 }
 
 /// Serve applications in place of the database, so that they do not notice a switch

@@ -9,6 +9,7 @@ use super::gates::Gates;
 use super::journal::{Journal, Scribe};
 use super::rollback::Rollback;
 use super::service::Service;
+use super::stream::Found;
 use super::switch::{Switch, rows};
 use super::traffic::Traffic;
 use super::{Driver, contain, guard, plan, target_schema, throttle};
@@ -16,21 +17,19 @@ use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBac
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::Fault;
-use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::{Snapshot, Wait};
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
-use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
-use segue_postgres::catalog::{self, Catalog, server};
+use segue_postgres::birth::{self, Direction, StreamIdentity};
+use segue_postgres::catalog::{Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Command, HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
 use segue_postgres::health;
-use segue_postgres::leaves;
 use segue_postgres::schema;
-use segue_postgres::stream::{Opening, StreamSource};
+use segue_postgres::stream::Opening;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -72,8 +71,8 @@ enum Ended {
 
 /// One attempt.
 pub(super) struct Attempt<'d> {
-    driver: &'d Driver,
-    lease: &'d Lease,
+    pub(super) driver: &'d Driver,
+    pub(super) lease: &'d Lease,
     /// Set while the stream is being made: what that waits for, if anything.
     making: Mutex<Option<Making>>,
 }
@@ -275,20 +274,23 @@ impl<'d> Attempt<'d> {
 
     async fn prepare(&self) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
-        let journal = control.journal(0).await?;
+        let mut journal = control.journal(0).await?;
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         contain::restore(self.driver, &journal);
         throttle::restore(self.driver, &journal);
         server::never_a_standby(&sides.source.connect("plan").await?).await?;
+        if self.gives_up_restored(&journal).await? {
+            journal = control.journal(0).await?;
+        }
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
         let target = sides.target.connect("stream").await?;
         target_schema::create_missing(self.driver, self.lease).await?;
-        let (catalog, resumed) = tokio::try_join!(plan::plan(spec, sides), self.resume(&target))?;
-        match resumed {
-            Some((identity, opening)) => {
+        let (catalog, found) = tokio::try_join!(plan::plan(spec, sides), self.find(&target, &journal))?;
+        match found {
+            Found::Stream(identity, opening) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;
                 let (tables, sources) = (targets(&catalog), guard::sources(&catalog.tables));
                 let opened = self.open(catalog, identity, opening.map(Some));
@@ -297,15 +299,20 @@ impl<'d> Attempt<'d> {
                 let ((), unguarded, opened) = tokio::try_join!(fenced, guarded, opened)?;
                 Ok(Ready { unguarded, ..opened })
             }
-            None => {
+            Found::Nothing => {
                 let (identity, unguarded) = self.give_birth(&catalog, &target).await?;
+                Ok(Ready { unguarded, ..self.open(catalog, identity, Ok(None)).await? })
+            }
+            Found::Lost(lost) => {
+                self.driver.check_unchanged(&journal, &catalog.tables)?;
+                let (identity, unguarded) = self.renew(&catalog, &target, &lost).await?;
                 Ok(Ready { unguarded, ..self.open(catalog, identity, Ok(None)).await? })
             }
         }
     }
 
     /// Shuts earlier processes out of a database, and makes Segue's schema what it should be.
-    async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
+    pub(super) async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
         schema::ensure(&mut side.connect("schema").await?).await?;
         let migration = self.driver.spec.name.as_str();
         for holder in shut_out(side, migration, self.lease.token, true).await? {
@@ -314,80 +321,8 @@ impl<'d> Attempt<'d> {
         Ok(())
     }
 
-    /// The stream that was born earlier, if there is one, and its opening: the source finds the place while the rest is
-    /// prepared. One that cannot go on is a fault only where writes depend on it: else, why it is lost.
-    async fn resume(
-        &self,
-        target: &tokio_postgres::Client,
-    ) -> Outcome<Option<(StreamIdentity, Result<Opening, Fault>)>> {
-        let Driver { spec, sides, .. } = self.driver;
-        let known = birth::known(target, spec.name.as_str(), Direction::Forward).await?;
-        let Some((identity, checkpoint)) = known else { return Ok(None) };
-        let source = sides.source.connect("stream").await?;
-        if let Err(fault) = birth::resume_check(&source, &identity, checkpoint).await {
-            let rows = rows::both(&source, target, spec.name.as_str()).await?;
-            let is_idle = rows.owner().or(rows.giving()) == Some(Side::Target);
-            if !is_idle || lost_while_idle(&fault).is_none() {
-                return Err(fault);
-            }
-            return Ok(Some((identity, Err(fault))));
-        }
-        let source = StreamSource::of(sides.source.marked(spec.name.as_str()), &identity);
-        let opening = Opening::begin(source, checkpoint);
-        Ok(Some((identity, Ok(opening))))
-    }
-
-    /// Makes the stream: publication, slot, barrier, and the target's row that binds them. Also returns the guard against
-    /// DDL, if a lock has kept it.
-    async fn give_birth(
-        &self,
-        catalog: &Catalog,
-        target: &tokio_postgres::Client,
-    ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        let Driver { spec, sides, screen, .. } = self.driver;
-        let filled = catalog::nonempty_targets(target, &catalog.tables).await?;
-        match filled.len() {
-            0 => {}
-            1 => return Err(filled[0].clone()),
-            count => return Err(plan::together(count, &filled)),
-        }
-        let body = json!({ "plan": plan::remembered(&catalog.tables) });
-        self.driver.record(self.lease, "preparing", body.clone()).await?;
-        self.driver.begun.store(true, Ordering::Relaxed);
-        self.note("");
-        self.tell_trouble().await;
-        self.fence_follower(&targets(catalog), target).await?;
-        let sources = guard::sources(&catalog.tables);
-        let unguarded = guard::prepare(self.driver, self.lease, Side::Source, &sources).await?;
-        killpoint::pass("birth.fenced");
-        let (migration, token) = (spec.name.as_str(), self.lease.token);
-        let mut said = String::new();
-        let report = |wait: WaitReport| {
-            let text = wait.to_string();
-            if text != said {
-                screen.say(&text);
-                self.note(&text);
-                said = text;
-            }
-        };
-        let identity = birth::birth(
-            &sides.source.marked(migration),
-            migration,
-            Direction::Forward,
-            token,
-            &catalog.relations,
-            report,
-        )
-        .await?;
-        self.driver.record(self.lease, "born", body).await?;
-        leaves::remember_born(target, &identity, token, &catalog.relations).await?;
-        birth::claim(target, token, &identity).await?;
-        killpoint::pass("birth.claimed");
-        Ok((identity, unguarded))
-    }
-
     /// Says, once, what is wrong with the servers already: what is left open there is what the stream's birth waits for.
-    async fn tell_trouble(&self) {
+    pub(super) async fn tell_trouble(&self) {
         let Driver { sides, screen, told_trouble, .. } = self.driver;
         if told_trouble.swap(true, Ordering::Relaxed) {
             return;
@@ -406,7 +341,11 @@ impl<'d> Attempt<'d> {
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
-    async fn fence_follower(&self, tables: &[QualifiedName], target: &tokio_postgres::Client) -> Outcome<()> {
+    pub(super) async fn fence_follower(
+        &self,
+        tables: &[QualifiedName],
+        target: &tokio_postgres::Client,
+    ) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
         let elsewhere = sides.source.to_string();
@@ -415,7 +354,7 @@ impl<'d> Attempt<'d> {
     }
 
     /// Remembers what the making of the stream waits for.
-    fn note(&self, waits_for: &str) {
+    pub(super) fn note(&self, waits_for: &str) {
         let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let since = making.as_ref().map_or_else(Instant::now, |m| m.since);
         *making = Some(Making { since, waits_for: waits_for.to_owned() });
@@ -490,6 +429,6 @@ impl<'d> Attempt<'d> {
 }
 
 /// The target's tables.
-fn targets(catalog: &Catalog) -> Vec<QualifiedName> {
+pub(super) fn targets(catalog: &Catalog) -> Vec<QualifiedName> {
     catalog.tables.iter().map(|table| table.target.clone()).collect()
 }

@@ -139,12 +139,13 @@ pub(super) struct Flows {
 }
 
 /// What ends the stream to the target for a person, as it is said while the target owns the writes: its tables are the only
-/// ones with the newest rows, and beginning anew would begin with dropping them. `None`: it may pass.
+/// ones with the newest rows, and no stream may write over them. `None`: it may pass.
 pub(super) fn lost_while_idle(fault: &Fault) -> Option<Fault> {
     match fault.recovery {
         Recovery::Operator | Recovery::Bug if fault.code != SYNC_STANDBY => {
             let next = "nothing that was written depends on it: `segue reverse` hands the writes back to the source, from where \
-                        they could not be moved again without beginning anew; `segue complete` ends the migration on the target";
+                        they can be moved again once `segue run --new-stream` has made a new stream; `segue complete` ends the \
+                        migration on the target";
             Some(Fault { next_step: next.to_owned(), ..fault.clone() })
         }
         Recovery::Operator | Recovery::Bug | Recovery::Retry | Recovery::Ambiguous => None,

@@ -16,6 +16,7 @@ pub(crate) mod reads;
 mod rollback;
 mod screen;
 mod service;
+mod stream;
 pub(crate) mod switch;
 mod target_schema;
 mod throttle;
@@ -98,13 +99,24 @@ pub(crate) struct Driver {
     pub(crate) told_trouble: AtomicBool,
     /// What was warned of, by any attempt.
     pub(crate) warnings: Arc<Warnings>,
+    /// A lost stream is to be made anew; until the journal has that.
+    new_stream: AtomicBool,
     /// Set when the process is told to end: in which words.
     stop: watch::Sender<Option<String>>,
 }
 
+/// What is asked of a run beside the migration itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// End when this stage is reached.
+    pub(crate) until: Option<Stage>,
+    /// Make the stream anew, if it is lost.
+    pub(crate) new_stream: bool,
+}
+
 /// Runs the migration of `spec`.
-pub(crate) async fn run((spec, path): (Spec, &Path), until: Option<Stage>, json: bool) -> Exit {
-    let driver = match Driver::open(spec, until, json).await {
+pub(crate) async fn run((spec, path): (Spec, &Path), wanted: Wanted, json: bool) -> Exit {
+    let driver = match Driver::open(spec, wanted, json).await {
         Ok(driver) => driver,
         Err(fault) => {
             Screen::new(json).fault(&fault);
@@ -185,7 +197,7 @@ pub(crate) async fn interrupted() -> &'static str {
 }
 
 impl Driver {
-    async fn open(spec: Spec, until: Option<Stage>, json: bool) -> Outcome<Driver> {
+    async fn open(spec: Spec, wanted: Wanted, json: bool) -> Outcome<Driver> {
         let sides = Sides::of(&spec)?;
         let (screen, started) = (Arc::new(Screen::new(json)), Instant::now());
         let control = loop {
@@ -209,7 +221,7 @@ impl Driver {
             holder: holder(),
             throttle: Arc::new(Throttle::new(Limits::default())),
             governing: throttle::Governing::new(),
-            until,
+            until: wanted.until,
             screen,
             started,
             begun: AtomicBool::new(false),
@@ -218,6 +230,7 @@ impl Driver {
             warnings: Arc::default(),
             recording: tokio::sync::Mutex::default(),
             changing_reads: tokio::sync::Mutex::default(),
+            new_stream: AtomicBool::new(wanted.new_stream),
             stop: watch::Sender::new(None),
         })
     }

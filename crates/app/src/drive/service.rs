@@ -10,7 +10,7 @@ use super::switch::answer::{Progress, SwitchOrder};
 use super::switch::{self, Order, Switch};
 use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
-use super::{Driver, contain, throttle};
+use super::{Driver, contain, stream, throttle};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState};
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
@@ -81,8 +81,13 @@ impl Service<'_> {
         let mut said = self.flows.stage();
         // Its stage changes no more once the stream is lost; who owns the writes may.
         let mut runs = true;
+        let mut told = false;
         loop {
             let now = self.flows.stage();
+            if now.has_reached(Stage::Following) && !told {
+                stream::tell_differences(self.driver, self.lease).await?;
+                told = true;
+            }
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
                 self.publish(&SlotState::default()).await?;
                 return Ok(format!("stage {now} is reached; `segue run` goes on from here"));
@@ -184,6 +189,7 @@ impl Service<'_> {
             retained_bytes: state.retained_bytes,
             retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
             wal_status: state.wal_status,
+            signal: 0,
         })
     }
 
@@ -209,6 +215,7 @@ impl Service<'_> {
                     .to_owned(),
             );
         }
+        let signal = self.flows.forward.progress.watch_applied().borrow().signal;
         Status {
             migration: spec.name.as_str().to_owned(),
             stage: self.flows.stage(),
@@ -219,7 +226,7 @@ impl Service<'_> {
             driver: holder.clone(),
             token: self.lease.token,
             progress: active.progress.snapshot(),
-            slot: slot.clone(),
+            slot: SlotState { signal, ..slot.clone() },
             live: active.verifying.live(),
             warnings,
             way_back: self.way_back(),

@@ -74,7 +74,12 @@ impl Fire {
 
     /// Runs `segue run` until it kills itself at the `passage`-th time it comes by `point`.
     pub async fn dies_at(&self, point: &str, passage: u32) {
-        let mut command = self.pair.command(&["run"]);
+        self.dies_of(&["run"], point, passage).await;
+    }
+
+    /// As [`Fire::dies_at`], of a run with these arguments.
+    pub async fn dies_of(&self, arguments: &[&str], point: &str, passage: u32) {
+        let mut command = self.pair.command(arguments);
         kill::kill_at(&mut command, point, passage);
         let run = Process::start(command);
         let limit = Duration::from_secs(60);
@@ -116,6 +121,16 @@ impl Fire {
             let report = load.stop().await;
             assert_eq!(report.anomalies, Vec::<String>::new(), "seed {}: on the source itself", self.seed);
             self.report = Some(report);
+        }
+    }
+
+    /// Another server is the source now: Segue and the writers are sent there.
+    pub fn moved(&mut self) {
+        let Pair { source, target, .. } = &self.pair;
+        let target = target.url_through(self.target_line.port(), "postgres");
+        self.pair.write_spec(&source.url("postgres"), &target, &["shop.*"], MANY_REGIONS);
+        if let Some(load) = &self.load {
+            load.redirect(&source.url("postgres"));
         }
     }
 

@@ -69,6 +69,13 @@ impl Pair {
         Process::start(self.command(&["run"]))
     }
 
+    /// Starts `segue run --new-stream`, and waits until the new stream has compared everything. Returns what it found, too.
+    pub async fn renewed(&self) -> (Process, String) {
+        let run = Process::start(self.command(&["run", "--new-stream"]));
+        let found = run.wait_for("the new stream has compared", PATIENCE).await.unwrap();
+        (run, found)
+    }
+
     /// Runs a command to its end; panics unless it ends with `code`. Returns its standard output.
     pub fn segue(&self, arguments: &[&str], code: i32) -> String {
         let output = self.command(arguments).output().unwrap();

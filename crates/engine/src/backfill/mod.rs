@@ -9,7 +9,7 @@ pub use region::copy_region;
 
 use crate::admission::Admissions;
 use crate::fault::Fault;
-use crate::ports::{Outcome, RegionReader, Source, Target};
+use crate::ports::{Onto, Outcome, RegionReader, Source, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
 use crate::throttle::Throttle;
@@ -36,9 +36,9 @@ pub struct Work {
     pub unit: UnitId,
     /// Its table.
     pub table: Arc<Table>,
-    /// Rows that are already there are removed first (a leaf attached later): by the whole unit's condition, so the
-    /// unit is one region.
-    pub replace: bool,
+    /// What its rows find on the target. Those of a leaf that was attached later are replaced by the whole unit's
+    /// condition, so that the unit is one region.
+    pub onto: Onto,
     /// Held while a bound is looked up, so that two workers do not cut the same gap.
     cutting: tokio::sync::Mutex<()>,
     /// Rows of the next region.
@@ -49,15 +49,24 @@ pub struct Work {
 
 impl Work {
     /// Work for one unit.
-    pub fn new(unit: UnitId, table: Arc<Table>, replace: bool) -> Work {
+    pub fn new(unit: UnitId, table: Arc<Table>, onto: Onto) -> Work {
         let rows = (FIRST_REGION_BYTES / row_bytes(&table)).clamp(1, FIRST_REGION_ROWS);
         Work {
             unit,
             table,
-            replace,
+            onto,
             cutting: tokio::sync::Mutex::default(),
             region_rows: AtomicU64::new(rows),
             rows_min: rows.min(100),
+        }
+    }
+
+    /// Whether its rows must be copied under one snapshot: in several regions, rows of one could be in another's way, or
+    /// be taken for another's where the two servers order keys differently.
+    fn is_one_region(&self) -> bool {
+        match self.onto {
+            Onto::Nothing | Onto::Replaced => self.table.one_region.is_some(),
+            Onto::Compared => self.table.one_region.is_some() || !self.table.orders_alike(),
         }
     }
 
@@ -165,10 +174,10 @@ async fn take<'w, S: Source, T: Target>(
     for task in work {
         let _cutting = task.cutting.lock().await;
         let Some((gap, within)) = shared.regions.next_gap(task.unit) else { continue };
-        let upper = match task.table.one_region {
-            Some(_) => None,
-            None if task.replace => None,
-            None => {
+        let upper = match task.onto {
+            Onto::Replaced => None,
+            Onto::Nothing | Onto::Compared if task.is_one_region() => None,
+            Onto::Nothing | Onto::Compared => {
                 let rows = task.region_rows.load(Ordering::Relaxed);
                 let rows =
                     shared.throttle.of_rows(rows).max(task.rows_min).min(affordable(shared, &task.table));

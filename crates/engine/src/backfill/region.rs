@@ -2,7 +2,7 @@
 
 use super::{Shared, Work, elapsed_ms};
 use crate::killpoint;
-use crate::ports::{Outcome, RegionReader, RegionRecord, RegionWriter, Source, Target};
+use crate::ports::{Onto, Outcome, RegionDigest, RegionReader, RegionRecord, RegionWriter, Source, Target};
 use segue_model::region::{Extent, RegionId};
 use std::time::{Duration, Instant};
 
@@ -43,26 +43,21 @@ pub async fn copy_region<S: Source, T: Target>(
     };
     let start = Instant::now();
     killpoint::pass("region.seam");
-    let replace = work.replace || matches!(extent, Extent::Key(_));
-    writer.begin(&work.table, work.unit, extent, replace).await?;
-    reader.copy(&work.table, work.unit, extent).await?;
-    let mut bytes = 0;
-    let mut began = Instant::now();
-    while let Some(piece) = reader.next_piece().await? {
-        bytes += piece.len() as u64;
-        match work.table.one_region {
-            Some(_) => {
-                let worked = began.elapsed();
-                shared.throttle.spend(piece.len()).await;
-                shared.throttle.rest_uncut(worked).await;
-                began = Instant::now();
-            }
-            // Paid for before the next region, so that this one's snapshot does not grow old.
-            None => drop(shared.throttle.charge(piece.len())),
+    let onto = match extent {
+        Extent::Key(_) => Onto::Replaced,
+        Extent::Range { .. } => work.onto,
+    };
+    let spared = match onto {
+        Onto::Compared => spared(shared, reader, writer, work, extent).await?,
+        Onto::Nothing | Onto::Replaced => None,
+    };
+    let (rows, bytes) = match spared {
+        Some(digest) => (digest.rows, digest.bytes),
+        None => {
+            writer.begin(&work.table, work.unit, extent, onto).await?;
+            pass(shared, reader, writer, work, extent).await?
         }
-        writer.write(piece).await?;
-    }
-    let rows = writer.finish().await?;
+    };
     reader.end().await?;
     killpoint::pass("region.copied");
     let took_ms = elapsed_ms(start);
@@ -76,6 +71,49 @@ pub async fn copy_region<S: Source, T: Target>(
     shared.regions.copied(work.unit, id);
     shared.progress.region_copied(work.table.id, rows, bytes);
     Ok(Some(Copied { rows, took_ms }))
+}
+
+/// The digest of the region's rows, if the target has exactly them: nothing has to be copied then, and the writer is ready
+/// to store the record.
+async fn spared<S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    reader: &mut S::Reader,
+    writer: &mut T::Writer,
+    work: &Work,
+    extent: &Extent,
+) -> Outcome<Option<RegionDigest>> {
+    let digest = reader.digest(&work.table, work.unit, extent).await?;
+    // The source has read them all the same.
+    shared.throttle.charge(usize::try_from(digest.bytes).unwrap_or(usize::MAX));
+    let equal = writer.begin_equal(&work.table, work.unit, extent, &digest).await?;
+    Ok(equal.then_some(digest))
+}
+
+/// Passes the region's rows on, from the snapshot to the target. Returns how many there were, and their bytes.
+async fn pass<S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    reader: &mut S::Reader,
+    writer: &mut T::Writer,
+    work: &Work,
+    extent: &Extent,
+) -> Outcome<(u64, u64)> {
+    reader.copy(&work.table, work.unit, extent).await?;
+    let mut bytes = 0;
+    let mut began = Instant::now();
+    while let Some(piece) = reader.next_piece().await? {
+        bytes += piece.len() as u64;
+        if work.is_one_region() {
+            let worked = began.elapsed();
+            shared.throttle.spend(piece.len()).await;
+            shared.throttle.rest_uncut(worked).await;
+            began = Instant::now();
+        } else {
+            // Paid for before the next region, so that this one's snapshot does not grow old.
+            shared.throttle.charge(piece.len());
+        }
+        writer.write(piece).await?;
+    }
+    Ok((writer.finish().await?, bytes))
 }
 
 /// Takes snapshots until one contains everything skipped for the region.

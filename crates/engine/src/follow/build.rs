@@ -11,7 +11,7 @@ use crate::admission::{Admissions, Judgement};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
 use crate::killpoint;
-use crate::ports::{Applier, Checkpoint, Outcome, Source, Target};
+use crate::ports::{Applier, Checkpoint, Onto, Outcome, Source, Target};
 use crate::progress::{Applied, Progress};
 use crate::regions::{Regions, Told};
 use crate::verify::passage::StreamPassage;
@@ -377,7 +377,7 @@ impl<S: Source, T: Target> Builder<S, T> {
     ) -> Outcome<()> {
         self.flush(batch).await?;
         let (mut reader, mut writer) = self.sessions().await?;
-        let work = Work::new(unit, table.clone(), true);
+        let work = Work::new(unit, table.clone(), Onto::Replaced);
         while let Some(id) = self.regions().begin_key(unit, key.clone(), xid) {
             let extent = Extent::Key(key.clone());
             if copy_region(&self.shared, &mut reader, &mut writer, &work, id, &extent).await?.is_some() {

@@ -10,7 +10,7 @@ use crate::admission::Admissions;
 use crate::backfill::{Work, copy_region};
 use crate::fault::Fault;
 use crate::moving::Moving;
-use crate::ports::{Outcome, Source, Target};
+use crate::ports::{Onto, Outcome, Source, Target};
 use crate::verify::passage::StreamPassage;
 use crate::verify::ports::{Passage, Repairer};
 use segue_model::region::{Extent, UnitRegions};
@@ -89,7 +89,7 @@ impl<S: Source, T: Target> Builder<S, T> {
         let unit = UnitId::from(id);
         let order = table.key().map_or_else(Vec::new, |key| key.order.clone());
         let (mut reader, mut writer) = self.sessions().await?;
-        let work = Work::new(unit, table, true);
+        let work = Work::new(unit, table, Onto::Replaced);
         loop {
             let marked = match &extent {
                 Extent::Key(key) => {

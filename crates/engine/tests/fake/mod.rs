@@ -311,6 +311,14 @@ pub struct FakeReader {
     pieces: Vec<Bytes>,
 }
 
+impl FakeReader {
+    /// The snapshot's rows.
+    fn shown(&self, extent: &Extent) -> Rows {
+        let all = self.snapshot.iter().flatten().map(|(k, v)| (*k, v.clone()));
+        all.filter(|(k, _)| within(extent, *k)).collect()
+    }
+}
+
 impl RegionReader for FakeReader {
     async fn bound_after(
         &mut self,
@@ -333,14 +341,12 @@ impl RegionReader for FakeReader {
         self.snapshot = Some(db.visible.clone());
         Ok((db.seam(), Position(db.log.len() as u64 * 10)))
     }
+    async fn digest(&mut self, _: &Table, _: UnitId, extent: &Extent) -> Outcome<RegionDigest> {
+        let rows = self.shown(extent);
+        Ok(RegionDigest { rows: rows.len() as u64, sum: format!("{rows:?}"), bytes: 0 })
+    }
     async fn copy(&mut self, _: &Table, _: UnitId, extent: &Extent) -> Outcome<()> {
-        let rows: Rows = self
-            .snapshot
-            .iter()
-            .flatten()
-            .map(|(k, v)| (*k, v.clone()))
-            .filter(|(k, _)| within(extent, *k))
-            .collect();
+        let rows = self.shown(extent);
         self.pieces = rows.into_iter().map(|r| Bytes::from(serde_json::to_vec(&r).unwrap())).collect();
         Ok(())
     }

@@ -35,6 +35,14 @@ impl FakeTarget {
     pub fn new(source: &FakeSource) -> FakeTarget {
         FakeTarget { durable: Arc::default(), committed: Arc::default(), source: source.clone() }
     }
+    /// A target that has `rows` already, which another stream has brought.
+    pub fn over(source: &FakeSource, rows: Rows) -> FakeTarget {
+        let target = FakeTarget::new(source);
+        let stored = Stored { over_rows: true, ..Stored::default() };
+        let there = Durable { rows, stored, left: Vec::new() };
+        (*target.durable.lock().unwrap(), *target.committed.lock().unwrap()) = (there.clone(), there);
+        target
+    }
     /// Commits: durable at once, with everything committed before, or at a later commit.
     fn commit<V, E>(
         &self,
@@ -61,7 +69,7 @@ impl Target for FakeTarget {
     type Writer = FakeWriter;
     type Applier = FakeApplier;
     async fn writer(&self) -> Outcome<FakeWriter> {
-        Ok(FakeWriter { target: self.clone(), copying: Extent::ALL, replace: false, rows: Vec::new() })
+        Ok(FakeWriter { target: self.clone(), copying: Extent::ALL, onto: Onto::Nothing, rows: Vec::new() })
     }
     async fn applier(&self) -> Outcome<FakeApplier> {
         Ok(FakeApplier { target: self.clone(), open: BTreeMap::new() })
@@ -96,15 +104,32 @@ impl Target for FakeTarget {
 pub struct FakeWriter {
     target: FakeTarget,
     copying: Extent,
-    replace: bool,
+    onto: Onto,
     rows: Vec<(i64, (String, String))>,
 }
 
 impl RegionWriter for FakeWriter {
-    async fn begin(&mut self, _: &Table, _: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
-        (self.copying, self.replace) = (extent.clone(), replace);
+    async fn begin(&mut self, _: &Table, _: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
+        (self.copying, self.onto) = (extent.clone(), onto);
         self.rows.clear();
         Ok(())
+    }
+    async fn begin_equal(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        digest: &RegionDigest,
+    ) -> Outcome<bool> {
+        let here = self.target.committed.lock().unwrap().rows.clone();
+        let here: Rows = here.into_iter().filter(|(id, _)| within(extent, *id)).collect();
+        let equal = format!("{here:?}") == digest.sum;
+        if equal {
+            // What is there is written once more.
+            self.begin(table, unit, extent, Onto::Compared).await?;
+            self.rows.extend(here);
+        }
+        Ok(equal)
     }
     async fn write(&mut self, piece: Bytes) -> Outcome<()> {
         self.rows.push(serde_json::from_slice(&piece).unwrap());
@@ -117,7 +142,7 @@ impl RegionWriter for FakeWriter {
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
         dither(&self.target.source.db).await;
         self.target.commit(Durability::Now, |committed| {
-            if self.replace {
+            if self.onto != Onto::Nothing {
                 committed.rows.retain(|id, _| !within(&self.copying, *id));
             }
             for (id, value) in self.rows.drain(..) {

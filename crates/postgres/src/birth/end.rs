@@ -20,6 +20,7 @@ pub(super) const TABLES: &[&str] = &[
     "slot",
     "stream",
     "region",
+    "renewal",
     "unit",
     "command",
     "status",
@@ -96,7 +97,8 @@ pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority
         quote_literal(authority.0),
         quote_literal(Direction::Reverse.as_str())
     );
-    let forget = ["stream", "region", "unit"].map(|table| format!("DELETE FROM segue.{table} {whose}"));
+    let forget =
+        ["stream", "region", "renewal", "unit"].map(|table| format!("DELETE FROM segue.{table} {whose}"));
     // First of all it is no stream any more that could be resumed.
     for client in [source, target] {
         under_token(client, authority, &forget.join("; ")).await.map_err(during)?;

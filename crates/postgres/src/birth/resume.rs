@@ -3,11 +3,13 @@
 //! A server silently skips ahead to `confirmed_flush_lsn` when it is asked for older changes; so whatever does not
 //! fit exactly is refused, with what was lost.
 
-use super::{Direction, StreamIdentity, confirmed, server_identity};
-use crate::error::fault_of;
+use super::{Direction, StreamIdentity, confirmed, promoted, server_identity};
+use crate::connect::Endpoint;
+use crate::error::{LOG_REMOVED, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
+use segue_model::sqltext::quote_literal;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -15,8 +17,9 @@ use tokio_postgres::{Client, Row};
 fn start_again(direction: Direction) -> &'static str {
     match direction {
         Direction::Forward => {
-            "the rows on the target can no longer be brought up to date from this slot: \
-             run `segue cancel --drop-target-tables`, make the target's tables anew, and start again"
+            "`segue run --new-stream` makes a new stream, compares every row copied so far with the source's, and writes \
+             those that differ: nothing is lost that the source still has. What a failed server had acknowledged and this \
+             one does not have is lost with it; where the target has it, it is removed, and counted"
         }
         // Never to drop anything: the target may be where the only newest rows are.
         Direction::Reverse => {
@@ -53,7 +56,77 @@ pub async fn known(
     }))
 }
 
-fn lost(stream: &StreamIdentity, code: &'static str, what: String) -> Fault {
+/// The code of a server on another timeline.
+pub(super) const TIMELINE: &str = "SEGUE-TIMELINE";
+
+/// What says that a stream is lost for good, and can only be made anew.
+const LOST: &[&str] = &[
+    LOG_REMOVED,
+    "SEGUE-CHECKPOINT-BEHIND",
+    "SEGUE-OTHER-SERVER",
+    "SEGUE-PUBLICATION-LOST",
+    "SEGUE-SLOT-LOST",
+    "SEGUE-SLOT-REMADE",
+    "SEGUE-SOURCE-BEHIND",
+    TIMELINE,
+];
+
+/// Whether `fault`, of [`resume`] or of the stream itself, says that the stream is lost for good.
+pub fn is_lost(fault: &Fault) -> bool {
+    LOST.contains(&fault.code)
+}
+
+/// What the source was last told, as it knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The token that was raised there last.
+    pub token: i64,
+    /// The number of the last signal that was emitted there.
+    pub signal: u64,
+}
+
+/// What a side was last told by this migration; `None`: it knows nothing of it. Both numbers only grow, and what is applied
+/// elsewhere of them was durable there: where one is smaller than it was, the server was restored.
+pub async fn told(from: &Client, migration: &str) -> Outcome<Option<Told>> {
+    let failed = |e| fault_of(&e).during("asking the source what it was told last");
+    let there = "SELECT to_regclass('segue.token') IS NOT NULL";
+    if !from.query_one(there, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "SELECT t.token, coalesce((SELECT s.id FROM segue.signal s WHERE s.migration = t.migration), 0)
+          FROM segue.token t WHERE t.migration = $1";
+    let row = from.query_opt(sql, &[&migration]).await.map_err(failed)?;
+    Ok(row.map(|row| Told { token: row.get(0), signal: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0) }))
+}
+
+/// Finds out whether `stream` can go on from `checkpoint`, and what it is called from now on: a server that was promoted
+/// has another timeline, and can have all that the stream needs. That is stored on the side where rows land before
+/// anything is read. The fault says what was lost.
+pub async fn resume(
+    from: &Endpoint,
+    landing: &Client,
+    token: i64,
+    stream: &StreamIdentity,
+    checkpoint: Position,
+) -> Outcome<StreamIdentity> {
+    let client = from.connect("stream").await?;
+    match resume_check(&client, stream, checkpoint).await {
+        Ok(()) => return Ok(stream.clone()),
+        Err(fault) if fault.code == TIMELINE => {}
+        Err(fault) => return Err(fault),
+    }
+    let promoted = promoted::promoted(from, &client, stream).await?;
+    let Some(at) = promoted.branched_at.filter(|at| checkpoint <= *at) else {
+        return Err(promoted::lost(stream, &promoted, checkpoint));
+    };
+    let renamed = StreamIdentity { timeline: promoted.timeline, ..stream.clone() };
+    resume_check(&client, &renamed, checkpoint).await?;
+    promoted::never_carried(&client, stream, promoted.timeline).await?;
+    promoted::follow(landing, token, (stream, &renamed), at).await?;
+    Ok(renamed)
+}
+
+pub(super) fn lost(stream: &StreamIdentity, code: &'static str, what: String) -> Fault {
     Fault::operator(code, what, start_again(stream.direction))
 }
 
@@ -83,9 +156,9 @@ pub async fn resume_check(source: &Client, stream: &StreamIdentity, checkpoint: 
     if timeline != stream.timeline {
         return Err(lost(
             stream,
-            "SEGUE-TIMELINE",
+            TIMELINE,
             format!(
-                "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; commits after the switch may differ from what was applied",
+                "the {from} was promoted or restored: its timeline is {timeline}, the stream came from {}; its log is not the one that was applied",
                 stream.timeline
             ),
         ));
@@ -165,16 +238,19 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         |name: &str| slot.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let here: &str = row.get("here");
     if field("plugin") != "pgoutput" || field("database") != here {
-        return Err(lost(
-            stream,
-            "SEGUE-SLOT-FOREIGN",
-            format!(
-                "the replication slot {} is not the one Segue made: plugin {}, database {}",
-                stream.slot,
-                field("plugin"),
-                field("database")
-            ),
-        ));
+        let what = format!(
+            "the replication slot {} is not the one Segue made: plugin {}, database {}",
+            stream.slot,
+            field("plugin"),
+            field("database")
+        );
+        let next = format!(
+            "if nothing uses it, drop it on the {}: SELECT pg_drop_replication_slot({}); then: {}",
+            stream.direction.from_side(),
+            quote_literal(&stream.slot),
+            start_again(stream.direction)
+        );
+        return Err(Fault::operator("SEGUE-SLOT-FOREIGN", what, next));
     }
     let reason = field("invalidation_reason");
     if field("wal_status") == "lost" || !reason.is_empty() {

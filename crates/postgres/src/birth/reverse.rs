@@ -4,9 +4,7 @@
 //! claimed as a stream whose backfill is done: it copies nothing.
 
 use super::wait::WaitReport;
-use super::{
-    Authority, Direction, StreamIdentity, birth, claimed, known, resume_check, stream_row, under_token,
-};
+use super::{Authority, Direction, StreamIdentity, birth, claimed, known, resume, stream_row, under_token};
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
 use crate::leaves;
@@ -28,8 +26,7 @@ pub async fn reverse(
     report: impl FnMut(WaitReport) + Send,
 ) -> Outcome<StreamIdentity> {
     if let Some((identity, checkpoint)) = known(source, migration, Direction::Reverse).await? {
-        resume_check(&target.connect("birth").await?, &identity, checkpoint).await?;
-        return Ok(identity);
+        return resume(target, source, token, &identity, checkpoint).await;
     }
     let identity = birth(target, migration, Direction::Reverse, token, relations, report).await?;
     leaves::remember_born(source, &identity, token, relations).await?;

@@ -186,7 +186,12 @@ pub(super) async fn make_slot(
 ) -> Outcome<()> {
     let pid: i32 = maker.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| fault_of(&e))?.get(0);
     let make = async {
-        let sql = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
+        // From 17 on a standby keeps it in step, if the server is set up so.
+        let since_17 = "SELECT current_setting('server_version_num')::int >= 170000";
+        let sql = match maker.query_one(since_17, &[]).await.map_err(|e| fault_of(&e))?.get(0) {
+            true => "SELECT pg_create_logical_replication_slot($1, 'pgoutput', failover => true)",
+            false => "SELECT pg_create_logical_replication_slot($1, 'pgoutput')",
+        };
         maker.execute(sql, &[&slot]).await.map(drop).map_err(|e| fault_of(&e))
     };
     let look = Look { watcher, sql: WAITED_FOR, about: pid.to_string() };

@@ -92,4 +92,17 @@ impl Control {
         })?;
         Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
     }
+
+    /// Removes the samples of every series: they were of another copy of the rows.
+    pub async fn forget_samples(&self, lease: &Lease) -> Outcome<()> {
+        let sql = "WITH entered AS MATERIALIZED (SELECT FROM segue.enter($1, $2)),
+             gone AS (DELETE FROM segue.sample s USING entered WHERE s.migration = $1 RETURNING 1)
+             SELECT count(*) FROM gone";
+        let session = self.session().await?;
+        let row = session.query_one(sql, &[&self.migration, &lease.token]).await;
+        row.map(drop).map_err(|e| match e.as_db_error() {
+            Some(db) if is_superseded(db) => superseded(&self.migration),
+            _ => self.failed(&e),
+        })
+    }
 }

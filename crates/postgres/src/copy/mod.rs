@@ -2,6 +2,7 @@
 //!
 //! Both sides agree on one form for a table ([`CopyForm::of`]); the bytes pass through undecoded.
 
+mod compare;
 mod reader;
 mod writer;
 

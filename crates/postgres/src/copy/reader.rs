@@ -1,12 +1,13 @@
 //! The source's side of a region: a short snapshot, its seam, and the rows under it.
 
+use super::compare;
 use super::{CopyForm, Side, column_list, extent_condition, key_literals, key_names};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use segue_engine::fault::Fault;
-use segue_engine::ports::{Outcome, RegionReader};
+use segue_engine::ports::{Outcome, RegionDigest, RegionReader};
 use segue_model::key::KeyText;
 use segue_model::position::Position;
 use segue_model::region::Extent;
@@ -130,6 +131,13 @@ impl RegionReader for PgReader {
         let rows = self.client.copy_out(&statement).await.map_err(|e| fault_of(&e))?;
         self.rows = Some(Box::pin(rows));
         Ok(())
+    }
+
+    async fn digest(&mut self, table: &Table, unit: UnitId, extent: &Extent) -> Outcome<RegionDigest> {
+        let from = self.relations.relation(table, unit);
+        let sql = compare::digest(table, Side::Source, &from, &self.condition(table, unit, extent));
+        let row = self.client.query_one(&sql, &[]).await;
+        Ok(compare::digest_of(&row.map_err(|e| fault_of(&e))?))
     }
 
     async fn next_piece(&mut self) -> Outcome<Option<Bytes>> {

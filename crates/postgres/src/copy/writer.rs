@@ -1,7 +1,9 @@
 //! The target's side of a region: rows and record in one transaction, behind the token.
 
+use super::compare::{self, Comparison};
 use super::{CopyForm, Side, column_list, extent_condition};
 use crate::authority::Authority;
+use crate::birth::{Differences, renew};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::origin;
@@ -9,7 +11,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
-use segue_engine::ports::{Outcome, RegionRecord, RegionWriter};
+use segue_engine::ports::{Onto, Outcome, RegionDigest, RegionRecord, RegionWriter};
 use segue_model::region::Extent;
 use segue_model::table::{Table, UnitId};
 use std::collections::HashMap;
@@ -20,6 +22,15 @@ use tokio_postgres::{Client, CopyInSink};
 /// Rows are handed to the session in parts of at most this size.
 const SEND_BYTES_MAX: usize = 1 << 20;
 
+/// What is left to be done before a region is stored.
+enum Settling {
+    Nothing,
+    /// To count its rows: the target has had exactly them.
+    Equal,
+    /// To remove, and to write, what differs from the rows that lie beside the table.
+    Beside([String; 2]),
+}
+
 /// Writes regions in one session.
 pub struct PgWriter {
     client: Client,
@@ -29,6 +40,7 @@ pub struct PgWriter {
     marked: bool,
     sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
     rows: u64,
+    onto: Settling,
 }
 
 impl PgWriter {
@@ -45,7 +57,15 @@ impl PgWriter {
             .batch_execute("SET session_replication_role = replica; SET synchronous_commit = on")
             .await
             .map_err(|e| fault_of(&e))?;
-        Ok(PgWriter { client, authority, conditions, marked: false, sink: None, rows: 0 })
+        Ok(PgWriter {
+            client,
+            authority,
+            conditions,
+            marked: false,
+            sink: None,
+            rows: 0,
+            onto: Settling::Nothing,
+        })
     }
 }
 
@@ -79,6 +99,38 @@ impl PgWriter {
         }
     }
 
+    /// The table as rows are removed from it: tables that inherit from it have rows of their own under the same keys.
+    async fn relation(&self, table: &Table) -> Outcome<String> {
+        let name = table.target.sql();
+        let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
+        let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
+        Ok(if row.get(0) { name } else { format!("ONLY {name}") })
+    }
+
+    /// Does what is left to be done before the region is stored, and adds to the count of what was found.
+    async fn settle(&mut self) -> Outcome<()> {
+        let [remove, write] = &match std::mem::replace(&mut self.onto, Settling::Nothing) {
+            Settling::Nothing => return Ok(()),
+            Settling::Equal => {
+                let equal = Differences { rows: self.rows, ..Differences::default() };
+                return renew::found(&self.client, &self.authority, equal).await;
+            }
+            Settling::Beside(statements) => statements,
+        };
+        let failed = |e| fault_of(&e).during("writing what differs");
+        let count = |row: &tokio_postgres::Row, i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+        self.client.batch_execute(compare::PLANNER).await.map_err(failed)?;
+        let gone = self.client.query_one(remove, &[]).await.map_err(failed)?;
+        let come = self.client.query_one(write, &[]).await.map_err(failed)?;
+        let (removed, changed, written) = (count(&gone, 0), count(&gone, 1), count(&come, 0));
+        // A row that has changed was removed, and written anew.
+        let missing = written.saturating_sub(changed);
+        let found = Differences { rows: self.rows, missing, changed, extra: removed.saturating_sub(changed) };
+        renew::found(&self.client, &self.authority, found).await?;
+        killpoint::pass("renew.compared");
+        Ok(())
+    }
+
     /// The condition of the rows that a region replaces.
     fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
         let conditions = self.conditions.read().unwrap_or_else(PoisonError::into_inner);
@@ -92,26 +144,54 @@ impl PgWriter {
 }
 
 impl RegionWriter for PgWriter {
-    async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, replace: bool) -> Outcome<()> {
+    async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
         self.enter().await?;
-        if replace {
-            let name = table.target.sql();
-            let partitioned = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
-            let row = self.client.query_one(partitioned, &[&name]).await.map_err(|e| fault_of(&e))?;
-            // Tables that inherit from it have rows of their own under the same keys.
-            let only = if row.get(0) { "" } else { "ONLY " };
-            let delete = format!("DELETE FROM {only}{name} WHERE {}", self.replaced(table, unit, extent));
-            self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
-        }
+        self.onto = Settling::Nothing;
+        let condition = self.replaced(table, unit, extent);
+        let into = match onto {
+            Onto::Nothing => table.target.sql(),
+            Onto::Replaced => {
+                let delete = format!("DELETE FROM {} WHERE {condition}", self.relation(table).await?);
+                self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
+                table.target.sql()
+            }
+            Onto::Compared => {
+                let relation = &self.relation(table).await?;
+                let made = self.client.batch_execute(&compare::make_beside(table)).await;
+                made.map_err(|e| fault_of(&e).during("making room beside the table"))?;
+                let comparison = Comparison { table, relation, condition: &condition };
+                self.onto = Settling::Beside([comparison.remove(), comparison.write()]);
+                compare::beside(table)
+            }
+        };
         let statement = format!(
-            "COPY {} ({}) FROM STDIN {}",
-            table.target.sql(),
+            "COPY {into} ({}) FROM STDIN {}",
             column_list(table, Side::Target),
             CopyForm::of(table).sql()
         );
         let sink = self.client.copy_in(&statement).await.map_err(|e| fault_of(&e))?;
         self.sink = Some(Box::pin(sink));
         Ok(())
+    }
+
+    async fn begin_equal(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        extent: &Extent,
+        digest: &RegionDigest,
+    ) -> Outcome<bool> {
+        self.enter().await?;
+        let (relation, condition) = (self.relation(table).await?, self.replaced(table, unit, extent));
+        let sql = compare::digest(table, Side::Target, &relation, &condition);
+        let row = self.client.query_one(&sql, &[]).await;
+        let found = compare::digest_of(&row.map_err(|e| fault_of(&e).during("comparing what is there"))?);
+        if (found.rows, &found.sum) != (digest.rows, &digest.sum) {
+            self.abandon().await?;
+            return Ok(false);
+        }
+        (self.rows, self.onto) = (found.rows, Settling::Equal);
+        Ok(true)
     }
 
     async fn write(&mut self, mut piece: Bytes) -> Outcome<()> {
@@ -134,6 +214,7 @@ impl RegionWriter for PgWriter {
     }
 
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
+        self.settle().await?;
         let extent = serde_json::to_string(&record.extent)
             .map_err(|e| Fault::bug("SEGUE-REGION", format!("a region's bounds cannot be stored: {e}")))?;
         let store = "INSERT INTO segue.region (migration, direction, unit, extent, seam, covered_by, rows, bytes, took_ms, copied_at) \
@@ -161,7 +242,7 @@ impl RegionWriter for PgWriter {
     }
 
     async fn abandon(&mut self) -> Outcome<()> {
-        self.sink = None;
+        (self.sink, self.onto) = (None, Settling::Nothing);
         self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
     }
 }

@@ -8,6 +8,7 @@ mod leave;
 mod store;
 
 pub(crate) use leave::signal_sql;
+pub(crate) use store::born_sql;
 pub use store::{Known, remember_born, settle};
 pub(crate) use store::{Mark, late, mark, store};
 

@@ -154,6 +154,11 @@ pub async fn remember_born(
     token: i64,
     relations: &[SourceRelation],
 ) -> Outcome<()> {
+    under_token(target, (&stream.migration, token), born_sql(stream, relations)).await
+}
+
+/// The statements that store the leaves that a stream is born with, and no others.
+pub(crate) fn born_sql(stream: &StreamIdentity, relations: &[SourceRelation]) -> Vec<String> {
     let direction = stream.direction.as_str();
     let forget = format!(
         "DELETE FROM segue.unit WHERE migration = {} AND direction = {}",
@@ -162,7 +167,7 @@ pub async fn remember_born(
     );
     let parts = relations.iter().filter_map(SourceRelation::part);
     let store = parts.map(|part| remember_sql(&stream.migration, direction, &part));
-    under_token(target, (&stream.migration, token), std::iter::once(forget).chain(store).collect()).await
+    std::iter::once(forget).chain(store).collect()
 }
 
 async fn under_token(client: &Client, authority: (&str, i64), statements: Vec<String>) -> Outcome<()> {

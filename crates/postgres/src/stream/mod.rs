@@ -150,8 +150,7 @@ async fn check_slot(connection: &mut Connection, slot: &str, from: Position) -> 
         quote_literal(slot)
     );
     let rows = connection.query(&sql).await?;
-    let again =
-        "start the migration's stream anew: its rows must then be verified, and repaired where they differ";
+    let again = "`segue run` says what is lost, and `segue run --new-stream` makes the stream anew: every row is then compared";
     let lost = |what: String| Err(Fault::operator("SEGUE-SLOT-LOST", what, again));
     let Some(row) = rows.into_iter().next() else {
         return lost(format!("the slot {slot} does not exist any more"));

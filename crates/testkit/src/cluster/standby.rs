@@ -98,6 +98,18 @@ impl Cluster {
         row.get(0)
     }
 
+    /// Gives `standby`, which is stopped, a logical slot of this server as its files have it: what a failover slot, or a
+    /// cluster manager that carries slots over, leaves there.
+    ///
+    /// # Panics
+    /// If there is no such slot, or the standby runs.
+    pub fn copy_slot(&self, slot: &str, standby: &Cluster) {
+        assert!(standby.pid().is_none(), "stop the standby before it is given a slot");
+        let place = Path::new("pg_replslot").join(slot);
+        let (from, to) = (self.data_dir().join(&place), standby.data_dir().join(&place));
+        template::copy_tree(&from, &to, standby.user, &|_| false);
+    }
+
     fn write_file(&self, name: &str, text: &str) {
         let path = self.data_dir().join(name);
         std::fs::write(&path, text).expect("write into the data directory");

@@ -29,7 +29,7 @@ pub(super) const FAULTS: &[Known] = &[
     known(
         "SEGUE-CHECKPOINT-BEHIND",
         "the side that is written to was restored to an older state: changes in between are gone",
-        "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
     known(
         "SEGUE-COMPLETED",
@@ -83,6 +83,11 @@ pub(super) const FAULTS: &[Known] = &[
         "wait for, or end, the transactions that the message names",
     ),
     known(
+        "SEGUE-LOG-REMOVED",
+        "the source has removed the log that the stream needs",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
+    known(
         "SEGUE-LOGIN",
         "a server refuses the user or the password",
         "check the connection string in the spec, and pg_hba.conf on the server",
@@ -113,6 +118,11 @@ pub(super) const FAULTS: &[Known] = &[
         "the spec has no router, by which alone reads are moved and compared",
         "add `router` to the spec, have applications connect there, then ask again",
     ),
+    known(
+        "SEGUE-NO-STREAM",
+        "a new stream was asked for, and the target knows of none that could be lost",
+        "`segue run` without --new-stream",
+    ),
     known("SEGUE-NO-TABLE", "the migration has no table of that name", "name it as `segue status` does"),
     known(
         "SEGUE-NOT-AWAITED",
@@ -129,6 +139,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-NOTHING-FILLED",
         "the migration has never filled a table, so there is none to drop",
         "`segue cancel` without --drop-target-tables",
+    ),
+    known(
+        "SEGUE-OTHER-SERVER",
+        "the source is another server than the one the stream came from",
+        "correct the address in the spec; only if the server was really replaced, `segue run --new-stream`",
     ),
     known(
         "SEGUE-PAUSED",
@@ -152,6 +167,11 @@ pub(super) const FAULTS: &[Known] = &[
         "put it back as it was; or `segue cancel` and begin anew",
     ),
     known("SEGUE-PRIVILEGE", "a role may not do what is needed", "give it what the message names"),
+    known(
+        "SEGUE-PUBLICATION-LOST",
+        "the publication is gone: what was written since is in no stream",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
     known(
         "SEGUE-READS",
         "a router does not understand what the driver tells it of reads",
@@ -195,7 +215,17 @@ pub(super) const FAULTS: &[Known] = &[
     known(
         "SEGUE-SLOT-LOST",
         "the replication slot is gone, or its log: changes are missing for good",
-        "a new stream is needed: `segue cancel`, empty the target's tables, `segue run`",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
+    known(
+        "SEGUE-SLOT-REMADE",
+        "the slot was made anew by somebody else, or the source was restored: changes in between are gone",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
+    ),
+    known(
+        "SEGUE-SOURCE-BEHIND",
+        "the source was restored to an older state than the target has",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
     known(
         "SEGUE-SPEC-FILE",
@@ -203,6 +233,11 @@ pub(super) const FAULTS: &[Known] = &[
         "name another file with -f; one that exists is never overwritten",
     ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
+    known(
+        "SEGUE-STREAM-INTACT",
+        "a new stream was asked for, and nothing of the one there is lost",
+        "`segue run` without --new-stream; `segue verify --repair` compares rows",
+    ),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
     known(
         "SEGUE-SWITCHED",
@@ -210,9 +245,19 @@ pub(super) const FAULTS: &[Known] = &[
         "`segue reverse` first, then cancel; or end it with `segue complete`",
     ),
     known(
+        "SEGUE-TARGET-OWNS",
+        "a new stream was asked for while the target owns the writes: its rows are the right ones",
+        "`segue run` without --new-stream; after `segue reverse` it can be made",
+    ),
+    known(
         "SEGUE-TARGET-SCHEMA",
         "tables cannot be created on the target as the source has them",
         "do what the message says of each; before the copy nothing has been changed, after it `segue run` goes on",
+    ),
+    known(
+        "SEGUE-TIMELINE",
+        "the source was promoted or restored, and its log is not the one that was applied",
+        "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
     known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
     known(
