@@ -251,3 +251,20 @@ async fn a_spec_is_written_from_a_live_pair_with_its_decisions_and_never_over_an
     assert!(why.contains("SEGUE-SPEC-FILE") && why.contains("left as it is"), "{why}");
     assert_eq!(std::fs::read_to_string(pair.dir.path().join("new.yaml")).unwrap(), text);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_made_from_the_source_is_planned_before_it_is_there() {
+    let pair = Pair::start(&["public.*"]).await;
+    pair.source.execute("CREATE TABLE public.t (id int PRIMARY KEY, v text UNIQUE)").await;
+    let refused = pair.segue(&["plan"], 3);
+    assert!(refused.contains("SEGUE-NO-TABLE") && refused.contains("create: missing"), "{refused}");
+    let more = "schema: { create: missing }\n";
+    pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &["public.*"], more);
+    let plan = pair.segue(&["plan"], 0);
+    assert!(plan.contains("is created there as the source has it"), "{plan}");
+    assert!(plan.contains("`segue reverse` takes the writes back"), "{plan}");
+    let schema = pair.segue(&["plan", "--schema-only-plan"], 0);
+    let (table, unique) = (schema.find("CREATE TABLE \"public\".\"t\""), schema.find("t_v_key"));
+    assert!(table.is_some() && table < unique, "{schema}");
+    assert_eq!(pair.target.scalar("SELECT to_regclass('public.t') IS NULL").await.as_deref(), Some("t"));
+}

@@ -28,6 +28,9 @@ pub(crate) struct Plan {
         conflicts_with = "all"
     )]
     pub(crate) grants: Option<GrantsFor>,
+    /// Print the statements by which tables that the target lacks would be created, and nothing more
+    #[arg(long, conflicts_with_all = ["all", "grants"])]
+    pub(crate) schema_only_plan: bool,
     /// The role that --grants is about; by default the one that the spec logs in with, or `segue` where that is a superuser
     #[arg(long, value_name = "ROLE", requires = "grants")]
     pub(crate) role: Option<String>,

@@ -8,7 +8,7 @@ use crate::report::plan::{self, Estimate, Plan, PlannedTable, WayBack};
 use crate::sides::Sides;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use segue_model::spec::Spec;
+use segue_model::spec::{Create, Spec};
 use segue_model::switch::Side;
 use segue_model::table::Table;
 use segue_postgres::birth::Direction;
@@ -18,7 +18,7 @@ use segue_postgres::connect::Endpoint;
 use segue_postgres::error::fault_of;
 use segue_postgres::preflight::{self, Looks, Verdict};
 use segue_postgres::sequences::Sequences;
-use segue_postgres::{estimate, fence, grants};
+use segue_postgres::{estimate, fence, grants, target_schema};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -30,6 +30,12 @@ const ROLE: &str = "segue";
 
 /// Makes the plan, or tells the grants.
 pub(crate) async fn run(spec: &Spec, asked: &Asked, json: bool) -> Exit {
+    if asked.schema_only_plan {
+        return match schema_only(spec, json).await {
+            Ok(()) => Exit::Done,
+            Err(f) => fault(&f, json),
+        };
+    }
     if let Some(whose) = asked.grants {
         return match tell_grants(spec, whose, asked.role.as_deref(), json).await {
             Ok(()) => Exit::Done,
@@ -59,7 +65,7 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
     let back = catalog::read_reverse(&mut source, &mut target, &pairs).await?;
-    let way_back = way_back(&source, &target, &back).await?;
+    let way_back = way_back(spec, &source, &target, &back).await?;
     let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
     let checks = preflight::check_all(&looks).await?;
     let catalog = looks.catalog().clone();
@@ -98,13 +104,47 @@ fn asked_of<'a>(spec: &'a Spec, pairs: &'a [(QualifiedName, QualifiedName)]) -> 
         max_write_hold: spec.switch.max_write_hold,
         guard_ddl: spec.guard.ddl,
         way_back: true,
+        creates_missing: creates_missing(spec),
     }
 }
 
+/// Whether tables that the target lacks are made there.
+fn creates_missing(spec: &Spec) -> bool {
+    match spec.schema.create {
+        Create::Missing => true,
+        Create::None => false,
+    }
+}
+
+/// Tells the statements by which missing tables would be created.
+async fn schema_only(spec: &Spec, json: bool) -> Outcome<()> {
+    let sides = Sides::of(spec)?;
+    let pairs = pairs(spec, &sides.source.connect("plan").await?).await?;
+    let statements = target_schema::preview(&sides.source, &sides.target, &pairs).await?;
+    if json {
+        print_json(&schema_object(&statements));
+        return Ok(());
+    }
+    if !creates_missing(spec) {
+        print("-- the spec does not say `schema: { create: missing }`: this is not run by itself\n");
+    }
+    if statements.is_empty() {
+        print("-- no table is missing on the target\n");
+    }
+    print(&statements.iter().map(|sql| format!("{sql}\n")).collect::<String>());
+    Ok(())
+}
+
+/// What is printed of a schema, as an object.
+pub(crate) fn schema_object(statements: &[String]) -> Value {
+    json!({ "schema": statements })
+}
+
 /// Whether changes could travel back, and if not, why: said before anything starts.
-async fn way_back(source: &Client, target: &Client, back: &Catalog) -> Outcome<WayBack> {
+async fn way_back(spec: &Spec, source: &Client, target: &Client, back: &Catalog) -> Outcome<WayBack> {
     let mut reasons = server::reverse_refusals(source, target).await?;
     reasons.extend(back.refusals.iter().cloned());
+    reasons.retain(|fault| !(creates_missing(spec) && preflight::is_missing_on_target(fault)));
     if reasons.is_empty() {
         let sentence = "Until `segue complete`, `segue reverse` takes the writes back to the source, with every row that was written \
             on the target: a change stream of its own runs back, is made before the first switch, and is kept.";

@@ -35,6 +35,8 @@ pub struct Asked<'a> {
     pub guard_ddl: bool,
     /// Writes are to be handed over with a way back.
     pub way_back: bool,
+    /// Tables that the target lacks are created there, as the source has them.
+    pub creates_missing: bool,
 }
 
 /// Two sessions of Segue's, and what was learnt first.
@@ -113,6 +115,11 @@ impl<'a> Looks<'a> {
         let names = self.asked.pairs.iter().flat_map(|(from, to)| [from, to]).map(ToString::to_string);
         let object = names.filter(|name| fault.what.starts_with(&format!("{name} "))).max();
         let (side, remedy) = addressed(&fault.next_step);
+        if self.asked.creates_missing && is_missing_on_target(fault) {
+            let what = format!("{}: it is created there as the source has it", fault.what);
+            let remedy = "`segue plan --schema-only-plan` shows the statements".to_owned();
+            return Finding { verdict: Verdict::Pass, side, object, what, remedy };
+        }
         let what = format!("{} [{}]", fault.what, fault.code);
         Finding { verdict: Verdict::Refuse, side, object, what, remedy: remedy.to_owned() }
     }
@@ -227,6 +234,11 @@ async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>
         Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(fault)),
         Err(fault) => Err(fault),
     }
+}
+
+/// Whether this is no more than that a table is to be created.
+pub fn is_missing_on_target(fault: &Fault) -> bool {
+    fault.code == "SEGUE-NO-TABLE" && fault.what.ends_with("does not exist on the target")
 }
 
 async fn is_born(target: &Client, migration: &str) -> Outcome<bool> {

@@ -19,7 +19,7 @@ mod shapes;
 mod streams;
 mod triggers;
 
-pub use looks::{Asked, Looks};
+pub use looks::{Asked, Looks, is_missing_on_target};
 
 use futures_util::future::BoxFuture;
 use segue_engine::fault::{Fault, Recovery};

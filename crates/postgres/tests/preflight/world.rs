@@ -135,6 +135,7 @@ impl World {
             max_write_hold: Duration::from_secs(2),
             guard_ddl: true,
             way_back: how.way_back,
+            creates_missing: false,
         };
         let looks = Looks::read(&mut source, &mut target, asked).await.expect("both catalogs");
         let all = preflight::check_all(&looks).await.expect("every check");

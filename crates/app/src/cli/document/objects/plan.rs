@@ -81,6 +81,11 @@ pub(in super::super) fn plan() -> Vec<Object> {
     };
     vec![
         shown("The plan:", commands::plan::object(&plan), PLAN),
+        shown(
+            "With `--schema-only-plan`:",
+            commands::plan::schema_object(&["CREATE TABLE public.orders (…);".to_owned()]),
+            &[("schema", "the statements, in the order in which they are run")],
+        ),
         shown("With `--grants`:", commands::plan::grants_example(), GRANTS),
     ]
 }
