@@ -167,7 +167,7 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
         ),
         _ => match state.code().get(..2).unwrap_or_default() {
             // Connection exceptions, rolled back for another's sake, out of resources, operator intervention.
-            "08" | "40" | "53" | "57" => (Retry, "SEGUE-SQL", ""),
+            "08" | "40" | "53" | "57" => (Retry, "SEGUE-SQL-PASSING", ""),
             // Everything else is about one statement and would fail again: data, constraints, syntax, internal.
             _ => (Operator, "SEGUE-SQL", ""),
         },

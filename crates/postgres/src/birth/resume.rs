@@ -160,7 +160,7 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         ));
     };
     let slot: serde_json::Value = serde_json::from_str(row.get("slot"))
-        .map_err(|e| Fault::bug("SEGUE-SLOT-LOST", format!("the slot's row is not JSON: {e}")))?;
+        .map_err(|e| Fault::bug("SEGUE-SLOT", format!("the slot's row is not JSON: {e}")))?;
     let field =
         |name: &str| slot.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let here: &str = row.get("here");

@@ -275,7 +275,7 @@ impl Described {
             "target_position": row.get::<_, Option<String>>(2), "pg_dump": tool.major,
             "hash": self.side.hash(), "tables": described });
         serde_json::to_string_pretty(&manifest)
-            .map_err(|e| Fault::bug("SEGUE-ARCHIVE", format!("the manifest cannot be written: {e}")))
+            .map_err(|e| Fault::bug("SEGUE-ARCHIVE-MANIFEST", format!("the manifest cannot be written: {e}")))
     }
 }
 
