@@ -205,14 +205,10 @@ pub(super) async fn way_back(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     Ok(looks.no_way_back.iter().map(finding).collect())
 }
 
-/// Why the stream's slot could not be made under its name.
+/// Why the stream could not be made under its name.
 async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>> {
-    let name = match stream_name(migration, Direction::Forward) {
-        Ok(name) => name,
-        Err(fault) => return Ok(Some(fault)),
-    };
-    match birth::leftover(source, &name).await {
-        Ok(_) => Ok(None),
+    match birth::in_the_way(source, migration).await {
+        Ok(()) => Ok(None),
         Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(fault)),
         Err(fault) => Err(fault),
     }

@@ -299,3 +299,19 @@ async fn digest(side: &PgComparable, table: &Table, rows: u64) -> Outcome<Digest
         lower = upper;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_named_with_what_it_says() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such table >&2; exit 1"]);
+        let fault = run(command, "pg_dump").await.unwrap_err();
+        assert_eq!(fault.code, "SEGUE-ARCHIVE");
+        assert_eq!(fault.what, "pg_dump has failed: no such table");
+        let fault = run(Command::new("/nowhere/pg_dump"), "pg_dump").await.unwrap_err();
+        assert!(fault.what.starts_with("pg_dump has failed: ") && !fault.next_step.is_empty(), "{fault}");
+    }
+}

@@ -35,6 +35,11 @@ pub(super) const FAULTS: &[Known] = &[
         "leave it out of the spec, or make an ordinary table of it as the message says",
     ),
     known(
+        "SEGUE-PUBLICATION-FOREIGN",
+        "there is a publication of the migration's name that something else has made",
+        "drop it if nothing uses it, or give the migration another name",
+    ),
+    known(
         "SEGUE-ROW-SECURITY",
         "row-level security hides rows of a table from Segue's role",
         "give the role BYPASSRLS, as the message says",
