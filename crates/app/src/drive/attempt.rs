@@ -23,7 +23,7 @@ use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, StreamIdentity, WaitReport};
-use segue_postgres::catalog::{self, Catalog, server};
+use segue_postgres::catalog::{Catalog, server};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Command, HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
@@ -342,12 +342,7 @@ impl<'d> Attempt<'d> {
         target: &tokio_postgres::Client,
     ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
         let Driver { spec, sides, screen, .. } = self.driver;
-        let filled = catalog::nonempty_targets(target, &catalog.tables).await?;
-        match filled.len() {
-            0 => {}
-            1 => return Err(filled[0].clone()),
-            count => return Err(plan::together(count, &filled)),
-        }
+        plan::nothing_filled(target, &catalog.tables).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body.clone()).await?;
         self.driver.begun.store(true, Ordering::Relaxed);

@@ -35,7 +35,6 @@ use segue_engine::progress::Warnings;
 use segue_engine::throttle::{Limits, Throttle};
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
-use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -184,8 +183,7 @@ pub(crate) async fn interrupted() -> &'static str {
 /// The control database. Where no segue has ever run, nothing is made, anywhere, before the plan is found in order.
 async fn control_of(spec: &Spec, sides: &Sides) -> Outcome<Control> {
     if Control::find(&sides.control, spec.name.as_str()).await?.is_none() {
-        plan::plan(spec, sides).await?;
-        birth::in_the_way(&sides.source.connect("plan").await?, spec.name.as_str()).await?;
+        plan::may_begin(spec, sides).await?;
     }
     Control::connect(&sides.control, spec.name.as_str()).await
 }

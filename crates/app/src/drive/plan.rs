@@ -7,6 +7,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::{Mapping, Spec};
 use segue_model::table::Table;
+use segue_postgres::birth;
 use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::control::Entry;
 use serde_json::{Value, json};
@@ -49,6 +50,23 @@ fn in_order(mut catalog: Catalog, mut refusals: Vec<Fault>) -> Outcome<Catalog> 
         1 => Err(refusals.remove(0)),
         count => Err(together(count, &refusals)),
     }
+}
+
+/// A fault if a table already has rows on the target, where nothing was copied yet.
+pub(super) async fn nothing_filled(target: &tokio_postgres::Client, tables: &[Table]) -> Outcome<()> {
+    let filled = catalog::nonempty_targets(target, tables).await?;
+    match &filled[..] {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        several => Err(together(several.len(), several)),
+    }
+}
+
+/// All that a first start is refused for, looked at before anything is made.
+pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
+    let catalog = plan(spec, sides).await?;
+    nothing_filled(&sides.target.connect("plan").await?, &catalog.tables).await?;
+    birth::in_the_way(&sides.source.connect("plan").await?, spec.name.as_str()).await
 }
 
 /// Many refusals as one fault.
