@@ -426,7 +426,7 @@ async fn full_disk(world: &mut World) {
 async fn settings(world: &mut World) {
     let text = world.tables("[public.t]");
     world.pair.source.execute("ALTER SYSTEM SET wal_level = 'replica'").await;
-    world.pair.source.execute("ALTER SYSTEM SET max_replication_slots = 0").await;
+    world.pair.source.execute("ALTER SYSTEM SET max_wal_senders = 0").await;
     world.pair.source.restart().await;
     world.refused("servers that write too little", &text, &["SEGUE-WAL-LEVEL", "SEGUE-LIMIT"]).await;
 }

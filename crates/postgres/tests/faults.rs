@@ -3,18 +3,13 @@
 // A helper that fails is a failed test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod support;
-
 use segue_engine::fault::Recovery;
-use segue_engine::verify::ports::Comparable;
-use segue_model::region::Extent;
 use segue_postgres::apply::PgApplier;
 use segue_postgres::authority::Authority;
 use segue_postgres::birth::{self, Direction};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::verify::PgSides;
 use segue_testkit::{Cluster, Options};
-use std::sync::Arc;
 
 #[test]
 fn a_name_that_no_slot_can_have_is_refused() {
@@ -84,17 +79,4 @@ async fn what_cannot_be_compared_is_refused() {
     let endpoint = Endpoint::parse(&url).unwrap();
     let fault = PgSides::open(&endpoint, &endpoint, &[]).await.map(drop).unwrap_err();
     assert_eq!((fault.recovery, fault.code), (Recovery::Operator, "SEGUE-VERIFY-HASH"), "{fault}");
-
-    // Text that is in no encoding.
-    cluster.execute("CREATE DATABASE raw ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
-    let client = cluster.connect("raw").await;
-    client
-        .batch_execute("CREATE TABLE t (id text PRIMARY KEY); INSERT INTO t VALUES (E'\\xe4')")
-        .await
-        .unwrap();
-    let table = Arc::new(support::table(&client, 1, "t").await);
-    let endpoint = Endpoint::parse(&cluster.url("raw")).unwrap();
-    let sides = PgSides::open(&endpoint, &endpoint, std::slice::from_ref(&table)).await.unwrap();
-    let fault = sides.source.bound_after(&table, &Extent::ALL, 0).await.map(drop).unwrap_err();
-    assert_eq!((fault.recovery, fault.code), (Recovery::Operator, "SEGUE-VERIFY-TEXT"), "{fault}");
 }
