@@ -79,14 +79,15 @@ impl World {
             text = text.replace(&side.data_dir().display().to_string(), "<data>");
         }
         text = masked(&masked(&text, "127.0.0.1:", "<port>"), "in use by pid ", "<pid>");
-        // The resolver has its own words.
-        match text.split_once("failed to lookup address information: ") {
-            Some((before, after)) => {
+        // Resolvers and networks have their own words.
+        for host in ["nowhere.invalid:<source>", "192.0.2.1:<source>"] {
+            let before = format!("connecting to postgres@{host}/postgres: ");
+            if let Some((_, after)) = text.clone().split_once(&before) {
                 let rest = after.split_once(" [SEGUE").map_or("", |(_, rest)| rest);
-                format!("{before}failed to lookup address information: <resolver> [SEGUE{rest}")
+                text = format!("segue: {before}<why> [SEGUE{rest}");
             }
-            None => text,
         }
+        text
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -192,9 +193,6 @@ async fn connections(world: &mut World) {
     let to = |from: &str| spec(from, &target, "[public.t]");
     let port = world.pair.source.port();
     let password = world.pair.source.password().to_owned();
-    // It takes a connection, and says nothing.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let silent = silent.local_addr().unwrap();
     let refused = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap()
@@ -221,8 +219,9 @@ async fn connections(world: &mut World) {
         ("a port that is none", format!("postgres://postgres:{password}@127.0.0.1:port/postgres"), "run"),
         ("a port where nobody listens", format!("postgres://postgres:{password}@{refused}/postgres"), "plan"),
         (
-            "a host that says nothing",
-            format!("postgres://postgres:{password}@{silent}/postgres?connect_timeout=1"),
+            "a host that cannot be reached",
+            // An address for documentation; nobody has it.
+            format!("postgres://postgres:{password}@192.0.2.1:{port}/postgres?connect_timeout=1"),
             "plan",
         ),
         (
@@ -338,10 +337,12 @@ async fn taken_names(world: &mut World) {
 async fn certificates(world: &mut World) {
     let data = world.pair.source.data_dir();
     for name in ["server", "other"] {
-        let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+        let (key, certificate, subject) =
+            (format!("{name}.key"), format!("{name}.crt"), format!("/CN={name}"));
         let made = Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-            .args(["-days", "2", "-subj", "/CN=server", "-keyout", &key, "-out", &certificate])
+            .args(["-days", "2", "-subj", &subject, "-keyout", &key, "-out", &certificate])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .current_dir(&data)
             .output()
             .expect("run openssl");

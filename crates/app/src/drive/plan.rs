@@ -77,7 +77,8 @@ pub(crate) fn together(count: usize, refusals: &[Fault]) -> Fault {
         .collect();
     Fault::operator(
         "SEGUE-PLAN",
-        format!("{count} things stand in the way:{}", lines.concat()),
+        // The last step is to be copied without the code behind it.
+        format!("{count} things stand in the way:{}\n  {count} in all", lines.concat()),
         "mend them, then start again; nothing has been changed",
     )
 }
