@@ -42,6 +42,7 @@ fn dispatch(cli: &Cli) -> Exit {
     match &cli.command {
         Command::Schema(_) => return show(&format!("{:#}\n", segue_model::spec::json_schema())),
         Command::DocumentCli(_) => return show(&cli::document::document()),
+        Command::DocumentErrors(_) => return show(&cli::document::errors()),
         // It starts other `segue` processes and has a runtime of its own.
         Command::Demo(demo) => return demo::run(demo, &cli.global),
         _ => {}
@@ -111,7 +112,11 @@ async fn command(cli: &Cli) -> Exit {
         Command::Wait(wait) => commands::wait::run(&spec, wait.stage.stage(), wait.timeout, json).await,
         Command::Journal(_) => commands::journal::run(&spec, json).await,
         Command::Verify(verify) => commands::verify::run(&spec, verify, json).await,
-        Command::Init(_) | Command::Schema(_) | Command::DocumentCli(_) | Command::Demo(_) => Exit::Done,
+        Command::Init(_)
+        | Command::Schema(_)
+        | Command::DocumentCli(_)
+        | Command::DocumentErrors(_)
+        | Command::Demo(_) => Exit::Done,
     }
 }
 

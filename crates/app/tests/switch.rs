@@ -154,7 +154,9 @@ async fn a_driver_that_starts_finds_who_owns_the_writes() {
     pair.segue(&["switch", "writes"], 0);
     takes(&pair.target, "before").await;
     // Without its fence the source would take writes, too.
-    pair.segue(&["cancel"], 1);
+    let refused = pair.command(&["cancel"]).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && why.contains("SEGUE-SWITCHED"), "{why}");
     run.kill9();
     pair.segue(&["cancel"], 1);
     refuses(&pair.source, &pair.target).await;

@@ -11,18 +11,21 @@ use segue_engine::admission::{Admission, Admissions, StrayCounts, Strays};
 use segue_engine::follow::build::BatchLimits;
 use segue_engine::migration::{Handles, Run, Settings};
 use segue_engine::ports::{Part, Source};
-use segue_engine::progress::Progress;
+use segue_engine::progress::{Applied, Progress};
 use segue_engine::throttle::{Limits, Throttle};
-use segue_engine::verify::ports::Repairer;
+use segue_engine::verify::passage::{StreamPassage, Unseen};
+use segue_engine::verify::ports::{Passage, Repairer};
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::region::Extent;
+use segue_model::seam::Xid;
 use segue_model::stage::Stage;
 use segue_model::table::{TableId, UnitId};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -438,4 +441,30 @@ async fn hand_overs(seed: u64) {
 fn hand_overs_away_and_back_lose_nothing_and_let_no_stray_in() {
     let seeds = if std::env::var_os("SEGUE_SOAK").is_some() { 10_000 } else { 200 };
     seeded(seeds, hand_overs);
+}
+
+/// A passage along a stream that has applied nothing, and what says that it lives.
+fn passage(admissions: &Arc<Admissions>) -> (StreamPassage<FakeSource>, watch::Sender<Applied>) {
+    let (applied, watched) = watch::channel(Applied::default());
+    let (source, unseen) = (Arc::new(FakeSource::new(1, 0)), Arc::new(Unseen::new(Xid(1))));
+    (StreamPassage::new(source, watched, unseen, Arc::default(), admissions.clone()), applied)
+}
+
+/// No proof about rows outlives the stream, or the side's being the owner.
+#[tokio::test]
+async fn nothing_is_proved_without_the_stream_or_the_owner() {
+    let admissions = Arc::new(Admissions::new(Admission::All));
+    let (passage, applied) = passage(&admissions);
+    let (passed, ()) = tokio::join!(within(passage.passed()), async { drop(applied) });
+    assert_eq!(passed.unwrap_err().code, "SEGUE-VERIFY-STREAM");
+    admissions.set(Admission::Nothing);
+    assert_eq!(within(passage.shown()).await.unwrap_err().code, "SEGUE-VERIFY-OWNER");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_applies_nothing_is_not_waited_for_without_end() {
+    let (passage, _applied) = passage(&Arc::new(Admissions::new(Admission::All)));
+    let fault = passage.passed().await.unwrap_err();
+    assert_eq!(fault.code, "SEGUE-VERIFY-STALLED");
+    assert!(fault.what.contains("has applied nothing for 300 s"), "{fault}");
 }

@@ -25,7 +25,7 @@ pub use complete::{
 };
 pub use end::{drop_objects, drop_reverse, forget};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
-pub use resume::{Told, is_lost, known, resume, resume_check, told};
+pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
@@ -291,6 +291,27 @@ pub(crate) async fn leftover(client: &Client, name: &str) -> Outcome<bool> {
         ));
     }
     Ok(true)
+}
+
+/// Fails if something that is not Segue's has the name of a stream that was never made.
+pub async fn in_the_way(source: &Client, migration: &str) -> Outcome<()> {
+    let name = stream_name(migration, Direction::Forward)?;
+    leftover(source, &name).await?;
+    // Where Segue has been, one of its name is a start's that was cut short.
+    let sql =
+        "SELECT to_regnamespace('segue') IS NULL AND EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    let foreign: bool = source.query_one(sql, &[&name]).await.map_err(|e| fault_of(&e))?.get(0);
+    if !foreign {
+        return Ok(());
+    }
+    Err(Fault::operator(
+        "SEGUE-PUBLICATION-FOREIGN",
+        format!("the publication {name} is there, and Segue has not made it"),
+        format!(
+            "on the source: DROP PUBLICATION {}; -- if nothing uses it; or give the migration another name",
+            quote_ident(&name)
+        ),
+    ))
 }
 
 /// Drops a slot that is left over from a start that was cut short.

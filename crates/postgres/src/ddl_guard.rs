@@ -201,7 +201,7 @@ async fn at_once(client: &Client, sql: &str) -> Outcome<()> {
     let fault = fault_of(&error);
     let passing = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
     if error.code().is_some_and(|code| passing.contains(code)) {
-        return Err(Fault { code: "SEGUE-LOCKED", recovery: Recovery::Retry, ..fault });
+        return Err(Fault { recovery: Recovery::Retry, code: "SEGUE-LOCKED", ..fault });
     }
     Err(fault)
 }

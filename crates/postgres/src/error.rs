@@ -181,7 +181,7 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
         ),
         _ => match state.code().get(..2).unwrap_or_default() {
             // Connection exceptions, rolled back for another's sake, out of resources, operator intervention.
-            "08" | "40" | "53" | "57" => (Retry, "SEGUE-SQL", ""),
+            "08" | "40" | "53" | "57" => (Retry, "SEGUE-SQL-PASSING", ""),
             // Everything else is about one statement and would fail again: data, constraints, syntax, internal.
             _ => (Operator, "SEGUE-SQL", ""),
         },
@@ -191,6 +191,46 @@ fn known(state: &SqlState) -> (Recovery, &'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn fault(code: &str, message: &str) -> Fault {
+        let code = &SqlState::from_code(code);
+        fault_of_report(&Report { severity: "ERROR", code, message, detail: None, context: None, hint: None })
+    }
+
+    #[test]
+    fn each_answer_of_a_server_is_a_fault_of_its_kind() {
+        use Recovery::{Operator, Retry};
+        for (state, message, recovery, code) in [
+            ("28P01", "password authentication failed", Operator, "SEGUE-LOGIN"),
+            ("28000", "no pg_hba.conf entry", Operator, "SEGUE-LOGIN"),
+            ("3D000", "database \"x\" does not exist", Operator, "SEGUE-NO-DATABASE"),
+            ("42501", "permission denied", Operator, "SEGUE-PRIVILEGE"),
+            ("25006", "cannot execute INSERT in a read-only transaction", Operator, "SEGUE-READ-ONLY"),
+            ("53100", "could not extend file", Operator, "SEGUE-DISK-FULL"),
+            ("53300", "sorry, too many clients already", Retry, "SEGUE-CONNECTIONS"),
+            ("53400", "all replication slots are in use", Operator, "SEGUE-LIMIT"),
+            ("25P03", "idle-in-transaction timeout", Retry, "SEGUE-SESSION-ENDED"),
+            ("57014", "canceling statement due to user request", Retry, "SEGUE-CANCELLED"),
+            ("57P01", "terminating connection", Retry, "SEGUE-SERVER-DOWN"),
+            ("57P03", "the database system is starting up", Retry, "SEGUE-SERVER-DOWN"),
+            ("55P03", "canceling statement due to lock timeout", Retry, "SEGUE-LOCKED"),
+            ("55006", "replication slot \"s\" is active for PID 1", Retry, "SEGUE-IN-USE"),
+            ("55006", "segue: a newer token is there", Operator, "SEGUE-SUPERSEDED"),
+            ("55000", "logical decoding requires wal_level >= logical", Operator, "SEGUE-STATE"),
+            ("58030", "could not read block 0", Operator, "SEGUE-STORAGE"),
+            ("XX001", "invalid page in block 0", Operator, "SEGUE-CORRUPT"),
+            ("XX000", "cache lookup failed for relation 1", Retry, "SEGUE-GONE"),
+            ("42P01", "relation \"t\" does not exist", Operator, "SEGUE-SCHEMA-CHANGED"),
+            ("40P01", "deadlock detected", Retry, "SEGUE-SQL-PASSING"),
+            ("53200", "out of memory", Retry, "SEGUE-SQL-PASSING"),
+            ("22012", "division by zero", Operator, "SEGUE-SQL"),
+            ("23505", "duplicate key value", Operator, "SEGUE-SQL"),
+        ] {
+            let fault = fault(state, message);
+            assert_eq!((fault.recovery, fault.code), (recovery, code), "{state} {message}");
+            assert!(fault.what.contains(message) && fault.what.contains(state), "{fault}");
+        }
+    }
 
     #[test]
     fn a_log_that_is_gone_is_a_lost_stream_and_another_missing_file_is_not() {

@@ -3,7 +3,7 @@
 //! An origin belongs to one session at a time. The applier has the stream's own; sessions that copy have numbered ones.
 
 use crate::error::fault_of;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use std::time::Duration;
 use tokio_postgres::error::SqlState;
@@ -65,7 +65,7 @@ async fn attempt(client: &Client, origin: &str) -> Outcome<Option<Fault>> {
         Ok(_) => Ok(None),
         // The server names the process that holds it.
         Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) => {
-            Ok(Some(Fault { code: "SEGUE-ORIGIN-BUSY", ..during(&e) }))
+            Ok(Some(Fault { recovery: Recovery::Retry, code: "SEGUE-ORIGIN-BUSY", ..during(&e) }))
         }
         Err(e) => Err(during(&e)),
     }

@@ -110,7 +110,7 @@ impl Passage {
         let (client, statement) = &self.owner;
         let row = client.query_one(statement, &[]).await.map_err(during)?;
         let timeline = i32::from_str_radix(row.get(1), 16)
-            .map_err(|e| Fault::bug("SEGUE-TIMELINE", format!("a log file's name has no timeline: {e}")))?;
+            .map_err(|e| Fault::bug("SEGUE-POSITION", format!("a log file's name has no timeline: {e}")))?;
         let position = u64::from(row.get::<_, PgLsn>(0));
         let bytes = |column| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
         let position = before_page_header(position, bytes(2), bytes(3));

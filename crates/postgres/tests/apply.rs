@@ -280,7 +280,8 @@ async fn a_connection_lost_during_the_commit_is_ambiguous_and_before_it_is_not()
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         target.cluster.kill9().await;
     });
-    assert_eq!(fault(result).recovery, Recovery::Ambiguous);
+    let unknown = fault(result);
+    assert_eq!((unknown.recovery, unknown.code), (Recovery::Ambiguous, "SEGUE-COMMIT-UNKNOWN"));
     target.cluster.start_again().await;
     let endpoint = Endpoint::parse(&target.cluster.url("postgres")).unwrap();
     target.applier = PgApplier::open(&endpoint, identity(3)).await.unwrap();

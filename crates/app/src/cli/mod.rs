@@ -103,6 +103,7 @@ pub(crate) enum Command {
     Schema(Schema),
     Demo(Demo),
     DocumentCli(DocumentCli),
+    DocumentErrors(DocumentErrors),
 }
 
 /// Do the migration, or go on with it
@@ -327,6 +328,11 @@ pub(crate) struct Demo {
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub(crate) struct DocumentCli {}
+
+/// Print the catalogue of faults, as it is kept in docs/errors.md
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct DocumentErrors {}
 
 fn table_name(text: &str) -> Result<QualifiedName, String> {
     QualifiedName::parse(text).map_err(|error| error.to_string())

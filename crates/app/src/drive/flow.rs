@@ -182,7 +182,7 @@ impl Flows {
                 changed = reverse.changed() => changed,
                 changed = state.changed() => changed,
             };
-            changed.map_err(|_| Fault::retry("SEGUE-SWITCH", "a stream has ended"))?;
+            changed.map_err(|_| Fault::retry("SEGUE-SWITCH-OVER", "a stream has ended"))?;
         }
     }
 

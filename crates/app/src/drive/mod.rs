@@ -196,12 +196,20 @@ pub(crate) async fn interrupted() -> &'static str {
     }
 }
 
+/// The control database. Where no segue has ever run, nothing is made, anywhere, before the plan is found in order.
+async fn control_of(spec: &Spec, sides: &Sides) -> Outcome<Control> {
+    if Control::find(&sides.control, spec.name.as_str()).await?.is_none() {
+        plan::may_begin(spec, sides).await?;
+    }
+    Control::connect(&sides.control, spec.name.as_str()).await
+}
+
 impl Driver {
     async fn open(spec: Spec, wanted: Wanted, json: bool) -> Outcome<Driver> {
         let sides = Sides::of(&spec)?;
         let (screen, started) = (Arc::new(Screen::new(json)), Instant::now());
         let control = loop {
-            match Control::connect(&sides.control, spec.name.as_str()).await {
+            match control_of(&spec, &sides).await {
                 Ok(control) => break control,
                 Err(fault) => match fault.recovery {
                     Recovery::Retry | Recovery::Ambiguous if started.elapsed() < PATIENCE_AT_START => {

@@ -5,19 +5,27 @@ use crate::sides::Sides;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use segue_model::spec::{Mapping, Spec};
+use segue_model::spec::{Create, Mapping, Spec};
 use segue_model::table::Table;
+use segue_postgres::birth::{self, Direction};
 use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::control::Entry;
+use segue_postgres::preflight;
 use serde_json::{Value, json};
 
 /// Reads both catalogs and refuses what cannot be moved, all reasons together.
 pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
+    plan_without(spec, sides, |_| false).await
+}
+
+/// As [`plan`], leaving out refusals that something is done about.
+async fn plan_without(spec: &Spec, sides: &Sides, is_seen_to: fn(&Fault) -> bool) -> Outcome<Catalog> {
     let mut source = sides.source.connect("plan").await?;
     let mut target = sides.target.connect("plan").await?;
     let pairs = pairs(spec, &source).await?;
     let refusals = server_refusals(&source, &target).await?;
-    let catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    catalog.refusals.retain(|fault| !is_seen_to(fault));
     in_order(catalog, refusals)
 }
 
@@ -64,6 +72,31 @@ fn in_order(mut catalog: Catalog, mut refusals: Vec<Fault>) -> Outcome<Catalog> 
     }
 }
 
+/// A fault if a table already has rows on the target, where nothing was copied yet.
+pub(super) async fn nothing_filled(target: &tokio_postgres::Client, tables: &[Table]) -> Outcome<()> {
+    let filled = catalog::nonempty_targets(target, tables).await?;
+    match &filled[..] {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        several => Err(together(several.len(), several)),
+    }
+}
+
+/// All that a first start is refused for, looked at before anything is made.
+pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
+    let catalog = match spec.schema.create {
+        Create::None => plan(spec, sides).await?,
+        Create::Missing => plan_without(spec, sides, preflight::is_missing_on_target).await?,
+    };
+    let target = sides.target.connect("plan").await?;
+    // The control database can be a new one, and the stream not.
+    if birth::is_known(&target, spec.name.as_str(), Direction::Forward).await? {
+        return Ok(());
+    }
+    nothing_filled(&target, &catalog.tables).await?;
+    birth::in_the_way(&sides.source.connect("plan").await?, spec.name.as_str()).await
+}
+
 /// Many refusals as one fault.
 pub(crate) fn together(count: usize, refusals: &[Fault]) -> Fault {
     let lines: Vec<String> = refusals
@@ -72,7 +105,8 @@ pub(crate) fn together(count: usize, refusals: &[Fault]) -> Fault {
         .collect();
     Fault::operator(
         "SEGUE-PLAN",
-        format!("{count} things stand in the way:{}", lines.concat()),
+        // The last step is to be copied without the code behind it.
+        format!("{count} things stand in the way:{}\n  {count} in all", lines.concat()),
         "mend them, then start again; nothing has been changed",
     )
 }

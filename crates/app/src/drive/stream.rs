@@ -14,7 +14,7 @@ use segue_model::position::Position;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, StreamIdentity, Told, WaitReport};
-use segue_postgres::catalog::{self, Catalog};
+use segue_postgres::catalog::Catalog;
 use segue_postgres::control::{Entry, Lease};
 use segue_postgres::error::LOG_REMOVED;
 use segue_postgres::leaves;
@@ -154,12 +154,7 @@ impl Attempt<'_> {
         catalog: &Catalog,
         target: &Client,
     ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        let filled = catalog::nonempty_targets(target, &catalog.tables).await?;
-        match filled.len() {
-            0 => {}
-            1 => return Err(filled[0].clone()),
-            count => return Err(plan::together(count, &filled)),
-        }
+        plan::nothing_filled(target, &catalog.tables).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;
         let made = self.make(catalog, target).await?;
@@ -345,7 +340,7 @@ mod tests {
     #[test]
     fn a_log_that_is_gone_is_what_the_last_run_has_ended_with() {
         let ended = |code: &str| entry("fault", json!({ "code": code, "fault": "gone", "next_step": "go" }));
-        let found = log_removed(&[entry("following", json!({})), ended(LOG_REMOVED)]);
+        let found = log_removed(&[entry("following", json!({})), ended("SEGUE-LOG-REMOVED")]);
         assert_eq!(found, Some(Fault::operator(LOG_REMOVED, "gone", "go")));
         assert_eq!(log_removed(&[ended(LOG_REMOVED), entry("following", json!({}))]), None);
         assert_eq!(log_removed(&[ended("SEGUE-OTHER-SERVER")]), None);

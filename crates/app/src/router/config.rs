@@ -17,11 +17,20 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio_postgres::config::Host;
 
+/// The spec's section for the router.
+pub(super) fn section(spec: &Spec) -> Outcome<&Router> {
+    spec.router.as_ref().ok_or_else(|| {
+        Fault::operator(
+            "SEGUE-ROUTER",
+            "the spec has no section `router`",
+            "add `router: { listen: 127.0.0.1:6432, users: FILE }`, then start it again",
+        )
+    })
+}
+
 /// What the router takes. Files are read now.
 pub(super) fn config(spec: &Spec, sides: &Sides, base: &Path) -> Outcome<Config> {
-    let Some(router) = &spec.router else {
-        return Err(Fault::bug("SEGUE-ROUTER", "a router without a section of the spec"));
-    };
+    let router = section(spec)?;
     Ok(Config {
         auth: match router.auth {
             RouterAuth::Scram => ClientAuth::Scram,

@@ -71,14 +71,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// From the spec at `path`; `listen` goes before what the spec says.
     pub(crate) fn new(spec: &Spec, path: &Path, listen: Option<SocketAddr>) -> Outcome<Plan> {
-        let Some(router) = &spec.router else {
-            let what = "the spec has no section `router`";
-            return Err(Fault::operator(
-                "SEGUE-ROUTER",
-                what,
-                "add `router: { listen: 127.0.0.1:6432, users: FILE }`, then start it again",
-            ));
-        };
+        let router = config::section(spec)?;
         let listen = listen.unwrap_or(router.listen);
         if !router.may_listen_on(listen) {
             let what = format!("`auth: trust` would let everybody in who reaches {listen}");

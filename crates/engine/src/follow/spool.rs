@@ -230,6 +230,14 @@ mod tests {
     use segue_model::key::KeyText;
     use segue_model::region::Extent;
 
+    #[test]
+    fn a_full_disk_is_named_with_the_way_out() {
+        let fault = disk_fault(&std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert_eq!(fault.code, "SEGUE-SPOOL-DISK");
+        let here = std::env::temp_dir().display().to_string();
+        assert!(fault.what.contains(&here) && fault.next_step.contains("TMPDIR"), "{fault}");
+    }
+
     fn changes() -> Vec<Change> {
         let row = |texts: &[Option<&'static str>]| -> Row {
             texts

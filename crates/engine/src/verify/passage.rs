@@ -139,7 +139,7 @@ impl<S: Source> StreamPassage<S> {
             return Ok(());
         }
         Err(Fault::retry(
-            "SEGUE-NOT-OWNER",
+            "SEGUE-VERIFY-OWNER",
             "the side that rows are compared with does not own the writes now",
         ))
     }

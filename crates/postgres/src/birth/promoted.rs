@@ -40,7 +40,7 @@ pub(super) async fn promoted(from: &Endpoint, client: &Client, stream: &StreamId
 
 /// Where `timeline` was left, by a history file's lines: number, place, reason.
 fn branch_of(history: &str, timeline: i32) -> Outcome<Option<Position>> {
-    let unreadable = |line: &str| Fault::bug("SEGUE-TIMELINE", format!("a line cannot be read: {line}"));
+    let unreadable = |line: &str| Fault::bug("SEGUE-CATALOG", format!("a line cannot be read: {line}"));
     for line in history.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         let mut words = line.split_whitespace();
         let number = words.next().and_then(|n| n.parse::<i32>().ok()).ok_or_else(|| unreadable(line))?;

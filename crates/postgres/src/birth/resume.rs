@@ -29,6 +29,13 @@ fn start_again(direction: Direction) -> &'static str {
     }
 }
 
+/// Whether there is one, also where Segue has never been.
+pub async fn is_known(landing: &Client, migration: &str, direction: Direction) -> Outcome<bool> {
+    let there = "SELECT to_regclass('segue.stream') IS NOT NULL";
+    let there: bool = landing.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    Ok(there && known(landing, migration, direction).await?.is_some())
+}
+
 /// The stream that the side where the rows land is bound to, with its checkpoint; `None`: [`super::birth`] is to be run.
 pub async fn known(
     landing: &Client,
@@ -233,7 +240,7 @@ async fn check_slot(source: &Client, stream: &StreamIdentity) -> Outcome<()> {
         ));
     };
     let slot: serde_json::Value = serde_json::from_str(row.get("slot"))
-        .map_err(|e| Fault::bug("SEGUE-SLOT-LOST", format!("the slot's row is not JSON: {e}")))?;
+        .map_err(|e| Fault::bug("SEGUE-SLOT", format!("the slot's row is not JSON: {e}")))?;
     let field =
         |name: &str| slot.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let here: &str = row.get("here");

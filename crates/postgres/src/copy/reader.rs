@@ -59,7 +59,7 @@ impl PgReader {
             .map_err(|e| fault_of(&e))?;
         if row.get(0) {
             return Err(Fault::operator(
-                "SEGUE-RECOVERY",
+                "SEGUE-STANDBY",
                 format!("{endpoint} is a standby in recovery; its snapshots cannot be trusted"),
                 "name the primary in the spec",
             ));

@@ -250,7 +250,7 @@ impl RegionWriter for PgWriter {
 /// A commit whose answer was lost may have taken effect.
 fn commit_fault(fault: Fault) -> Fault {
     match fault.recovery {
-        Recovery::Retry => Fault { recovery: Recovery::Ambiguous, ..fault },
+        Recovery::Retry => Fault::ambiguous("SEGUE-COMMIT-UNKNOWN", fault.what),
         Recovery::Operator | Recovery::Ambiguous | Recovery::Bug => fault,
     }
 }

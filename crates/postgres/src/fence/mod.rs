@@ -386,10 +386,10 @@ fn refusal(step: &str, error: &Error) -> Fault {
         SqlState::UNDEFINED_TABLE,
     ];
     if error.code().is_some_and(|code| passing.contains(code)) {
-        return Fault { code: "SEGUE-LOCKED", recovery: Recovery::Retry, ..fault };
+        return Fault { recovery: Recovery::Retry, code: "SEGUE-LOCKED", ..fault };
     }
     if error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
-        return Fault { code: "SEGUE-NOT-FENCED", ..fault };
+        return Fault { recovery: Recovery::Operator, code: "SEGUE-NOT-FENCED", ..fault };
     }
     fault
 }

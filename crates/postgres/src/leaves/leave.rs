@@ -224,7 +224,7 @@ impl Leave<'_> {
         client.batch_execute("COMMIT").await.map_err(|e| {
             let fault = fault_of(&e);
             Refused::Fault(match fault.recovery {
-                Recovery::Retry => Fault { recovery: Recovery::Ambiguous, ..fault },
+                Recovery::Retry => Fault::ambiguous("SEGUE-COMMIT-UNKNOWN", fault.what),
                 Recovery::Operator | Recovery::Ambiguous | Recovery::Bug => fault,
             })
         })?;

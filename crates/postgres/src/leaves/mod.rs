@@ -128,7 +128,7 @@ impl Book {
     }
 
     fn table(&self, id: TableId) -> Outcome<&Arc<Table>> {
-        let unknown = || Fault::bug("SEGUE-PLAN", format!("table number {} is not in the plan", id.0));
+        let unknown = || Fault::bug("SEGUE-TABLE", format!("table number {} is not in the plan", id.0));
         self.by_id.get(&id).ok_or_else(unknown)
     }
 

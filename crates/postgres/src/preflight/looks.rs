@@ -82,7 +82,7 @@ impl<'a> Looks<'a> {
         let mut catalog = catalog::read(source, target, asked.pairs).await?;
         refusals.append(&mut catalog.refusals);
         // Once it is born, the slot and the rows on the target are Segue's.
-        if !is_born(target, asked.migration).await? {
+        if !birth::is_known(target, asked.migration, Direction::Forward).await? {
             refusals.extend(slot_refusal(source, asked.migration).await?);
             refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?);
         }
@@ -223,14 +223,10 @@ pub(super) async fn way_back(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     Ok(looks.no_way_back.iter().map(finding).collect())
 }
 
-/// Why the stream's slot could not be made under its name.
+/// Why the stream could not be made under its name.
 async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>> {
-    let name = match stream_name(migration, Direction::Forward) {
-        Ok(name) => name,
-        Err(fault) => return Ok(Some(fault)),
-    };
-    match birth::leftover(source, &name).await {
-        Ok(_) => Ok(None),
+    match birth::in_the_way(source, migration).await {
+        Ok(()) => Ok(None),
         Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(fault)),
         Err(fault) => Err(fault),
     }
@@ -239,12 +235,6 @@ async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>
 /// Whether this is no more than that a table is to be created.
 pub fn is_missing_on_target(fault: &Fault) -> bool {
     fault.code == "SEGUE-NO-TABLE" && fault.what.ends_with("does not exist on the target")
-}
-
-async fn is_born(target: &Client, migration: &str) -> Outcome<bool> {
-    let there = "SELECT to_regclass('segue.stream') IS NOT NULL";
-    let there: bool = target.query_one(there, &[]).await.map_err(|e| fault_of(&e))?.get(0);
-    Ok(there && birth::known(target, migration, Direction::Forward).await?.is_some())
 }
 
 /// For which side a next step is, and what is to be done there.

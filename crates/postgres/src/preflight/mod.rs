@@ -164,7 +164,13 @@ static CHECKS: &[Check] = &[
     refused(
         "leftovers",
         "is nothing in the way from an earlier migration?",
-        &["SEGUE-SLOT-FOREIGN", "SEGUE-SLOT-ACTIVE", "SEGUE-NAME", "SEGUE-FORMAT"],
+        &[
+            "SEGUE-SLOT-FOREIGN",
+            "SEGUE-SLOT-ACTIVE",
+            "SEGUE-PUBLICATION-FOREIGN",
+            "SEGUE-NAME",
+            "SEGUE-FORMAT",
+        ],
     ),
     looked("triggers-firing", "would triggers or rules fire for what Segue writes?", |l| {
         Box::pin(triggers::firing(l))

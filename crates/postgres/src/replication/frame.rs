@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn unknown_or_short_frames_and_oversized_messages_are_refused() {
         for data in [&b""[..], b"w\0", b"k\0\0", b"s123"] {
-            assert!(frame(Bytes::from_static(data)).is_err(), "{data:?}");
+            let fault = frame(Bytes::from_static(data)).map(drop).unwrap_err();
+            assert_eq!(fault.code, "SEGUE-PROTOCOL", "{data:?}");
         }
         assert!(cut(&mut BytesMut::from(&b"d\x7f\xff\xff\xff"[..])).is_err());
         assert!(cut(&mut BytesMut::from(&b"d\0\0\0\x03"[..])).is_err());

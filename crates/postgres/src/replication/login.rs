@@ -34,7 +34,7 @@ pub(super) struct Session<S> {
 
 /// Tries every place in every encryption mode; the first fault of the last place is what is reported.
 pub(super) async fn open(endpoint: &Endpoint) -> Outcome<Session<Box<dyn Io>>> {
-    let mut fault = Fault::operator("SEGUE-SPEC", "no host is given", "name a host in the connection string");
+    let mut fault = Fault::operator("SEGUE-URL", "no host is given", "name a host in the connection string");
     for place in places(endpoint.config()) {
         let mut first = None;
         for mode in endpoint.tls().mode().attempts() {

@@ -190,7 +190,7 @@ impl Archive {
         for entry in entries {
             let alone = self.said(std::slice::from_ref(entry)).await?;
             all.push(alone_of(&alone, entry).ok_or_else(|| {
-                Fault::bug("SEGUE-PG-DUMP", format!("pg_restore does not say how {} is made", entry.what))
+                Fault::bug("SEGUE-CATALOG", format!("pg_restore does not say how {} is made", entry.what))
             })?);
         }
         Ok(all)
@@ -204,7 +204,7 @@ impl Archive {
         let arguments = ["--verbose", "--no-owner", "--no-privileges", "--no-tablespaces", "--file=-"];
         let output = self.restore(&[&arguments[..], &["--use-list", &list]].concat()).await?;
         String::from_utf8(output.stdout)
-            .map_err(|_| Fault::bug("SEGUE-PG-DUMP", "pg_restore did not write UTF-8"))
+            .map_err(|_| Fault::bug("SEGUE-CATALOG", "pg_restore did not write UTF-8"))
     }
 
     async fn restore(&self, arguments: &[&str]) -> Outcome<Output> {

@@ -258,9 +258,7 @@ async fn written_down(
     let mut names: Vec<QualifiedName> = from.relations.iter().map(|relation| relation.name.clone()).collect();
     for sequence in &sequences {
         let name = QualifiedName::parse(&sequence.identity);
-        names.push(
-            name.map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("{}: {e}", sequence.identity)))?,
-        );
+        names.push(name.map_err(|e| Fault::bug("SEGUE-CATALOG", format!("{}: {e}", sequence.identity)))?);
     }
     let (mut steps, mut late) = (Vec::new(), Vec::new());
     if !others.is_empty() {

@@ -108,9 +108,8 @@ fn terminated(mut sql: String) -> String {
 async fn remember(client: &Client, migration: &str, made: &[Made]) -> Outcome<()> {
     let sql = "INSERT INTO segue.target_schema AS s (migration, made, made_at) VALUES ($1, $2::text::jsonb, clock_timestamp())
          ON CONFLICT (migration) DO UPDATE SET made = s.made || excluded.made, made_at = excluded.made_at, finished_at = NULL";
-    let body = serde_json::to_string(made).map_err(|e| {
-        Fault::bug("SEGUE-TARGET-SCHEMA", format!("what was made cannot be written down: {e}"))
-    })?;
+    let body = serde_json::to_string(made)
+        .map_err(|e| Fault::bug("SEGUE-CATALOG", format!("what was made cannot be written down: {e}")))?;
     client.execute(sql, &[&migration, &body]).await.map_err(|e| fault_of(&e))?;
     Ok(())
 }
@@ -126,7 +125,7 @@ pub async fn made(target: &Client, migration: &str) -> Outcome<Vec<Made>> {
     let row = target.query_opt(sql, &[&migration]).await.map_err(during)?;
     let Some(row) = row else { return Ok(Vec::new()) };
     serde_json::from_str(row.get(0))
-        .map_err(|e| Fault::bug("SEGUE-TARGET-SCHEMA", format!("segue.target_schema cannot be read: {e}")))
+        .map_err(|e| Fault::bug("SEGUE-CATALOG", format!("segue.target_schema cannot be read: {e}")))
 }
 
 /// Drops what Segue has made beside tables, newest first, and returns what went and what stays: whatever somebody else has

@@ -47,7 +47,7 @@ pub(crate) const CASES: &[Case] = &[
             "CREATE SCHEMA fake; CREATE FUNCTION fake.current_setting(name text) RETURNS text LANGUAGE sql AS $$
                  SELECT CASE name WHEN 'server_version_num' THEN '110022' ELSE pg_catalog.current_setting(name) END $$",
             "",
-            "the source is PostgreSQL 11",
+            "the source is PostgreSQL 11 [SEGUE-VERSION]",
         )
     },
     case("tables", "ALTER TABLE orders SET UNLOGGED", "", "is an unlogged table on the source"),
@@ -220,7 +220,7 @@ pub(crate) const CASES: &[Case] = &[
             "leftovers",
             "CREATE SCHEMA segue; CREATE TABLE segue.format (version int); INSERT INTO segue.format VALUES (99)",
             "",
-            "the schema segue has format 99",
+            "the schema segue has format 99, this build knows up to 1 [SEGUE-FORMAT]",
         )
     },
     Case {

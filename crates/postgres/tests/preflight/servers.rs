@@ -129,7 +129,7 @@ async fn standbys() {
     let found = more(world.look_from(&standby, place, AS_EVER).await, &clean.ever);
     let said: Vec<_> = found.iter().map(|(check, finding)| (*check, finding.what.as_str())).collect();
     let [("recovery", what)] = said[..] else { panic!("{found:#?}") };
-    assert!(what.starts_with("the source is a standby"), "{what}");
+    assert!(what.starts_with("the source is a standby") && what.contains("[SEGUE-STANDBY]"), "{what}");
 
     let said = clean.now().await;
     assert!(

@@ -1,20 +1,110 @@
-//! The fault codes that an operator is most likely to meet, and what to do about each.
+//! The catalogue of faults: what each code means, and what follows.
+//!
+//! Here are those that an operator is most likely to meet, and that `docs/cli.md` has; the others are below, by what they
+//! are about. `docs/errors.md` has all. An entry is made by the function that is called as its kind is: [`known`] needs a
+//! person. The tests hold the catalogue against the places where faults are made.
+
+mod defects;
+mod plan;
+mod servers;
+mod stream;
+mod switch;
+mod verify;
+
+use segue_engine::fault::Recovery;
+use std::fmt::Write;
 
 /// A fault, in general; its message has the particulars.
 pub(super) struct Known {
+    /// What Segue does after it.
+    pub(super) recovery: Recovery,
     /// Its code.
     pub(super) code: &'static str,
-    /// What happened.
+    /// What happened, and to what.
     pub(super) what: &'static str,
     /// What to do.
     pub(super) next: &'static str,
 }
 
+/// A person is needed.
 const fn known(code: &'static str, what: &'static str, next: &'static str) -> Known {
-    Known { code, what, next }
+    Known { recovery: Recovery::Operator, code, what, next }
 }
 
-/// Those that are documented, in the order of the alphabet.
+/// Segue goes on by itself; `next` is for when it does not get better.
+const fn retry(code: &'static str, what: &'static str, next: &'static str) -> Known {
+    Known { recovery: Recovery::Retry, code, what, next }
+}
+
+/// Segue does not know, and finds out.
+const fn ambiguous(code: &'static str, what: &'static str) -> Known {
+    let next = "nothing: under a new token, Segue reads what is stored, and goes on from there";
+    Known { recovery: Recovery::Ambiguous, code, what, next }
+}
+
+/// Segue is wrong.
+const fn bug(code: &'static str, what: &'static str) -> Known {
+    let next = "keep the log and report it; start again to see whether it lasts. Nothing was skipped";
+    Known { recovery: Recovery::Bug, code, what, next }
+}
+
+/// All of them, in the order of the alphabet.
+pub(super) fn all() -> Vec<&'static Known> {
+    let others =
+        [defects::FAULTS, plan::FAULTS, servers::FAULTS, stream::FAULTS, switch::FAULTS, verify::FAULTS];
+    let mut all: Vec<&Known> = FAULTS.iter().chain(others.into_iter().flatten()).collect();
+    all.sort_by_key(|known| known.code);
+    all
+}
+
+const HEAD: &str = "\
+# Faults
+
+Made from the program by `segue document-errors > docs/errors.md`; a test fails when it is stale.
+
+Every fault has a code that does not change. Its message says what happened to which object, and names the next step; that
+step is always the more exact one. With `--json`, a fault is an object ([the command line](cli.md#objects)). What follows:
+
+| kind | what Segue does |
+|---|---|
+";
+
+/// What follows a fault of each kind, in the order of the alphabet of their names.
+const KINDS: [Recovery; 4] = [Recovery::Retry, Recovery::Operator, Recovery::Ambiguous, Recovery::Bug];
+
+const fn follows(kind: Recovery) -> (&'static str, &'static str) {
+    match kind {
+        Recovery::Retry => (
+            "goes on",
+            "`segue run` connects anew with back-off and goes on from what is stored, by itself. Other commands end with it, and can be given again",
+        ),
+        Recovery::Operator => {
+            ("needs a person", "stops there, and keeps everything as it is; do what the message says")
+        }
+        Recovery::Ambiguous => (
+            "not known",
+            "it cannot be known whether a request took effect: `segue run` takes a new token, reads what is stored, and goes on from there",
+        ),
+        Recovery::Bug => ("defect", "stops, because Segue itself is wrong; nothing was skipped"),
+    }
+}
+
+/// The text of `docs/errors.md`.
+pub(crate) fn errors() -> String {
+    let mut text = HEAD.to_owned();
+    for kind in KINDS {
+        let (name, what) = follows(kind);
+        let _ = writeln!(text, "| {name} | {what} |");
+    }
+    for known in all() {
+        let (kind, _) = follows(known.recovery);
+        let _ =
+            write!(text, "\n## {}\n\n{kind}: {}.\n\nWhat to do: {}.\n", known.code, known.what, known.next);
+    }
+    text
+}
+
+/// The common ones, in the order of the alphabet.
 pub(super) const FAULTS: &[Known] = &[
     known(
         "SEGUE-ANSWER",
@@ -41,7 +131,7 @@ pub(super) const FAULTS: &[Known] = &[
         "the migration is being completed, and only goes forward",
         "`segue run` finishes it",
     ),
-    known(
+    retry(
         "SEGUE-CONNECTION",
         "a server cannot be reached, or a connection was lost",
         "`segue run` goes on by itself when it is back; at a start, check address and network",
@@ -77,7 +167,7 @@ pub(super) const FAULTS: &[Known] = &[
         "stop every `segue run` of this migration, then ask again",
     ),
     known("SEGUE-LISTEN", "the router cannot listen there", "use another port, or end whoever listens there"),
-    known(
+    retry(
         "SEGUE-LOCKED",
         "a lock could not be had in time",
         "wait for, or end, the transactions that the message names",
@@ -276,3 +366,6 @@ pub(super) const FAULTS: &[Known] = &[
         "`segue complete`, when it is time",
     ),
 ];
+
+#[cfg(test)]
+mod tests;

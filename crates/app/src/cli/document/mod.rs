@@ -1,6 +1,7 @@
 //! `docs/cli.md`, made from the declarations: what clap knows of each command, and a few tables beside it.
 //!
-//! [`commands`] says how each command can end and which faults matter to it, [`faults`] what those mean, [`gates`] what
+//! [`commands`] says how each command can end and which faults matter to it, [`faults`] what each means (and so
+//! `docs/errors.md`), [`gates`] what
 //! each gate asks for, [`objects`] what `--json` prints, as values of the very types. Pure: the same build makes the same text.
 
 mod commands;
@@ -13,6 +14,7 @@ use crate::exit::Exit;
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use commands::Facts;
 use faults::FAULTS;
+pub(crate) use faults::errors;
 use objects::Object;
 use std::fmt::Write;
 
@@ -184,7 +186,11 @@ fn ends(facts: &Facts) -> String {
         let _ = writeln!(text, "| {} | {} |", exit.code(), cell(when));
     }
     if !facts.faults.is_empty() {
-        let codes: Vec<String> = facts.faults.iter().map(|code| format!("[`{code}`](#faults)")).collect();
+        let codes: Vec<String> = facts
+            .faults
+            .iter()
+            .map(|code| format!("[`{code}`](errors.md#{})", code.to_lowercase()))
+            .collect();
         let _ = write!(text, "\nFaults to know: {}.\n", codes.join(", "));
     }
     text
@@ -201,11 +207,18 @@ fn object(shown: &Object) -> String {
 
 fn faults_table() -> String {
     let mut text = "Every fault has a code that does not change, says what happened to which object, and names the next step; \
-        the step in the message is always the more exact one. The common ones:\n\n| code | what happened | what to do |\n\
+        the step in the message is always the more exact one. All of them are in [errors.md](errors.md); the common ones:\n\n| code | what happened | what to do |\n\
         |---|---|---|\n"
         .to_owned();
     for fault in FAULTS {
-        let _ = writeln!(text, "| `{}` | {} | {} |", fault.code, cell(fault.what), cell(fault.next));
+        let _ = writeln!(
+            text,
+            "| [`{}`](errors.md#{}) | {} | {} |",
+            fault.code,
+            fault.code.to_lowercase(),
+            cell(fault.what),
+            cell(fault.next)
+        );
     }
     text
 }

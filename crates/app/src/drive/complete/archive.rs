@@ -275,7 +275,7 @@ impl Described {
             "target_position": row.get::<_, Option<String>>(2), "pg_dump": tool.major,
             "hash": self.side.hash(), "tables": described });
         serde_json::to_string_pretty(&manifest)
-            .map_err(|e| Fault::bug("SEGUE-ARCHIVE", format!("the manifest cannot be written: {e}")))
+            .map_err(|e| Fault::bug("SEGUE-ARCHIVE-MANIFEST", format!("the manifest cannot be written: {e}")))
     }
 }
 
@@ -297,5 +297,21 @@ async fn digest(side: &PgComparable, table: &Table, rows: u64) -> Outcome<Digest
             return Ok(all);
         }
         lower = upper;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_named_with_what_it_says() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such table >&2; exit 1"]);
+        let fault = run(command, "pg_dump").await.unwrap_err();
+        assert_eq!(fault.code, "SEGUE-ARCHIVE");
+        assert_eq!(fault.what, "pg_dump has failed: no such table");
+        let fault = run(Command::new("/nowhere/pg_dump"), "pg_dump").await.unwrap_err();
+        assert!(fault.what.starts_with("pg_dump has failed: ") && !fault.next_step.is_empty(), "{fault}");
     }
 }

@@ -88,20 +88,19 @@ impl Life {
 
     /// A fault, if writes can be moved no more: there is no other side.
     pub(crate) fn is_open(&self) -> Outcome<()> {
-        let (code, what, next) = match self {
-            Life::Open => return Ok(()),
-            Life::Completing(_) => (
+        match self {
+            Life::Open => Ok(()),
+            Life::Completing(_) => Err(Fault::operator(
                 "SEGUE-COMPLETING",
                 "the migration is being completed: the way back was given up",
                 "`segue run` finishes it; `segue status` says when",
-            ),
-            Life::Completed(_) => (
+            )),
+            Life::Completed(_) => Err(Fault::operator(
                 "SEGUE-COMPLETED",
                 "the migration is completed: the target owns the writes, and there is no way back",
                 "nothing is left to be done; to move the tables again, begin another migration",
-            ),
-        };
-        Err(Fault::operator(code, what, next))
+            )),
+        }
     }
 }
 
@@ -113,7 +112,7 @@ pub(crate) async fn life(control: &Control) -> Outcome<Life> {
 fn read<T: serde::de::DeserializeOwned>(body: &Value) -> Outcome<T> {
     serde_json::from_value(body.clone()).map_err(|e| {
         Fault::operator(
-            "SEGUE-JOURNAL",
+            "SEGUE-FORMAT",
             format!("the journal's record of the completion cannot be read: {e}"),
             "use the version of segue that has begun to complete the migration",
         )

@@ -29,17 +29,20 @@ fn the_journal_says_how_far_a_completion_is() {
     assert_eq!(Life::of(&[entry("switched", json!({}))]), Ok(Life::Open));
     let mut journal = vec![entry(COMPLETING, json!(begun(false)))];
     assert_eq!(Life::of(&journal), Ok(Life::Completing(Box::new(begun(false)))));
+    let refused = |journal: &[Entry]| Life::of(journal).and_then(|life| life.is_open()).map_err(|f| f.code);
+    assert_eq!(refused(&journal), Err("SEGUE-COMPLETING"));
     journal.push(entry(ARCHIVED, json!({ "files": ["/a/t.dump"] })));
     let archived = Begun { archived: Some(vec!["/a/t.dump".into()]), ..begun(false) };
     assert_eq!(Life::of(&journal), Ok(Life::Completing(Box::new(archived))));
     journal.push(entry(COMPLETED, json!(Ended::default())));
     assert_eq!(Life::of(&journal), Ok(Life::Completed(Ended::default())));
+    assert_eq!(refused(&journal), Err("SEGUE-COMPLETED"));
 }
 
 #[test]
 fn a_record_that_is_not_understood_is_not_taken_for_none() {
     let unknown = Life::of(&[entry(COMPLETING, json!({ "order": { "only": "t" } }))]);
-    assert_eq!(unknown.map_err(|fault| fault.code), Err("SEGUE-JOURNAL"));
+    assert_eq!(unknown.map_err(|fault| fault.code), Err("SEGUE-FORMAT"));
 }
 
 #[test]

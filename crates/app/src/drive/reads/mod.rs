@@ -156,7 +156,11 @@ impl Service<'_> {
         }
         let owner = *self.flows.owner.borrow();
         owner.ok_or_else(|| {
-            Fault::operator("SEGUE-NO-OWNER", "it is not known who owns the writes", "ask again")
+            Fault::operator(
+                "SEGUE-NOT-OWNER",
+                "it is being decided which side owns the writes",
+                "ask again when `segue status` names the owner",
+            )
         })
     }
 

@@ -307,7 +307,7 @@ impl Switch<'_> {
         self.make_durable(turn, walk).await?;
         let down = self.flows.when_landing_on(new, &self.back).await?;
         let down = down.ok_or_else(|| {
-            Fault::retry("SEGUE-SWITCH", "the stream to the new owner has ended before it was opened")
+            Fault::retry("SEGUE-SWITCH-OVER", "the stream to the new owner has ended before it was opened")
         })?;
         // Without a way back the new owner is opened all the same: nobody else can take the writes any more.
         let up = self.flows.when_landing_on(old, &self.back).await?;

@@ -67,7 +67,7 @@ impl Switch<'_> {
                     return Err(Fault::operator("SEGUE-GIVEN-UP", what, "`segue resume`, then ask again"));
                 }
             };
-            changed.map_err(|_| Fault::retry("SEGUE-WAY-BACK", "the attempt has ended"))?;
+            changed.map_err(|_| Fault::retry("SEGUE-SWITCH-OVER", "the attempt has ended"))?;
         }
     }
 

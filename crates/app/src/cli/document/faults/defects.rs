@@ -1,0 +1,43 @@
+//! Defects: what cannot happen if Segue is right.
+
+use super::{Known, bug};
+
+/// In the order of the alphabet.
+pub(super) const FAULTS: &[Known] = &[
+    bug("SEGUE-APPLY", "a change lacks what its table needs to apply it"),
+    bug("SEGUE-APPLY-STATE", "changes came outside a transaction of the applier, or one within another"),
+    bug("SEGUE-ARCHIVE-MANIFEST", "the archive's manifest could not be written as JSON"),
+    bug("SEGUE-CATALOG", "what PostgreSQL says of its tables could not be understood by the router"),
+    bug("SEGUE-CHECKPOINT", "a checkpoint could not be written as JSON"),
+    bug("SEGUE-COMPLETE", "the record of a completed migration is gone from the journal"),
+    bug("SEGUE-CONTROL", "the control database answered with something that cannot be"),
+    bug("SEGUE-COPY", "rows of a region were written, or ended, outside one"),
+    bug("SEGUE-ENDED", "the stream ended without saying why"),
+    bug("SEGUE-FENCE", "the fence's functions answered with something that cannot be"),
+    bug("SEGUE-GATES", "gates were asked for before the stream was born"),
+    bug("SEGUE-INIT", "the spec that `segue init` made is not one"),
+    bug("SEGUE-JOURNAL", "a record of the journal cannot be read"),
+    bug("SEGUE-KEY-MISSING", "a change came without its key"),
+    bug("SEGUE-PGOUTPUT", "a message of the change stream cannot be understood"),
+    bug("SEGUE-POSITION", "a place in a server's log cannot be read"),
+    bug("SEGUE-REGION", "a region's bounds could not be stored"),
+    bug("SEGUE-REGIONS", "the stored regions of a table do not fit together"),
+    bug("SEGUE-REPAIR", "rows could not be marked for a copy"),
+    bug("SEGUE-SEQUENCES", "a server did not answer what it was asked about sequences"),
+    bug("SEGUE-SIGNAL", "a signal of the stream cannot be read or written"),
+    bug("SEGUE-SLOT", "what a server says of the slot cannot be understood"),
+    bug("SEGUE-SLOT-NAME", "a slot's name is none"),
+    bug("SEGUE-SNAPSHOT", "a snapshot cannot be read"),
+    bug("SEGUE-SPOOL", "a spilled transaction cannot be read back"),
+    bug("SEGUE-STATEMENT", "a statement's parameters or answer are not of the types that were expected"),
+    bug("SEGUE-STREAM-ORDER", "events of the stream came out of order"),
+    bug("SEGUE-STREAM-ROW", "the stored row of a stream is missing, or cannot be read"),
+    bug("SEGUE-SWITCH", "a step of the hand-over was taken where it cannot be"),
+    bug("SEGUE-TABLE", "a table is not in the plan"),
+    bug("SEGUE-TASK", "a task within Segue ended without saying why"),
+    bug("SEGUE-TRAFFIC", "what is known of the use of the sides cannot be stored"),
+    bug("SEGUE-VERIFY-NUMBER", "a server answered a comparison with something that is no number"),
+    bug("SEGUE-VERIFY-RANGE", "a comparison was to halve what cannot be halved"),
+    bug("SEGUE-VERIFY-STORE", "a result of a comparison cannot be stored or read"),
+    bug("SEGUE-WAY-BACK", "the making of the way back was lost"),
+];
