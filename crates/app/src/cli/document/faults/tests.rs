@@ -121,13 +121,15 @@ fn made(files: &[File]) -> BTreeMap<String, Vec<(Recovery, PathBuf)>> {
             // A constant, of which a fault is made.
             if let Some((_, name)) = before.strip_suffix(":&str=\"").and_then(|b| b.rsplit_once("const")) {
                 let kinds = [
-                    ("retry", Recovery::Retry),
-                    ("operator", Recovery::Operator),
-                    ("ambiguous", Recovery::Ambiguous),
-                    ("bug", Recovery::Bug),
+                    ("Fault::retry(", Recovery::Retry),
+                    ("Fault::operator(", Recovery::Operator),
+                    ("Fault::ambiguous(", Recovery::Ambiguous),
+                    ("Fault::bug(", Recovery::Bug),
+                    ("lost(stream,", Recovery::Operator),
+                    ("lost_for_good(stream,", Recovery::Operator),
                 ];
                 for (kind, recovery) in kinds {
-                    let call = format!("Fault::{kind}({name},");
+                    let call = format!("{kind}{name},");
                     let here = files.iter().filter(|file| file.code.contains(&call));
                     made.entry(code.to_owned())
                         .or_default()
