@@ -33,6 +33,7 @@ async fn what_the_stream_cannot_follow_is_refused_until_the_migration_is_over() 
     pair.reaches(&run, "following").await;
     refused(&pair.source).await;
     pair.source.execute("INSERT INTO public.t VALUES (2, 'y'); CREATE INDEX ON public.t (v)").await;
+    pair.target.execute("CREATE INDEX ON public.t (v)").await;
     // A part goes, becomes anybody's, and comes back.
     pair.source
         .execute(

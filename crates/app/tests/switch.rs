@@ -250,6 +250,12 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     no_way_back(&pair).await;
     pair.stop(&run).await;
     let run = pair.run();
+    // The stage is the one of before.
+    support::slow::until("the next driver drives", async || {
+        let held = pair.target.scalar("SELECT released_at IS NULL FROM segue.lease").await;
+        held.as_deref() == Some("t")
+    })
+    .await;
     pair.reaches(&run, "switched").await;
     no_way_back(&pair).await;
     takes(&pair.target, "taken again").await;

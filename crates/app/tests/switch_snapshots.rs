@@ -193,7 +193,7 @@ async fn a_deferred_constraint_is_checked_before_the_fence_or_not_at_all() {
     let source = &moving.pair.source;
     let deferred =
         "ALTER TABLE shop.order_item ALTER CONSTRAINT order_item_order_id_fkey DEFERRABLE INITIALLY DEFERRED";
-    source.execute(deferred).await;
+    moving.pair.both(deferred).await;
     // Its order does not exist: COMMIT will fail.
     let bad = "BEGIN; INSERT INTO shop.order_item (order_id, line, n, version, quantity, price)
                VALUES (-1, 1, 1, 1, 1, 1)";

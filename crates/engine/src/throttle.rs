@@ -44,6 +44,8 @@ impl Default for Left {
 pub struct Limits {
     /// Why and by whom the migration is paused: copy and stream.
     pub paused: Option<String>,
+    /// Why it will be paused again once a hand-over that has to arrive has arrived.
+    pub suspended: Option<String>,
     /// While it is paused, what is under way is broken off, too.
     pub contained: bool,
     /// At most so many workers copy.
@@ -276,8 +278,17 @@ impl Throttle {
 
     /// Pays for `bytes` now: sleeps as long as the rate demands. For tables that cannot be cut.
     pub async fn spend(&self, bytes: usize) {
-        if let Some(until) = self.charge(bytes) {
-            tokio::time::sleep_until(until.into()).await;
+        let mut watch = self.limits.subscribe();
+        self.charge(bytes);
+        loop {
+            watch.borrow_and_update();
+            let paid = *self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(until) = paid.filter(|until| *until > Instant::now()) else { return };
+            // Whoever lifts the rate does not wait for what it would have cost.
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => return,
+                changed = watch.changed() => if changed.is_err() { return },
+            }
         }
     }
 }

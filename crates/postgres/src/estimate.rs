@@ -8,12 +8,15 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 
 /// The read of a sample ends after as many rows …
 const SAMPLE_ROWS: u32 = 50_000;
 /// … or after this time.
 const SAMPLE_TIME: Duration = Duration::from_secs(1);
+/// Nobody's lock is waited for.
+const LOCK_MS: u32 = 100;
 /// Less than this says nothing about a rate.
 const SAMPLE_BYTES_MIN: u64 = 1 << 20;
 
@@ -43,20 +46,41 @@ pub async fn log_bytes_per_s(client: &Client, window: Duration) -> Outcome<u64> 
     Ok((last.saturating_sub(first) as f64 / (ended - began).as_secs_f64().max(0.001)) as u64)
 }
 
-/// Bytes a second at which rows of `table` come over one connection; `None`: too few of them to tell. At most a second.
+/// Bytes a second at which rows of `table`, one that has rows of its own, come over one connection; `None`: too few of them
+/// to tell. At most a second.
 pub async fn read_bytes_per_s(client: &Client, table: &QualifiedName) -> Outcome<Option<u64>> {
     let failed = |e: &tokio_postgres::Error| fault_of(e).during(format_args!("reading a sample of {table}"));
-    let sql = format!("COPY (SELECT * FROM {} LIMIT {SAMPLE_ROWS}) TO STDOUT", table.sql());
+    // What is not wanted any more is not sent either: the server ends it.
+    let bound =
+        format!("SET statement_timeout = {}; SET lock_timeout = {}", SAMPLE_TIME.as_millis(), LOCK_MS);
+    client.batch_execute(&bound).await.map_err(|e| failed(&e))?;
+    let bytes = sample(client, table).await;
+    client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(|e| failed(&e))?;
+    let (bytes, took) = bytes.map_err(|e| failed(&e))?;
+    let rate = (bytes as f64 / took.as_secs_f64().max(0.001)) as u64;
+    Ok((bytes >= SAMPLE_BYTES_MIN).then_some(rate))
+}
+
+/// Reads rows of `table` alone, not of its partitions, until there are enough or the server ends it; bytes, and the time it took.
+async fn sample(client: &Client, table: &QualifiedName) -> Result<(u64, Duration), tokio_postgres::Error> {
+    let sql = format!("COPY (SELECT * FROM ONLY {} LIMIT {SAMPLE_ROWS}) TO STDOUT", table.sql());
     let began = Instant::now();
-    let rows = client.copy_out(sql.as_str()).await.map_err(|e| failed(&e))?;
-    let mut rows = std::pin::pin!(rows);
+    let is_over = |e: &tokio_postgres::Error| {
+        e.code().is_some_and(|code| [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE].contains(code))
+    };
     let mut bytes = 0;
-    while began.elapsed() < SAMPLE_TIME {
+    let rows = match client.copy_out(sql.as_str()).await {
+        Err(error) if is_over(&error) => return Ok((0, began.elapsed())),
+        rows => rows?,
+    };
+    let mut rows = std::pin::pin!(rows);
+    loop {
         match rows.next().await {
-            Some(row) => bytes += row.map_err(|e| failed(&e))?.len() as u64,
+            Some(Ok(row)) => bytes += row.len() as u64,
+            Some(Err(error)) if is_over(&error) => break,
+            Some(Err(error)) => return Err(error),
             None => break,
         }
     }
-    let rate = (bytes as f64 / began.elapsed().as_secs_f64().max(0.001)) as u64;
-    Ok((bytes >= SAMPLE_BYTES_MIN).then_some(rate))
+    Ok((bytes, began.elapsed()))
 }

@@ -247,12 +247,16 @@ async fn given_an_owner(client: &Client, owned: &[Owned], remarks: &mut Vec<Stri
     if !exists {
         found.push(format!("CREATE ROLE {quoted} NOLOGIN"));
     }
+    // Readers wait behind a lock that is waited for.
+    found.push("SET lock_timeout = '2s'".to_owned());
     for (schema, tables) in &of_superusers {
         found.push(format!("GRANT USAGE, CREATE ON SCHEMA {} TO {quoted}", quote_ident(schema)));
         found.extend(tables.iter().map(|table| format!("ALTER TABLE {} OWNER TO {quoted}", table.name)));
     }
     remarks.push(format!(
-        "tables that belong to a superuser get the owner {owner}; roles that use them by grants go on as they are"
+        "tables that belong to a superuser get the owner {owner}; each is locked for a moment, and a statement that fails for want of \
+         a lock can be run again. Roles that use them by grants go on as they are; roles that do so as members of the former owner \
+         need GRANT {quoted} TO them"
     ));
     Ok(found)
 }

@@ -9,15 +9,18 @@ use crate::report::bytes_text;
 use crate::sides::Sides;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::spec::{MigrationName, Spec, redact};
+use segue_model::spec::{Lookup, MigrationName, Spec, redact};
 use segue_postgres::inventory::{self, Listed};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
 /// What stands for the passwords in the spec.
 const PASSWORDS: [&str; 2] = ["SOURCE_PASSWORD", "TARGET_PASSWORD"];
+/// What [`redact`] puts in the place of a password.
+const MASK: &str = "***";
 
 /// Writes the spec.
 pub(crate) async fn run(asked: &Init, path: &Path, json: bool) -> Exit {
@@ -56,24 +59,54 @@ impl Wanted {
     /// The problems are the user's, and are told as those of a spec.
     fn of(asked: &Init) -> Result<Wanted, String> {
         let lookup = |name: &str| std::env::var(name).ok();
-        let draft = format!(
-            "migration: {}\nsource: {{ postgres: {} }}\ntarget: {{ postgres: {} }}\ntables: [\"*.*\"]\n",
-            asked.migration,
-            quoted(&asked.source),
-            quoted(&asked.target)
-        );
-        let spec = Spec::parse("the command line", &draft, &lookup).map_err(|error| error.to_string())?;
+        let given = [asked.source.clone(), asked.target.clone()];
+        let spec = draft(&asked.migration, &given, &lookup)?;
         let mut hidden = Vec::new();
-        let urls = [(&asked.source, PASSWORDS[0]), (&asked.target, PASSWORDS[1])].map(|(url, variable)| {
-            let without = redact(url).replace("***", &format!("${{{variable}}}"));
-            if without != **url && !url.contains("${") {
-                hidden.push(variable);
-                return without;
+        let mut urls = given.clone();
+        let mut secrets = BTreeMap::new();
+        for ((url, variable), option) in urls.iter_mut().zip(PASSWORDS).zip(["--source", "--target"]) {
+            let masked = redact(url);
+            if masked == *url {
+                continue;
             }
-            url.clone()
-        });
+            let told = format!(
+                "the password in {option} cannot be told from the rest of it: give all of it as a variable, as {option} '${{URL}}' with URL \
+                 in the environment"
+            );
+            let Some((before, after)) = masked.split_once(MASK).filter(|(_, after)| !after.contains(MASK))
+            else {
+                return Err(told);
+            };
+            let secret = url.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+            let secret = secret.ok_or_else(|| told.clone())?;
+            // It is a variable already.
+            if secret.starts_with("${") && secret.ends_with('}') {
+                continue;
+            }
+            secrets.insert(variable, secret.to_owned());
+            *url = format!("{before}${{{variable}}}{after}");
+            hidden.push(variable);
+        }
+        // With the passwords in their place it is what was given: nothing else was hidden with them.
+        let with_secrets = |name: &str| secrets.get(name).cloned().or_else(|| lookup(name));
+        let again = draft(&asked.migration, &urls, &with_secrets)?;
+        if [&again.source, &again.target].map(|url| url.expose())
+            != [&spec.source, &spec.target].map(|url| url.expose())
+        {
+            return Err("a password on the command line cannot be told from the rest of its URL: give the URL as a variable, as '${URL}'".to_owned());
+        }
         Ok(Wanted { urls, hidden, name: spec.name.clone(), spec })
     }
+}
+
+/// A spec that is good enough to connect with.
+fn draft(migration: &str, [source, target]: &[String; 2], lookup: Lookup<'_>) -> Result<Spec, String> {
+    let text = format!(
+        "migration: {migration}\nsource: {{ postgres: {} }}\ntarget: {{ postgres: {} }}\ntables: [\"*.*\"]\n",
+        quoted(source),
+        quoted(target)
+    );
+    Spec::parse("the command line", &text, lookup).map_err(|error| error.to_string())
 }
 
 async fn write(wanted: &Wanted, path: &Path) -> Outcome<Vec<Listed>> {
@@ -242,6 +275,24 @@ mod tests {
         assert!(
             said.contains("set the variable SOURCE_PASSWORD") && said.contains("2 need a decision"),
             "{said}"
+        );
+    }
+
+    #[test]
+    fn no_password_is_written_and_nothing_else_is_lost_with_one() {
+        let url = |source: &str| Wanted::of(&asked(source)).map(|wanted| wanted.urls[0].clone());
+        assert_eq!(
+            url("postgres://u:secret@a:5/d?x=1"),
+            Ok("postgres://u:${SOURCE_PASSWORD}@a:5/d?x=1".into())
+        );
+        assert_eq!(
+            url("host=a password=secret user=u"),
+            Ok("host=a password=${SOURCE_PASSWORD} user=u".into())
+        );
+        assert_eq!(url("postgres://u:${PATH}@a/d"), Ok("postgres://u:${PATH}@a/d".into()));
+        assert_eq!(
+            url("postgres://u:secret@${HOME}/d"),
+            Ok("postgres://u:${SOURCE_PASSWORD}@${HOME}/d".into())
         );
     }
 

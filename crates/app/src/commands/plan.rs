@@ -71,7 +71,7 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
     let catalog = looks.catalog().clone();
     drop(looks);
     let changes = all_changes(spec, &sides, (&source, &target), (&catalog, &back)).await?;
-    let estimate = measured(spec, &source, &catalog.tables).await?;
+    let estimate = measured(spec, &source, &catalog).await?;
     let planned = |table: &Table| PlannedTable {
         source: table.source.to_string(),
         target: table.target.to_string(),
@@ -206,12 +206,16 @@ async fn is_superuser(client: &Client) -> Outcome<bool> {
     Ok(client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
 }
 
-async fn measured(spec: &Spec, source: &Client, tables: &[Table]) -> Outcome<Estimate> {
+async fn measured(spec: &Spec, source: &Client, catalog: &Catalog) -> Outcome<Estimate> {
+    let tables = &catalog.tables[..];
     let names: Vec<QualifiedName> = tables.iter().map(|table| table.source.clone()).collect();
-    let largest = tables.iter().max_by_key(|table| table.estimate.bytes);
+    let table = tables.iter().max_by_key(|table| table.estimate.bytes);
+    // Of a partitioned table any part will do.
+    let largest =
+        table.and_then(|table| catalog.relations.iter().find(|relation| relation.table == table.id));
     let read_bytes_per_s = match largest {
         // A role that may not read is among the checks' findings.
-        Some(table) => match estimate::read_bytes_per_s(source, &table.source).await {
+        Some(relation) => match estimate::read_bytes_per_s(source, &relation.name).await {
             Err(fault) if fault.code == "SEGUE-PRIVILEGE" => None,
             rate => rate?,
         },

@@ -11,9 +11,9 @@ use crate::report::Owner;
 use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
-use segue_postgres::control::{Command, Entry, Lease};
+use segue_postgres::control::{Command, Entry, Lease, NewEntry};
 use segue_postgres::fence::autovacuum;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -73,17 +73,29 @@ pub(super) async fn contain(
     Ok(Contained { owner, stopped, took_ms, watch, resume: "segue resume".to_owned() })
 }
 
-/// A process that starts is as contained as the one before it was.
+/// A process that starts is as paused, and as contained, as the one before it was.
 pub(super) fn restore(driver: &Driver, journal: &[Entry]) {
-    let order = |entry: &&Entry| {
-        let kind = entry.entry.kind.as_str();
-        kind == CONTAINED || (kind == "command" && entry.entry.body["command"] == "resume")
-    };
-    let last = journal.iter().rev().find(order);
-    if let Some(entry) = last.filter(|entry| entry.entry.kind == CONTAINED) {
-        let by = entry.entry.body["by"].as_str().unwrap_or("an operator");
-        hold(driver, &format!("contained by {by}"));
+    let (mut paused, mut contained) = (None, false);
+    for NewEntry { kind, body, .. } in journal.iter().map(|entry| &entry.entry) {
+        let text = |path: &str| body.pointer(path).and_then(Value::as_str);
+        let by = text("/by").unwrap_or("an operator");
+        match (kind.as_str(), text("/command")) {
+            (CONTAINED, _) => {
+                (paused, contained) = (Some(format!("contained by {by}; `segue resume` goes on")), true);
+            }
+            ("command", Some("pause")) => {
+                paused = Some(paused_by(by, text("/arguments/reason")));
+            }
+            ("command", Some("resume")) => (paused, contained) = (None, false),
+            _ => {}
+        }
     }
+    driver.throttle.change(|limits| (limits.paused, limits.contained) = (paused, contained));
+}
+
+/// Why the streams stand still that somebody has paused.
+pub(super) fn paused_by(by: &str, reason: Option<&str>) -> String {
+    format!("by {by}: {}", reason.unwrap_or("no reason given"))
 }
 
 fn hold(driver: &Driver, why: &str) {

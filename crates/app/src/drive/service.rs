@@ -384,14 +384,15 @@ impl Service<'_> {
         let limits = &self.driver.throttle;
         let done = match command.verb.as_str() {
             "pause" => {
-                let reason =
-                    command.arguments.get("reason").and_then(Value::as_str).unwrap_or("no reason given");
-                let paused = format!("by {}: {reason}", command.asked_by);
+                let reason = command.arguments.get("reason").and_then(Value::as_str);
+                let paused = contain::paused_by(&command.asked_by, reason);
                 limits.change(|limits| limits.paused = Some(paused));
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
             "resume" => {
-                limits.change(|limits| (limits.paused, limits.contained) = (None, false));
+                limits.change(|limits| {
+                    (limits.paused, limits.suspended, limits.contained) = (None, None, false);
+                });
                 for side in Side::ALL {
                     if let Some(flow) = self.flows.landing_on(side) {
                         flow.verifying.hold(None);

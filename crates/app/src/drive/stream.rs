@@ -53,6 +53,8 @@ impl Attempt<'_> {
         }
         let source = &sides.source.marked(spec.name.as_str());
         let resumed = birth::resume(source, target, self.lease.token, &identity, checkpoint).await;
+        // What told of a restore then may have grown over since.
+        let resumed = resumed.and_then(|resumed| source_behind(journal).map_or(Ok(resumed), Err));
         match resumed {
             Ok(identity) if new_stream.load(Ordering::Relaxed) => match log_removed(journal) {
                 Some(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
@@ -114,10 +116,19 @@ impl Attempt<'_> {
         let Driver { spec, sides, new_stream, .. } = self.driver;
         let source = sides.source.connect("stream").await?;
         let rows = rows::both(&source, target, spec.name.as_str()).await?;
-        let is_idle = rows.owner().or(rows.giving()) == Some(Side::Target);
+        let newest = rows.owner().or(rows.giving());
+        let is_idle = newest == Some(Side::Target);
         if new_stream.load(Ordering::Relaxed) && birth::is_lost(&fault) {
-            if is_idle {
-                return Err(target_owns(&fault));
+            match newest {
+                Some(Side::Source) => {}
+                Some(Side::Target) => return Err(target_owns(&fault)),
+                // The rows of one side are put over the other's: not before it is known whose are the newest.
+                None => {
+                    return Err(rows::contradiction(&format!(
+                        "it is not known who owns the writes: {}",
+                        fault.what
+                    )));
+                }
             }
             self.give_up(&identity, checkpoint, &fault).await?;
             return Ok(Found::Lost(identity));
@@ -238,6 +249,16 @@ fn is_given_up(journal: &[Entry], stream: &StreamIdentity) -> bool {
     given_up.any(|entry| incarnation(entry) == Some(stream.incarnation))
 }
 
+/// That the source was found restored since a stream was last opened: nothing has changed that.
+fn source_behind(journal: &[Entry]) -> Option<Fault> {
+    let opened = [Stage::Backfilling.name(), Stage::Following.name(), Stage::Switched.name()];
+    let mut since = journal.iter().rev().take_while(|entry| !opened.contains(&entry.entry.kind.as_str()));
+    let code = restored().code;
+    let found = since.find(|entry| entry.entry.kind == "fault" && entry.entry.body["code"] == code)?;
+    let text = |field: &str| found.entry.body[field].as_str().unwrap_or_default().to_owned();
+    Some(Fault { what: text("fault"), next_step: text("next_step"), ..restored() })
+}
+
 /// That the source has removed the log that the stream needs: it was found out by streaming, and is what the last run has
 /// ended with.
 fn log_removed(journal: &[Entry]) -> Option<Fault> {
@@ -335,6 +356,16 @@ mod tests {
         }
         assert!(!is_restored(Told { token: 1, signal: 1 }, &json!({})));
         assert!(!is_restored(Told { token: 50, signal: 0 }, &json!({ "token": 50, "slot": {} })));
+    }
+
+    #[test]
+    fn a_source_that_was_restored_stays_so_until_a_stream_is_opened() {
+        let ended =
+            |code: &str| entry("fault", json!({ "code": code, "fault": "behind", "next_step": "go" }));
+        let (following, behind) = (|| entry("following", json!({})), || ended("SEGUE-SOURCE-BEHIND"));
+        let found = source_behind(&[following(), behind(), ended("SEGUE-CONNECTION")]);
+        assert_eq!(found.map(|fault| (fault.what, fault.next_step)), Some(("behind".into(), "go".into())));
+        assert_eq!(source_behind(&[behind(), following(), ended("SEGUE-CONNECTION")]), None);
     }
 
     #[test]

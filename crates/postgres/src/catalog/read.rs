@@ -41,6 +41,8 @@ pub(super) struct Relation {
     pub(super) row_security: bool,
     /// The role that owns it.
     pub(super) owner: String,
+    /// Membership in that one would make the role a superuser.
+    pub(super) owner_is_superuser: bool,
     /// The role owns it, or is a member of the owner.
     pub(super) owned: bool,
     /// Privileges the role lacks, of those asked for.
@@ -206,6 +208,7 @@ const RELATION: &str =
     "c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
     row_security_active(c.oid) AS row_security, pg_has_role(c.relowner, 'USAGE') AS owned,
     pg_get_userbyid(c.relowner)::text AS owner,
+    (SELECT w.rolsuper FROM pg_roles w WHERE w.oid = c.relowner) AS owner_is_superuser,
     ARRAY(SELECT p FROM unnest($2::text[]) p WHERE NOT has_table_privilege(c.oid, p)) AS lacks";
 
 fn relation(row: &Row) -> Relation {
@@ -217,6 +220,7 @@ fn relation(row: &Row) -> Relation {
         replica_identity: char_at(row, "relreplident"),
         row_security: row.get("row_security"),
         owner: row.get("owner"),
+        owner_is_superuser: row.get("owner_is_superuser"),
         owned: row.get("owned"),
         lacks: row.get("lacks"),
         rows: f64::from(row.get::<_, f32>("reltuples")),

@@ -217,7 +217,13 @@ fn relation_refusals(pair: &Pair<'_>, relations: &[Relation]) -> Vec<Fault> {
             let what =
                 format!("does not belong to Segue's role on the {source}: only its owner can publish it");
             let role = quote_ident(&pair.source.server.role);
-            let next_step = format!("on the {source}: GRANT {} TO {role};", quote_ident(&relation.owner));
+            let next_step = if relation.owner_is_superuser {
+                format!(
+                    "`segue plan --grants={source}` prints what gives it an owner that is no superuser, and that to {role}"
+                )
+            } else {
+                format!("on the {source}: GRANT {} TO {role};", quote_ident(&relation.owner))
+            };
             found.push(refusal("SEGUE-PRIVILEGE", &relation.name, what, next_step));
         }
         found.extend(lacking(pair.source, relation));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The fence is a trigger on every table of the target, which only an owner may make; `segue run` stops there.
 pub(super) async fn privileges(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
-    let sql = "SELECT DISTINCT r.rolname::text, current_user::text,
+    let sql = "SELECT DISTINCT r.rolname::text, current_user::text, r.rolsuper,
                  (SELECT string_agg(format('%I.%I', n.nspname, o.relname), ', ' ORDER BY 1) FROM
                    (SELECT x.relnamespace, x.relname FROM tree u JOIN pg_class x ON x.oid = u.oid AND x.relowner = c.relowner LIMIT 5) o
                    JOIN pg_namespace n ON n.oid = o.relnamespace)
@@ -18,11 +18,17 @@ pub(super) async fn privileges(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
           WHERE NOT pg_has_role(c.relowner, 'USAGE')";
     let rows = looks.ask_tables(Side::Target, sql).await?;
     let finding = |row: &tokio_postgres::Row| {
-        let (owner, role, tables): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let (owner, role, is_superuser, tables): (&str, &str, bool, &str) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         let what = format!(
             "tables of the target belong to {owner} ({tables}), and Segue's role {role} is no member of it: it could not fence them"
         );
-        let remedy = format!("GRANT {} TO {};", quote_ident(owner), quote_ident(role));
+        let remedy = if is_superuser {
+            // A member of a superuser is one.
+            "`segue plan --grants=target` prints what gives them an owner that is no superuser".to_owned()
+        } else {
+            format!("GRANT {} TO {};", quote_ident(owner), quote_ident(role))
+        };
         Finding { verdict: Verdict::Refuse, ..Finding::warn(Side::Target, what, remedy).about(owner) }
     };
     Ok(rows.iter().map(finding).collect())
@@ -176,10 +182,7 @@ pub(super) async fn ddl_guard(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
                     "the role {role} may not make event triggers on the {side}: DDL on the tables is not refused, but noticed, and \
                      stops the migration then"
                 );
-                let remedy = format!(
-                    "ALTER ROLE {} SUPERUSER; -- or keep DDL away from the tables meanwhile; `guard: {{ ddl: false }}` in the spec says so",
-                    quote_ident(role)
-                );
+                let remedy = "keep DDL away from the tables meanwhile; `guard: { ddl: false }` in the spec says that you do";
                 found.push(Finding::warn(side, what, remedy).about(role));
             }
             if !runs {

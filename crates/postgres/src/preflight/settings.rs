@@ -91,6 +91,10 @@ fn differences([source, target]: &[Settings; 2], names: &[&str], why: &str) -> V
         .filter(|role| role.is_none_or(|r| target.roles.contains(r) && source.roles.contains(r)));
     for role in whose {
         for name in names {
+            // A parameter that one version does not have cannot be set there.
+            if !source.general.contains_key(*name) || !target.general.contains_key(*name) {
+                continue;
+            }
             let (here, there) = (source.of(role, name), target.of(role, name));
             let is_general =
                 role.is_some() && here == source.of(None, name) && there == target.of(None, name);

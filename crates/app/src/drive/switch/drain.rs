@@ -6,6 +6,7 @@ use super::{LOOK_AGAIN, PASSED_PATIENCE, Switch};
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
+use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_model::switch::decide::Situation;
 use segue_model::switch::ownership::FenceId;
@@ -19,6 +20,10 @@ impl Switch<'_> {
             let row = rows.of(side)?;
             let (fence, marker) = (row.ownership.fence_id()?, row.marker?);
             let flow = self.flows.landing_on(side.other())?;
+            // A stream that was made anew compares rows first: over writes of the new side it would put the old ones back.
+            if !flow.stage.borrow().has_reached(Stage::Following) {
+                return None;
+            }
             (flow.progress.watch_applied().borrow().signal >= marker).then_some(fence)
         };
         // The side whose fence is the newer one: the other one's has long been passed.
@@ -45,6 +50,9 @@ impl Switch<'_> {
             // Not for long at a time: somebody may pause the stream meanwhile.
             if let Ok(passed) = timeout(PASSED_PATIENCE, flow.verifying.passed()).await {
                 passed?;
+            }
+            if !flow.stage.borrow().has_reached(Stage::Following) {
+                sleep(LOOK_AGAIN).await;
             }
         } else {
             let marker = rows.of(from).and_then(|row| row.marker).unwrap_or(u64::MAX);

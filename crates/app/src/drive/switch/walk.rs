@@ -27,28 +27,30 @@ pub(super) struct Hands {
 /// Streams that were paused go on as long as this lives, and are paused again however it ends.
 pub(super) struct Unpaused {
     throttle: Arc<Throttle>,
-    why: String,
 }
 
 impl Unpaused {
     /// Lets them go on; `why` they were paused.
     pub(super) fn begin(throttle: Arc<Throttle>, why: String) -> Unpaused {
-        let mut unpaused = Unpaused { throttle, why: String::new() };
+        let mut unpaused = Unpaused { throttle };
         unpaused.go_on(why);
         unpaused
     }
 
     /// Somebody has paused them meanwhile, too.
     pub(super) fn go_on(&mut self, why: String) {
-        self.why = why;
-        self.throttle.change(|limits| limits.paused = None);
+        self.throttle.change(|limits| (limits.paused, limits.suspended) = (None, Some(why)));
     }
 }
 
 impl Drop for Unpaused {
     fn drop(&mut self) {
-        let why = std::mem::take(&mut self.why);
-        self.throttle.change(|limits| _ = limits.paused.get_or_insert(why));
+        // Nothing is left of it if somebody has said `resume` meanwhile.
+        self.throttle.change(|limits| {
+            if let Some(why) = limits.suspended.take() {
+                limits.paused.get_or_insert(why);
+            }
+        });
     }
 }
 

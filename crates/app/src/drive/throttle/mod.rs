@@ -24,6 +24,7 @@ use segue_model::throttle::{
 use segue_postgres::health::Load;
 use segue_postgres::measure::Gauge;
 use segue_postgres::probe::Probe;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -299,7 +300,22 @@ fn replicas(load: &Load, blind: Option<&str>, trail: &mut Trail, now: Duration) 
             Reading::Value((lag_ms as f64).max(ms(behind)))
         }
     };
-    load.standbys.iter().map(|standing| (standing.replica.name.clone(), reading(standing))).collect()
+    // Standbys can share a name, and do by default: the one that is worst off counts.
+    let mut worst: BTreeMap<String, Reading> = BTreeMap::new();
+    for standing in &load.standbys {
+        let now = reading(standing);
+        let known = worst.entry(standing.replica.name.clone()).or_insert_with(|| now.clone());
+        let is_worse = match (&now, &*known) {
+            (Reading::Value(now), Reading::Value(known)) => now > known,
+            (Reading::Value(_), _) => false,
+            (_, Reading::Value(_)) => true,
+            _ => false,
+        };
+        if is_worse {
+            *known = now;
+        }
+    }
+    worst.into_iter().collect()
 }
 
 /// What is left to Segue, and why, as people see it.
