@@ -5,9 +5,10 @@
 
 mod support;
 
-use segue_testkit::kill::Process;
+use segue_testkit::kill::{Process, kill_at};
 use serde_json::Value;
-use support::{PATIENCE, Pair, fire, fire::Fire, slow::until};
+use std::time::Duration;
+use support::{PATIENCE, Pair, fire, fire::Fire, orders, slow::until};
 
 const NEW_STREAM: &[&str] = &["run", "--new-stream"];
 
@@ -211,4 +212,54 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     pair.source.execute(&rows("4001, 4010", "streamed")).await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
+}
+
+/// The driver dies between the flip and the opening, and the stream is lost. The new side is opened by the new stream, but not
+/// before that has compared every row: what the application wrote there meanwhile would be put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_is_not_ended_by_a_stream_that_still_compares() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
+    pair.source
+        .execute("INSERT INTO public.t SELECT n, repeat('x', 200) FROM generate_series(1, 100000) n")
+        .await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.segue(&["verify"], 0);
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    // It outlives the process: comparing takes a minute.
+    pair.segue(&["throttle", "--rate", "256KiB"], 0);
+    drop(run);
+    let mut dying = pair.command(&["run"]);
+    kill_at(&mut dying, "switch.flip.after", 1);
+    let dying = Process::start(dying);
+    orders::order(&pair.target, "switch", &orders::for_real()).await;
+    dying.wait(PATIENCE).await.expect("it dies");
+    let idle = "SELECT bool_and(NOT active) FROM pg_replication_slots";
+    until("the slot is free", async || pair.source.scalar(idle).await.as_deref() == Some("t")).await;
+    drop_slot(&pair).await;
+
+    let run = Process::start(pair.command(NEW_STREAM));
+    let compared =
+        "SELECT count(*) > 0 FROM segue.region WHERE rows > 0 AND direction = 'forward' AND covered_by >=
+        (SELECT position FROM segue.stream WHERE direction = 'forward')";
+    let given_up = "SELECT count(*) > 0 FROM segue.journal WHERE kind = 'new-stream'";
+    until("the stream is given up", async || pair.target.scalar(given_up).await.as_deref() == Some("t"))
+        .await;
+    until("rows are compared", async || pair.target.scalar(compared).await.as_deref() == Some("t")).await;
+    let client = pair.target.connect("postgres").await;
+    let write = "INSERT INTO public.t VALUES (0, 'new')";
+    for _ in 0..30 {
+        let error = client.batch_execute(write).await.expect_err("it is not open yet");
+        assert_eq!(error.code().map(|code| code.code()), Some("25006"), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let status: Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+    assert_eq!(status["progress"]["tables"][0]["complete"], false, "the test has seen nothing: {status:#}");
+
+    pair.segue(&["throttle", "--off"], 0);
+    until("the new side takes writes", async || client.batch_execute(write).await.is_ok()).await;
+    pair.reaches(&run, "switched").await;
+    let kept = "SELECT count(*) FROM public.t WHERE id >= 0";
+    assert_eq!(pair.target.scalar(kept).await.as_deref(), Some("100001"));
 }

@@ -266,5 +266,20 @@ async fn a_target_that_is_made_from_the_source_is_planned_before_it_is_there() {
     let schema = pair.segue(&["plan", "--schema-only-plan"], 0);
     let (table, unique) = (schema.find("CREATE TABLE \"public\".\"t\""), schema.find("t_v_key"));
     assert!(table.is_some() && table < unique, "{schema}");
+    let told = object(&pair.segue(&["plan", "--json"], 0));
+    assert!(self::told(&told, "target").contains("CREATE TABLE public.t ("), "{told:#}");
+    let grants = pair.segue(&["plan", "--grants=target"], 0);
+    assert!(grants.contains("GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"segue\""), "{grants}");
+
+    // What cannot be made is refused before anything is.
+    pair.source.execute("CREATE EXTENSION citext; CREATE TABLE public.u (id citext PRIMARY KEY)").await;
+    let refused = pair.segue(&["plan"], 3);
+    assert!(refused.contains("target-schema: ") && refused.contains("CREATE EXTENSION citext;"), "{refused}");
+    let run = pair.command(&["run"]).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.code() == Some(1) && said.contains("CREATE EXTENSION citext;"), "{said}");
+    for server in [&pair.source, &pair.target] {
+        assert_eq!(server.scalar("SELECT to_regnamespace('segue') IS NULL").await.as_deref(), Some("t"));
+    }
     assert_eq!(pair.target.scalar("SELECT to_regclass('public.t') IS NULL").await.as_deref(), Some("t"));
 }

@@ -3,6 +3,7 @@
 //! Everything here is cheap and bounded: statistics, two looks at the log's end, and one read of a few thousand rows.
 
 use crate::error::fault_of;
+use crate::traffic::TREE;
 use futures_util::StreamExt;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -22,13 +23,9 @@ const SAMPLE_BYTES_MIN: u64 = 1 << 20;
 
 /// Bytes of the indexes of these tables and of all that is below them.
 pub async fn index_bytes(client: &Client, tables: &[QualifiedName]) -> Outcome<u64> {
-    let sql = "
-        WITH RECURSIVE tree(relation) AS (
-            SELECT to_regclass(t)::oid FROM unnest($1::text[]) t WHERE to_regclass(t) IS NOT NULL
-            UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
-        SELECT coalesce(sum(pg_indexes_size(relation)), 0)::int8 FROM tree";
+    let sql = format!("{TREE} SELECT coalesce(sum(pg_indexes_size(relation)), 0)::int8 FROM tree");
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let row = client.query_one(sql, &[&names]).await;
+    let row = client.query_one(&sql, &[&names]).await;
     let bytes: i64 = row.map_err(|e| fault_of(&e).during("measuring the source's indexes"))?.get(0);
     Ok(u64::try_from(bytes).unwrap_or(0))
 }

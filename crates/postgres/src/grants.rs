@@ -9,6 +9,7 @@
 
 use crate::changes::On;
 use crate::error::fault_of;
+use crate::traffic::TREE;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -46,12 +47,24 @@ struct Role {
 
 /// What `role` lacks on this side for the `tables` of a migration, their trees included. Read in the catalogs: any role
 /// may ask.
-pub async fn missing(client: &Client, on: On, role: &str, tables: &[QualifiedName]) -> Outcome<Grants> {
+///
+/// `creates`: those that are not there are made by Segue.
+pub async fn missing(
+    client: &Client,
+    on: On,
+    role: &str,
+    (tables, creates): (&[QualifiedName], bool),
+) -> Outcome<Grants> {
     let during = |f: Fault| f.during(format_args!("looking what {role} may do on the {}", on.name()));
-    look(client, on, role, tables).await.map_err(during)
+    look(client, on, role, (tables, creates)).await.map_err(during)
 }
 
-async fn look(client: &Client, on: On, role: &str, tables: &[QualifiedName]) -> Outcome<Grants> {
+async fn look(
+    client: &Client,
+    on: On,
+    role: &str,
+    (tables, creates): (&[QualifiedName], bool),
+) -> Outcome<Grants> {
     let role = read_role(client, role).await?;
     let mut grants = Grants::default();
     if role.superuser {
@@ -73,8 +86,34 @@ async fn look(client: &Client, on: On, role: &str, tables: &[QualifiedName]) -> 
     grants.statements.extend(server_rights(client, &role, &mut grants.remarks).await?);
     grants.statements.extend(table_rights(client, &role, tables, &mut grants.remarks).await?);
     grants.statements.extend(sequence_rights(client, &role, tables).await?);
+    if creates {
+        grants.statements.extend(creation_rights(client, &role, tables).await?);
+    }
     grants.remarks.push("event triggers are a superuser's alone: DDL on the tables is noticed, and stops the migration, but is not refused".to_owned());
     Ok(grants)
+}
+
+/// What making the tables takes that are not there, in schemas that are; a schema that is not is made with the database's right.
+async fn creation_rights(client: &Client, role: &Role, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
+    let sql = "SELECT DISTINCT w.nspname FROM unnest($1::text[], $2::text[]) w(nspname, relname)
+         JOIN pg_namespace n ON n.nspname = w.nspname
+        WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.relname) ORDER BY 1";
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let rows = client.query(sql, &[&schemas, &names]).await.map_err(|e| fault_of(&e))?;
+    let mut found = Vec::new();
+    for schema in rows.iter().map(|row| row.get::<_, &str>(0)) {
+        // Several privileges in one question mean any of them.
+        let right = |right| format!("has_schema_privilege($role, {}, '{right}')", quote_literal(schema));
+        if !has(client, role, &format!("{} AND {}", right("USAGE"), right("CREATE"))).await? {
+            found.push(format!(
+                "GRANT USAGE, CREATE ON SCHEMA {} TO {}",
+                quote_ident(schema),
+                quote_ident(&role.name)
+            ));
+        }
+    }
+    Ok(found)
 }
 
 async fn read_role(client: &Client, name: &str) -> Outcome<Role> {
@@ -159,9 +198,6 @@ struct Owned {
 }
 
 const OWNED: &str = "
-    WITH RECURSIVE tree(relation) AS (
-        SELECT to_regclass(t)::oid FROM unnest($1::text[]) t WHERE to_regclass(t) IS NOT NULL
-        UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
     SELECT format('%I.%I', n.nspname, c.relname), n.nspname::text, r.rolname::text, r.rolsuper,
            c.relrowsecurity AND c.relforcerowsecurity
       FROM tree t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -175,7 +211,7 @@ async fn table_rights(
     remarks: &mut Vec<String>,
 ) -> Outcome<Vec<String>> {
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let rows = client.query(OWNED, &[&names]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.query(&format!("{TREE} {OWNED}"), &[&names]).await.map_err(|e| fault_of(&e))?;
     let owned: Vec<Owned> = rows
         .iter()
         .map(|row| Owned {
@@ -241,10 +277,19 @@ async fn given_an_owner(client: &Client, owned: &[Owned], remarks: &mut Vec<Stri
     }
     let owner = owner_to_be(client).await?;
     let quoted = quote_ident(&owner);
-    let there = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)";
-    let exists: bool = client.query_one(there, &[&owner]).await.map_err(|e| fault_of(&e))?.get(0);
+    let there = read_role(client, &owner).await?;
+    if there.superuser {
+        let what = format!(
+            "the role {owner}, which would own the tables, is a superuser, and so would be its members"
+        );
+        return Err(Fault::operator(
+            "SEGUE-PRIVILEGE",
+            what,
+            "give these tables an owner that is none, then ask again",
+        ));
+    }
     let mut found = Vec::new();
-    if !exists {
+    if !there.exists {
         found.push(format!("CREATE ROLE {quoted} NOLOGIN"));
     }
     // Readers wait behind a lock that is waited for.

@@ -7,6 +7,7 @@ pub mod authority;
 pub mod birth;
 pub mod catalog;
 pub mod changes;
+pub mod client_programs;
 pub mod connect;
 pub mod control;
 pub mod copy;

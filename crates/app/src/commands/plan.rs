@@ -6,17 +6,18 @@ use crate::drive::plan::pairs;
 use crate::exit::Exit;
 use crate::report::plan::{self, Estimate, Plan, PlannedTable, WayBack};
 use crate::sides::Sides;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::{Create, Spec};
 use segue_model::switch::Side;
 use segue_model::table::Table;
 use segue_postgres::birth::Direction;
-use segue_postgres::catalog::{self, Catalog, server};
-use segue_postgres::changes::{About, Change, On, changes};
+use segue_postgres::catalog::Catalog;
+use segue_postgres::changes::{About, Change, On, Step, changes};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::error::fault_of;
-use segue_postgres::preflight::{self, Looks, Verdict};
+use segue_postgres::preflight::{self, Checked, Finding, Looks, Verdict};
 use segue_postgres::sequences::Sequences;
 use segue_postgres::{estimate, fence, grants, target_schema};
 use serde_json::{Value, json};
@@ -64,13 +65,13 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
     let (mut source, mut target) =
         tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
-    let back = catalog::read_reverse(&mut source, &mut target, &pairs).await?;
-    let way_back = way_back(spec, &source, &target, &back).await?;
     let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
-    let checks = preflight::check_all(&looks).await?;
-    let catalog = looks.catalog().clone();
+    let mut checks = preflight::check_all(&looks).await?;
+    let (catalog, back) = (looks.catalog().clone(), looks.back().clone());
     drop(looks);
-    let changes = all_changes(spec, &sides, (&source, &target), (&catalog, &back)).await?;
+    let way_back = way_back(spec, &back);
+    let mut changes = created(spec, &sides, &pairs, &mut checks).await?;
+    changes.extend(all_changes(spec, &sides, (&source, &target), (&catalog, &back)).await?);
     let estimate = measured(spec, &source, &catalog).await?;
     let planned = |table: &Table| PlannedTable {
         source: table.source.to_string(),
@@ -116,6 +117,44 @@ fn creates_missing(spec: &Spec) -> bool {
     }
 }
 
+/// The statements that make the tables which the target lacks, where the spec wants that; what keeps them from being made is
+/// refused.
+async fn created(
+    spec: &Spec,
+    sides: &Sides,
+    pairs: &[(QualifiedName, QualifiedName)],
+    checks: &mut Vec<Checked>,
+) -> Outcome<Vec<Change>> {
+    if !creates_missing(spec) {
+        return Ok(Vec::new());
+    }
+    let preview = target_schema::preview(&sides.source, &sides.target, pairs).await;
+    let mut checked = Checked {
+        check: "target-schema",
+        asks: "can the tables that the target lacks be made as the source has them?",
+        findings: Vec::new(),
+    };
+    let statements = match preview {
+        Ok(statements) => statements,
+        Err(fault) if fault.recovery == Recovery::Operator => {
+            let what = format!("{} [{}]", fault.what, fault.code);
+            let remedy = fault.next_step;
+            checked.findings.push(Finding {
+                verdict: Verdict::Refuse,
+                side: None,
+                object: None,
+                what,
+                remedy,
+            });
+            Vec::new()
+        }
+        Err(fault) => return Err(fault),
+    };
+    checks.push(checked);
+    let what = "the tables it lacks, as the source has them: keys now, the rest after the copy";
+    Ok(statements.into_iter().map(|sql| Change { step: Step::Prepare, on: On::Target, what, sql }).collect())
+}
+
 /// Tells the statements by which missing tables would be created.
 async fn schema_only(spec: &Spec, json: bool) -> Outcome<()> {
     let sides = Sides::of(spec)?;
@@ -141,14 +180,13 @@ pub(crate) fn schema_object(statements: &[String]) -> Value {
 }
 
 /// Whether changes could travel back, and if not, why: said before anything starts.
-async fn way_back(spec: &Spec, source: &Client, target: &Client, back: &Catalog) -> Outcome<WayBack> {
-    let mut reasons = server::reverse_refusals(source, target).await?;
-    reasons.extend(back.refusals.iter().cloned());
-    reasons.retain(|fault| !(creates_missing(spec) && preflight::is_missing_on_target(fault)));
+fn way_back(spec: &Spec, back: &Catalog) -> WayBack {
+    let is_seen_to = |fault: &Fault| creates_missing(spec) && preflight::is_missing_on_target(fault);
+    let reasons: Vec<&Fault> = back.refusals.iter().filter(|fault| !is_seen_to(fault)).collect();
     if reasons.is_empty() {
         let sentence = "Until `segue complete`, `segue reverse` takes the writes back to the source, with every row that was written \
             on the target: a change stream of its own runs back, is made before the first switch, and is kept.";
-        return Ok(WayBack { is_possible: true, sentence: sentence.to_owned() });
+        return WayBack { is_possible: true, sentence: sentence.to_owned() };
     }
     let reasons: Vec<String> =
         reasons.iter().map(|fault| format!("{} ({})", fault.what, fault.next_step)).collect();
@@ -156,7 +194,7 @@ async fn way_back(spec: &Spec, source: &Client, target: &Client, back: &Catalog)
         "Forward-only after the write switch, which is therefore refused until this is mended: {}",
         reasons.join("; ")
     );
-    Ok(WayBack { is_possible: false, sentence })
+    WayBack { is_possible: false, sentence }
 }
 
 async fn all_changes(
@@ -249,13 +287,13 @@ async fn tell_grants(spec: &Spec, whose: GrantsFor, role: Option<&str>, json: bo
     let (sources, targets): (Vec<QualifiedName>, Vec<QualifiedName>) = pairs.into_iter().unzip();
     let mut all = Vec::new();
     if whose.includes(On::Source) {
-        all.push(told(&sides.source, On::Source, role, &sources).await?);
+        all.push(told(&sides.source, On::Source, role, (&sources, false)).await?);
     }
     if whose.includes(On::Target) {
-        all.push(told(&sides.target, On::Target, role, &targets).await?);
+        all.push(told(&sides.target, On::Target, role, (&targets, creates_missing(spec))).await?);
     }
     if whose.includes(On::Control) && !sides.control_is_target {
-        all.push(told(&sides.control, On::Control, role, &[]).await?);
+        all.push(told(&sides.control, On::Control, role, (&[], false)).await?);
     }
     if json {
         print_json(&grants_object(&all));
@@ -265,7 +303,12 @@ async fn tell_grants(spec: &Spec, whose: GrantsFor, role: Option<&str>, json: bo
     Ok(())
 }
 
-async fn told(endpoint: &Endpoint, on: On, role: Option<&str>, tables: &[QualifiedName]) -> Outcome<Told> {
+async fn told(
+    endpoint: &Endpoint,
+    on: On,
+    role: Option<&str>,
+    tables: (&[QualifiedName], bool),
+) -> Outcome<Told> {
     let client = endpoint.connect("plan").await?;
     let row = client.query_one("SELECT current_user::text", &[]).await.map_err(|e| fault_of(&e))?;
     let current: String = row.get(0);

@@ -11,6 +11,7 @@ use segue_postgres::birth::{self, Direction};
 use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::control::Entry;
 use segue_postgres::preflight;
+use segue_postgres::target_schema;
 use serde_json::{Value, json};
 
 /// Reads both catalogs and refuses what cannot be moved, all reasons together.
@@ -86,7 +87,13 @@ pub(super) async fn nothing_filled(target: &tokio_postgres::Client, tables: &[Ta
 pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
     let catalog = match spec.schema.create {
         Create::None => plan(spec, sides).await?,
-        Create::Missing => plan_without(spec, sides, preflight::is_missing_on_target).await?,
+        Create::Missing => {
+            let catalog = plan_without(spec, sides, preflight::is_missing_on_target).await?;
+            let pairs = pairs(spec, &sides.source.connect("plan").await?).await?;
+            // What cannot be made is refused before anything is.
+            target_schema::preview(&sides.source, &sides.target, &pairs).await?;
+            catalog
+        }
     };
     let target = sides.target.connect("plan").await?;
     // The control database can be a new one, and the stream not.

@@ -6,6 +6,7 @@
 use super::{autovacuum, blockers, row};
 use crate::birth::{Authority, enter};
 use crate::error::fault_of;
+use crate::traffic::TREE;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -75,14 +76,12 @@ pub async fn prepare(
 
 /// The relations that carry the fence of `tables`: these, and all that is below them, by number and name.
 pub async fn tree(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<(u32, QualifiedName)>> {
-    let sql = "
-        WITH RECURSIVE tree(relation) AS (
-            SELECT to_regclass(t)::oid FROM unnest($1::text[]) t
-            UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
-        SELECT c.oid, n.nspname, c.relname, c.relkind::text FROM tree t JOIN pg_class c ON c.oid = t.relation
-          JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.relkind <> 'p', c.oid";
+    let sql = format!(
+        "{TREE} SELECT c.oid, n.nspname, c.relname, c.relkind::text FROM tree t JOIN pg_class c ON c.oid = t.relation
+          JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.relkind <> 'p', c.oid"
+    );
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let rows = client.query(sql, &[&names]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.query(&sql, &[&names]).await.map_err(|e| fault_of(&e))?;
     let mut found = Vec::new();
     for row in &rows {
         let name = QualifiedName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));

@@ -45,6 +45,7 @@ pub struct Looks<'a> {
     target: &'a Client,
     pub(super) asked: Asked<'a>,
     catalog: Catalog,
+    back: Catalog,
     refusals: Vec<Fault>,
     /// Why the way back cannot be made.
     pub(super) no_way_back: Vec<Fault>,
@@ -86,18 +87,24 @@ impl<'a> Looks<'a> {
             refusals.extend(slot_refusal(source, asked.migration).await?);
             refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?);
         }
-        let mut no_way_back = Vec::new();
+        let (mut back, mut no_way_back) = (Catalog::default(), Vec::new());
         if asked.way_back {
-            no_way_back = server::reverse_refusals(source, target).await?;
-            no_way_back.extend(catalog::read_reverse(source, target, asked.pairs).await?.refusals);
+            back = catalog::read_reverse(source, target, asked.pairs).await?;
+            back.refusals.splice(..0, server::reverse_refusals(source, target).await?);
+            no_way_back = back.refusals.clone();
             let is_said =
                 |fault: &Fault| refusals.iter().any(|r| (r.code, &r.what) == (fault.code, &fault.what));
             no_way_back.retain(|fault| !is_said(fault));
         }
         let mut looks =
-            Looks { source, target, asked, catalog, refusals, no_way_back, there: HashSet::new() };
+            Looks { source, target, asked, catalog, back, refusals, no_way_back, there: HashSet::new() };
         looks.there = looks.pairs_there().await?;
         Ok(looks)
+    }
+
+    /// The plan of the way back, with everything that stands in its way.
+    pub fn back(&self) -> &Catalog {
+        &self.back
     }
 
     /// The plan's facts; its refusals are among the findings.

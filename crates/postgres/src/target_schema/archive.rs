@@ -3,6 +3,7 @@
 //! The archive's table of contents names each object by the number of its catalog and its own, so that none has to be found
 //! by the spelling of its name. It does not know which entries are wanted, nor for what.
 
+use crate::client_programs::{self, Programs};
 use crate::connect::Endpoint;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -10,58 +11,34 @@ use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio_postgres::Client;
 
-/// Where packages put the programs of each version, beside the directories in PATH.
-const PACKAGED: [(&str, &str); 2] = [("/usr/lib/postgresql", "bin"), ("/usr", "bin")];
 /// A table that somebody keeps locked is named after this long, not waited for.
 const LOCK_WAIT_MS: u32 = 20_000;
-/// The newest version whose programs are looked for.
-const MAJOR_MAX: i32 = 18;
-
 /// `pg_dump` and `pg_restore` of one version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Tools {
     directory: PathBuf,
-    major: i32,
 }
 
 /// The best of what was found: of the target's version, or else the oldest that can read the source.
-fn choose(found: &[Tools], source: i32, target: i32) -> Option<&Tools> {
-    let able = found.iter().filter(|tools| tools.major >= source);
-    able.min_by_key(|tools| (tools.major != target, tools.major))
-}
-
-/// `pg_dump (PostgreSQL) 15.4 (Debian …)`.
-fn major_of(said: &str) -> Option<i32> {
-    let version = said.split_once("(PostgreSQL) ")?.1;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+fn choose(found: &[Programs], source: i32, target: i32) -> Option<&Programs> {
+    let able = found.iter().filter(|programs| programs.major >= source);
+    able.min_by_key(|programs| (programs.major != target, programs.major))
 }
 
 impl Tools {
-    /// Finds programs that can read a server of version `source`.
-    pub(super) async fn find(source: i32, target: i32) -> Outcome<Tools> {
-        let mut directories: Vec<PathBuf> = Vec::new();
-        for major in source..=MAJOR_MAX {
-            let [(debian, bin), (redhat, _)] = PACKAGED;
-            directories.push(Path::new(debian).join(major.to_string()).join(bin));
-            directories.push(Path::new(redhat).join(format!("pgsql-{major}")).join(bin));
-        }
-        directories.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-        let mut found = Vec::new();
-        for directory in directories {
-            if !directory.join("pg_dump").is_file() || !directory.join("pg_restore").is_file() {
-                continue;
-            }
-            let said = Command::new(directory.join("pg_dump")).arg("--version").output().await;
-            let major = said.ok().and_then(|said| major_of(&String::from_utf8_lossy(&said.stdout)));
-            found.extend(major.map(|major| Tools { directory, major }));
-        }
-        choose(&found, source, target).cloned().ok_or_else(|| {
-            let has: BTreeSet<i32> = found.iter().map(|tools| tools.major).collect();
+    /// Finds programs that can read the `server`, of version `source`.
+    pub(super) async fn find(server: &Client, source: i32, target: i32) -> Outcome<Tools> {
+        let found = client_programs::found(server).await;
+        let chosen =
+            choose(&found, source, target).map(|programs| Tools { directory: programs.directory.clone() });
+        chosen.ok_or_else(|| {
+            let has: BTreeSet<i32> = found.iter().map(|programs| programs.major).collect();
             let has: Vec<String> = has.iter().map(ToString::to_string).collect();
             let has = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
             let wanted = target.max(source);
@@ -273,8 +250,8 @@ fn plain(piece: &str) -> String {
 mod tests {
     use super::*;
 
-    fn tools(major: i32) -> Tools {
-        Tools { directory: PathBuf::from(major.to_string()), major }
+    fn tools(major: i32) -> Programs {
+        Programs { directory: PathBuf::from(major.to_string()), major }
     }
 
     #[test]
@@ -284,13 +261,6 @@ mod tests {
         assert_eq!(choose(&found, 15, 17), Some(&tools(15)));
         assert_eq!(choose(&found, 15, 14), Some(&tools(15)), "never older than the source");
         assert_eq!(choose(&found[1..], 17, 18), None);
-    }
-
-    #[test]
-    fn versions_are_read_as_every_packager_writes_them() {
-        assert_eq!(major_of("pg_dump (PostgreSQL) 15.4 (Debian 15.4-1.pgdg120+1)\n"), Some(15));
-        assert_eq!(major_of("pg_dump (PostgreSQL) 18beta1\n"), Some(18));
-        assert_eq!(major_of("pg_dump 15"), None);
     }
 
     #[test]

@@ -52,25 +52,11 @@ impl Making {
     /// Keys that the stream needs from its beginning, made in tables that are empty still, so at once.
     pub(super) fn keys(&self, to: &Facts) -> Vec<Finding> {
         let identities = identities(&self.from);
-        let is_key = |finding: &Finding| match finding.kind {
-            Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex => identities
-                .iter()
-                .any(|(table, object)| *table == finding.table && object.contains(&finding.object)),
-            Kind::Constraint
-            | Kind::ForeignKey
-            | Kind::Default
-            | Kind::Sequence
-            | Kind::Statistics
-            | Kind::Trigger
-            | Kind::Rule
-            | Kind::Policy
-            | Kind::RowSecurity
-            | Kind::ReplicaIdentity
-            | Kind::Cluster
-            | Kind::Owner
-            | Kind::Privilege
-            | Kind::Comment
-            | Kind::Publication => false,
+        let is_key = |finding: &Finding| {
+            matches!(finding.kind, Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex)
+                && identities
+                    .iter()
+                    .any(|(table, object)| *table == finding.table && object.contains(&finding.object))
         };
         self.compared(to).into_iter().filter(is_key).collect()
     }
@@ -135,7 +121,7 @@ pub(super) async fn plan(
     if !refusals.is_empty() {
         return Err(together(refusals));
     }
-    let tools = Tools::find(major(&on_source).await?, major(&on_target).await?).await?;
+    let tools = Tools::find(&on_source, major(&on_source).await?, major(&on_target).await?).await?;
     let (steps, made) = written_down(&tools, source, &from, &needs).await?;
     let attire = needs::attire(&on_source, &needs).await?;
     Ok(Making { pairs: missing, steps, made, attire, from })

@@ -15,6 +15,7 @@ use segue_model::name::QualifiedName;
 use segue_model::region::Extent;
 use segue_model::sqltext::quote_ident;
 use segue_model::table::Table;
+use segue_postgres::client_programs::{self, Programs};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::traffic;
 use segue_postgres::verify::{Moment, PgComparable, PgSides};
@@ -59,60 +60,29 @@ pub(super) async fn check(source: &Client, directory: &Path, migration: &str) ->
     // The only way to know.
     let probe = tempfile::Builder::new().prefix(".segue").tempfile_in(directory);
     probe.map_err(|e| refused(format!("nothing can be written to {shown}: {e}")))?;
-    Ok(format!("{} (PostgreSQL {})", tool.path.display(), tool.major))
+    Ok(format!("{} (PostgreSQL {})", tool.directory.join("pg_dump").display(), tool.major))
 }
 
-struct Tool {
-    path: PathBuf,
-    major: u32,
-}
-
-/// A `pg_dump` that is no older than the server: in the path, beside the server if it is here, or where packages put it.
-async fn pg_dump(source: &Client) -> Outcome<Tool> {
+/// The first `pg_dump` that is no older than the server.
+async fn pg_dump(source: &Client) -> Outcome<Programs> {
     let row = source.query_one("SELECT current_setting('server_version_num')::int / 10000", &[]).await;
     let wanted: i32 = row.map_err(|e| segue_postgres::error::fault_of(&e))?.get(0);
-    let wanted = u32::try_from(wanted).unwrap_or(0);
-    let mut found = Vec::new();
-    for directory in directories(source).await {
-        let path = directory.join("pg_dump");
-        let beside = path.is_file() && directory.join("pg_restore").is_file();
-        if let Some(major) = if beside { version(&path).await } else { None } {
-            if major >= wanted {
-                return Ok(Tool { path, major });
-            }
-            found.push(format!("{} is of PostgreSQL {major}", path.display()));
-        }
+    let found = client_programs::found(source).await;
+    if let Some(programs) = found.iter().find(|programs| programs.major >= wanted) {
+        return Ok(programs.clone());
     }
-    let found = if found.is_empty() { "there is none here".to_owned() } else { found.join(", ") };
+    let older = |Programs { directory, major }: &Programs| {
+        format!("{} is of PostgreSQL {major}", directory.join("pg_dump").display())
+    };
+    let found = match found.is_empty() {
+        true => "there is none here".to_owned(),
+        false => found.iter().map(older).collect::<Vec<_>>().join(", "),
+    };
     Err(Fault::operator(
         "SEGUE-PG-DUMP",
         format!("the archive needs pg_dump and pg_restore of PostgreSQL {wanted} or later: {found}"),
         "install the client programs of that version on the machine of `segue run`; if nothing has begun, --archive can be left out",
     ))
-}
-
-async fn directories(source: &Client) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> =
-        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    // Of another machine it says nothing useful; whoever may not ask has no server here.
-    let sql = "SELECT setting FROM pg_config WHERE name = 'BINDIR'";
-    if let Ok(Some(row)) = source.query_opt(sql, &[]).await {
-        all.push(PathBuf::from(row.get::<_, String>(0)));
-    }
-    let packaged = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut packaged: Vec<PathBuf> = packaged.map(|entry| entry.path().join("bin")).collect();
-    packaged.sort();
-    all.extend(packaged);
-    all
-}
-
-/// The major version of a program; `None` if it cannot be run.
-async fn version(program: &Path) -> Option<u32> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // `pg_dump (PostgreSQL) 15.8 (Debian …)`, `pg_dump (PostgreSQL) 18beta1`
-    let number = text.split_once("(PostgreSQL) ")?.1;
-    number.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
 /// Writes the archive, from nothing or from whatever an earlier process has left of it. Returns its files.
@@ -193,13 +163,13 @@ fn program(path: &Path) -> Command {
 }
 
 async fn dump_tables(
-    tool: &Tool,
+    tool: &Programs,
     source: &Endpoint,
     snapshot: &str,
     tables: &[QualifiedName],
     file: &Path,
 ) -> Outcome<()> {
-    let mut command = program(&tool.path);
+    let mut command = program(&tool.directory.join("pg_dump"));
     command.envs(source.libpq()).env("PGAPPNAME", "segue archive");
     command.args(["--format=custom", "--no-password", &format!("--lock-wait-timeout={LOCK_WAIT_MS}")]);
     command.arg(format!("--snapshot={snapshot}")).arg("--file").arg(file);
@@ -211,8 +181,8 @@ async fn dump_tables(
 }
 
 /// The dump's table of contents, but for the triggers of fences, whose function is not in it.
-async fn without_fences(tool: &Tool, dump: &Path, migration: &str) -> Outcome<String> {
-    let mut command = program(&tool.path.with_file_name("pg_restore"));
+async fn without_fences(tool: &Programs, dump: &Path, migration: &str) -> Outcome<String> {
+    let mut command = program(&tool.directory.join("pg_restore"));
     command.arg("--list").arg(dump);
     let listed = run(command, "pg_restore --list").await?;
     let trigger = format!(" segue_fence_{migration} ");
@@ -257,7 +227,7 @@ impl Described {
     }
 
     /// What is in the tables, by the same digests that have compared them with the target's, as of the dump's snapshot.
-    async fn manifest(&self, driver: &Driver, moment: &Moment, tool: &Tool) -> Outcome<String> {
+    async fn manifest(&self, driver: &Driver, moment: &Moment, tool: &Programs) -> Outcome<String> {
         let spec = &driver.spec;
         let sql = "SELECT current_setting('server_version'), pg_current_wal_lsn()::text,
                 (SELECT s.position::text FROM segue.stream s WHERE s.migration = $1 AND s.direction = 'reverse')";
