@@ -54,6 +54,17 @@ async fn what_is_contained_writes_nothing_until_it_may_go_on_again() {
     pair.source.execute("INSERT INTO public.t (v) VALUES ('after')").await;
     pair.caught_up().await;
     assert_eq!(rows(&pair).await, "1002", "{}", run.lines().join("\n"));
+    // So is whoever takes over from one that was paused.
+    pair.segue(&["pause", "--reason", "lunch"], 0);
+    run.kill9();
+    let run = pair.run();
+    pair.source.execute("INSERT INTO public.t (v) VALUES ('at lunch')").await;
+    status(&pair, ": lunch").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rows(&pair).await, "1002");
+    pair.segue(&["resume"], 0);
+    pair.caught_up().await;
+    assert_eq!(rows(&pair).await, "1003", "{}", run.lines().join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,6 +59,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Nothing is paused or contained any more, nor will be once a hand-over has arrived.
+    pub fn resume(&mut self) {
+        (self.paused, self.suspended, self.contained) = (None, None, false);
+    }
+
     /// The workers that the share is counted by: the operator's limit is above it.
     fn workers(&self) -> usize {
         self.workers_max.unwrap_or(usize::MAX).min(self.pieces.workers)
@@ -305,6 +310,17 @@ mod tests {
             throttle.spend(1000).await;
         }
         assert!(start.elapsed() >= Duration::from_millis(49), "5 kB at 100 kB/s");
+    }
+
+    #[tokio::test]
+    async fn who_pays_does_not_wait_for_a_rate_that_is_lifted() {
+        let throttle = Throttle::new(Limits { bytes_per_s_max: Some(1), ..Limits::default() });
+        let lift = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            throttle.change(|limits| limits.bytes_per_s_max = None);
+        };
+        let both = async { tokio::join!(throttle.spend(100_000), lift) };
+        assert!(tokio::time::timeout(Duration::from_secs(10), both).await.is_ok(), "it was a day");
     }
 
     #[tokio::test]

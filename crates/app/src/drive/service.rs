@@ -15,6 +15,7 @@ use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, Wa
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
+use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -390,9 +391,7 @@ impl Service<'_> {
                 "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
             }
             "resume" => {
-                limits.change(|limits| {
-                    (limits.paused, limits.suspended, limits.contained) = (None, None, false);
-                });
+                limits.change(Limits::resume);
                 for side in Side::ALL {
                     if let Some(flow) = self.flows.landing_on(side) {
                         flow.verifying.hold(None);

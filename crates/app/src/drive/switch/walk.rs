@@ -238,4 +238,13 @@ mod tests {
         drop(walk);
         assert_eq!(throttle.limits().paused.as_deref(), Some("by bob"));
     }
+
+    #[test]
+    fn what_was_resumed_during_a_hand_over_stays_so() {
+        let throttle = Arc::new(Throttle::new(Limits { paused: Some("by ada".into()), ..Limits::default() }));
+        let unpaused = Unpaused::begin(throttle.clone(), "by ada".into());
+        throttle.change(Limits::resume);
+        drop(unpaused);
+        assert_eq!(throttle.limits().paused, None);
+    }
 }

@@ -307,8 +307,8 @@ fn replicas(load: &Load, blind: Option<&str>, trail: &mut Trail, now: Duration) 
         let known = worst.entry(standing.replica.name.clone()).or_insert_with(|| now.clone());
         let is_worse = match (&now, &*known) {
             (Reading::Value(now), Reading::Value(known)) => now > known,
-            (Reading::Value(_), _) => false,
-            (_, Reading::Value(_)) => true,
+            // What is hidden holds nothing back, and must not hide one that is late.
+            (Reading::Value(_), _) => true,
             _ => false,
         };
         if is_worse {
@@ -333,5 +333,32 @@ pub(super) fn state(driver: &Driver) -> ThrottleState {
         stream_percent: shares.stream.percent(),
         reasons: reasons.iter().map(ReasonState::of).collect(),
         unwatched,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_postgres::health::{Replica, Standing};
+
+    #[test]
+    fn of_standbys_that_share_a_name_the_latest_counts_wherever_it_stands() {
+        let standing = |lag_ms| {
+            let replica = Replica { name: "walreceiver".into(), lag_ms };
+            Standing { replica, replayed: None }
+        };
+        for lags in [[9_000, 3], [3, 9_000], [u64::MAX, 9_000], [9_000, u64::MAX]] {
+            let standbys = lags.map(standing).to_vec();
+            let load = Load {
+                clock_us: 0,
+                active_sessions: 0,
+                lock_waits: 0,
+                is_partly_hidden: false,
+                flushed: None,
+                standbys,
+            };
+            let found = replicas(&load, None, &mut Trail::default(), Duration::ZERO);
+            assert_eq!(found, [("walreceiver".to_owned(), Reading::Value(9_000.0))], "{lags:?}");
+        }
     }
 }
