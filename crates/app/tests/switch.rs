@@ -91,6 +91,9 @@ async fn writes_go_there_and_back_any_number_of_times() {
     for kind in ["way-back-armed", "rehearsed", "switch-begun", "switched", "reversed"] {
         assert!(journal.contains(kind), "{kind} in\n{journal}");
     }
+    let compared =
+        "SELECT bool_and(body -> 'environment' ? 'baseline') FROM segue.journal WHERE kind = 'switch-begun'";
+    assert_eq!(pair.target.scalar(compared).await.as_deref(), Some("t"), "before each hand-over");
 }
 
 #[tokio::test(flavor = "multi_thread")]

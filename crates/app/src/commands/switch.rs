@@ -177,8 +177,9 @@ fn details(moved: &Moved) -> String {
         n => format!("{n} of them differ:"),
     };
     let differing: String = moved.divergences.iter().map(|d| format!("    {d}\n")).collect();
+    let unlike: String = moved.unlike_baseline.iter().map(|what| format!("  unusual: {what}\n")).collect();
     format!(
-        "{steps}  sequences set: {}; rows compared while nobody could write: {}, {verdict}\n{differing}",
+        "{unlike}{steps}  sequences set: {}; rows compared while nobody could write: {}, {verdict}\n{differing}",
         moved.sequences, moved.compared_under_fence
     )
 }

@@ -3,7 +3,7 @@
 use super::back::{BackState, WayBack};
 use super::complete::fault_json;
 use super::flow::Flows;
-use super::gates::{Comparisons, Gates};
+use super::gates::{BASELINE, Comparisons, Gates};
 use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
 use super::switch::answer::{Progress, SwitchOrder};
@@ -119,6 +119,9 @@ impl Service<'_> {
             let measured = self.switch.measured(owner).await?;
             let mut gates = self.gates.lock().await;
             gates.look(measured).await?;
+            if let Some(baseline) = gates.new_baseline() {
+                self.driver.record(self.lease, BASELINE, baseline).await?;
+            }
             let states = gates.state(switch::move_from(owner));
             *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = (states, gates.trouble());
         }

@@ -3,13 +3,14 @@
 //! Pure, and complete: the rows that say who owns the writes and every change they may undergo ([`ownership`]),
 //! what a fenced table answers a writer ([`guard`]), which process may still ask for anything ([`token`]), the steps
 //! ([`steps`]), what comes next given what is known ([`decide`]), what has to hold before it begins ([`gates`]),
-//! what takes it back afterwards ([`rollback`]), what of a side's log may be applied to the other one ([`admission`]), and which
-//! reads go ahead of the writes ([`reads`]).
+//! what takes it back afterwards ([`rollback`]), what of a side's log may be applied to the other one ([`admission`]), which
+//! reads go ahead of the writes ([`reads`]), and whether the owner is as it was when all was quiet ([`environment`]).
 //! It knows no statement and no connection; each function says what has to be true in the database while it is
 //! evaluated, above all which locks are held. `tests/switch_model.rs` explores every interleaving of this very code.
 
 pub mod admission;
 pub mod decide;
+pub mod environment;
 pub mod gates;
 pub mod guard;
 pub mod ownership;

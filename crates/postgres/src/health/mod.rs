@@ -7,12 +7,14 @@
 //! Names, statements and ages of other roles' sessions are shown to members of `pg_read_all_stats` only. Where something
 //! is hidden, the answer says so and never takes it for young, small or absent.
 
+mod activity;
 mod load;
 mod replicas;
 mod sessions;
 mod slots;
 mod transactions;
 
+pub use activity::activity;
 pub use load::{Load, load};
 pub use replicas::{Replica, Standing, replicas, standings};
 pub use sessions::{StatefulSession, application_sessions, free_connections, sessions_with_state};

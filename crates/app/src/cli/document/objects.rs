@@ -286,6 +286,10 @@ fn moved(owner: Side, epoch: u64) -> Moved {
         steps: took.map(|(step, us)| StepTook::new(step, Duration::from_micros(us))).to_vec(),
         sequences: 4,
         compared_under_fence: 10,
+        unlike_baseline: vec![
+            "source: 900 rows are written in a second, 200 in the baseline: the drain takes longer at a peak"
+                .into(),
+        ],
         ..Moved::to(owner, Epoch(epoch)).stalled(Duration::from_micros(12_300))
     }
 }
@@ -304,6 +308,10 @@ const MOVED: &[Field] = &[
         "rows that were compared while nobody could write: those that never stood still before",
     ),
     ("divergences", "of them, those that differ, as [`verify`](#segue-verify) has them"),
+    (
+        "unlike_baseline",
+        "what was unusual about the old owner's activity when it began; absent if nothing was",
+    ),
 ];
 
 const REFUSED: &[Field] = &[

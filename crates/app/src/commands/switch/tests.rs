@@ -50,6 +50,16 @@ fn a_rehearsal_says_that_nothing_was_changed_and_what_a_switch_would_cost() {
 }
 
 #[test]
+fn what_was_unusual_is_said_first() {
+    let unlike_baseline = vec!["source: 9.2 % of all transactions fail".to_owned()];
+    let text = render(&Answer::Rehearsed(Moved { unlike_baseline, ..moved(Side::Source) }));
+    assert!(
+        text.contains("as this one did\n  unusual: source: 9.2 % of all transactions fail\n  steps:"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_was_done_before_is_not_called_done_now() {
     let text = render(&Answer::already(Side::Target, Epoch(2)));
     assert!(text.starts_with("the target owns the writes already (epoch 2); nothing was done\n"), "{text}");

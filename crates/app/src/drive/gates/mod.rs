@@ -9,6 +9,7 @@
 mod born;
 mod comparisons;
 mod ddl;
+mod environment;
 mod mirrored;
 mod series;
 mod sessions;
@@ -23,6 +24,8 @@ use born::Born;
 pub(crate) use comparisons::Comparisons;
 pub(super) use comparisons::SERIES as VERIFICATIONS;
 use ddl::Forms;
+pub(super) use environment::BASELINE;
+use environment::Surroundings;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Profile;
@@ -124,6 +127,7 @@ pub(crate) struct Gates<'d> {
     comparisons: Comparisons,
     sessions: Remembered,
     slowly: Slowly,
+    surroundings: Surroundings,
     pruned: Last,
     /// Sides that could not be looked at the last time, and why.
     unseen: Vec<String>,
@@ -149,7 +153,8 @@ impl<'d> Gates<'d> {
         profile: Profile,
         migration: &str,
     ) -> Outcome<Gates<'d>> {
-        let born = Born::read(&control.journal(0).await?)?;
+        let journal = control.journal(0).await?;
+        let born = Born::read(&journal)?;
         let opened_us = control.now_us().await?;
         let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
         let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
@@ -172,6 +177,7 @@ impl<'d> Gates<'d> {
             comparisons,
             sessions: Remembered::default(),
             slowly: Slowly::default(),
+            surroundings: Surroundings::new(profile, &journal),
             pruned: Last::default(),
             unseen: Vec::new(),
             verdicts: Vec::new(),
@@ -216,7 +222,7 @@ impl<'d> Gates<'d> {
 
     /// What is wrong with the servers, and why a side could not be looked at, a line each.
     pub(crate) fn trouble(&self) -> Vec<String> {
-        self.unseen.iter().chain(&self.slowly.trouble).cloned().collect()
+        self.unseen.iter().chain(&self.slowly.trouble).cloned().chain(self.surroundings.unlike()).collect()
     }
 
     async fn look_at_sides(&mut self, owner: Side) -> Seen {
@@ -238,6 +244,7 @@ impl<'d> Gates<'d> {
         }
         if self.slowly.compared.is_due(SLOW) {
             self.look_slowly().await;
+            self.look_around(owner).await;
         }
         if self.slowly.planned.is_due(PLAN) {
             self.plan_again(owner).await;

@@ -4,6 +4,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
+use segue_model::switch::environment::Activity;
 use segue_model::switch::gates::{Difference, Replica};
 use segue_postgres::catalog::{self, columns::ColumnForms};
 use segue_postgres::connect::Endpoint;
@@ -91,6 +92,11 @@ impl Watch {
             Ok((replicas.collect(), health::free_connections(client).await?))
         })
         .await
+    }
+
+    /// What its database has done so far.
+    pub(super) async fn activity(&mut self) -> Outcome<Activity> {
+        self.bounded(async |client| health::activity(client).await).await
     }
 
     /// Looks at what changes rarely.

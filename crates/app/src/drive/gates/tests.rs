@@ -242,6 +242,49 @@ async fn divergences_and_what_was_measured_outlive_the_attempt() {
     assert_eq!(gates.look(measured(Side::Source)).await.unwrap().divergences_open, Some(0));
 }
 
+/// What the source did while all was quiet is kept in the journal, over restarts of the driver, and what it does when a
+/// hand-over begins is told beside it.
+#[tokio::test]
+async fn the_owner_is_compared_with_the_baseline_of_the_source() {
+    let world = World::start().await;
+    let app = world.app(&world.source).await;
+    let ids = std::sync::atomic::AtomicI32::new(0);
+    // For so long as a baseline, and a comparison, take at least.
+    let at_work = async |gates: &mut Gates<'_>, then: &str| {
+        gates.look(measured(Side::Source)).await.unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(5_200) {
+            let id = ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            app.batch_execute(&format!("BEGIN; INSERT INTO t VALUES ({id}, 'x'); {then}")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            gates.slowly.compared = Last::default();
+            if id % 40 == 0 {
+                gates.look(measured(Side::Source)).await.unwrap();
+            }
+        }
+        gates.expire();
+        gates.look(measured(Side::Source)).await.unwrap();
+    };
+    {
+        let mut gates = world.gates().await;
+        at_work(&mut gates, "COMMIT").await;
+        let body = gates.new_baseline().expect("a baseline was taken");
+        assert_eq!(gates.new_baseline(), None, "it is journalled once");
+        assert!(body["source"]["rows_per_s"].as_f64().unwrap() > 10.0, "{body:#}");
+        let last = world.control.last_record().await.unwrap();
+        let entry = NewEntry { version: 1, actor: "test".into(), kind: BASELINE.into(), body };
+        world.control.append(&world.lease, last, &entry).await.unwrap();
+    }
+    let mut gates = world.gates().await;
+    at_work(&mut gates, "ROLLBACK").await;
+    assert_eq!(gates.new_baseline(), None, "one is enough");
+    let (body, unlike) = gates.environment();
+    assert!(body["baseline"]["failed_share"].as_f64().unwrap() < 0.1, "{body:#}");
+    assert!(body["now"]["failed_share"].as_f64().unwrap() > 0.3, "{body:#}");
+    let fails = |line: &String| line.starts_with("source: ") && line.contains("% of all transactions fail");
+    assert!(unlike.iter().any(fails) && gates.trouble().iter().any(fails), "{unlike:?}");
+}
+
 #[tokio::test]
 async fn ten_seconds_of_looks_are_one_stored_sample_and_a_superseded_driver_stores_none() {
     let world = World::start().await;

@@ -126,6 +126,9 @@ pub(crate) struct Moved {
     pub(crate) compared_under_fence: u64,
     /// Of them, those that differ.
     pub(crate) divergences: Vec<Divergence>,
+    /// What was unusual about the old owner's activity when it began, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unlike_baseline: Vec<String>,
 }
 
 /// A switch that was undone.
@@ -178,6 +181,7 @@ impl Moved {
             sequences: 0,
             compared_under_fence: 0,
             divergences: Vec::new(),
+            unlike_baseline: Vec::new(),
         }
     }
 

@@ -13,8 +13,28 @@ use segue_model::switch::decide::Asked;
 use segue_model::switch::gates::{self, Gate, Override};
 use segue_model::table::Table;
 use segue_postgres::sequences::Sequences;
+use serde_json::{Value, json};
 use std::time::Instant;
 use tokio::sync::watch;
+
+/// What is known before a hand-over begins.
+pub(super) struct Beginning {
+    /// The gates that are closed.
+    pub(super) blockers: Vec<gates::Blocker>,
+    /// Sequences that were found not to be ready.
+    pub(super) unready: Vec<String>,
+    /// The owner's activity beside its baseline, for the journal …
+    pub(super) environment: Value,
+    /// … and what is unusual about it, for people.
+    pub(super) unlike: Vec<String>,
+}
+
+impl Beginning {
+    /// The record of a hand-over that begins.
+    pub(super) fn begun(&self, asked: Asked, by: &str, overrides: &[Override]) -> Value {
+        json!({ "asked": asked, "by": by, "overrides": overrides, "environment": self.environment })
+    }
+}
 
 impl Switch<'_> {
     /// Refuses what could only wait for ever.
@@ -71,21 +91,21 @@ impl Switch<'_> {
         }
     }
 
-    /// The gates that are closed, and the sequences that were found not to be ready.
+    /// The gates that are closed, and what else is known before it begins.
     pub(super) async fn blockers(
         &self,
         asked: Asked,
         owner: Side,
         overrides: &[Override],
-    ) -> Outcome<(Vec<gates::Blocker>, Vec<String>)> {
+    ) -> Outcome<Beginning> {
         // Nothing that somebody looked at earlier.
         *self.paired.lock().await = None;
         let measured = self.measured(owner).await?;
         let unready = measured.sequences_unready.clone().unwrap_or_default();
-        let evidence = {
+        let (evidence, (environment, unlike)) = {
             let mut gates = self.gates.lock().await;
             gates.expire();
-            gates.look(measured).await?
+            (gates.look(measured).await?, gates.environment())
         };
         let mut blockers = gates::blockers(move_from(owner), self.driver.spec.profile, &evidence, overrides);
         if asked == Asked::Rehearse {
@@ -95,7 +115,7 @@ impl Switch<'_> {
         if self.flows.has_lost(owner) {
             blockers.retain(|blocker| blocker.gate != Gate::WayBack);
         }
-        Ok((blockers, unready))
+        Ok(Beginning { blockers, unready, environment, unlike })
     }
 
     /// What the gates are judged by, as far as it is known here.

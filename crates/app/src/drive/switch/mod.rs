@@ -329,15 +329,14 @@ impl<'d> Switch<'d> {
         if is_there || of.is_some_and(|of| of != epoch) {
             return Ok(Answer::already(owner, epoch));
         }
-        let (blockers, unready) = self.blockers(asked, owner, &overrides).await?;
-        let begun = json!({ "asked": asked, "by": by, "overrides": overrides });
+        let found = self.blockers(asked, owner, &overrides).await?;
+        let blockers = &found.blockers;
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
-            return Ok(Answer::refused(&blockers));
+            return Ok(Answer::refused(blockers));
         }
-        self.journal.note("switch-begun", begun);
-        let mut walk = Walk::new(asked, Some(progress));
-        walk.unready = unready;
+        self.journal.note("switch-begun", found.begun(asked, by, &overrides));
+        let mut walk = Walk::new(asked, Some(progress)).knowing(found.unready, found.unlike);
         self.walk(&mut walk).await?;
         let (rows, now) = self.owned().await?;
         let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());

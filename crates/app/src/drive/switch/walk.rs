@@ -67,6 +67,8 @@ pub(super) struct Walk {
     pub(super) hands: Option<Hands>,
     /// Sequences that cannot be set, and that the gates were gone through with.
     pub(super) unready: Vec<String>,
+    /// What was unusual about the owner when it began.
+    pub(super) unlike: Vec<String>,
     /// As long as it is here no part of a table is moved.
     pub(super) still: Option<Frozen>,
     /// When the fence that stands was asked for: from then on writers wait.
@@ -103,6 +105,11 @@ impl Walk {
         Walk { armed: true, leftover, ..Walk::new(Asked::Nothing, None) }
     }
 
+    /// With the sequences that cannot be set, and what was unusual about the owner.
+    pub(super) fn knowing(self, unready: Vec<String>, unlike: Vec<String>) -> Walk {
+        Walk { unready, unlike, ..self }
+    }
+
     /// A hand-over that was asked for; `progress` hears of each step.
     pub(super) fn new(asked: Asked, progress: Option<watch::Sender<Progress>>) -> Walk {
         Walk {
@@ -115,6 +122,7 @@ impl Walk {
             settled: None,
             hands: None,
             unready: Vec::new(),
+            unlike: Vec::new(),
             still: None,
             stall_since: None,
             stall: None,
@@ -208,6 +216,7 @@ impl Walk {
         let moved = Moved {
             steps: self.steps,
             sequences: self.sequences,
+            unlike_baseline: self.unlike,
             compared_under_fence: self.compared,
             ..Moved::to(now, epoch).stalled(stall)
         };
