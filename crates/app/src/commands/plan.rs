@@ -12,13 +12,11 @@ use segue_model::name::QualifiedName;
 use segue_model::spec::{Create, Spec};
 use segue_model::switch::Side;
 use segue_model::table::Table;
-use segue_postgres::birth::Direction;
 use segue_postgres::catalog::Catalog;
 use segue_postgres::changes::{About, Change, On, Step, changes};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::error::fault_of;
 use segue_postgres::preflight::{self, Checked, Finding, Looks, Verdict};
-use segue_postgres::sequences::Sequences;
 use segue_postgres::{estimate, fence, grants, target_schema};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -68,10 +66,14 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
     let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
     let mut checks = preflight::check_all(&looks).await?;
     let (catalog, back) = (looks.catalog().clone(), looks.back().clone());
+    // What cannot be paired is among the checks' findings.
+    let sequences = looks.sequences().await;
+    let sequences: Vec<QualifiedName> =
+        sequences.iter().flat_map(|all| all.pairs()).map(|pair| pair.to.clone()).collect();
     drop(looks);
     let way_back = way_back(spec, &back);
     let mut changes = created(spec, &sides, &pairs, &mut checks).await?;
-    changes.extend(all_changes(spec, &sides, (&source, &target), (&catalog, &back)).await?);
+    changes.extend(all_changes(spec, &sides, (&source, &target), (&catalog, &back), &sequences).await?);
     let estimate = measured(spec, &source, &catalog).await?;
     let planned = |table: &Table| PlannedTable {
         source: table.source.to_string(),
@@ -202,6 +204,7 @@ async fn all_changes(
     sides: &Sides,
     (source, target): (&Client, &Client),
     (catalog, back): (&Catalog, &Catalog),
+    sequences: &[QualifiedName],
 ) -> Outcome<Vec<Change>> {
     let names = |side: Side| -> Vec<QualifiedName> {
         let name = |table: &Table| match side {
@@ -213,10 +216,6 @@ async fn all_changes(
     let fenced = |tree: Vec<(u32, QualifiedName)>| tree.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
     let on_source = fenced(fence::tree(source, &names(Side::Source)).await?);
     let on_target = fenced(fence::tree(target, &names(Side::Target)).await?);
-    // What cannot be paired is among the checks' findings.
-    let sequences = Sequences::pair(source, target, &catalog.tables, Direction::Forward).await;
-    let sequences: Vec<QualifiedName> =
-        sequences.iter().flat_map(Sequences::pairs).map(|pair| pair.to.clone()).collect();
     let mut guarded = Vec::new();
     for (side, client) in [(Side::Source, source), (Side::Target, target)] {
         if spec.guard.ddl && is_superuser(client).await? {
@@ -231,7 +230,7 @@ async fn all_changes(
         source: &catalog.relations,
         target: &back.relations,
         fenced: [&on_source, &on_target],
-        sequences: &sequences,
+        sequences,
         has_control: is_apart,
         guarded: &guarded,
         copy_workers: spec.copy.workers,

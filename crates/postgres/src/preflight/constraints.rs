@@ -5,7 +5,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
 use segue_model::switch::Side;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a table promises about its rows, on one side.
 struct Promise {
@@ -65,10 +65,30 @@ fn reworded(definition: &str, to: &QualifiedName) -> String {
     format!("{before} REFERENCES {}{}", to.sql(), &after[columns..])
 }
 
+/// The target's tables whose foreign keys cannot be NOT VALID: partitioned ones, before PostgreSQL 18.
+async fn checked_at_once(looks: &Looks<'_>) -> Outcome<BTreeSet<i64>> {
+    let sql = "SELECT t.no FROM root t JOIN pg_class c ON c.oid = t.oid
+          WHERE c.relkind = 'p' AND current_setting('server_version_num')::int < 180000";
+    Ok(looks.ask_pairs(Side::Target, sql).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// The statement that makes a foreign key, and when to run it.
+fn foreign_key(table: &str, name: &str, definition: &str, is_checked_at_once: bool) -> String {
+    let definition = definition.trim_end_matches(" NOT VALID");
+    let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} {definition}");
+    if is_checked_at_once {
+        return format!(
+            "{add}; -- after the backfill: a partitioned table's cannot be NOT VALID before PostgreSQL 18"
+        );
+    }
+    format!("{add} NOT VALID; -- and VALIDATE CONSTRAINT after the backfill")
+}
+
 /// A promise that only the source keeps is broken after the switch; one that only the target keeps refuses a row that the
 /// source has taken, and the stream stops there.
 pub(super) async fn one_sided(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let (here, there) = (promises(looks, Side::Source).await?, promises(looks, Side::Target).await?);
+    let checked_at_once = checked_at_once(looks).await?;
     let mut found = Vec::new();
     for ((no, _), promise) in here.iter().filter(|(key, _)| !there.contains_key(key)) {
         let table = looks.table(Side::Target, *no);
@@ -82,12 +102,7 @@ pub(super) async fn one_sided(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
                 "CREATE UNIQUE INDEX {name} ON {sql} {}; -- better after the backfill",
                 promise.definition
             ),
-            "FOREIGN KEY" => {
-                format!(
-                    "ALTER TABLE {sql} ADD CONSTRAINT {name} {} NOT VALID; -- and VALIDATE CONSTRAINT after the backfill",
-                    promise.definition.trim_end_matches(" NOT VALID")
-                )
-            }
+            "FOREIGN KEY" => foreign_key(&sql, &name, &promise.definition, checked_at_once.contains(no)),
             _ => format!("ALTER TABLE {sql} ADD CONSTRAINT {name} {};", promise.definition),
         };
         found.push(Finding::warn(Side::Target, what, remedy).about(&table));
@@ -151,6 +166,16 @@ pub(super) async fn leading_out(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partitioned_table_before_18_is_told_no_not_valid() {
+        let of = |at_once| {
+            foreign_key("public.p", "fk", "FOREIGN KEY (v) REFERENCES public.t(id) NOT VALID", at_once)
+        };
+        let add = "ALTER TABLE public.p ADD CONSTRAINT fk FOREIGN KEY (v) REFERENCES public.t(id)";
+        assert!(of(true).starts_with(&format!("{add}; -- after the backfill")), "{}", of(true));
+        assert!(of(false).starts_with(&format!("{add} NOT VALID; --")), "{}", of(false));
+    }
 
     #[test]
     fn a_foreign_key_refers_to_the_targets_table() {

@@ -7,6 +7,7 @@ use crate::birth::{self, Direction, stream_name};
 use crate::catalog::{self, Catalog, server};
 use crate::error::fault_of;
 use crate::schema;
+use crate::sequences::Sequences;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -14,6 +15,7 @@ use segue_model::spec::Profile;
 use segue_model::switch::Side;
 use std::collections::HashSet;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Row};
 
 /// What the spec says, as far as a check needs it.
@@ -51,6 +53,8 @@ pub struct Looks<'a> {
     pub(super) no_way_back: Vec<Fault>,
     /// Places of the pairs that are there on both sides.
     there: HashSet<usize>,
+    /// Paired when first asked for: it is among the longest looks at a large catalogue.
+    sequences: OnceCell<Sequences>,
 }
 
 /// The tables `$1`, `$2` (schemas and names, in the order of the pairs) and all that is below them.
@@ -96,8 +100,17 @@ impl<'a> Looks<'a> {
                 |fault: &Fault| refusals.iter().any(|r| (r.code, &r.what) == (fault.code, &fault.what));
             no_way_back.retain(|fault| !is_said(fault));
         }
-        let mut looks =
-            Looks { source, target, asked, catalog, back, refusals, no_way_back, there: HashSet::new() };
+        let mut looks = Looks {
+            source,
+            target,
+            asked,
+            catalog,
+            back,
+            refusals,
+            no_way_back,
+            there: HashSet::new(),
+            sequences: OnceCell::new(),
+        };
         looks.there = looks.pairs_there().await?;
         Ok(looks)
     }
@@ -110,6 +123,13 @@ impl<'a> Looks<'a> {
     /// The plan's facts; its refusals are among the findings.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// The source's sequences and those of the target that go on for them.
+    pub async fn sequences(&self) -> Outcome<&Sequences> {
+        let tables = &self.catalog.tables;
+        let pair = || Sequences::pair(self.source, self.target, tables, Direction::Forward);
+        self.sequences.get_or_try_init(pair).await
     }
 
     /// What `segue run` refuses.

@@ -2,8 +2,6 @@
 //! large objects, and the numbers of its types.
 
 use super::{Finding, Looks};
-use crate::birth::Direction;
-use crate::sequences::Sequences;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -126,8 +124,7 @@ pub(super) async fn identity(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 
 /// A sequence is in no stream. One that cannot be set on the target is a red gate of the switch: keys would be given twice.
 pub(super) async fn sequences(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
-    let (source, target) = (looks.client(Side::Source), looks.client(Side::Target));
-    let paired = Sequences::pair(source, target, &looks.catalog().tables, Direction::Forward).await?;
+    let paired = looks.sequences().await?;
     let remedy = "make the sequence there as it is on the source, let the column's default name it, and grant Segue's role \
                   SELECT and UPDATE on it";
     let unready = paired.unready().iter().map(|what| Finding::warn(Side::Target, what, remedy));
