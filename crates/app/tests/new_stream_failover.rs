@@ -5,6 +5,7 @@
 
 mod support;
 
+use segue_testkit::Options;
 use segue_testkit::cluster::{Cluster, StandbyOptions};
 use segue_testkit::proxy::Proxy;
 use support::{PATIENCE, Pair, fire, fire::Fire, slow::until};
@@ -13,7 +14,10 @@ const STANDBY: &str = "standby1";
 
 /// A standby that every commit on the source waits for, so that a failover loses nothing.
 async fn synchronous_standby(source: &Cluster) -> Cluster {
-    let mut options = StandbyOptions::named(STANDBY);
+    synchronous(source, StandbyOptions::named(STANDBY)).await
+}
+
+async fn synchronous(source: &Cluster, mut options: StandbyOptions) -> Cluster {
     options.settings.push(("synchronous_standby_names".into(), String::new()));
     let standby = Cluster::standby_of(source, options).await;
     source.set("synchronous_standby_names", STANDBY).await;
@@ -92,4 +96,76 @@ async fn what_a_failover_lost_is_said_removed_and_counted() {
     pair.source.execute("INSERT INTO public.t VALUES (2000, 'streamed')").await;
     pair.caught_up().await;
     pair.assert_equal(&["public"]).await;
+}
+
+/// A standby that keeps the stream's slot in step, and which the stream waits for.
+async fn standby_with_slots(source: &Cluster) -> Cluster {
+    let standby = synchronous(source, StandbyOptions::named(STANDBY).with_failover_slots()).await;
+    source.set("synchronized_standby_slots", STANDBY).await;
+    standby
+}
+
+/// Waits until the standby's copy of the slot is there, and would (or would not) outlive a promotion.
+async fn slot_synchronised(source: &Cluster, standby: &Cluster, outlives: bool) {
+    let slot = format!(
+        "SELECT synced AND temporary <> {outlives} FROM pg_replication_slots WHERE slot_name = 'segue_test_fwd'"
+    );
+    until("the slot is on the standby", async || {
+        // What the two servers do now and then by themselves: find a place to decode from, look for slots.
+        source.execute("SELECT pg_log_standby_snapshot()").await;
+        standby.execute("SELECT pg_reload_conf()").await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        standby.scalar(&slot).await.as_deref() == Some("t")
+    })
+    .await;
+}
+
+/// The server itself has kept the slot: nothing is to be ordered, and nothing is copied or compared again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_with_a_synchronised_slot_is_followed_and_one_too_early_is_refused() {
+    let mut fire = Fire::on(&Options::major(17), 20_000, fire::seed(), 100).await;
+    let standby = standby_with_slots(&fire.pair.source).await;
+    fire.dies_at("region.committed", 8).await;
+    // It outlives the process: the slot is in step only after a while.
+    fire.pair.segue(&["throttle", "--rate", "64KiB"], 0);
+    let run = fire.pair.run();
+    slot_synchronised(&fire.pair.source, &standby, true).await;
+    fire.progress(50).await;
+    fail_over(&mut fire, standby).await;
+    drop(run);
+    let unfinished = "SELECT backfilled_at IS NULL FROM segue.stream";
+    assert_eq!(fire.pair.target.scalar(unfinished).await.as_deref(), Some("t"), "copied too soon");
+    let run = fire.pair.run();
+    fire.pair.caught_up().await;
+    fire.pair.segue(&["throttle", "--off"], 0);
+    fire.pair.reaches(&run, "following").await;
+
+    // While it follows.
+    let standby = standby_with_slots(&fire.pair.source).await;
+    slot_synchronised(&fire.pair.source, &standby, true).await;
+    fire.progress(50).await;
+    fail_over(&mut fire, standby).await;
+    drop(run);
+    let run = fire.pair.run();
+    fire.progress(50).await;
+    fire.pair.caught_up().await;
+    let stream = "SELECT timeline || ' ' || incarnation FROM segue.stream";
+    assert_eq!(
+        fire.pair.target.scalar(stream).await.as_deref(),
+        Some("3 1"),
+        "one stream, on three timelines"
+    );
+    let orders = "SELECT count(*) FROM segue.journal WHERE kind = 'new-stream'";
+    assert_eq!(fire.pair.target.scalar(orders).await.as_deref(), Some("0"));
+
+    // The standby has begun to keep it, and cannot promise anything yet: a promotion drops it.
+    fire.pair.stop(&run).await;
+    fire.progress(50).await;
+    let standby = standby_with_slots(&fire.pair.source).await;
+    slot_synchronised(&fire.pair.source, &standby, false).await;
+    fail_over(&mut fire, standby).await;
+    let said = fire.pair.refused(&fire.pair.run(), "SEGUE-SLOT-LOST").await;
+    assert!(said.contains("is gone") && said.contains("next: `segue run --new-stream`"), "{said}");
+    let (run, _) = fire.pair.renewed().await;
+    fire.settle(&run).await;
 }

@@ -3,6 +3,7 @@
 use super::{PATIENCE, Pair};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use segue_testkit::Options;
 use segue_testkit::kill::{self, Process};
 use segue_testkit::proxy::Proxy;
 use segue_testkit::workload::{self, Handle, Report, Workload, schema};
@@ -46,7 +47,12 @@ pub fn seed() -> u64 {
 impl Fire {
     /// Seeds a shop of about `rows` rows on the source, makes an empty one on the target, and lets the writers loose.
     pub async fn start(rows: u64, seed: u64, per_second: u32) -> Fire {
-        let pair = Pair::start(&["shop.*"]).await;
+        Fire::on(&Options::default(), rows, seed, per_second).await
+    }
+
+    /// As [`Fire::start`], with both servers made with these options.
+    pub async fn on(servers: &Options, rows: u64, seed: u64, per_second: u32) -> Fire {
+        let pair = Pair::with(servers.clone(), servers.clone(), &["shop.*"]).await;
         let (source, target) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
         tokio::try_join!(schema::create(&source), schema::create(&target)).expect("create the schema");
         schema::seed_data(&source, rows).await.expect("seed");

@@ -11,6 +11,8 @@ pub struct StandbyOptions {
     pub application_name: String,
     /// The local port it reaches the primary through, if not the primary's own.
     pub through_port: Option<u16>,
+    /// The database that it names to its primary; synchronising slots needs one.
+    pub database: Option<String>,
     /// Settings that override those it inherits.
     pub settings: Vec<(String, String)>,
 }
@@ -21,8 +23,18 @@ impl StandbyOptions {
         StandbyOptions {
             application_name: application_name.to_owned(),
             through_port: None,
+            database: None,
             settings: Vec::new(),
         }
+    }
+
+    /// Keeps the primary's failover slots in step, from PostgreSQL 17 on.
+    pub fn with_failover_slots(mut self) -> StandbyOptions {
+        self.database = Some("postgres".to_owned());
+        for setting in ["sync_replication_slots", "hot_standby_feedback"] {
+            self.settings.push((setting.to_owned(), "on".to_owned()));
+        }
+        self
     }
 }
 
@@ -40,12 +52,15 @@ impl Cluster {
         options.settings.extend(standby.settings);
         let cluster =
             Cluster::assemble(home, options, primary.installation.clone(), user, primary.password.clone());
-        let conninfo = format!(
+        let mut conninfo = format!(
             "host=127.0.0.1 port={} user=postgres password={} application_name={}",
             standby.through_port.unwrap_or(primary.port()),
             primary.password,
             standby.application_name
         );
+        if let Some(database) = &standby.database {
+            conninfo.push_str(&format!(" dbname={database}"));
+        }
         cluster.write_settings();
         cluster.write_file("standby.signal", "");
         cluster.write_file("backup_label", &label);
