@@ -144,11 +144,13 @@ pub(super) async fn failover(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         }
         let names = shown(standbys.into_iter().map(|standby| standby.name));
         let what = format!(
-            "the {side} has standbys ({names}), and the stream's slot is on the primary alone: a failover loses the stream. Nothing is \
-             lost in silence, but the copied rows have to be compared, or copied, again"
+            "the {side} has standbys ({names}), and the stream's slot is on the primary alone, unless a standby keeps it in step: \
+             without that a failover loses the stream. Nothing is lost in silence, but the copied rows have to be compared, or \
+             copied, again"
         );
-        let remedy =
-            "plan no failover of that server for the time of the migration, or take one into account";
+        let remedy = "plan no failover of that server for the time of the migration, or take one into account; from 17 on a \
+             standby keeps the slot in step with sync_replication_slots and hot_standby_feedback on, a dbname in its \
+             primary_conninfo, and its own slot in this server's synchronized_standby_slots: then the stream goes on there by itself";
         found.push(Finding::warn(side, what, remedy));
     }
     Ok(found)
