@@ -119,11 +119,13 @@ impl Service<'_> {
             let measured = self.switch.measured(owner).await?;
             let mut gates = self.gates.lock().await;
             gates.look(measured).await?;
-            if let Some(baseline) = gates.new_baseline() {
-                self.driver.record(self.lease, BASELINE, baseline).await?;
-            }
+            let baseline = gates.new_baseline();
             let states = gates.state(switch::move_from(owner));
             *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = (states, gates.trouble());
+            drop(gates);
+            if let Some(baseline) = baseline {
+                self.driver.record(self.lease, BASELINE, baseline).await?;
+            }
         }
     }
 

@@ -20,8 +20,10 @@ const ROWS_PER_S_MIN: f64 = 20.0;
 const WORK_MS_MIN: f64 = 1.0;
 /// … and if so much more of all transactions fail.
 const FAILED_SHARE_MIN: f64 = 0.01;
-/// A share or a mean of fewer transactions in a second than these is chance.
-const TRANSACTIONS_PER_S_MIN: f64 = 5.0;
+/// A share or a mean of fewer transactions in a second than these is chance, or Segue's own looks; …
+const TRANSACTIONS_PER_S_MIN: f64 = 20.0;
+/// … and so are fewer failures than these.
+const FAILURES_MIN: f64 = 10.0;
 
 /// What a database has counted since its statistics began, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +99,8 @@ impl Rates {
             found.push(format!("a transaction takes {now:.1} ms, {before:.1} in the baseline: find what slows them down first"));
         }
         let (now, before) = (self.failed_share, baseline.failed_share);
-        if now - before >= FAILED_SHARE_MIN && now > before * UNUSUAL {
+        let failures = now * self.transactions_per_s * self.over_ms as f64 / 1000.0;
+        if failures >= FAILURES_MIN && now - before >= FAILED_SHARE_MIN && now > before * UNUSUAL {
             let (now, before) = (now * 100.0, before * 100.0);
             found.push(format!(
                 "{now:.1} % of all transactions fail, {before:.1} % in the baseline: find out why first"
@@ -170,7 +173,8 @@ impl Environment {
     /// The owner's activity over the last short time, if it was watched for long enough.
     pub fn now(&self) -> Option<Rates> {
         let last = self.seen.last()?;
-        let from = self.seen.iter().rev().find(|seen| before(seen, last) >= RECENT_MIN)?;
+        // The longest that is short: what comes in bursts is not taken for a change.
+        let from = self.seen.iter().find(|seen| (RECENT_MIN..=RECENT_MAX).contains(&before(seen, last)))?;
         Rates::between(from, last)
     }
 

@@ -244,7 +244,10 @@ impl<'d> Gates<'d> {
         }
         if self.slowly.compared.is_due(SLOW) {
             self.look_slowly().await;
-            self.look_around(owner).await;
+            // It decides nothing: a side that does not answer is not asked again for it.
+            if self.unseen.is_empty() {
+                self.look_around(owner).await;
+            }
         }
         if self.slowly.planned.is_due(PLAN) {
             self.plan_again(owner).await;

@@ -3,7 +3,7 @@
 use super::answer::Progress;
 use super::{PAIRED_FOR, Switch, move_from};
 use crate::drive::back::BackState;
-use crate::drive::gates::Measured;
+use crate::drive::gates::{BASELINE, Measured};
 use crate::report::LiveVerification;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -105,7 +105,11 @@ impl Switch<'_> {
         let (evidence, (environment, unlike)) = {
             let mut gates = self.gates.lock().await;
             gates.expire();
-            (gates.look(measured).await?, gates.environment())
+            let evidence = gates.look(measured).await?;
+            if let Some(baseline) = gates.new_baseline() {
+                self.journal.note(BASELINE, baseline);
+            }
+            (evidence, gates.environment())
         };
         let mut blockers = gates::blockers(move_from(owner), self.driver.spec.profile, &evidence, overrides);
         if asked == Asked::Rehearse {
