@@ -8,6 +8,7 @@
 )]
 
 pub mod callers;
+pub mod definitions;
 pub mod fire;
 pub mod moving;
 pub mod orders;

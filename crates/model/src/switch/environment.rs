@@ -1,7 +1,7 @@
 //! Is the owner now as it was when nothing was going on? Its activity over a short time, compared with a baseline.
 //!
-//! Counters of the database as a whole, Segue's own few transactions included: they are in the baseline too. It opens and
-//! closes nothing; a person who is about to switch should know that the application fails, is slow, or is at its peak.
+//! Counters of the database as a whole, Segue's own looks included, about ten transactions in a second. It opens and closes
+//! nothing; a person who is about to switch should know that the application fails, is slow, or is at its peak.
 
 use crate::spec::Profile;
 use serde::{Deserialize, Serialize};
@@ -155,7 +155,7 @@ impl Environment {
         let keep =
             if self.baseline.is_none() && is_source { self.window.max(RECENT_MAX) } else { RECENT_MAX };
         let old = self.seen.partition_point(|seen| before(seen, &now) > keep);
-        // The one before those that are young enough: otherwise no two would be far enough from each other.
+        // With the one before those that are young enough: a window is at least as long as it is asked to be.
         self.seen.drain(..old.saturating_sub(1));
         if self.baseline.is_some() || !is_source {
             return None;
@@ -175,7 +175,18 @@ impl Environment {
         let last = self.seen.last()?;
         // The longest that is short: what comes in bursts is not taken for a change.
         let from = self.seen.iter().find(|seen| (RECENT_MIN..=RECENT_MAX).contains(&before(seen, last)))?;
-        Rates::between(from, last)
+        let rates = Rates::between(from, last)?;
+        Some(Rates { work_ms: self.usual_work_ms(from.at_us).or(rates.work_ms), ..rates })
+    }
+
+    /// The median of the work in a transaction between two looks each: a report of an hour is counted when it ends, and then
+    /// as if all of it had been done since the look before.
+    fn usual_work_ms(&self, from_us: i64) -> Option<f64> {
+        let looks = self.seen.windows(2).filter(|pair| pair[0].at_us >= from_us);
+        let mut works: Vec<f64> =
+            looks.filter_map(|pair| Rates::between(&pair[0], &pair[1])?.work_ms).collect();
+        works.sort_by(f64::total_cmp);
+        works.get(works.len().saturating_sub(1) / 2).copied()
     }
 
     /// What is not as in the baseline, a line each.
@@ -278,8 +289,31 @@ mod tests {
 
     #[test]
     fn the_target_gives_no_baseline_and_is_compared_with_the_sources() {
-        let mut environment = Environment::new(Profile::Dev, None);
-        assert!((0..100).all(|s| environment.look(even(s), false).is_none()));
+        let baseline = Rates::between(&even(0), &even(600)).unwrap();
+        for (baseline, lines) in [(None, 0), (Some(baseline), 1)] {
+            let mut environment = Environment::new(Profile::Dev, baseline);
+            for second in 0..100 {
+                let busy = Activity { rows_written: second * 1000, ..even(second) };
+                assert_eq!(environment.look(busy, false), None);
+            }
+            assert_eq!(environment.unlike().len(), lines);
+        }
+    }
+
+    #[test]
+    fn what_comes_in_bursts_and_a_report_that_ends_are_nothing_unusual() {
+        let baseline = Rates::between(&even(0), &even(600)).unwrap();
+        let mut environment = Environment::new(Profile::Prod, Some(baseline));
+        for second in (0..=120).step_by(10) {
+            let burst = second / 60 * 60 * 200;
+            let report = if second >= 115 { 3_600_000_000 } else { 0 };
+            let look = Activity {
+                rows_written: burst,
+                work_us: even(second).work_us.map(|us| us + report),
+                ..even(second)
+            };
+            environment.look(look, true);
+        }
         assert_eq!(environment.unlike(), [""; 0]);
     }
 }

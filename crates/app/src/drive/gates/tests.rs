@@ -254,11 +254,13 @@ async fn the_owner_is_compared_with_the_baseline_of_the_source() {
         gates.look(measured(Side::Source)).await.unwrap();
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(5_200) {
-            let id = ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            app.batch_execute(&format!("BEGIN; INSERT INTO t VALUES ({id}, 'x'); {then}")).await.unwrap();
+            // Enough beside the looks themselves, on a busy machine too.
+            let id = ids.fetch_add(10, std::sync::atomic::Ordering::Relaxed);
+            let ten = (id..id + 10).map(|id| format!("BEGIN; INSERT INTO t VALUES ({id}, 'x'); {then};"));
+            app.batch_execute(&ten.collect::<String>()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
             gates.slowly.compared = Last::default();
-            if id % 40 == 0 {
+            if id % 400 == 0 {
                 gates.look(measured(Side::Source)).await.unwrap();
             }
         }
@@ -270,7 +272,7 @@ async fn the_owner_is_compared_with_the_baseline_of_the_source() {
         at_work(&mut gates, "COMMIT").await;
         let body = gates.new_baseline().expect("a baseline was taken");
         assert_eq!(gates.new_baseline(), None, "it is journalled once");
-        assert!(body["source"]["rows_per_s"].as_f64().unwrap() > 1.0, "{body:#}");
+        assert!(body["source"]["rows_per_s"].as_f64().unwrap() > 10.0, "{body:#}");
         let last = world.control.last_record().await.unwrap();
         let entry = NewEntry { version: 1, actor: "test".into(), kind: BASELINE.into(), body };
         world.control.append(&world.lease, last, &entry).await.unwrap();
@@ -280,10 +282,10 @@ async fn the_owner_is_compared_with_the_baseline_of_the_source() {
     assert_eq!(gates.new_baseline(), None, "one is enough");
     let (body, unlike) = gates.environment();
     assert!(body["baseline"]["failed_share"].as_f64().unwrap() < 0.1, "{body:#}");
-    assert!(body["now"]["failed_share"].as_f64().unwrap() > 0.1, "{body:#}");
+    assert!(body["now"]["failed_share"].as_f64().unwrap() > 0.3, "{body:#}");
+    let fails = |line: &String| line.starts_with("source: ") && line.contains("% of all transactions fail");
+    assert!(unlike.iter().any(fails) && gates.trouble().iter().any(fails), "{unlike:?}");
     assert_eq!(body["unlike"], json!(unlike));
-    assert!(unlike.iter().all(|line| line.starts_with("source: ")), "{unlike:?}");
-    assert!(unlike.iter().all(|line| gates.trouble().contains(line)), "{unlike:?}");
 }
 
 #[tokio::test]

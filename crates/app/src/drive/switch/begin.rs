@@ -91,8 +91,8 @@ impl Switch<'_> {
         }
     }
 
-    /// The gates that are closed, and what else is known before it begins.
-    pub(super) async fn blockers(
+    /// Looks at all that has to be known before it begins.
+    pub(super) async fn beginning(
         &self,
         asked: Asked,
         owner: Side,

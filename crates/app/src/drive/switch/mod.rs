@@ -329,7 +329,7 @@ impl<'d> Switch<'d> {
         if is_there || of.is_some_and(|of| of != epoch) {
             return Ok(Answer::already(owner, epoch));
         }
-        let found = self.blockers(asked, owner, &overrides).await?;
+        let found = self.beginning(asked, owner, &overrides).await?;
         let blockers = &found.blockers;
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
