@@ -395,4 +395,4 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

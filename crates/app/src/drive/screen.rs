@@ -86,7 +86,7 @@ impl Screen {
                 state.last = Some(status.clone());
             }
             Manner::Lines if due => {
-                print(&format!("{}\n", line(status, rates.unwrap_or_default())));
+                print(&lines(status, state.last.as_ref(), rates.unwrap_or_default()));
                 state.printed = Some(Instant::now());
                 state.last = Some(status.clone());
             }
@@ -110,7 +110,14 @@ fn erase(lines: usize) -> String {
     if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
 }
 
-/// One line that says it all.
+/// What is new among the warnings, a line each, and one line that says all the rest.
+fn lines(status: &Status, last: Option<&Status>, rates: Rates) -> String {
+    let is_new = |warning: &&String| last.is_none_or(|last| !last.warnings.contains(*warning));
+    let new = status.warnings.iter().filter(is_new);
+    let said: String = new.map(|warning| format!("segue: warning: {warning}\n")).collect();
+    format!("{said}{}\n", line(status, rates))
+}
+
 fn line(status: &Status, rates: Rates) -> String {
     let p = &status.progress;
     let mut text = format!("segue: {} {}  owner {}", status.migration, status.stage, status.owner.name());
@@ -131,14 +138,37 @@ fn line(status: &Status, rates: Rates) -> String {
     for reason in &status.throttle.reasons {
         text = format!("{text}  [throttle: {}]", reason.text);
     }
-    for warning in &status.warnings {
-        text = format!("{text}  [warning: {warning}]");
+    match status.warnings.len() {
+        0 => text,
+        1 => format!("{text}  [1 warning: `segue status`]"),
+        n => format!("{text}  [{n} warnings: `segue status`]"),
     }
-    text
 }
 
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     // Nobody reads any more: going on with the migration matters more than the display.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::status;
+
+    #[test]
+    fn a_warning_is_said_in_full_once_and_counted_from_then_on() {
+        let first = status();
+        let said = lines(&first, None, Rates::default());
+        assert!(said.starts_with("segue: warning: look out\nsegue: m backfilling"), "{said}");
+        let mut next = status();
+        let said = lines(&next, Some(&first), Rates::default());
+        assert!(said.starts_with("segue: m ") && said.ends_with("  [1 warning: `segue status`]\n"), "{said}");
+        next.warnings.push("and there".into());
+        let said = lines(&next, Some(&first), Rates::default());
+        assert!(
+            said.starts_with("segue: warning: and there\nsegue: m ") && said.contains("[2 warnings"),
+            "{said}"
+        );
+    }
 }

@@ -3,7 +3,8 @@
 use super::*;
 use segue_engine::progress::{TableProgress, Wait};
 
-fn status() -> Status {
+/// A run in the middle of its copy, with one warning.
+pub(crate) fn status() -> Status {
     let table = |name: &str, rows, complete| TableProgress {
         table: name.into(),
         rows,
