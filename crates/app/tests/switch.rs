@@ -203,7 +203,10 @@ async fn a_partition_that_came_late_is_handed_over_too() {
     pair.source.execute("INSERT INTO public.p SELECT i, 'late' FROM generate_series(1000, 1499) i").await;
     let until = Instant::now() + PATIENCE;
     loop {
-        let answer = orders::ask(&pair.target, "switch", orders::for_real()).await;
+        let answer = tokio::select! {
+            answer = orders::ask(&pair.target, "switch", orders::for_real()) => answer,
+            ended = run.wait(2 * PATIENCE) => panic!("{ended:?}: {}", run.lines().join("\n")),
+        };
         if answer["outcome"] == "switched" {
             break;
         }
@@ -214,6 +217,14 @@ async fn a_partition_that_came_late_is_handed_over_too() {
     let client = pair.source.connect("postgres").await;
     let refused = client.execute("INSERT INTO public.p VALUES (1999, 'lost')", &[]).await.unwrap_err();
     assert_eq!(refused.code().map(|code| code.code()), Some("25006"));
+    // The way back has it, too.
+    pair.target.execute("INSERT INTO public.p VALUES (1998, 'there')").await;
+    let there = "SELECT count(*) FROM public.p WHERE id = 1998";
+    support::slow::until("the way back brings it", async || {
+        assert_eq!(run.status(), None, "{}", run.lines().join("\n"));
+        pair.source.scalar(there).await.as_deref() == Some("1")
+    })
+    .await;
 }
 
 /// Drops the slots of a server, as soon as the process that read from them is seen to be gone.

@@ -12,6 +12,7 @@ use super::{Driver, guard, plan};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
 use segue_postgres::birth::{self, Direction, WaitReport};
@@ -27,6 +28,8 @@ use tokio::sync::watch;
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether commits on the target wait for Segue.
 const GUARD: Duration = Duration::from_secs(1);
+/// How often it is looked whether partitions came or went on the target.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// How far the way back is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,13 @@ pub(super) enum BackState {
     Armed,
     /// It has ended, or could not be made.
     Lost(Fault),
+}
+
+/// Why one run of it is over.
+enum Ended {
+    Fault(Fault),
+    /// A table has parts on the target that it does not know.
+    Outdated(QualifiedName),
 }
 
 /// The way back of one attempt.
@@ -82,10 +92,15 @@ impl<'d> WayBack<'d> {
     /// Keeps it running for as long as the attempt lasts. Ends with the fault that ends the attempt, too.
     pub(super) async fn run(&self, flows: &Flows) -> Fault {
         loop {
-            let fault = match self.once(flows).await {
-                Err(fault) | Ok(fault) => fault,
-            };
+            let ended = self.once(flows).await;
             flows.reverse.send_replace(None);
+            let fault = match ended {
+                Ok(Ended::Outdated(table)) => match self.renew(flows, &table).await {
+                    Ok(()) => continue,
+                    Err(fault) => return fault,
+                },
+                Ok(Ended::Fault(fault)) | Err(fault) => fault,
+            };
             let is_lost = match fault.recovery {
                 Recovery::Operator | Recovery::Bug => flows.has_the_newest(Side::Source),
                 Recovery::Retry | Recovery::Ambiguous => false,
@@ -101,21 +116,38 @@ impl<'d> WayBack<'d> {
 
     /// It has ended while nothing depends on it: says so, and removes what is left, so that it can be made anew.
     async fn lose(&self, fault: Fault) -> Outcome<()> {
-        let Driver { spec, sides, screen, .. } = self.driver;
-        screen.say(&format!("the way back is lost, nothing else is: {fault}"));
+        self.driver.screen.say(&format!("the way back is lost, nothing else is: {fault}"));
         let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
         self.driver.record(self.lease, "way-back-lost", body).await?;
-        let (source, target) =
-            tokio::try_join!(sides.source.connect("way back"), sides.target.connect("way back"))?;
-        let authority = (spec.name.as_str(), self.lease.token);
-        birth::drop_reverse(&source, &target, authority).await?;
+        self.remove().await?;
         self.wanted.send_replace(false);
         self.state.send_replace(BackState::Lost(fault));
         Ok(())
     }
 
-    /// From what is stored to the end of one run; the fault that ended it, or why it could not begin.
-    async fn once(&self, flows: &Flows) -> Outcome<Fault> {
+    /// Partitions of `table` came or went on the target. As long as nothing was written there it is made anew, with what is
+    /// there now; a hand-over waits for that.
+    async fn renew(&self, flows: &Flows, table: &QualifiedName) -> Outcome<()> {
+        if !flows.has_the_newest(Side::Source) {
+            return Ok(());
+        }
+        self.note(&format!("since partitions of {table} came or went on the target"));
+        self.driver.record(self.lease, "way-back-renewed", json!({ "table": table.to_string() })).await?;
+        self.remove().await?;
+        self.wanted.send_replace(true);
+        Ok(())
+    }
+
+    /// Removes what is left of it on both sides.
+    async fn remove(&self) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let (source, target) =
+            tokio::try_join!(sides.source.connect("way back"), sides.target.connect("way back"))?;
+        birth::drop_reverse(&source, &target, (spec.name.as_str(), self.lease.token)).await
+    }
+
+    /// From what is stored to the end of one run; what ended it, or why it could not begin.
+    async fn once(&self, flows: &Flows) -> Outcome<Ended> {
         let Driver { spec, sides, .. } = self.driver;
         let source = sides.source.connect("way back").await?;
         if birth::known(&source, spec.name.as_str(), Direction::Reverse).await?.is_none() {
@@ -125,12 +157,13 @@ impl<'d> WayBack<'d> {
         let (run, flow, unguarded) = self.arm(source).await?;
         flows.reverse.send_replace(Some(flow.clone()));
         self.state.send_replace(BackState::Armed);
-        Ok(tokio::select! {
+        Ok(Ended::Fault(tokio::select! {
             fault = run.run() => fault,
             fault = self.guard_commits(&flow) => fault,
             fault = guard::insist(self.driver, self.lease, unguarded) => fault,
             () = flow.verifying.run_live() => Fault::bug("SEGUE-TASK", "live verification has ended"),
-        })
+            table = outdated(flows, &flow) => return table.map(Ended::Outdated),
+        }))
     }
 
     /// Waits until it is wanted, and can be made: never while the target has the newest writes, as it would miss those that
@@ -215,6 +248,19 @@ impl<'d> WayBack<'d> {
         };
         match look.await {
             Ok(fault) | Err(fault) => fault,
+        }
+    }
+}
+
+/// Waits until a table is not made any more of what the stream from the target has of it. Once the target owns the writes
+/// that is the stream's own business, and cannot be mended by another one.
+async fn outdated(flows: &Flows, flow: &Flow) -> Outcome<QualifiedName> {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if flows.has_the_newest(Side::Source)
+            && let Some(table) = flow.verifying.in_pieces().await?
+        {
+            return Ok(table);
         }
     }
 }

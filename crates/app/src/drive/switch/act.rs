@@ -10,7 +10,6 @@ use segue_engine::admission::Admission;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
-use segue_model::name::QualifiedName;
 use segue_model::switch::decide::{Asked, Turn};
 use segue_model::switch::ownership::{Attempt, FenceId};
 use segue_model::switch::route::Route;
@@ -56,10 +55,6 @@ pub(super) enum Did {
         /// Who was in the way.
         holders: Vec<String>,
     },
-}
-
-fn on_its_way(table: &QualifiedName) -> String {
-    format!("a partition of {table} was attached or detached and is on its way")
 }
 
 fn not_now(why: impl Into<String>) -> Did {
@@ -116,8 +111,8 @@ impl Switch<'_> {
         if walk.still.is_none() {
             return Ok(not_now("a partition that was attached or detached is on its way"));
         }
-        if let Some(table) = flow.verifying.in_pieces().await? {
-            return Ok(not_now(on_its_way(&table)));
+        if let Some(why) = self.in_pieces(&flow, new).await? {
+            return Ok(not_now(why));
         }
         if let Err(fault) = self.prepare_fences().await {
             return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
@@ -214,7 +209,7 @@ impl Switch<'_> {
         let authority = (self.migration(), self.lease.token);
         let work = async {
             tokio::try_join!(
-                flow.verifying.in_pieces(),
+                self.in_pieces(&flow, turn.from.other()),
                 flow.verifying.compare_at_rest(),
                 hands.sequences.carry(&hands.old, &hands.new, authority, MARGIN)
             )
@@ -228,8 +223,8 @@ impl Switch<'_> {
             Err(fault) if fault.recovery == Recovery::Operator => return Ok(not_now(fault.to_string())),
             settled => settled?,
         };
-        if let Some(table) = in_pieces {
-            return Ok(not_now(on_its_way(&table)));
+        if let Some(why) = in_pieces {
+            return Ok(not_now(why));
         }
         walk.compared += compared.compared;
         if !compared.divergences.is_empty() {

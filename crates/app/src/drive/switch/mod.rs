@@ -7,6 +7,7 @@ mod act;
 pub(crate) mod answer;
 mod begin;
 mod drain;
+mod pieces;
 mod routers;
 pub(crate) mod rows;
 mod walk;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
-/// How long transactions that routers have under way are waited for before the fence, which waits for them, too, but with
-/// everybody else behind.
-const HOLD_PATIENCE: Duration = Duration::from_millis(250);
+/// The part of the longest hold for which transactions that routers have under way are waited for before the fence, which
+/// waits for them, too, but with everybody else behind.
+const HOLD_PART: u32 = 8;
 /// A control database that takes longer to tell them is not waited for.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// Before it is told again.
@@ -56,14 +56,15 @@ impl<'d> Routers<'d> {
     /// Has them hold what is new, and waits for what is under way, but not for long.
     pub(super) async fn hold(&self, route: Route) {
         *self.held.lock().await = Some(route);
+        let patience = self.driver.spec.switch.max_write_hold / HOLD_PART;
         // An earlier route that could not be told must not end this hold.
         self.untold.send_replace(None);
         let work = self.with(async |routing| {
             let told = self.next(route);
             routing.tell(told).await?;
-            routing.wait_for(told.revision, HOLD_PATIENCE).await
+            routing.wait_for(told.revision, patience).await
         });
-        match timeout(HOLD_PATIENCE + TELL_PATIENCE, work).await {
+        match timeout(patience + TELL_PATIENCE, work).await {
             Ok(Ok(late)) => {
                 for router in late {
                     tracing::info!("router {} does not hold in time: the fence is for it", router.id);

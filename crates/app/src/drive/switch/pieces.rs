@@ -1,0 +1,28 @@
+//! Partitions that come or go while the writes are handed over: what a stream does not have would not be carried.
+
+use super::Switch;
+use crate::drive::flow::Flow;
+use segue_engine::ports::Outcome;
+use segue_model::switch::Side;
+
+impl Switch<'_> {
+    /// Why the writes cannot be handed to `new` now, if a part of a table is on its way to it, or the way back from the target
+    /// does not have one. The stream forward takes in what came once the source owns the writes; the way back cannot.
+    pub(super) async fn in_pieces(&self, flow: &Flow, new: Side) -> Outcome<Option<String>> {
+        if let Some(table) = flow.verifying.in_pieces().await? {
+            return Ok(Some(format!("a partition of {table} was attached or detached and is on its way")));
+        }
+        if new == Side::Source {
+            return Ok(None);
+        }
+        let Some(back) = self.flows.landing_on(Side::Source) else {
+            // It may be made anew just now.
+            let waits = self.way_back_lost().is_none();
+            return Ok(waits.then(|| "the way back has ended".to_owned()));
+        };
+        let table = back.verifying.in_pieces().await?;
+        Ok(table.map(|table| {
+            format!("partitions of {table} came or went on the target: the way back is made anew in a moment")
+        }))
+    }
+}
