@@ -214,6 +214,35 @@ async fn a_restored_source_and_a_restored_target_are_told_apart_and_mended() {
     pair.assert_equal(&["public"]).await;
 }
 
+/// What the storage under a source keeps of one moment of a run, as snapshots do, and not only of the time between two runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_restored_to_a_moment_of_the_last_run_is_told() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE public.t (id int PRIMARY KEY, v text)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.source.execute("INSERT INTO public.t SELECT n, 'kept' FROM generate_series(1, 1000) n").await;
+    pair.caught_up().await;
+    let saved = pair.source.snapshot();
+    let number = "SELECT coalesce(max((body -> 'slot' ->> 'signal')::bigint), 0) FROM segue.status";
+    let before = pair.target.scalar(number).await.unwrap();
+    pair.source.execute("INSERT INTO public.t SELECT n, 'lost' FROM generate_series(1001, 2000) n").await;
+    pair.caught_up().await;
+    until("the source has a new number", async || pair.target.scalar(number).await.unwrap() != before).await;
+    pair.stop(&run).await;
+    let applied = pair.source.scalar("SELECT pg_current_wal_lsn()").await.unwrap();
+    pair.source.stop_immediate().await;
+    pair.source.restore(&saved);
+    pair.source.start_again().await;
+    pair.source.execute("INSERT INTO public.t SELECT n, 'other' FROM generate_series(1501, 20000) n").await;
+    let beyond = format!("SELECT pg_current_wal_flush_lsn() > '{applied}'");
+    assert_eq!(pair.source.scalar(&beyond).await.as_deref(), Some("t"));
+    pair.refused(&pair.run(), "SEGUE-SOURCE-BEHIND").await;
+    let (_run, _) = pair.renewed().await;
+    pair.caught_up().await;
+    pair.assert_equal(&["public"]).await;
+}
+
 /// The driver dies between the flip and the opening, and the stream is lost. The new side is opened by the new stream, but not
 /// before that has compared every row: what the application wrote there meanwhile would be put back.
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,8 @@ const GUARD: Duration = Duration::from_secs(1);
 const STRAYS: Duration = Duration::from_millis(100);
 /// How often the source's health is looked at, in beats.
 const HEALTH_BEATS: u64 = 3;
+/// How often the source is given a new number: so much of what it forgets when it is restored can go unnoticed.
+const NUMBER: Duration = Duration::from_secs(5);
 
 /// The driver's service during one attempt.
 pub(super) struct Service<'d> {
@@ -70,6 +72,7 @@ impl Service<'_> {
             ended = self.stages() => ended,
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
+            ended = self.number_source() => ended,
             why = self.driver.told_to_stop() => Ok(why),
             never = yielding.run() => match never {},
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
@@ -183,6 +186,17 @@ impl Service<'_> {
                 return Err(fault);
             }
             tokio::time::sleep(GUARD).await;
+        }
+    }
+
+    /// Numbers the source's history, as long as it is that of the writes: a source that was restored to what it was between
+    /// two numbers, and has grown over since, would else look as if it went on.
+    async fn number_source(&self) -> Outcome<String> {
+        loop {
+            if *self.flows.owner.borrow() == Some(Side::Source) {
+                self.flows.forward.verifying.number().await?;
+            }
+            tokio::time::sleep(NUMBER).await;
         }
     }
 

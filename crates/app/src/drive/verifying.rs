@@ -153,6 +153,11 @@ impl Verifying {
         self.parts.passage.passed().await
     }
 
+    /// Gives the owner a number by which it is seen to have been restored, once it has been applied on the other side.
+    pub(super) async fn number(&self) -> Outcome<()> {
+        self.parts.passage.number().await
+    }
+
     /// Has no part of a table moved as long as the answer lives; `None`: one is on its way.
     pub(super) async fn freeze(&self, patience: Duration) -> Option<Frozen> {
         self.parts.passage.freeze(patience).await

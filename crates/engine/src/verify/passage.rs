@@ -150,6 +150,12 @@ impl<S: Source> StreamPassage<S> {
         self.moving.freeze(patience).await
     }
 
+    /// Gives the owner a number that it has not had, and waits for nothing: once it has come through, an owner that does not
+    /// know it any more was restored.
+    pub async fn number(&self) -> Outcome<()> {
+        self.source.signal().await.map(drop)
+    }
+
     /// The first of `tables` that is not made of the same parts on both sides. If there is none, and none was moved
     /// meanwhile, the other side has all rows of the owner's tables, once everything written has been applied.
     pub async fn in_pieces(&self, tables: &[Arc<Table>]) -> Outcome<Option<QualifiedName>> {

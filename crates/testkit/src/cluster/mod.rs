@@ -371,6 +371,18 @@ impl Cluster {
     /// Copies the data of a *stopped* server, to go back to with [`Cluster::restore`].
     pub fn save(&self) -> Saved {
         assert!(self.pid().is_none(), "only a stopped server's data are consistent");
+        self.copy()
+    }
+
+    /// Copies the data of a running server as they are at one moment, as a snapshot of its storage has them.
+    pub fn snapshot(&self) -> Saved {
+        self.freeze();
+        let saved = self.copy();
+        self.thaw();
+        saved
+    }
+
+    fn copy(&self) -> Saved {
         let saved = new_home(&template::base_dir(), self.user);
         template::copy_tree(&self.data_dir(), &saved.path().join("data"), self.user, &|_| false);
         Saved(saved)
