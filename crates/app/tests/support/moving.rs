@@ -115,9 +115,9 @@ impl Moving {
     pub async fn rows(&self) -> [String; 2] {
         let sql =
             "SELECT coalesce(max(state || ' ' || epoch), 'none') FROM segue.owner WHERE migration = 'test'";
-        let row = async |side: usize| match self.server(side).try_connect("postgres").await {
-            Ok(client) => client.query_one(sql, &[]).await.map_or_else(|e| e.to_string(), |row| row.get(0)),
-            Err(error) => error.to_string(),
+        let row = async |side: usize| {
+            let said = self.server(side).try_scalar(sql).await;
+            said.map_or_else(|error| error.to_string(), Option::unwrap_or_default)
         };
         [row(SOURCE).await, row(TARGET).await]
     }

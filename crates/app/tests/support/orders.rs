@@ -29,9 +29,8 @@ pub async fn order(control: &Cluster, verb: &str, arguments: &Value) -> i64 {
 
 /// The answer to an order, if there is one and the database can be asked.
 pub async fn answer_now(control: &Cluster, id: i64) -> Option<Value> {
-    let client = control.try_connect("postgres").await.ok()?;
-    let row = client.query_one("SELECT answer::text FROM segue.command WHERE id = $1", &[&id]).await.ok()?;
-    serde_json::from_str(&row.get::<_, Option<String>>(0)?).ok()
+    let sql = format!("SELECT answer FROM segue.command WHERE id = {id}");
+    serde_json::from_str(&control.try_scalar(&sql).await.ok()??).ok()
 }
 
 /// Waits for the answer to an order, also through restarts of the database.

@@ -6,6 +6,7 @@
 //!
 //! It knows nothing of schemas or workloads.
 
+mod ask;
 mod install;
 mod process;
 mod standby;
@@ -24,7 +25,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls};
 
 /// A start includes crash recovery, which a slow machine may take its time for.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -70,6 +71,8 @@ pub struct Cluster {
     port: Port,
     password: String,
     server: Mutex<Option<Child>>,
+    /// A session for questions, between two of them.
+    asking: Mutex<Option<Client>>,
 }
 
 /// A server's data as they were when it was stopped; see [`Cluster::save`].
@@ -114,6 +117,7 @@ impl Cluster {
             user,
             password,
             server: Mutex::new(None),
+            asking: Mutex::new(None),
         }
     }
 
@@ -256,19 +260,6 @@ impl Cluster {
             .batch_execute(sql)
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-    }
-
-    /// The first column of the first row, as text; `None` for NULL or no row. Database `postgres`.
-    ///
-    /// # Panics
-    /// If the statement fails.
-    pub async fn scalar(&self, sql: &str) -> Option<String> {
-        let client = self.connect("postgres").await;
-        let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-        messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
-            _ => None,
-        })?
     }
 
     /// Sets a setting for good (`ALTER SYSTEM`) and reloads; those that need a restart wait for one.
