@@ -64,6 +64,13 @@ pub(crate) struct Effects {
     pub(crate) pin: Option<Pin>,
 }
 
+impl Effects {
+    /// Of statements that do nothing to their session.
+    pub(crate) fn none(repeatable: bool) -> Effects {
+        Effects { repeatable, ..Effects::default() }
+    }
+}
+
 /// Statements that can be sent again after the fence refused them before anything was answered.
 const REPEATABLE: &[&str] =
     &["insert", "update", "delete", "merge", "with", "select", "truncate", "values", "execute", "table"];
@@ -100,15 +107,31 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
 
 /// Reads a string of statements.
 pub(crate) fn read(sql: &[u8]) -> Effects {
+    scan(sql).0
+}
+
+/// Whether a string of statements can be sent again, if it does nothing to its session whatever its constants are; `None`:
+/// each text must be read.
+pub(crate) fn plain(sql: &[u8]) -> Option<bool> {
+    let (effects, has_tells) = scan(sql);
+    // Without a word that tells, what a statement does is told by its first words.
+    let is_plain = !has_tells && effects == Effects::none(effects.repeatable);
+    is_plain.then_some(effects.repeatable)
+}
+
+/// What it does, and whether any word of it tells something.
+fn scan(sql: &[u8]) -> (Effects, bool) {
     let mut effects = Effects::default();
-    let mut statements = 0;
+    let (mut statements, mut has_tells) = (0, false);
     let mut rest = Words::of(sql);
     while let Some(statement) = Statement::next(&mut rest) {
         statements += 1;
         effects.repeatable = statements == 1 && statement.starts_with(REPEATABLE);
+        // INTO alone tells nothing.
+        has_tells |= statement.tells.iter().any(|tell| *tell != Tell::Into);
         statement.read(&mut effects);
     }
-    effects
+    (effects, has_tells)
 }
 
 /// One statement of a string.

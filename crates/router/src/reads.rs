@@ -164,6 +164,10 @@ pub(crate) fn tenant_in(text: &[u8]) -> Option<String> {
 /// What a comment of a statement gives for a key, as sqlcommenter writes them; the key comes with `='`.
 pub(crate) fn comment(text: &[u8], key: &[u8]) -> Option<String> {
     let at = |text: &[u8], what: &[u8]| text.windows(what.len()).position(|window| window == what);
+    // Most have none, and this looks at many bytes at once.
+    if !text.contains(&b'*') {
+        return None;
+    }
     let mut rest = text;
     while let Some(begin) = at(rest, b"/*") {
         rest = &rest[begin + 2..];

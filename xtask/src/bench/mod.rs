@@ -10,6 +10,7 @@ mod drain;
 mod latency;
 mod measure;
 mod pair;
+mod plan;
 mod report;
 mod router;
 mod switch;
@@ -40,10 +41,12 @@ enum Part {
     Digest,
     Switch,
     Router,
+    Plan,
 }
 
 impl Part {
-    const ALL: [Part; 6] = [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch, Part::Router];
+    const ALL: [Part; 7] =
+        [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch, Part::Router, Part::Plan];
 
     fn name(self) -> &'static str {
         match self {
@@ -53,6 +56,7 @@ impl Part {
             Part::Digest => "digest",
             Part::Switch => "switch",
             Part::Router => "router",
+            Part::Plan => "plan",
         }
     }
 }
@@ -158,6 +162,7 @@ async fn measure(part: Part, options: &Options) -> Section {
         Part::Digest => digest::measure(options).await,
         Part::Switch => switch::measure(options).await,
         Part::Router => router::measure(options).await,
+        Part::Plan => plan::measure(options).await,
     };
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }

@@ -64,10 +64,15 @@ impl Pair {
 
     /// The same with another profile.
     pub(super) fn write_spec_for(&self, profile: &str, target_database: &str, tables: &[&str]) {
-        let tables: String = tables.iter().map(|t| format!("  - public.{t}\n")).collect();
+        self.write_spec_with(profile, target_database, tables, "");
+    }
+
+    /// The same with more to it.
+    pub(super) fn write_spec_with(&self, profile: &str, target_database: &str, tables: &[&str], more: &str) {
+        let tables: String = tables.iter().map(|t| format!("  - \"public.{t}\"\n")).collect();
         let (source, target) = (self.source.url(DATABASE), self.target.url(target_database));
         let text = format!(
-            "migration: bench\nprofile: {profile}\nsource: {{ postgres: \"{source}\" }}\ntarget: {{ postgres: \"{target}\" }}\ntables:\n{tables}"
+            "migration: bench\nprofile: {profile}\nsource: {{ postgres: \"{source}\" }}\ntarget: {{ postgres: \"{target}\" }}\ntables:\n{tables}{more}"
         );
         must(std::fs::write(self.dir.join("segue.yaml"), text), "write the spec");
     }

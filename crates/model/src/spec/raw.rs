@@ -164,6 +164,9 @@ section! {
             "minimum" = bounds::REPLICA_LAG.min, "maximum" = bounds::REPLICA_LAG.max, "default" = "1s"
         ))]
         replica_lag_ms_max: Span,
+        /// Standbys that may be as far behind as they like, by their `application_name`: those that are meant to be
+        /// (`recovery_min_apply_delay`), or that nobody reads from.
+        replicas_ignored: Vec<At<String>>,
         /// How old the oldest change may be that is not applied. By default 10 s in prod, 30 s in staging, 1 min in dev.
         #[schemars(extend("minimum" = bounds::APPLY_LAG.min, "maximum" = bounds::APPLY_LAG.max, "default" = "10s"))]
         apply_lag_ms_max: Span,

@@ -203,6 +203,7 @@ fn limits_of_the_throttle_follow_the_profile_and_can_be_written() {
         "{SMALL}
 throttle:
   replica_lag_ms_max: 2s
+  replicas_ignored: [reports, late]
   apply_lag_ms_max: 1min
   active_sessions_max: 7
   lock_waits_max: 3
@@ -216,6 +217,7 @@ throttle:
     ))
     .throttle;
     assert_eq!((written.replica_lag_max, written.apply_lag_max), (ms(2_000), ms(60_000)));
+    assert_eq!(written.replicas_ignored, ["reports", "late"]);
     assert_eq!((written.active_sessions_max, written.lock_waits_max, written.answer_max), (7, 3, ms(100)));
     assert_eq!((written.probe_write, written.probe_write_max), (false, ms(50)));
     use crate::switch::rollback::Limit;

@@ -17,6 +17,8 @@ const EVERY_MS: u64 = 1_000;
 pub struct Throttle {
     /// How far a standby of either side may be behind.
     pub replica_lag_max: Duration,
+    /// Standbys that may be as far behind as they like, by name.
+    pub replicas_ignored: Vec<String>,
     /// How old the oldest change may be that is not applied.
     pub apply_lag_max: Duration,
     /// How many sessions of others may be doing something on either side.
@@ -68,7 +70,15 @@ pub(super) fn validate(
         names.insert(query.name.clone(), name_place.line);
         queries.push(query);
     }
+    let mut replicas_ignored = Vec::new();
+    for name in raw.replicas_ignored.map(|list| list.value).unwrap_or_default() {
+        if name.value.trim().is_empty() {
+            problems.add(name.place, "a standby's name cannot be empty");
+        }
+        replicas_ignored.push(name.value.trim().to_owned());
+    }
     Throttle {
+        replicas_ignored,
         replica_lag_max: ms(bounds::REPLICA_LAG.settle(
             raw.replica_lag_ms_max,
             standard.replica_lag_ms,

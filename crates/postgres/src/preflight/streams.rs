@@ -125,8 +125,9 @@ pub(super) async fn replicas(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
             // What is hidden is said by another check.
             if replica.lag_ms > REPLICA_LAG_MS_MAX && replica.lag_ms < u64::MAX {
                 let what = format!("the {side}'s replica {} is {} ms behind", replica.name, replica.lag_ms);
-                let remedy =
-                    "let it catch up first; SELECT * FROM pg_stat_replication; shows where it is held up";
+                let remedy = "let it catch up first; SELECT * FROM pg_stat_replication; shows where it is held up. One that is \
+                     meant to be late (recovery_min_apply_delay) holds the copy up for ever, unless the spec's \
+                     throttle.replicas_ignored names it";
                 found.push(Finding::warn(side, what, remedy).about(replica.name));
             }
         }

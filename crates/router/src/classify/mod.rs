@@ -21,6 +21,7 @@ pub use catalog::{Catalog, CatalogError};
 pub(crate) use kind::{StatementKind, Why};
 pub(crate) use order::Order;
 
+use crate::effects;
 use cache::Cache;
 use parse::{NoTree, Statement};
 use serde_json::Value;
@@ -50,6 +51,8 @@ pub(crate) struct Class {
     pub(crate) shape: Box<str>,
     /// Of the strongest statement.
     pub(crate) kind: StatementKind,
+    /// All texts of this shape do nothing to their session; whether they can be sent again then.
+    pub(crate) plain: Option<bool>,
 }
 
 /// Where a string of statements may run.
@@ -110,37 +113,45 @@ impl Known {
 
     fn class(&self, sql: &[u8]) -> Arc<Class> {
         let shape = Shape::of(sql);
-        let catalog = match (refused(&shape), &self.catalog) {
-            (None, Some(catalog)) => catalog,
-            (why, _) => {
-                let proof = Proof::owner(shape.kind(), why.unwrap_or(Why::NoCatalog));
-                return Arc::new(class(&shape, proof));
-            }
-        };
+        if let Some(why) = shape.refused {
+            return Arc::new(class(&shape, Proof::owner(shape.kind(), why), None));
+        }
         let by_text = match self.proved.get(shape.bytes()) {
             Some(Proved::Class(class)) => return class,
-            // No shape begins like this: it would begin with a constant, and be refused above.
+            // No shape that is remembered begins like this: it would begin with a constant.
             Some(Proved::ByText) => self.proved.get(&[&[0], sql].concat()),
             None => None,
         };
         match by_text {
             Some(Proved::Class(class)) => class,
-            Some(Proved::ByText) | None => self.prove(catalog, sql, &shape),
+            Some(Proved::ByText) | None => self.prove(sql, &shape),
         }
     }
 
-    fn prove(&self, catalog: &Catalog, sql: &[u8], shape: &Shape) -> Arc<Class> {
+    fn prove(&self, sql: &[u8], shape: &Shape) -> Arc<Class> {
+        let plain = effects::plain(sql);
+        let catalog = match (shape.kind().is_owners(), &self.catalog) {
+            (None, Some(catalog)) => catalog,
+            (why, _) => {
+                let proof = Proof::owner(shape.kind(), why.unwrap_or(Why::NoCatalog));
+                let class = Arc::new(class(shape, proof, plain));
+                if !shape.begins_with_constant() {
+                    self.proved.insert(shape.bytes(), Proved::Class(class.clone()));
+                }
+                return class;
+            }
+        };
         let statements = match parse::parse(sql) {
             Ok(statements) => statements,
             Err(reason) => {
-                let class = Arc::new(class(shape, Proof::owner(shape.kind(), reason.into())));
+                let class = Arc::new(class(shape, Proof::owner(shape.kind(), reason.into()), plain));
                 if reason == NoTree::Unparsed {
                     self.proved.insert(shape.bytes(), Proved::Class(class.clone()));
                 }
                 return class;
             }
         };
-        let class = Arc::new(class(shape, prove(catalog, &statements)));
+        let class = Arc::new(class(shape, prove(catalog, &statements), plain));
         let proved = Proved::Class(class.clone());
         if matches!(&statements[..], [one] if order::is_positional(&one.tree)) {
             self.proved.insert(shape.bytes(), Proved::ByText);
@@ -182,7 +193,7 @@ impl Proof {
     }
 }
 
-fn class(shape: &Shape, proof: Proof) -> Class {
+fn class(shape: &Shape, proof: Proof, plain: Option<bool>) -> Class {
     Class {
         unit: proof.unit,
         order: proof.order,
@@ -190,6 +201,7 @@ fn class(shape: &Shape, proof: Proof) -> Class {
         fingerprint: shape.fingerprint(),
         shape: shape.shown(),
         kind: proof.kind,
+        plain,
     }
 }
 

@@ -105,6 +105,10 @@ impl Shape {
         &self.bytes
     }
 
+    pub(super) fn begins_with_constant(&self) -> bool {
+        self.bytes.first() == Some(&CONSTANT)
+    }
+
     /// By its first word.
     pub(super) fn kind(&self) -> StatementKind {
         StatementKind::of(&self.bytes[self.first.0..self.first.1])

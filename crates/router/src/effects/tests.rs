@@ -44,6 +44,28 @@ fn settings_are_carried_by_name() {
 }
 
 #[test]
+fn a_plain_text_is_plain_whatever_its_constants_are() {
+    for (sql, plain) in [
+        ("SELECT a FROM t WHERE b = 1", Some(true)),
+        ("INSERT INTO t VALUES (1, 'x')", Some(true)),
+        ("BEGIN", Some(false)),
+        ("SELECT 1; SELECT 2", Some(false)),
+        ("SET LOCAL x = 1", Some(false)),
+        ("DISCARD TEMP", None),
+        ("SET x = 1", None),
+        ("RESET x", None),
+        ("SELECT 1; SET x = 1", None),
+        ("ROLLBACK", None),
+        ("ROLLBACK TO s", None),
+        ("SELECT 1 INTO TEMP t", None),
+        ("SELECT set_config('a', 'b', true)", None),
+        ("SELECT pg_advisory_lock(1)", None),
+    ] {
+        assert_eq!(super::plain(sql.as_bytes()), plain, "{sql}");
+    }
+}
+
+#[test]
 fn every_statement_of_a_string_counts() {
     let found = changes("/* a; b */ set a.b = ';' ; -- c;\n select 1; RESET ALL;;");
     assert_eq!(found, [set("a.b", "set a.b = ';'"), Change::ResetAll]);

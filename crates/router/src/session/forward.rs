@@ -301,9 +301,9 @@ impl Session {
             return Ok(Frame::Unfinished);
         }
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
-        let effects = effects::read(text);
-        self.tenants_in_text.extend(reads::tenant_in(text));
         let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
+        let effects = class.plain.map_or_else(|| effects::read(text), Effects::none);
+        self.tenants_in_text.extend(reads::tenant_in(text));
         self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();

@@ -162,7 +162,7 @@ impl<'d> Yielding<'d> {
         look(Signal::ActiveSessions, sessions(load.active_sessions));
         look(Signal::LockWaits, sessions(load.lock_waits));
         self.driver.governing.with(|governor, now| {
-            let replicas = replicas(&load, blind.as_deref(), trail, now);
+            let replicas = replicas(&load, &limits.replicas_ignored, blind.as_deref(), trail, now);
             governor.look_at_replicas(now, side, bound(Signal::ReplicaLag), replicas);
         });
         self.apply_lag(side, &load, bound(Signal::ApplyLag));
@@ -289,7 +289,13 @@ fn why(share: Share, reasons: &[Reason]) -> String {
 }
 
 /// The standbys of a look, each as late as the worse of what it says and of what its place in the log says.
-fn replicas(load: &Load, blind: Option<&str>, trail: &mut Trail, now: Duration) -> Vec<(String, Reading)> {
+fn replicas(
+    load: &Load,
+    ignored: &[String],
+    blind: Option<&str>,
+    trail: &mut Trail,
+    now: Duration,
+) -> Vec<(String, Reading)> {
     if let Some(flushed) = load.flushed {
         trail.passed(now, flushed);
     }
@@ -302,7 +308,7 @@ fn replicas(load: &Load, blind: Option<&str>, trail: &mut Trail, now: Duration) 
     };
     // Standbys can share a name, and do by default: the one that is worst off counts.
     let mut worst: BTreeMap<String, Reading> = BTreeMap::new();
-    for standing in &load.standbys {
+    for standing in load.standbys.iter().filter(|standing| !ignored.contains(&standing.replica.name)) {
         let now = reading(standing);
         let known = worst.entry(standing.replica.name.clone()).or_insert_with(|| now.clone());
         let is_worse = match (&now, &*known) {
@@ -341,24 +347,34 @@ mod tests {
     use super::*;
     use segue_postgres::health::{Replica, Standing};
 
-    #[test]
-    fn of_standbys_that_share_a_name_the_latest_counts_wherever_it_stands() {
-        let standing = |lag_ms| {
-            let replica = Replica { name: "walreceiver".into(), lag_ms };
+    fn found(standbys: &[(&str, u64)], ignored: &[String]) -> Vec<(String, Reading)> {
+        let standing = |(name, lag_ms): &(&str, u64)| {
+            let replica = Replica { name: (*name).to_owned(), lag_ms: *lag_ms };
             Standing { replica, replayed: None }
         };
+        let load = Load {
+            clock_us: 0,
+            active_sessions: 0,
+            lock_waits: 0,
+            is_partly_hidden: false,
+            flushed: None,
+            standbys: standbys.iter().map(standing).collect(),
+        };
+        replicas(&load, ignored, None, &mut Trail::default(), Duration::ZERO)
+    }
+
+    #[test]
+    fn of_standbys_that_share_a_name_the_latest_counts_wherever_it_stands() {
         for lags in [[9_000, 3], [3, 9_000], [u64::MAX, 9_000], [9_000, u64::MAX]] {
-            let standbys = lags.map(standing).to_vec();
-            let load = Load {
-                clock_us: 0,
-                active_sessions: 0,
-                lock_waits: 0,
-                is_partly_hidden: false,
-                flushed: None,
-                standbys,
-            };
-            let found = replicas(&load, None, &mut Trail::default(), Duration::ZERO);
+            let found = found(&lags.map(|lag| ("walreceiver", lag)), &[]);
             assert_eq!(found, [("walreceiver".to_owned(), Reading::Value(9_000.0))], "{lags:?}");
         }
+    }
+
+    #[test]
+    fn a_standby_that_may_be_late_is_not_looked_at() {
+        let standbys = [("delayed", 3_600_000), ("other", 5)];
+        let found = found(&standbys, &["delayed".to_owned()]);
+        assert_eq!(found, [("other".to_owned(), Reading::Value(5.0))]);
     }
 }
