@@ -9,7 +9,7 @@
 
 use super::archive::{Entry, Tools};
 use super::compare::{Finding, Kind, Manner, compare};
-use super::facts::{Facts, IndexFacts};
+use super::facts::{Facts, IndexFacts, of};
 use super::needs::{self, Attire, Need, Relation};
 use super::{Made, remember};
 use crate::birth::{Authority, enter};
@@ -19,8 +19,8 @@ use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
-use std::collections::BTreeSet;
-use tokio_postgres::Client;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use tokio_postgres::{Client, Row};
 
 /// One thing that is made, as it is shown when it fails.
 #[derive(Clone, Debug)]
@@ -54,9 +54,7 @@ impl Making {
         let identities = identities(&self.from);
         let is_key = |finding: &Finding| {
             matches!(finding.kind, Kind::Index | Kind::PartitionedIndex | Kind::AttachedIndex)
-                && identities
-                    .iter()
-                    .any(|(table, object)| *table == finding.table && object.contains(&finding.object))
+                && identities.get(&finding.table).is_some_and(|objects| objects.contains(&finding.object))
         };
         self.compared(to).into_iter().filter(is_key).collect()
     }
@@ -65,7 +63,8 @@ impl Making {
     pub(super) fn rest(&self, keys: &[Finding]) -> Vec<Finding> {
         let manner = Manner { side: "target", beside_writers: true };
         let all = compare(&self.from, &Facts::default(), &self.pairs, manner);
-        let is_key = |finding: &Finding| keys.iter().any(|key| key.words() == finding.words());
+        let keys: HashSet<String> = keys.iter().map(Finding::words).collect();
+        let is_key = |finding: &Finding| keys.contains(&finding.words());
         all.into_iter().filter(|finding| finding.kind.is_made() && !is_key(finding)).collect()
     }
 
@@ -75,9 +74,9 @@ impl Making {
 }
 
 /// By table, how findings call the index that identifies its rows.
-fn identities(facts: &Facts) -> Vec<(QualifiedName, Vec<String>)> {
-    let of = |relation: &super::facts::Relation| {
-        let own = || facts.indexes.iter().filter(|index| index.table == relation.oid);
+fn identities(facts: &Facts) -> HashMap<QualifiedName, Vec<String>> {
+    let identity = |relation: &super::facts::Relation| {
+        let own = || of(&facts.indexes, Some(relation.oid)).iter();
         let is_primary = |index: &IndexFacts| index.constraint.as_ref().is_some_and(|c| c.kind == 'p');
         let mut keys: Vec<&IndexFacts> = own().filter(|i| is_primary(i) || i.replica_identity).collect();
         if keys.is_empty() && relation.replica_identity == 'f' {
@@ -85,7 +84,7 @@ fn identities(facts: &Facts) -> Vec<(QualifiedName, Vec<String>)> {
         }
         (relation.name.clone(), keys.into_iter().map(super::compare::object).collect())
     };
-    facts.relations.iter().map(of).collect()
+    facts.relations.iter().map(identity).collect()
 }
 
 /// What the target lacks of `pairs`, and how it will be made; changes nothing. Refuses what cannot be made.
@@ -185,21 +184,24 @@ async fn role_refusals(target: &Client, from: &Facts) -> Outcome<Option<Fault>> 
 
 /// Partitions whose names are taken while their table is missing.
 async fn half_there(target: &Client, from: &Facts) -> Outcome<Vec<Fault>> {
-    let mut found = Vec::new();
-    for part in from.relations.iter().filter(|relation| relation.level > 0) {
-        let sql = "SELECT to_regclass($1) IS NOT NULL";
-        let row = target.query_one(sql, &[&part.name.sql()]).await.map_err(|e| fault_of(&e))?;
-        if row.get(0) {
-            found.push(refusal(
-                format!(
-                    "{} is on the target already, but not the table that it is a partition of on the source",
-                    part.name
-                ),
-                format!("on the target, if it is not needed: DROP TABLE {};", part.name.sql()),
-            ));
-        }
-    }
-    Ok(found)
+    let parts: Vec<_> = from.relations.iter().filter(|relation| relation.level > 0).collect();
+    let names: Vec<String> = parts.iter().map(|part| part.name.sql()).collect();
+    let sql = "SELECT a.at FROM unnest($1::text[]) WITH ORDINALITY a(name, at)
+                WHERE to_regclass(a.name) IS NOT NULL ORDER BY a.at";
+    let taken = target.query(sql, &[&names]).await.map_err(|e| fault_of(&e))?;
+    // Counted from 1 by the server.
+    let at = |row: &Row| usize::try_from(row.get::<_, i64>(0) - 1).ok();
+    let taken = taken.iter().filter_map(|row| parts.get(at(row)?));
+    let refused = taken.map(|part| {
+        refusal(
+            format!(
+                "{} is on the target already, but not the table that it is a partition of on the source",
+                part.name
+            ),
+            format!("on the target, if it is not needed: DROP TABLE {};", part.name.sql()),
+        )
+    });
+    Ok(refused.collect())
 }
 
 /// Why something that is needed is not made along.

@@ -148,7 +148,37 @@ pub(super) struct SchemaFacts {
     pub(super) name: String,
 }
 
-/// Everything about the tables on one side.
+/// Something of one table.
+pub(super) trait OfTable {
+    /// The table's number.
+    fn table(&self) -> u32;
+}
+
+macro_rules! of_table {
+    ($($kind:ty),*) => { $(impl OfTable for $kind { fn table(&self) -> u32 { self.table } })* };
+}
+of_table!(ColumnFacts, IndexFacts, ConstraintFacts, Attached, SequenceFacts);
+
+impl OfTable for (u32, String) {
+    fn table(&self) -> u32 {
+        self.0
+    }
+}
+
+/// Those of one table, among all in the order of their tables' numbers: there may be as many as there are columns of ten
+/// thousand partitions.
+pub(super) fn of<T: OfTable>(all: &[T], table: Option<u32>) -> &[T] {
+    let Some(table) = table else { return &[] };
+    let rest = &all[all.partition_point(|one| one.table() < table)..];
+    &rest[..rest.partition_point(|one| one.table() == table)]
+}
+
+fn in_order<T: OfTable>(mut all: Vec<T>) -> Vec<T> {
+    all.sort_by_key(OfTable::table);
+    all
+}
+
+/// Everything about the tables on one side; each list of what belongs to one is in the order of their numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     /// Roots and their partitions, roots first.
@@ -170,11 +200,6 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// The table or partition of this name.
-    pub(super) fn relation(&self, name: &QualifiedName) -> Option<&Relation> {
-        self.relations.iter().find(|relation| relation.name == *name)
-    }
-
     /// Those that were asked for and are there, by their place in the list.
     pub(super) fn roots(&self) -> HashMap<usize, &Relation> {
         self.relations.iter().filter(|r| r.level == 0).map(|r| (r.root, r)).collect()
@@ -204,17 +229,17 @@ impl Facts {
         };
         let statistics = STATISTICS.replace("{target}", statistics);
         Ok(Facts {
-            columns: columns(client, &oids).await?,
-            indexes: indexes(client, &oids, &shown).await?,
-            constraints: constraints(client, &oids).await?,
-            triggers: attached(client, &triggers, &oids).await?,
-            rules: attached(client, RULES, &oids).await?,
-            policies: policies(client, &oids).await?,
-            statistics: attached(client, &statistics, &oids).await?,
-            sequences,
+            columns: in_order(columns(client, &oids).await?),
+            indexes: in_order(indexes(client, &oids, &shown).await?),
+            constraints: in_order(constraints(client, &oids).await?),
+            triggers: in_order(attached(client, &triggers, &oids).await?),
+            rules: in_order(attached(client, RULES, &oids).await?),
+            policies: in_order(policies(client, &oids).await?),
+            statistics: in_order(attached(client, &statistics, &oids).await?),
+            sequences: in_order(sequences),
             grants: granted,
             schemas,
-            published: published(client, &oids).await?,
+            published: in_order(published(client, &oids).await?),
             publications: publications(client).await?,
             relations,
         })

@@ -4,7 +4,7 @@
 //! then validated beside writers. A foreign key of a partitioned table cannot be added so: it is made from those of its
 //! partitions, which come first.
 
-use super::super::facts::ConstraintFacts;
+use super::super::facts::{ConstraintFacts, of};
 use super::{Comparison, Kind, Pair};
 use segue_model::sqltext::quote_ident;
 
@@ -20,12 +20,11 @@ fn object(constraint: &ConstraintFacts) -> String {
 impl Comparison<'_> {
     pub(super) fn constraints(&mut self, pair: &Pair<'_>) {
         let (from, to) = (self.from, self.to);
-        let theirs: Vec<&ConstraintFacts> =
-            to.constraints.iter().filter(|c| pair.to.is_some_and(|to| to.oid == c.table)).collect();
+        let theirs = of(&to.constraints, pair.to.map(|to| to.oid));
         let mut used: Vec<&str> = Vec::new();
         // A check of a partition that comes from the partitioned table is made with it.
-        let ours = from.constraints.iter().filter(|c| c.table == pair.from.oid);
-        for constraint in ours.filter(|c| c.kind == 'f' || !c.inherited) {
+        let ours = of(&from.constraints, Some(pair.from.oid));
+        for constraint in ours.iter().filter(|c| c.kind == 'f' || !c.inherited) {
             let wanted = self.definition(pair, constraint);
             let alike = theirs.iter().filter(|c| {
                 c.kind == constraint.kind && c.definition == wanted && !used.contains(&c.name.as_str())

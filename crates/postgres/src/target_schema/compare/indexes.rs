@@ -1,6 +1,6 @@
 //! Indexes, and the constraints that they carry.
 
-use super::super::facts::{Carried, IndexFacts};
+use super::super::facts::{Carried, IndexFacts, of};
 use super::{Comparison, Kind, Pair};
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -17,10 +17,6 @@ fn is_beginning_of(begun: &IndexFacts, whole: &IndexFacts) -> bool {
         && begun.constraint.is_none()
         && begun.unique == whole.unique
         && begun.definition == whole.definition
-}
-
-fn of(indexes: &[IndexFacts], table: Option<u32>) -> Vec<&IndexFacts> {
-    indexes.iter().filter(|index| Some(index.table) == table).collect()
 }
 
 fn named(pair: &Pair<'_>, index: &IndexFacts) -> String {
@@ -56,7 +52,7 @@ impl Comparison<'_> {
         let ours = of(&from.indexes, Some(pair.from.oid));
         let counterpart = |index: &IndexFacts, used: &[u32]| {
             let alike = theirs.iter().filter(|i| same(index, i) && !used.contains(&i.oid));
-            alike.min_by_key(|i| i.name != index.name).copied()
+            alike.min_by_key(|i| i.name != index.name)
         };
         for index in ours {
             match counterpart(index, &used) {
@@ -65,7 +61,7 @@ impl Comparison<'_> {
                     self.both(pair, index, found);
                 }
                 None => {
-                    let taken = theirs.iter().find(|i| i.name == index.name).copied();
+                    let taken = theirs.iter().find(|i| i.name == index.name);
                     used.extend(taken.map(|taken| taken.oid));
                     self.missing(pair, index, taken);
                 }
@@ -146,9 +142,7 @@ impl Comparison<'_> {
 
     /// Makes it part of the partitioned table's, as it is on the other side.
     fn attach(&mut self, pair: &Pair<'_>, ours: &IndexFacts, name: &str) {
-        let Some(parent) = self.from.indexes.iter().find(|index| Some(index.oid) == ours.parent) else {
-            return;
-        };
+        let Some(parent) = ours.parent.and_then(|parent| self.indexes.get(&parent).copied()) else { return };
         let Some(above) = self.pairs.get(&parent.table).filter(|above| above.kind == 'p' && above.whole)
         else {
             return;

@@ -13,7 +13,7 @@ mod rest;
 
 pub(super) use indexes::object;
 
-use super::facts::{Facts, Relation};
+use super::facts::{Facts, IndexFacts, Relation};
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_literal;
 use std::collections::HashMap;
@@ -160,6 +160,8 @@ struct Comparison<'a> {
     side: &'static str,
     /// By the number on the side that is compared with.
     pairs: HashMap<u32, Pair<'a>>,
+    /// The indexes of the side that is compared with, by number.
+    indexes: HashMap<u32, &'a IndexFacts>,
     /// Indexes are made beside writers, or, in a table that nobody has yet, at once.
     beside_writers: bool,
     /// With the table's steps below its root.
@@ -185,7 +187,8 @@ pub(super) fn compare(
 ) -> Vec<Finding> {
     let Manner { side, beside_writers } = manner;
     let pairs = pairs(from, to, names);
-    let mut comparison = Comparison { from, to, side, pairs, beside_writers, found: Vec::new() };
+    let indexes = from.indexes.iter().map(|index| (index.oid, index)).collect();
+    let mut comparison = Comparison { from, to, side, pairs, indexes, beside_writers, found: Vec::new() };
     for relation in &from.relations {
         let Some(pair) = comparison.pairs.remove(&relation.oid) else { continue };
         comparison.indexes(&pair);
@@ -215,6 +218,15 @@ impl Comparison<'_> {
     }
 }
 
+/// How many relations each root has, itself among them.
+fn parts(facts: &Facts) -> HashMap<usize, usize> {
+    let mut parts = HashMap::new();
+    for relation in &facts.relations {
+        *parts.entry(relation.root).or_default() += 1;
+    }
+    parts
+}
+
 /// The counterpart of each table and partition; partitions that the other side does not have by name are left out.
 fn pairs<'a>(
     from: &'a Facts,
@@ -222,6 +234,7 @@ fn pairs<'a>(
     names: &[(QualifiedName, QualifiedName)],
 ) -> HashMap<u32, Pair<'a>> {
     let (from_roots, to_roots) = (from.roots(), to.roots());
+    let there: HashMap<&QualifiedName, &Relation> = to.relations.iter().map(|r| (&r.name, r)).collect();
     let mut pairs = HashMap::new();
     let mut matched: HashMap<usize, usize> = HashMap::new();
     for relation in &from.relations {
@@ -236,7 +249,7 @@ fn pairs<'a>(
             let schema = if same { &root_name.schema } else { &relation.name.schema };
             QualifiedName::new(schema, &relation.name.name)
         };
-        let counterpart = to.relation(&name).filter(|to| to.root == relation.root);
+        let counterpart = there.get(&name).copied().filter(|to| to.root == relation.root);
         if counterpart.is_none() && to_roots.contains_key(&relation.root) {
             continue;
         }
@@ -249,11 +262,12 @@ fn pairs<'a>(
         let kind = counterpart.map_or(relation.kind, |to| to.kind);
         pairs.insert(relation.oid, Pair { from: relation, to: counterpart, name, shown, kind, whole: false });
     }
-    let parts = |facts: &Facts, root: usize| facts.relations.iter().filter(|r| r.root == root).count();
+    let (from_parts, to_parts) = (parts(from), parts(to));
     for pair in pairs.values_mut() {
         let root = pair.from.root;
-        let all = matched.get(&root).copied().unwrap_or(0);
-        pair.whole = all == parts(from, root) && (!to_roots.contains_key(&root) || all == parts(to, root));
+        let all = matched.get(&root);
+        pair.whole =
+            all == from_parts.get(&root) && (!to_roots.contains_key(&root) || all == to_parts.get(&root));
     }
     pairs
 }

@@ -1,7 +1,8 @@
 //! Everything beside indexes and constraints.
 
-use super::super::facts::{Attached, Grant, SequenceFacts};
+use super::super::facts::{Attached, Grant, SequenceFacts, of};
 use super::{Comparison, Finding, Kind, Pair};
+use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -32,12 +33,9 @@ impl Comparison<'_> {
 
     fn published(&mut self, pair: &Pair<'_>) {
         let (from, to) = (self.from, self.to);
-        for (_, name) in from.published.iter().filter(|(oid, _)| *oid == pair.from.oid) {
-            let is_there = to
-                .published
-                .iter()
-                .any(|(oid, other)| pair.to.is_some_and(|to| to.oid == *oid) && other == name);
-            if is_there {
+        let theirs = of(&to.published, pair.to.map(|to| to.oid));
+        for (_, name) in of(&from.published, Some(pair.from.oid)) {
+            if theirs.iter().any(|(_, other)| other == name) {
                 continue;
             }
             let (quoted, table) = (quote_ident(name), &pair.shown);
@@ -97,11 +95,9 @@ impl Comparison<'_> {
 
     fn columns(&mut self, pair: &Pair<'_>) {
         let (from, to) = (self.from, self.to);
-        for ours in from.columns.iter().filter(|column| column.table == pair.from.oid) {
-            let theirs = to
-                .columns
-                .iter()
-                .find(|c| pair.to.is_some_and(|to| to.oid == c.table) && c.name == ours.name);
+        let all = of(&to.columns, pair.to.map(|to| to.oid));
+        for ours in of(&from.columns, Some(pair.from.oid)) {
+            let theirs = all.iter().find(|theirs| theirs.name == ours.name);
             let column = quote_ident(&ours.name);
             let object = format!("the column {}", ours.name);
             let on = format!("COLUMN {}.{column}", pair.shown);
@@ -131,7 +127,7 @@ impl Comparison<'_> {
     /// Whether a column has one at all is the sequences' own gate.
     fn sequences(&mut self, pair: &Pair<'_>) {
         let (from, to) = (self.from, self.to);
-        for ours in from.sequences.iter().filter(|sequence| sequence.table == pair.from.oid) {
+        for ours in of(&from.sequences, Some(pair.from.oid)) {
             let Some(theirs) = counterpart(pair, ours, &to.sequences) else { continue };
             if ours.definition != theirs.definition {
                 let remedy = vec![format!("ALTER SEQUENCE {} {}", theirs.name.sql(), ours.definition)];
@@ -243,11 +239,10 @@ impl Comparison<'_> {
     ) -> Vec<(&'x Attached, &'x Attached)> {
         let object = |one: &Attached| format!("{} {}", form.word.to_lowercase(), one.name);
         let drop = |one: &Attached| format!("DROP {} {}", form.word, (form.named)(one));
-        let theirs: Vec<&Attached> =
-            to.iter().filter(|one| pair.to.is_some_and(|to| to.oid == one.table)).collect();
+        let (all, theirs) = (of(from, Some(pair.from.oid)), of(to, pair.to.map(|to| to.oid)));
         let mut both = Vec::new();
-        for ours in from.iter().filter(|one| one.table == pair.from.oid) {
-            let found = theirs.iter().find(|one| one.name == ours.name).copied();
+        for ours in all {
+            let found = theirs.iter().find(|one| one.name == ours.name);
             let on = format!("{} {}", form.word, (form.named)(ours));
             self.comment(pair, &on, ours.comment.as_ref(), found.and_then(|found| found.comment.as_ref()));
             match found {
@@ -261,7 +256,7 @@ impl Comparison<'_> {
         }
         // Statistics hurt nobody; the rest does something there that does not happen here.
         for extra in theirs.iter().filter(|one| form.kind != Kind::Statistics && one.enabled) {
-            if !from.iter().any(|ours| ours.table == pair.from.oid && ours.name == extra.name) {
+            if !all.iter().any(|ours| ours.name == extra.name) {
                 let what = "acts: it is not on the other side, but";
                 self.find(pair, form.kind, object(extra), what, vec![drop(extra)]);
             }
@@ -287,9 +282,11 @@ impl Comparison<'_> {
             let entry = wanted.entry((on.clone(), to, grant.grantable)).or_insert((*root, Vec::new()));
             entry.1.push(privilege);
         }
+        let roots = self.pairs.values().filter(|pair| pair.from.level == 0);
+        let roots: HashMap<usize, QualifiedName> =
+            roots.map(|pair| (pair.from.root, pair.name.clone())).collect();
         for ((on, to, grantable), (root, privileges)) in wanted {
-            let table = self.pairs.values().find(|pair| pair.from.root == root && pair.from.level == 0);
-            let Some(table) = table.map(|pair| pair.name.clone()) else { continue };
+            let Some(table) = roots.get(&root).cloned() else { continue };
             let (privileges, option) =
                 (privileges.join(", "), if grantable { " WITH GRANT OPTION" } else { "" });
             let finding = Finding {
@@ -328,7 +325,7 @@ impl Comparison<'_> {
             let root = pair.from.root;
             let owner = pair.to.map(|to| to.owner.clone());
             targets.insert(("TABLE", *oid), (root, format!("TABLE {}", pair.name.sql()), owner.clone()));
-            for ours in self.from.sequences.iter().filter(|sequence| sequence.table == *oid) {
+            for ours in of(&self.from.sequences, Some(*oid)) {
                 let name =
                     counterpart(pair, ours, &self.to.sequences).map_or(&ours.name, |theirs| &theirs.name);
                 let on = format!("SEQUENCE {}", name.sql());
@@ -350,8 +347,8 @@ fn counterpart<'a>(
     ours: &SequenceFacts,
     all: &'a [SequenceFacts],
 ) -> Option<&'a SequenceFacts> {
-    let of_column =
-        all.iter().filter(|s| pair.to.is_some_and(|to| to.oid == s.table) && s.column == ours.column);
+    let theirs = of(all, pair.to.map(|to| to.oid));
+    let of_column = theirs.iter().filter(|sequence| sequence.column == ours.column);
     of_column.min_by_key(|s| (s.identity != ours.identity, s.name.name != ours.name.name))
 }
 
