@@ -28,8 +28,6 @@ use tokio::sync::watch;
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether commits on the target wait for Segue.
 const GUARD: Duration = Duration::from_secs(1);
-/// How often it is looked whether partitions came or went on the target.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// How far the way back is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +57,8 @@ pub(super) struct WayBack<'d> {
     driver: &'d Driver,
     lease: &'d Lease,
     wanted: watch::Sender<bool>,
+    /// A table of which it does not have all parts, once it is to be made anew for that.
+    outdated: watch::Sender<Option<QualifiedName>>,
     state: watch::Sender<BackState>,
 }
 
@@ -66,7 +66,7 @@ impl<'d> WayBack<'d> {
     /// Nothing is made or run yet.
     pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> WayBack<'d> {
         let (wanted, state) = (watch::Sender::new(false), watch::Sender::new(BackState::NotArmed));
-        WayBack { driver, lease, wanted, state }
+        WayBack { driver, lease, wanted, outdated: watch::Sender::new(None), state }
     }
 
     /// Has it made, if it is not there. What comes of it is told to the receiver.
@@ -77,6 +77,13 @@ impl<'d> WayBack<'d> {
         }
         self.wanted.send_replace(true);
         state
+    }
+
+    /// Has it made anew, since partitions of `table` came or went on the target. Only for whoever has the turn of the switch,
+    /// and found the source to own the writes: as long as it is there no hand-over is under way that would need it.
+    pub(super) fn renew(&self, table: QualifiedName) {
+        self.note(&format!("anew, since partitions of {table} came or went on the target"));
+        self.outdated.send_replace(Some(table));
     }
 
     /// How far it is, as it changes.
@@ -95,7 +102,7 @@ impl<'d> WayBack<'d> {
             let ended = self.once(flows).await;
             flows.reverse.send_replace(None);
             let fault = match ended {
-                Ok(Ended::Outdated(table)) => match self.renew(flows, &table).await {
+                Ok(Ended::Outdated(table)) => match self.begin_anew(&table).await {
                     Ok(()) => continue,
                     Err(fault) => return fault,
                 },
@@ -125,15 +132,11 @@ impl<'d> WayBack<'d> {
         Ok(())
     }
 
-    /// Partitions of `table` came or went on the target. As long as nothing was written there it is made anew, with what is
-    /// there now; a hand-over waits for that.
-    async fn renew(&self, flows: &Flows, table: &QualifiedName) -> Outcome<()> {
-        if !flows.has_the_newest(Side::Source) {
-            return Ok(());
-        }
-        self.note(&format!("since partitions of {table} came or went on the target"));
+    /// Nothing was written on the target yet: what was made is removed, and made again with what is there now.
+    async fn begin_anew(&self, table: &QualifiedName) -> Outcome<()> {
         self.driver.record(self.lease, "way-back-renewed", json!({ "table": table.to_string() })).await?;
         self.remove().await?;
+        self.outdated.send_replace(None);
         self.wanted.send_replace(true);
         Ok(())
     }
@@ -162,7 +165,7 @@ impl<'d> WayBack<'d> {
             fault = self.guard_commits(&flow) => fault,
             fault = guard::insist(self.driver, self.lease, unguarded) => fault,
             () = flow.verifying.run_live() => Fault::bug("SEGUE-TASK", "live verification has ended"),
-            table = outdated(flows, &flow) => return table.map(Ended::Outdated),
+            table = self.is_outdated() => return Ok(Ended::Outdated(table)),
         }))
     }
 
@@ -226,6 +229,18 @@ impl<'d> WayBack<'d> {
         }
     }
 
+    async fn is_outdated(&self) -> QualifiedName {
+        let mut outdated = self.outdated.subscribe();
+        loop {
+            if let Some(table) = outdated.borrow_and_update().clone() {
+                return table;
+            }
+            if outdated.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     fn note(&self, waits_for: &str) {
         let state = BackState::Arming { waits_for: waits_for.to_owned() };
         self.state.send_if_modified(|now| {
@@ -248,19 +263,6 @@ impl<'d> WayBack<'d> {
         };
         match look.await {
             Ok(fault) | Err(fault) => fault,
-        }
-    }
-}
-
-/// Waits until a table is not made any more of what the stream from the target has of it. Once the target owns the writes
-/// that is the stream's own business, and cannot be mended by another one.
-async fn outdated(flows: &Flows, flow: &Flow) -> Outcome<QualifiedName> {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        if flows.has_the_newest(Side::Source)
-            && let Some(table) = flow.verifying.in_pieces().await?
-        {
-            return Ok(table);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
 use super::{Driver, contain, stream, throttle};
 use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, WayBackState};
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::Limits;
@@ -193,8 +193,16 @@ impl Service<'_> {
     /// two numbers, and has grown over since, would else look as if it went on.
     async fn number_source(&self) -> Outcome<String> {
         loop {
-            if *self.flows.owner.borrow() == Some(Side::Source) {
-                self.flows.forward.verifying.number().await?;
+            if *self.flows.owner.borrow() == Some(Side::Source)
+                && let Err(fault) = self.flows.forward.verifying.number().await
+            {
+                // A source that takes no row of ours for a while is no reason to stop following it.
+                match fault.recovery {
+                    Recovery::Operator if fault.code != "SEGUE-SUPERSEDED" => {
+                        tracing::warn!("the source's history could not be numbered: {fault}");
+                    }
+                    _ => return Err(fault),
+                }
             }
             tokio::time::sleep(NUMBER).await;
         }

@@ -208,11 +208,12 @@ impl Switch<'_> {
         };
         let authority = (self.migration(), self.lease.token);
         let work = async {
-            tokio::try_join!(
-                self.in_pieces(&flow, turn.from.other()),
+            let (compared, carried) = tokio::try_join!(
                 flow.verifying.compare_at_rest(),
                 hands.sequences.carry(&hands.old, &hands.new, authority, MARGIN)
-            )
+            )?;
+            // As late as it can be.
+            Ok::<_, Fault>((self.in_pieces(&flow, turn.from.other()).await?, compared, carried))
         };
         let left = self.driver.spec.switch.max_write_hold.saturating_sub(walk.elapsed());
         let Ok(settled) = timeout(left, work).await else {

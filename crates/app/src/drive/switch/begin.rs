@@ -63,8 +63,15 @@ impl Switch<'_> {
         }
     }
 
-    /// Has the way back made, if it is not there, and waits for it.
+    /// Has the way back made, if it is not there or does not have all parts of the tables, and waits for it.
     pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
+        if *self.flows.owner.borrow() == Some(Side::Source)
+            && self.back.state() == BackState::Armed
+            && let Some(back) = self.flows.landing_on(Side::Source)
+            && let Some(table) = back.verifying.in_pieces().await?
+        {
+            self.back.renew(table);
+        }
         let mut state = self.back.want();
         loop {
             let now = state.borrow_and_update().clone();

@@ -15,14 +15,15 @@ impl Switch<'_> {
         if new == Side::Source {
             return Ok(None);
         }
+        // All can still be undone: nobody has to go there without it.
         let Some(back) = self.flows.landing_on(Side::Source) else {
-            // It may be made anew just now.
-            let waits = self.way_back_lost().is_none();
-            return Ok(waits.then(|| "the way back has ended".to_owned()));
+            return Ok(Some("the way back has ended".to_owned()));
         };
         let table = back.verifying.in_pieces().await?;
         Ok(table.map(|table| {
-            format!("partitions of {table} came or went on the target: the way back is made anew in a moment")
+            format!(
+                "partitions of {table} came or went on the target: the way back is made anew when it is asked again"
+            )
         }))
     }
 }
