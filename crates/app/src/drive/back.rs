@@ -178,7 +178,16 @@ impl<'d> WayBack<'d> {
                 self.wanted.send_replace(false);
                 self.state.send_replace(BackState::Lost(too_late()));
             }
-            self.wanted.subscribe().wait_for(|wanted| *wanted).await.map_err(|_| gone())?;
+            let (mut wanted, mut giving) = (self.wanted.subscribe(), flows.giving.subscribe());
+            let may_open = self.state() == BackState::NotArmed;
+            tokio::select! {
+                wanted = wanted.wait_for(|wanted| *wanted) => drop(wanted.map_err(|_| gone())?),
+                // Whoever opens the target waits for it, and nothing was written there yet: an earlier process has died while
+                // it removed one.
+                giving = giving.wait_for(|giving| *giving == Some(Side::Source)), if may_open => {
+                    drop(giving.map_err(|_| gone())?);
+                }
+            }
             if !flows.has_the_newest(Side::Target) {
                 break;
             }
