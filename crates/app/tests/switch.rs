@@ -192,22 +192,24 @@ async fn keys_go_on_where_they_were() {
     assert!(back.parse::<i64>().unwrap() > there.parse::<i64>().unwrap(), "{back} after {there}");
 }
 
-/// A partition that is attached while the migration follows is fenced and followed before writes are handed over.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_partition_that_came_late_is_handed_over_too() {
-    let (pair, run) = following().await;
+/// Has a partition come to both sides once the way back is there, with rows.
+async fn comes_late(pair: &Pair) {
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     let late = "CREATE TABLE public.p2 PARTITION OF public.p FOR VALUES FROM (1000) TO (2000)";
     pair.target.execute(late).await;
     pair.source.execute(late).await;
     pair.source.execute("INSERT INTO public.p SELECT i, 'late' FROM generate_series(1000, 1499) i").await;
+}
+
+/// The writes move to the target, in as many tries as it takes, and the late partition with them, there and back.
+async fn late_partition_moves(pair: &Pair, run: &Process) {
     let until = Instant::now() + PATIENCE;
     loop {
         let answer = tokio::select! {
             answer = orders::ask(&pair.target, "switch", orders::for_real()) => answer,
             ended = run.wait(2 * PATIENCE) => panic!("{ended:?}: {}", run.lines().join("\n")),
         };
-        if answer["outcome"] == "switched" {
+        if answer["outcome"] == "switched" || answer["outcome"] == "already" {
             break;
         }
         assert!(Instant::now() < until, "{answer:#}\n{}", run.lines().join("\n"));
@@ -215,7 +217,7 @@ async fn a_partition_that_came_late_is_handed_over_too() {
     }
     assert_eq!(pair.target.scalar("SELECT count(*) FROM public.p").await.as_deref(), Some("1000"));
     let client = pair.source.connect("postgres").await;
-    let refused = client.execute("INSERT INTO public.p VALUES (1999, 'lost')", &[]).await.unwrap_err();
+    let refused = client.batch_execute("INSERT INTO public.p VALUES (1999, 'lost')").await.unwrap_err();
     assert_eq!(refused.code().map(|code| code.code()), Some("25006"));
     // The way back has it, too.
     pair.target.execute("INSERT INTO public.p VALUES (1998, 'there')").await;
@@ -225,6 +227,28 @@ async fn a_partition_that_came_late_is_handed_over_too() {
         pair.source.scalar(there).await.as_deref() == Some("1")
     })
     .await;
+}
+
+/// A partition that is attached while the migration follows is fenced and followed before writes are handed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_came_late_is_handed_over_too() {
+    let (pair, run) = following().await;
+    comes_late(&pair).await;
+    late_partition_moves(&pair, &run).await;
+}
+
+/// Killed when the way back that lacked the partition is gone, and the next one not there yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_was_to_be_made_anew_is_made_by_the_next_process() {
+    let (pair, run) = following().await;
+    comes_late(&pair).await;
+    pair.stop(&run).await;
+    let mut dying = pair.command(&["run"]);
+    kill_at(&mut dying, "outdated.removed", 1);
+    let dying = Process::start(dying);
+    orders::order(&pair.target, "switch", &orders::for_real()).await;
+    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    late_partition_moves(&pair, &pair.run()).await;
 }
 
 /// Drops the slots of a server, as soon as the process that read from them is seen to be gone.

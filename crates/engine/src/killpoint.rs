@@ -82,6 +82,7 @@ pub const ALL: &[&str] = &[
     "batch.committed",
     "batch.acknowledged",
     "idle.committed",
+    "outdated.removed",
     "stray.met",
     "stray.told",
     "backfill.signalled",

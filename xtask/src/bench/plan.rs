@@ -45,7 +45,7 @@ pub(super) async fn measure(options: &Options) -> String {
     let relations = plain + partitioned * (1 + PARTITIONS);
     let mut text = format!(
         "{} tables, of which {partitioned} have {PARTITIONS} partitions each; every table has a primary key, another index, a \
-         sequence and a check, every second one a foreign key. Nothing was asked of either server before, but by the rounds \
+         sequence and a check, every second one without partitions a foreign key. Nothing was asked of either server before, but by the rounds \
          before.\n\n",
         plain + partitioned
     );

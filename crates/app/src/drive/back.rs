@@ -11,6 +11,7 @@ use super::switch::rows;
 use super::{Driver, guard, plan};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
+use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
@@ -136,7 +137,7 @@ impl<'d> WayBack<'d> {
     async fn begin_anew(&self, table: &QualifiedName) -> Outcome<()> {
         self.driver.record(self.lease, "way-back-renewed", json!({ "table": table.to_string() })).await?;
         self.remove().await?;
-        self.outdated.send_replace(None);
+        killpoint::pass("outdated.removed");
         self.wanted.send_replace(true);
         Ok(())
     }
@@ -146,7 +147,10 @@ impl<'d> WayBack<'d> {
         let Driver { spec, sides, .. } = self.driver;
         let (source, target) =
             tokio::try_join!(sides.source.connect("way back"), sides.target.connect("way back"))?;
-        birth::drop_reverse(&source, &target, (spec.name.as_str(), self.lease.token)).await
+        birth::drop_reverse(&source, &target, (spec.name.as_str(), self.lease.token)).await?;
+        // What is made next has all parts that there are.
+        self.outdated.send_replace(None);
+        Ok(())
     }
 
     /// From what is stored to the end of one run; what ended it, or why it could not begin.
@@ -240,13 +244,10 @@ impl<'d> WayBack<'d> {
 
     async fn is_outdated(&self) -> QualifiedName {
         let mut outdated = self.outdated.subscribe();
-        loop {
-            if let Some(table) = outdated.borrow_and_update().clone() {
-                return table;
-            }
-            if outdated.changed().await.is_err() {
-                return std::future::pending().await;
-            }
+        let told = outdated.wait_for(Option::is_some).await.ok().and_then(|table| table.clone());
+        match told {
+            Some(table) => table,
+            None => std::future::pending().await,
         }
     }
 

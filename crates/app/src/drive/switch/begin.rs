@@ -65,18 +65,19 @@ impl Switch<'_> {
 
     /// Has the way back made, if it is not there or does not have all parts of the tables, and waits for it.
     pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
-        if *self.flows.owner.borrow() == Some(Side::Source)
-            && self.back.state() == BackState::Armed
-            && let Some(back) = self.flows.landing_on(Side::Source)
-            && let Some(table) = back.verifying.in_pieces().await?
-        {
-            self.back.renew(table);
-        }
         let mut state = self.back.want();
+        // Once: what is on its way on the target stays so for a while, and is told by the hand-over.
+        let mut may_renew = *self.flows.owner.borrow() == Some(Side::Source);
         loop {
             let now = state.borrow_and_update().clone();
             match now {
-                BackState::Armed => return Ok(()),
+                BackState::Armed => match self.lacking_on_way_back().await? {
+                    Some(table) if std::mem::take(&mut may_renew) => {
+                        self.back.renew(table);
+                        continue;
+                    }
+                    Some(_) | None => return Ok(()),
+                },
                 BackState::Lost(fault) => return Err(fault.during("the way back cannot be armed")),
                 BackState::NotArmed => {}
                 BackState::Arming { waits_for } => {

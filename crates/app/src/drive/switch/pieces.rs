@@ -3,6 +3,7 @@
 use super::Switch;
 use crate::drive::flow::Flow;
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 
 impl Switch<'_> {
@@ -16,14 +17,21 @@ impl Switch<'_> {
             return Ok(None);
         }
         // All can still be undone: nobody has to go there without it.
-        let Some(back) = self.flows.landing_on(Side::Source) else {
+        if self.flows.landing_on(Side::Source).is_none() {
             return Ok(Some("the way back has ended".to_owned()));
-        };
-        let table = back.verifying.in_pieces().await?;
-        Ok(table.map(|table| {
+        }
+        Ok(self.lacking_on_way_back().await?.map(|table| {
             format!(
                 "partitions of {table} came or went on the target: the way back is made anew when it is asked again"
             )
         }))
+    }
+
+    /// A table of which the way back does not have the parts that there are on the target; `None` too if there is no way back.
+    pub(super) async fn lacking_on_way_back(&self) -> Outcome<Option<QualifiedName>> {
+        match self.flows.landing_on(Side::Source) {
+            Some(back) => back.verifying.in_pieces().await,
+            None => Ok(None),
+        }
     }
 }
