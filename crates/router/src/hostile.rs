@@ -4,11 +4,16 @@
 
 use crate::auth::scram::{ClientEnd, ServerEnd};
 use crate::auth::{Login, Verifier};
+use crate::classify::{Catalog, Classifier, Unit};
+use crate::effects;
 use crate::frames::{self, Fields, HEADER_BYTES};
+use crate::lexer::Words;
 use crate::pipeline::{Answer, OWED_MAX, Owed, Pipeline};
+use crate::reads;
 use crate::settings::Settings;
 use crate::startup::{self, First};
 use bytes::BytesMut;
+use std::sync::{Arc, LazyLock};
 
 /// Bytes of a peer that is logged in: the walk over frames ends, stays within its bytes, and reads every field it can.
 pub fn frames(bytes: &[u8]) {
@@ -123,6 +128,53 @@ pub fn scram(bytes: &[u8]) {
     }
 }
 
+/// The table `t` is migrated, `other` is not, and `writer` may write.
+static CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(|| {
+    let known = r#"{"levels": false, "implicit": [],
+        "relations": [{"oid": 1, "schema": "public", "name": "t", "kind": "r", "row_security": false, "partition": false,
+                       "parents": [], "definition": null},
+                      {"oid": 2, "schema": "public", "name": "other", "kind": "r", "row_security": false,
+                       "partition": false, "parents": [], "definition": null},
+                      {"oid": 3, "schema": "public", "name": "v", "kind": "v", "row_security": false, "partition": false,
+                       "parents": [], "definition": "SELECT t.a FROM t;"}],
+        "functions": [{"schema": "public", "name": "writer", "kind": "f", "volatility": "v", "language": "plpgsql",
+                       "takes_row": false, "body": null, "calls": null}],
+        "system_functions": [{"name": "sum", "volatile": false, "aggregate": true},
+                             {"name": "lower", "volatile": false, "aggregate": false},
+                             {"name": "set_config", "volatile": true, "aggregate": false},
+                             {"name": "pg_advisory_lock", "volatile": true, "aggregate": false}],
+        "operators": [{"name": "@@@", "schema": "public", "function": "writer"}]}"#;
+    let catalog = Catalog::read(known, &[("public".to_owned(), "t".to_owned())]);
+    Arc::new(catalog.unwrap_or_else(|error| panic!("the fuzzer's own catalog: {error}")))
+});
+
+/// The text of statements: tokens move on, what is remembered of it is what was proved, and what is proved to be a read does
+/// nothing to its session that had to be said again, and is none any more with a write behind it.
+pub fn statements(bytes: &[u8]) {
+    // The protocol's strings end there.
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let (mut words, mut behind) = (Words::of(text), 0);
+    while let Some((_, from, to)) = words.next_token() {
+        assert!(behind <= from && from < to && to <= text.len(), "a token moves on");
+        behind = to;
+    }
+    let _ = reads::comment(text, b"traceparent='");
+    let effects = effects::read(text);
+    let classifier = Classifier::new();
+    classifier.set_catalog(Some(Arc::clone(&CATALOG)));
+    let class = classifier.class(text);
+    assert_eq!(class, classifier.class(text), "what is remembered is what was proved");
+    if class.unit != Unit::Read {
+        return;
+    }
+    // Its words may leave a doubt, which pins: a column can be called as a function is.
+    assert!(effects.changes.is_empty() && !effects.rolls_back, "a read changes nothing: {effects:?}");
+    for write in ["DELETE FROM t", "SELECT writer(1)", "SELECT a FROM t FOR UPDATE", "SET a = 1"] {
+        let both = [text, b"\n; ", write.as_bytes()].concat();
+        assert_ne!(classifier.class(&both).unit, Unit::Read, "with `{write}` behind it");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -154,5 +206,10 @@ mod tests {
     #[test]
     fn logins_that_were_found_hold() {
         replay("scram", super::scram);
+    }
+
+    #[test]
+    fn statements_that_were_found_hold() {
+        replay("statements", super::statements);
     }
 }

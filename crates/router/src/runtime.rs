@@ -9,5 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 /// less often, and take more at a time, than many that are not; the other processors are for who speaks through them.
 pub fn runtime() -> io::Result<Runtime> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    Builder::new_multi_thread().worker_threads((processors / 2).max(1)).enable_all().build()
+    match processors / 2 {
+        // One that shares its work with nobody needs no queue that others can take from.
+        0 | 1 => Builder::new_current_thread().enable_all().build(),
+        threads => Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
+    }
 }
