@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage:
   cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
-  cargo xtask bench [copy|drain|latency|digest|switch|router|all] [--rounds N] [--scale F]
+  cargo xtask bench [copy|drain|latency|digest|switch|router|plan|throttle|all] [--rounds N] [--scale F]
                              measure beside the peers; the whole size goes to docs/benchmarks.md";
 
 fn main() -> ExitCode {

@@ -61,7 +61,8 @@ pub(super) async fn fill(pair: &Pair, options: &Options) -> (u64, u64) {
     must(source.batch_execute(WIDE).await, "make the wide table");
     must(source.batch_execute(&WIDE_FILL.replace("{rows}", &wide.to_string())).await, "fill the wide table");
     must(source.batch_execute("VACUUM (ANALYZE, FREEZE)").await, "vacuum");
-    pair.write_spec(DATABASE, &TABLES);
+    // As many as there are processors for the target and the source together: more of them only meet in the index.
+    pair.write_spec_with("prod", DATABASE, &TABLES, "copy: { workers: 2 }\n");
     (accounts, wide)
 }
 

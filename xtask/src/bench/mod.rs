@@ -14,6 +14,7 @@ mod plan;
 mod report;
 mod router;
 mod switch;
+mod throttle;
 
 use crate::tidy::this_workspace;
 use report::Section;
@@ -42,11 +43,20 @@ enum Part {
     Switch,
     Router,
     Plan,
+    Throttle,
 }
 
 impl Part {
-    const ALL: [Part; 7] =
-        [Part::Copy, Part::Drain, Part::Latency, Part::Digest, Part::Switch, Part::Router, Part::Plan];
+    const ALL: [Part; 8] = [
+        Part::Copy,
+        Part::Drain,
+        Part::Latency,
+        Part::Digest,
+        Part::Switch,
+        Part::Router,
+        Part::Plan,
+        Part::Throttle,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -57,6 +67,7 @@ impl Part {
             Part::Switch => "switch",
             Part::Router => "router",
             Part::Plan => "plan",
+            Part::Throttle => "throttle",
         }
     }
 }
@@ -163,6 +174,7 @@ async fn measure(part: Part, options: &Options) -> Section {
         Part::Switch => switch::measure(options).await,
         Part::Router => router::measure(options).await,
         Part::Plan => plan::measure(options).await,
+        Part::Throttle => throttle::measure(options).await,
     };
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }

@@ -2,7 +2,7 @@
 
 use super::super::measure::{cpu_of, memory_kib};
 use super::super::pair::{DATABASE, must};
-use super::proxy::{CLIENTS_MAX, LISTENS, PASSWORD, POOL_SIZE};
+use super::proxy::{CLIENTS_MAX, COMPARED, LISTENS, MIRROR, MIRROR_PERCENT, PASSWORD, POOL_SIZE};
 use segue_testkit::Cluster;
 use segue_testkit::kill::Process;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Relay,
     PgBouncer(Mode),
     Router(Mode),
+    /// In transaction mode, and repeats some reads.
+    Mirror,
 }
 
 /// How server connections are shared.
@@ -45,13 +47,14 @@ impl Mode {
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 6] = [
+    pub(super) const ALL: [Kind; 7] = [
         Kind::Direct,
         Kind::Relay,
         Kind::PgBouncer(Mode::Session),
         Kind::Router(Mode::Session),
         Kind::PgBouncer(Mode::Transaction),
         Kind::Router(Mode::Transaction),
+        Kind::Mirror,
     ];
 
     pub(super) fn name(self) -> String {
@@ -60,6 +63,7 @@ impl Kind {
             Kind::Relay => "bare relay".to_owned(),
             Kind::PgBouncer(mode) => format!("PgBouncer, {}", mode.name()),
             Kind::Router(mode) => format!("segue's router, {}", mode.name()),
+            Kind::Mirror => format!("the same, {MIRROR_PERCENT} % of the reads repeated"),
         }
     }
 
@@ -82,6 +86,7 @@ impl Contestant {
             Kind::Direct => (server.port(), None),
             Kind::Relay => own_process("relay", server).await,
             Kind::Router(mode) => own_process(mode.name(), server).await,
+            Kind::Mirror => own_process(MIRROR, server).await,
             Kind::PgBouncer(mode) => pgbouncer(mode, server).await,
         };
         Contestant { kind, port, process }
@@ -90,6 +95,14 @@ impl Contestant {
     /// Processor seconds that its process has taken so far; of the server itself, none.
     pub(super) fn cpu_seconds(&self) -> f64 {
         self.process.as_ref().map_or(0.0, |process| cpu_of(process.pid()))
+    }
+
+    /// How many reads it has repeated and compared, and how many were the same.
+    pub(super) fn compared(&self) -> Option<(u64, u64)> {
+        let lines = self.process.as_ref()?.lines();
+        let (compared, equal) =
+            lines.iter().rev().find_map(|line| line.strip_prefix(COMPARED))?.split_once(' ')?;
+        Some((compared.parse().ok()?, equal.parse().ok()?))
     }
 
     /// The memory that its process has now.

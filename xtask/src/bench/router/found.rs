@@ -69,7 +69,8 @@ impl Found {
         for kind in Kind::ALL {
             let peer = match kind {
                 Kind::Router(mode) => Some(Kind::PgBouncer(mode)),
-                _ => None,
+                Kind::Mirror => Some(Kind::PgBouncer(Mode::Transaction)),
+                Kind::Direct | Kind::Relay | Kind::PgBouncer(_) => None,
             };
             let cells = [
                 cell(self.of(kind, rate), 0),
@@ -120,6 +121,16 @@ pub(super) fn verdicts(found: &[Found]) -> String {
         text.push_str(&lines.join("\n"));
         text.push('\n');
     }
+    let peer = Kind::PgBouncer(Mode::Transaction);
+    let mirrored = found.iter().filter_map(|found| found.ratio(Kind::Mirror, peer, |t| t.queries_per_second));
+    let least = mirrored.fold(f64::INFINITY, f64::min);
+    text.push('\n');
+    text.push_str(&verdict(
+        "with reads told from writes and repeated: queries ÷ PgBouncer's, least",
+        least,
+        0.9,
+        true,
+    ));
     text
 }
 

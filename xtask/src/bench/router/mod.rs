@@ -68,6 +68,7 @@ pub(super) async fn measure(options: &Options) -> String {
             "; it knows no prepared statements in transaction mode"
         },
     );
+    text.push_str(&repeated(&contestants));
     drop(contestants);
     for found in &found {
         text.push_str(&format!("\n### {}\n\n{}", found.protocol, found.table()));
@@ -75,6 +76,19 @@ pub(super) async fn measure(options: &Options) -> String {
     text.push_str(&format!("\n### beside PgBouncer\n\n{}", verdicts(&found)));
     text.push_str(&idle(&server, options.scaled(IDLE)).await);
     text
+}
+
+/// What the router that repeats reads has come to: figures of one that repeats nothing are worth nothing.
+fn repeated(contestants: &[Contestant]) -> String {
+    let mirror = contestants.iter().find(|contestant| contestant.kind == Kind::Mirror);
+    let Some((compared, equal)) = mirror.and_then(Contestant::compared) else {
+        panic!("no read was repeated")
+    };
+    assert_eq!(compared, equal, "the server differs from itself");
+    format!(
+        "One of the routers tells reads from writes, repeats {} % of them on the same server, and compares: {compared} in all.\n",
+        proxy::MIRROR_PERCENT
+    )
 }
 
 /// What others do on the machine: its load of the last minute.

@@ -3,15 +3,17 @@
 //! The router is the crate, in the runtime that `segue router` has, with a route that never changes. What `segue router`
 //! does beside it (it asks its seat for another route a few times a second) is no part of a query's way.
 
-use super::super::pair::must;
+use super::super::pair::{DATABASE, must};
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use segue_model::switch::route::Route;
 use segue_router::{
-    ClientAuth, Config, Heard, Limits, PoolMode, ReadLimits, Router, Secret, ShadowConfig, Upstream, Users,
+    Catalog, ClientAuth, Config, Feeds, Fresh, Heard, Limits, PoolMode, ReadLimits, Reads, Router, Secret,
+    ShadowConfig, Upstream, Users,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -21,6 +23,14 @@ pub(super) const CLIENTS_MAX: usize = 5_000;
 pub(super) const POOL_SIZE: usize = 20;
 /// How the password comes to the process: as programs of PostgreSQL are given it.
 pub(super) const PASSWORD: &str = "PGPASSWORD";
+/// The router that repeats reads, as the process is called.
+pub(super) const MIRROR: &str = "mirror";
+/// How many of them.
+pub(super) const MIRROR_PERCENT: u8 = 10;
+/// How often it is said that everything is shown, and what has been compared.
+const SHOWN_EVERY: Duration = Duration::from_millis(50);
+/// What is said of that, before how many were compared, and how many were the same.
+pub(super) const COMPARED: &str = "compared ";
 /// What is said once it listens, before its address.
 pub(super) const LISTENS: &str = "listening on ";
 
@@ -29,6 +39,8 @@ pub(super) const LISTENS: &str = "listening on ";
 enum What {
     Relay,
     Router(PoolMode),
+    /// In transaction mode: it tells reads from writes, and repeats some of them.
+    Mirror,
 }
 
 /// Serves on a port of its own until it is killed; the arguments are what to be, and the server's port.
@@ -38,6 +50,7 @@ pub(in super::super) fn serve(arguments: &[String]) -> Result<(), String> {
         "relay" => What::Relay,
         "session" => What::Router(PoolMode::Session),
         "transaction" => What::Router(PoolMode::Transaction),
+        MIRROR => What::Mirror,
         other => return Err(format!("nothing is called `{other}`")),
     };
     let port = port.parse().map_err(|error| format!("the port: {error}"))?;
@@ -46,7 +59,8 @@ pub(in super::super) fn serve(arguments: &[String]) -> Result<(), String> {
     let serving = runtime.spawn(async move {
         match what {
             What::Relay => relay(port).await,
-            What::Router(pool) => route(port, pool).await,
+            What::Router(pool) => route(port, pool, Feeds::none()).await.run().await,
+            What::Mirror => mirror(port).await,
         }
     });
     runtime.block_on(serving).map_err(|error| error.to_string())
@@ -73,7 +87,36 @@ async fn relay(port: u16) {
     }
 }
 
-async fn route(port: u16, pool: PoolMode) {
+/// The server is both sides: what is repeated is the same, and always shown.
+async fn mirror(port: u16) {
+    let password = must(std::env::var(PASSWORD), PASSWORD);
+    let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/{DATABASE}");
+    let client = must(segue_testkit::cluster::connect(&url).await, "connect");
+    let known: String = must(client.query_one(Catalog::SQL, &[]).await, "read the catalog").get(0);
+    let catalog = Catalog::read(&known, &[("public".to_owned(), "pgbench_accounts".to_owned())]);
+    let wanted = Reads { mirror_percent: MIRROR_PERCENT, ..Reads::default() };
+    let (_reads, reads) = watch::channel(Arc::new(wanted));
+    let (shown, fresh) = watch::channel(None);
+    let (_catalog, catalog) = watch::channel(Some(Arc::new(must(catalog, "read the catalog"))));
+    let router = route(port, PoolMode::Transaction, Feeds { reads, fresh, catalog }).await;
+    let handle = router.handle();
+    let shows = async {
+        let mut said = 0;
+        loop {
+            shown.send_replace(Some(Fresh { epoch: Epoch(1), as_of: Instant::now() }));
+            tokio::time::sleep(SHOWN_EVERY).await;
+            let shadow = handle.shadow();
+            if shadow.compared != said {
+                println!("{COMPARED}{} {}", shadow.compared, shadow.equal);
+                said = shadow.compared;
+            }
+        }
+    };
+    tokio::join!(router.run(), shows);
+}
+
+/// A router that listens.
+async fn route(port: u16, pool: PoolMode, feeds: Feeds) -> Router {
     let upstream = Arc::new(Upstream { host: Ipv4Addr::LOCALHOST.to_string(), port, tls: None });
     let mut users = Users::default();
     users.insert("postgres", Secret::Password(must(std::env::var(PASSWORD), PASSWORD)));
@@ -90,9 +133,10 @@ async fn route(port: u16, pool: PoolMode) {
         shadow: ShadowConfig::default(),
     };
     let (_routes, routes) = watch::channel(Heard::now(1, Route::to(Side::Source, Epoch(1))));
-    let router = must(Router::bind((Ipv4Addr::LOCALHOST, 0).into(), config, routes).await, "listen");
+    let listen = (Ipv4Addr::LOCALHOST, 0).into();
+    let router = must(Router::bind_reading(listen, config, routes, feeds).await, "listen");
     say(router.handle().address());
-    router.run().await;
+    router
 }
 
 #[cfg(test)]
