@@ -9,8 +9,9 @@ mod load;
 mod report;
 mod router;
 mod sides;
+mod terminal;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -35,7 +36,11 @@ fn log(verbose: u8) {
         _ => "debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("SEGUE_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 fn dispatch(cli: &Cli) -> Exit {
@@ -54,7 +59,7 @@ fn dispatch(cli: &Cli) -> Exit {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("segue: cannot start: {error}");
+            commands::complain(&format!("segue: cannot start: {error}\n"));
             return Exit::Fault;
         }
     };
@@ -72,7 +77,7 @@ async fn command(cli: &Cli) -> Exit {
     let spec = match load::load(&cli.global.spec) {
         Ok(spec) => spec,
         Err(error) => {
-            eprintln!("{error}");
+            commands::complain(&format!("{error}\n"));
             return Exit::Usage;
         }
     };
@@ -105,7 +110,7 @@ async fn command(cli: &Cli) -> Exit {
         },
         Command::Mirror(mirror) => commands::reads::mirror(&spec, mirror.percent, json).await,
         Command::Reverse(reverse) => {
-            commands::switch::run(&spec, Verb::Reverse, false, &reverse.overriding, json).await
+            commands::switch::run(&spec, Verb::Reverse, reverse.dry_run, &reverse.overriding, json).await
         }
         Command::Contain(_) => commands::contain::run(&spec, json).await,
         Command::Complete(complete) => commands::complete::run(&spec, complete, json).await,
@@ -127,7 +132,7 @@ fn show(text: &str) -> Exit {
         // The reader has seen enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
-            eprintln!("segue: cannot write to standard output: {error}");
+            commands::complain(&format!("segue: cannot write to standard output: {error}\n"));
             Exit::Fault
         }
     }

@@ -231,7 +231,7 @@ impl Rates {
 const TABLES_SHOWN_MAX: usize = 12;
 
 /// The status as lines for a screen of about 100 columns.
-pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
+pub(crate) fn render(status: &Status, rates: Option<Rates>) -> Vec<String> {
     let mut lines = vec![
         format!(
             "{}  {}  {}  owner {}",
@@ -249,10 +249,10 @@ pub(crate) fn render(status: &Status, rates: Rates) -> Vec<String> {
     if has_stream(status.stage) {
         let [p50, p99, max] = p.latency_ms;
         lines.push(format!(
-            "  stream  lag {} / {} ms  {:.0} tx/s  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
+            "  stream  lag {} / {} ms{}  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
             bytes_text(p.lag_bytes),
             p.lag_ms,
-            rates.transactions_per_s,
+            rates.map_or_else(String::new, |rates| format!("  {:.0} tx/s", rates.transactions_per_s)),
             p.transactions,
         ));
         lines.push(format!(
@@ -345,21 +345,21 @@ fn run_text(run: &RunState) -> String {
     }
 }
 
-fn copy_lines(progress: &Snapshot, rates: Rates, lines: &mut Vec<String>) {
+fn copy_lines(progress: &Snapshot, rates: Option<Rates>, lines: &mut Vec<String>) {
     let busy = |t: &&segue_engine::progress::TableProgress| !t.complete;
     let done = progress.tables.iter().filter(|t| t.complete).count();
     let rows: u64 = progress.tables.iter().map(|t| t.rows).sum();
     let promised: u64 = progress.tables.iter().map(|t| t.rows_estimated.max(t.rows)).sum();
-    let eta = if rates.rows_per_s > 0.0 && promised > rows {
-        format!("  about {:.0} s left", (promised - rows) as f64 / rates.rows_per_s)
-    } else {
-        String::new()
-    };
+    // One look knows no rate.
+    let pace = rates.map_or_else(String::new, |rates| {
+        let left = (promised - rows) as f64 / rates.rows_per_s;
+        let left =
+            if left.is_finite() && left > 0.0 { format!("  about {left:.0} s left") } else { String::new() };
+        format!("  {:.0} rows/s  {}/s{left}", rates.rows_per_s, bytes_text(rates.bytes_per_s as u64))
+    });
     lines.push(format!(
-        "  copy    {done} of {} tables  {rows} of about {promised} rows  {:.0} rows/s  {}/s{eta}",
+        "  copy    {done} of {} tables  {rows} of about {promised} rows{pace}",
         progress.tables.len(),
-        rates.rows_per_s,
-        bytes_text(rates.bytes_per_s as u64)
     ));
     for t in progress.tables.iter().filter(busy).take(TABLES_SHOWN_MAX) {
         let share =

@@ -92,10 +92,11 @@ async fn campaign_killed_while_idle_the_checkpoint_stays_right() {
 fn campaign_walks_every_kind_of_point_there_is() {
     // Those of leaves are walked in `leaves.rs`, those of the switch in `switch_kill.rs`, that of a rollback
     // in `rollback.rs`, those of a new stream in `new_stream.rs`, those of a completion in `complete.rs`, those of strays and
-    // of an outdated way back in `switch.rs`, those of a schema in `target_schema.rs`.
+    // of a lost or outdated way back in `switch/way_back.rs`, those of a schema in `target_schema.rs`, that of a
+    // backlog in `backlog.rs`.
     let walked = [
         "birth", "renew", "region", "batch", "backfill", "idle", "leaf", "switch", "rollback", "complete",
-        "stray", "schema", "outdated",
+        "stray", "schema", "outdated", "lost", "backlog",
     ];
     let known = walked.iter().map(|kind| points(kind).len()).sum::<usize>();
     assert_eq!(known, killpoint::ALL.len(), "a kind of point is not walked: {:?}", killpoint::ALL);

@@ -56,3 +56,26 @@ async fn killed_on_either_side_it_can_be_repeated_after_writes_have_come_back() 
         assert_eq!(schema.as_deref(), Some("t"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_there_is_not_said_to_be_removed() {
+    let pair = Pair::start(&["public.a"]).await;
+    assert_eq!(pair.segue(&["cancel"], 0), "nothing was left of it on either side\n");
+    for side in [&pair.source, &pair.target] {
+        let schema = side.scalar("SELECT to_regnamespace('segue') IS NULL").await;
+        assert_eq!(schema.as_deref(), Some("t"), "nothing is made for it");
+    }
+    pair.both("CREATE TABLE public.a (id int PRIMARY KEY)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.stop(&run).await;
+    // Somebody tidies up by hand, and leaves what keeps the source's log.
+    for side in [&pair.source, &pair.target] {
+        side.execute("DROP SCHEMA segue CASCADE").await;
+    }
+    let said = pair.segue(&["cancel"], 0);
+    assert!(said.starts_with("removed:\n") && said.contains("replication slot"), "{said}");
+    let slots = pair.source.scalar("SELECT count(*) FROM pg_replication_slots").await;
+    assert_eq!(slots.as_deref(), Some("0"));
+    assert_eq!(pair.segue(&["cancel"], 0), "nothing was left of it on either side\n");
+}

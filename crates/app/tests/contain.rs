@@ -97,6 +97,23 @@ async fn a_hand_over_that_is_under_way_is_undone() {
     pair.segue(&["switch", "writes"], 0);
 }
 
+/// Also where it has not begun, since a lock keeps the way back from being made.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_waits_for_its_way_back_is_given_up() {
+    let (pair, _run) = following().await;
+    pair.segue(&["verify"], 0);
+    let culprit = pair.source.connect("postgres").await;
+    culprit.batch_execute("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    let order = orders::order(&pair.target, "switch", &orders::rehearsal()).await;
+    status(&pair, "being armed").await;
+    pair.segue(&["contain"], 0);
+    let answer = orders::answer(&pair.target, order).await;
+    assert_eq!(answer["code"], "SEGUE-GIVEN-UP", "{answer:#}");
+    culprit.batch_execute("COMMIT").await.unwrap();
+    pair.segue(&["resume"], 0);
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+}
+
 #[cfg(feature = "killpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_on_their_way_do_not_arrive_after_it() {

@@ -99,6 +99,23 @@ fn grant(pair: &Pair, side: &str, server: &Cluster) {
 async fn what_is_printed_is_enough_for_a_role_of_its_own_and_all_that_is_run() {
     let pair = Pair::with(logged(), logged(), &TABLES).await;
     pair.both(DDL).await;
+    lives_as_it_was_told(&pair, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_is_enough_where_the_target_has_nothing() {
+    let pair = Pair::with(logged(), logged(), &TABLES).await;
+    pair.source.execute(DDL).await;
+    let more = "schema: { create: missing }\n";
+    pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &TABLES, more);
+    lives_as_it_was_told(&pair, more).await;
+    let owners = "SELECT string_agg(DISTINCT pg_get_userbyid(relowner)::text, ',') FROM pg_class
+        WHERE relnamespace::regnamespace::text IN ('shop', 'public') AND relkind IN ('r', 'p')";
+    assert_eq!(pair.target.scalar(owners).await.as_deref(), Some("postgres_owner"));
+}
+
+/// A whole life with a role that has what `--grants` printed. `more` is what else the spec says.
+async fn lives_as_it_was_told(pair: &Pair, more: &str) {
     pair.source.execute(ROWS).await;
     let shape = async || (pair.source.scalar(SHAPE).await, pair.target.scalar(SHAPE).await);
     let before = shape().await;
@@ -108,17 +125,19 @@ async fn what_is_printed_is_enough_for_a_role_of_its_own_and_all_that_is_run() {
     assert_eq!(shape().await, before, "a plan changes nothing");
 
     for (side, server) in [("source", &pair.source), ("target", &pair.target)] {
-        grant(&pair, side, server);
+        grant(pair, side, server);
         server.execute("ALTER ROLE segue PASSWORD 'of its own'").await;
     }
     let url =
         |server: &Cluster| format!("postgres://segue:of%20its%20own@127.0.0.1:{}/postgres", server.port());
-    pair.write_spec(&url(&pair.source), &url(&pair.target), &TABLES, "");
+    pair.write_spec(&url(&pair.source), &url(&pair.target), &TABLES, more);
     let left = pair.segue(&["plan", "--grants"], 0);
     assert_eq!(left.matches("-- nothing is missing").count(), 2, "{left}");
     let before = shape().await;
     let plan = object(&pair.segue(&["plan", "--json"], 0));
     assert_eq!(shape().await, before);
+    let privileges = plan["checks"].as_array().unwrap().iter().find(|check| check["check"] == "privileges");
+    assert_eq!(privileges.unwrap()["findings"], Value::Array(vec![]));
     let text = pair.segue(&["plan"], 0);
     assert!(
         text.contains("nothing refuses") && text.contains("`segue reverse` takes the writes back"),
@@ -129,7 +148,7 @@ async fn what_is_printed_is_enough_for_a_role_of_its_own_and_all_that_is_run() {
     pair.reaches(&run, "following").await;
     pair.segue(&["verify"], 0);
     pair.segue(&["switch", "writes", "--dry-run"], 0);
-    assert_carriers_are_told(&pair, &plan).await;
+    assert_carriers_are_told(pair, &plan).await;
     pair.segue(&["switch", "writes"], 0);
     pair.target.execute("INSERT INTO shop.customer (name) VALUES ('on the target'); INSERT INTO shop.entry (v) VALUES ('t')").await;
     pair.segue(&["reverse"], 0);
@@ -256,6 +275,9 @@ async fn a_spec_is_written_from_a_live_pair_with_its_decisions_and_never_over_an
 async fn a_target_that_is_made_from_the_source_is_planned_before_it_is_there() {
     let pair = Pair::start(&["public.*"]).await;
     pair.source.execute("CREATE TABLE public.t (id int PRIMARY KEY, v text UNIQUE)").await;
+    pair.source
+        .execute("INSERT INTO public.t SELECT n, n FROM generate_series(1, 5000) n; ANALYZE public.t")
+        .await;
     let refused = pair.segue(&["plan"], 3);
     assert!(refused.contains("SEGUE-NO-TABLE") && refused.contains("create: missing"), "{refused}");
     let more = "schema: { create: missing }\n";
@@ -268,8 +290,36 @@ async fn a_target_that_is_made_from_the_source_is_planned_before_it_is_there() {
     assert!(table.is_some() && table < unique, "{schema}");
     let told = object(&pair.segue(&["plan", "--json"], 0));
     assert!(self::told(&told, "target").contains("CREATE TABLE public.t ("), "{told:#}");
+    // What is made is copied, too.
+    assert_eq!((&told["tables"][0]["source"], &told["estimate"]["rows"]), (&"public.t".into(), &5000.into()));
+    assert!(told["estimate"]["index_bytes"].as_u64() > Some(0), "{told:#}");
     let grants = pair.segue(&["plan", "--grants=target"], 0);
     assert!(grants.contains("GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"segue\""), "{grants}");
+
+    // Tables are given to who owns them on the source, and whoever makes them must be able to.
+    pair.source.execute("CREATE ROLE keeper; ALTER TABLE public.t OWNER TO keeper").await;
+    let owners = |status| {
+        let plan = object(&pair.segue(&["plan", "--json"], status));
+        let check = plan["checks"].as_array().unwrap().iter().find(|c| c["check"] == "privileges").unwrap();
+        let findings = check["findings"].as_array().unwrap().iter();
+        findings.map(|f| format!("{} next: {}", f["what"], f["remedy"])).collect::<Vec<_>>().join("\n")
+    };
+    let found = owners(0);
+    assert!(found.contains("belong to keeper on the source, which is not there on the target"), "{found}");
+    pair.target.execute("CREATE ROLE keeper").await;
+    assert_eq!(owners(0), "", "a superuser may give tables to whom it likes");
+    let mover = "CREATE ROLE mover LOGIN REPLICATION PASSWORD 'p'; GRANT CREATE ON SCHEMA public TO mover;
+        GRANT CREATE ON DATABASE postgres TO mover";
+    pair.target.execute(mover).await;
+    let url = format!("postgres://mover:p@127.0.0.1:{}/postgres", pair.target.port());
+    pair.write_spec(&pair.source.url("postgres"), &url, &["public.*"], more);
+    let found = owners(3);
+    for why in ["Segue's role mover is no member of it", "may have none in the schema public there"] {
+        assert!(found.contains(why), "{why} is not in {found}");
+    }
+    grant(&pair, "target", &pair.target);
+    assert_eq!(owners(0), "");
+    pair.write_spec(&pair.source.url("postgres"), &pair.target.url("postgres"), &["public.*"], more);
 
     // What cannot be made is refused before anything is.
     pair.source.execute("CREATE EXTENSION citext; CREATE TABLE public.u (id citext PRIMARY KEY)").await;

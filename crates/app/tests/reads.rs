@@ -74,6 +74,10 @@ async fn reads_move_and_come_back_by_order_and_no_session_misses_what_it_has_wri
     routed.moves_away_from(0, &run.process).await;
     let refused = pair.command(&["switch", "reads", "100", "--tenant", "acme=target"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(0), "what is served by share already is no more: {refused:?}");
+    pair.segue(&["switch", "reads", "100", "--tenant", "acme=source"], 0);
+    let refused = pair.command(&["switch", "reads", "100", "--tenant", "acme=target"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("serves every read") && said.contains("SEGUE-READS-MOVED"), "{refused:?}");
     assert_eq!(balance(&client, 2).await, 0);
     routed.moves_away_from(1, &run.process).await;
     pair.plant(&format!("UPDATE app.account SET balance = -1 WHERE id = {PLANTED}")).await;

@@ -213,3 +213,23 @@ async fn listens_for_an_answer(stage: &Stage) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// Somebody's stand-by that is quicker than the cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_a_migration_that_somebody_goes_on_driving_is_given_up() {
+    let stage = Stage::new().await;
+    let beating = async {
+        loop {
+            stage.control.beat(&stage.lease).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let (order, ended) = tokio::select! {
+        played = stage.play(&["cancel"], &[], json!({ "done": "it stops" })) => played,
+        () = beating => unreachable!("it beats on"),
+    };
+    assert_eq!((order.verb.as_str(), ended.status.code()), ("stop", Some(1)), "{}", err(&ended));
+    let said = err(&ended);
+    assert!(said.contains("SEGUE-LEASE") && said.contains("the test still drives the migration"), "{said}");
+    assert!(said.contains("next: stop every `segue run`"), "{said}");
+}

@@ -175,6 +175,27 @@ async fn what_would_be_made_is_said(pair: &Pair) {
     ];
     assert!(order.map(place).is_sorted(), "{preview:#?}");
     assert_eq!(count(&pair.target, THERE).await, 0);
+
+    // However much else there is beside them, from which pg_dump is told to keep away, or which it is not told of.
+    let others = |verb: &str, what: &str| {
+        let one = |n| format!("{verb} TABLE shop.other_{n}{what};");
+        (1..=40).map(one).collect::<String>()
+    };
+    let owned = " (id serial PRIMARY KEY, at kinds.state, whose bigint REFERENCES shop.customer)";
+    pair.source.execute(&others("CREATE", owned)).await;
+    assert_eq!(target_schema::preview(&ends[0], &ends[1], &pairs()).await.unwrap(), preview);
+    pair.source.execute(&others("DROP", "")).await;
+
+    // And whatever there is that the role may not touch.
+    let strange = "CREATE ROLE stranger; CREATE ROLE mover LOGIN REPLICATION BYPASSRLS PASSWORD 'm' IN ROLE postgres, clerk;
+        CREATE TABLE shop.private (id serial PRIMARY KEY); ALTER TABLE shop.private OWNER TO stranger;
+        CREATE SCHEMA hidden AUTHORIZATION stranger; CREATE SEQUENCE hidden.s; ALTER SEQUENCE hidden.s OWNER TO stranger";
+    pair.source.execute(strange).await;
+    let mover = format!("postgres://mover:m@127.0.0.1:{}/postgres", pair.source.port());
+    let mover = Endpoint::parse(&mover).unwrap();
+    assert_eq!(target_schema::preview(&mover, &ends[1], &pairs()).await.unwrap(), preview);
+    let gone = "DROP TABLE shop.private; DROP SCHEMA hidden CASCADE; DROP ROLE mover; DROP ROLE stranger";
+    pair.source.execute(gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,4 +310,44 @@ async fn an_index_that_was_cut_short_is_built_again() {
         "{why}"
     );
     pair.stop(&run).await;
+}
+
+/// Where the partitioned table itself is on the target already, its partitions are made as its partitions.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_attached_to_a_table_that_is_there() {
+    let pair = Pair::start(&["few.p"]).await;
+    let root = "CREATE SCHEMA few; CREATE TYPE few.kind AS ENUM ('a');
+        CREATE TABLE few.p (id int PRIMARY KEY, k few.kind) PARTITION BY RANGE (id)";
+    pair.both(root).await;
+    let parts = ["p1", "p2"].map(|name| QualifiedName::new("few", name));
+    for (part, from) in parts.iter().zip([0, 10]) {
+        let to = from + 10;
+        let sql =
+            format!("CREATE TABLE {} PARTITION OF few.p FOR VALUES FROM ({from}) TO ({to})", part.sql());
+        pair.source.execute(&sql).await;
+    }
+    let [source, target] = urls(&pair).map(|url| Endpoint::parse(&url).unwrap());
+    let pairs = parts.map(|part| (part.clone(), part));
+    let made = target_schema::preview(&source, &target, &pairs).await.unwrap();
+    let attached = made.iter().filter(|sql| sql.contains("ATTACH PARTITION")).count();
+    assert_eq!(attached, 2, "{made:#?}");
+}
+
+/// Whoever owns a schema needs no grant there, on whichever side it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_of_the_targets_schema_is_not_missed_among_its_grants() {
+    let pair = Pair::start(&["few.t"]).await;
+    let sql =
+        "CREATE ROLE seller; CREATE ROLE mover; CREATE SCHEMA few; CREATE TABLE few.t (id int PRIMARY KEY)";
+    pair.both(sql).await;
+    pair.source.execute("ALTER SCHEMA few OWNER TO seller; GRANT USAGE ON SCHEMA few TO mover").await;
+    let lacks = async || {
+        let (source, target) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
+        let table = QualifiedName::new("few", "t");
+        let found = target_schema::parity(&source, &target, &[(table.clone(), table)]).await.unwrap();
+        found.iter().map(|finding| finding.words()).filter(|words| words.contains("USAGE")).count()
+    };
+    assert_eq!(lacks().await, 1, "mover may use it on the source only");
+    pair.target.execute("ALTER SCHEMA few OWNER TO mover").await;
+    assert_eq!(lacks().await, 0);
 }

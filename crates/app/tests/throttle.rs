@@ -135,7 +135,7 @@ async fn the_copy_yields_to_a_late_standby_and_to_a_query_and_orders_outlive_the
     let (pair, standby) = start().await;
     let users = Users::start(&pair.source).await;
     let alone = users.p99_over(measured()).await;
-    let run = pair.run();
+    let run = Process::start(pair.command(&["run", "-v"]));
     pair.reaches(&run, "backfilling").await;
     if !soak() {
         pair.segue(&["throttle", "--rate", "2MiB"], 0);
@@ -143,6 +143,9 @@ async fn the_copy_yields_to_a_late_standby_and_to_a_query_and_orders_outlive_the
     until(&pair, "the copy has begun", support::PATIENCE, |status| rows(status) > 0).await;
     a_standby_that_falls_behind_makes_the_copy_wait_until_it_has_caught_up(&pair, &standby, &users, alone)
         .await;
+    let said = run.lines();
+    assert!(said.iter().any(|line| line.contains("Segue yields: replica_lag")), "{said:#?}");
+    assert!(said.iter().all(|line| !line.contains('\x1b')), "colours are for terminals: {said:#?}");
     a_query_is_as_good_a_reason_and_the_operator_has_the_last_word(&pair, &run).await;
     users.stop().await;
     let _again = what_was_ordered_holds_for_the_process_after_this_one(&pair, run).await;

@@ -1,8 +1,9 @@
-//! What is wrong with the servers before anything begins is said before it is waited for.
+//! What is wrong is said before it is waited for, and not any more once it is mended.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod support;
 
+use segue_testkit::kill::Process;
 use support::{PATIENCE, Pair};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,4 +33,27 @@ async fn what_was_left_open_is_said_before_the_stream_is_born_and_shown_by_statu
     let warned = run.lines().iter().filter(|line| line.contains("segue: warning: ")).count();
     assert_eq!(warned, 2, "{:#?}", run.lines());
     pair.stop(&run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_told_of_the_fault_that_comes_and_not_of_one_that_was_mended() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (-1)").await;
+    pair.target.execute("CREATE TABLE t (id int PRIMARY KEY, CONSTRAINT positive CHECK (id > 0))").await;
+    let run = pair.run();
+    assert!(!run.wait(PATIENCE).await.unwrap().success());
+    pair.target.execute("ALTER TABLE t DROP CONSTRAINT positive").await;
+    let waiting = Process::start(pair.command(&["wait", "following"]));
+    let run = pair.run();
+    let status = waiting.wait(PATIENCE).await.unwrap();
+    assert!(status.success(), "{:#?}\n{:#?}", waiting.lines(), run.lines());
+
+    let waiting = Process::start(pair.command(&["wait", "completed"]));
+    // It has seen who drives.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    pair.target.execute("ALTER TABLE t ADD CONSTRAINT low CHECK (id < 10)").await;
+    pair.source.execute("INSERT INTO t VALUES (11)").await;
+    let said = waiting.wait_for("SEGUE-FAILED", PATIENCE).await.unwrap();
+    assert!(said.contains("low"), "{said}");
+    assert_eq!(waiting.wait(PATIENCE).await.unwrap().code(), Some(1));
 }

@@ -92,8 +92,8 @@ impl<S: Source, T: Target> Run<S, T> {
         warnings: Arc<Warnings>,
         settings: Settings,
     ) -> Outcome<Self> {
-        let stored = target.stored().await?;
-        let near = source.seam().await?.xmax();
+        let (stored, seam) = tokio::try_join!(target.stored(), source.seam())?;
+        let near = seam.xmax();
         let tables: BTreeMap<TableId, Arc<Table>> = tables.into_iter().map(|t| (t.id, t)).collect();
         let units = restore(&*source, &tables, &stored).await?;
         let progress = Progress::new(tables.values().map(|t| &**t), stored.checkpoint.position);

@@ -388,6 +388,21 @@ async fn parts_of_a_side_that_does_not_own_the_writes_are_left_alone() {
     running.kill().await;
 }
 
+/// What was applied last would be taken from the target again.
+#[tokio::test]
+async fn rows_are_not_copied_anew_while_the_owner_does_not_show_what_was_applied() {
+    let world = World::new(1, Admission::All);
+    let running = world.run().await;
+    let repair = || running.handles.repairer.repair(&running.handles.tables[&TableId(0)], &Extent::ALL);
+    let hidden = world.source.insert_hidden(1);
+    running.caught_up().await;
+    assert_eq!(within(repair()).await.unwrap_err().code, "SEGUE-NOT-SHOWN");
+    assert_eq!(world.applied(), [1]);
+    world.source.show(hidden);
+    within(repair()).await.unwrap();
+    assert_eq!(world.applied(), [1]);
+}
+
 /// Two hand-overs, away and back, while Segue is killed and its target crashes: afterwards everything that was written by the
 /// owner is there, nothing else is, and every stray was told exactly once.
 async fn hand_overs(seed: u64) {

@@ -23,7 +23,7 @@ pub use complete::{
     close_source, close_target, dependents, drop_source_tables, end_streams, forget_all_but_records,
     has_records, listed,
 };
-pub use end::{drop_objects, drop_reverse, forget};
+pub use end::{drop_objects, drop_reverse, forget, is_there};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
 pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;

@@ -86,6 +86,13 @@ pub(crate) async fn source_alone(source: &mut Client, tables: &[QualifiedName]) 
     Ok(joined(&side, &side, &pairs).refusals)
 }
 
+/// The plan of tables that are made on the target as the source has them.
+pub async fn as_made(source: &mut Client, pairs: &[(QualifiedName, QualifiedName)]) -> Outcome<Catalog> {
+    let names: Vec<&QualifiedName> = pairs.iter().map(|(from, _)| from).collect();
+    let side = read::read("source", source, &names, &["SELECT"]).await?;
+    Ok(joined(&side, &side, pairs))
+}
+
 /// What the role must be allowed on tables that rows land in.
 const LANDING: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
@@ -174,17 +181,29 @@ pub async fn all_tables(source: &Client) -> Outcome<Vec<QualifiedName>> {
 
 /// A refusal for every target table that holds rows: Segue would mix its rows with them.
 pub async fn nonempty_targets(target: &Client, tables: &[Table]) -> Outcome<Vec<Fault>> {
+    let during = |e| fault_of(&e).during("looking for rows in the target's tables");
+    // To read from a table with thousands of partitions locks every one of them: asked only where a file is not empty. Some
+    // extensions keep a table's rows elsewhere, and its file empty.
+    let sql = "WITH RECURSIVE tree(no, oid) AS (
+            SELECT a.no, to_regclass(a.name)::oid FROM unnest($1::text[]) WITH ORDINALITY a(name, no)
+             UNION ALL
+            SELECT t.no, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid)
+        SELECT DISTINCT t.no - 1 FROM tree t LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_am m ON m.oid = c.relam
+         WHERE c.relkind IS DISTINCT FROM 'p'
+           AND NOT coalesce(c.relkind = 'r' AND m.amname = 'heap' AND pg_relation_size(c.oid) = 0
+                   AND NOT EXISTS (SELECT FROM pg_extension e WHERE e.extname IN ('citus', 'timescaledb')), false) ORDER BY 1";
+    let names: Vec<String> = tables.iter().map(|table| table.target.sql()).collect();
     let mut found = Vec::new();
-    for chunk in tables.chunks(200) {
-        let probes: Vec<String> =
-            chunk.iter().map(|table| format!("EXISTS (SELECT FROM {})", table.target.sql())).collect();
-        let sql = format!("SELECT ARRAY[{}]", probes.join(", "));
-        let row = target.query_one(&sql, &[]).await;
-        let row = row.map_err(|e| fault_of(&e).during("looking for rows in the target's tables"))?;
-        let filled: Vec<bool> = row.get(0);
-        for (table, _) in chunk.iter().zip(filled).filter(|(_, filled)| *filled) {
-            let next_step =
-                format!("on the target: TRUNCATE {}; -- if the rows are not needed", table.target.sql());
+    for row in target.query(sql, &[&names]).await.map_err(during)? {
+        let Some(table) = usize::try_from(row.get::<_, i64>(0)).ok().and_then(|no| tables.get(no)) else {
+            continue;
+        };
+        let sql = format!("SELECT EXISTS (SELECT FROM {})", table.target.sql());
+        if target.query_one(&sql, &[]).await.map_err(during)?.get(0) {
+            let next_step = format!(
+                "on the target: TRUNCATE {}; -- if the rows are not needed; with the tables that refer to it in the same statement",
+                table.target.sql()
+            );
             let what = "already holds rows on the target";
             found.push(refusal("SEGUE-NOT-EMPTY", &table.target, what, next_step));
         }

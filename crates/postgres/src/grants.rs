@@ -48,22 +48,22 @@ struct Role {
 /// What `role` lacks on this side for the `tables` of a migration, their trees included. Read in the catalogs: any role
 /// may ask.
 ///
-/// `creates`: those that are not there are made by Segue.
+/// `made_as_on`: the server as on which tables are made that are not there.
 pub async fn missing(
     client: &Client,
     on: On,
     role: &str,
-    (tables, creates): (&[QualifiedName], bool),
+    (tables, made_as_on): (&[QualifiedName], Option<&Client>),
 ) -> Outcome<Grants> {
     let during = |f: Fault| f.during(format_args!("looking what {role} may do on the {}", on.name()));
-    look(client, on, role, (tables, creates)).await.map_err(during)
+    look(client, on, role, (tables, made_as_on)).await.map_err(during)
 }
 
 async fn look(
     client: &Client,
     on: On,
     role: &str,
-    (tables, creates): (&[QualifiedName], bool),
+    (tables, made_as_on): (&[QualifiedName], Option<&Client>),
 ) -> Outcome<Grants> {
     let role = read_role(client, role).await?;
     let mut grants = Grants::default();
@@ -86,34 +86,111 @@ async fn look(
     grants.statements.extend(server_rights(client, &role, &mut grants.remarks).await?);
     grants.statements.extend(table_rights(client, &role, tables, &mut grants.remarks).await?);
     grants.statements.extend(sequence_rights(client, &role, tables).await?);
-    if creates {
-        grants.statements.extend(creation_rights(client, &role, tables).await?);
+    if let Some(model) = made_as_on {
+        let unmade = unmade(client, tables).await?;
+        grants.statements.extend(creation_rights(client, &role, &unmade).await?);
+        ownership(client, &role, owners_to_be(model, &unmade).await?, &mut grants).await?;
     }
     grants.remarks.push("event triggers are a superuser's alone: DDL on the tables is noticed, and stops the migration, but is not refused".to_owned());
     Ok(grants)
 }
 
-/// What making the tables takes that are not there, in schemas that are; a schema that is not is made with the database's right.
-async fn creation_rights(client: &Client, role: &Role, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
-    let sql = "SELECT DISTINCT w.nspname FROM unnest($1::text[], $2::text[]) w(nspname, relname)
-         JOIN pg_namespace n ON n.nspname = w.nspname
-        WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = w.relname) ORDER BY 1";
+/// Those of the tables that are not there.
+async fn unmade(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {
+    let sql = "SELECT w.nspname, w.relname FROM unnest($1::text[], $2::text[]) w(nspname, relname)
+        WHERE NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                           WHERE n.nspname = w.nspname AND c.relname = w.relname)";
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let rows = client.query(sql, &[&schemas, &names]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
+/// What making tables takes in schemas that are there; a schema that is not is made with the database's right.
+async fn creation_rights(client: &Client, role: &Role, unmade: &[QualifiedName]) -> Outcome<Vec<String>> {
     let mut found = Vec::new();
-    for schema in rows.iter().map(|row| row.get::<_, &str>(0)) {
-        // Several privileges in one question mean any of them.
-        let right = |right| format!("has_schema_privilege($role, {}, '{right}')", quote_literal(schema));
-        if !has(client, role, &format!("{} AND {}", right("USAGE"), right("CREATE"))).await? {
-            found.push(format!(
-                "GRANT USAGE, CREATE ON SCHEMA {} TO {}",
-                quote_ident(schema),
-                quote_ident(&role.name)
-            ));
-        }
+    for schema in unmade.iter().map(|table| &table.schema).collect::<BTreeSet<_>>() {
+        found.extend(schema_rights(client, role, schema).await?);
     }
     Ok(found)
+}
+
+/// What a role lacks to have tables in a schema, if that is there.
+async fn schema_rights(client: &Client, role: &Role, schema: &str) -> Outcome<Option<String>> {
+    let sql = "SELECT FROM pg_namespace WHERE nspname = $1";
+    if client.query_opt(sql, &[&schema]).await.map_err(|e| fault_of(&e))?.is_none() {
+        return Ok(None);
+    }
+    // Several privileges in one question mean any of them.
+    let right = |right| format!("has_schema_privilege($role, {}, '{right}')", quote_literal(schema));
+    let lacks = !has(client, role, &format!("{} AND {}", right("USAGE"), right("CREATE"))).await?;
+    let grant =
+        || format!("GRANT USAGE, CREATE ON SCHEMA {} TO {}", quote_ident(schema), quote_ident(&role.name));
+    Ok(lacks.then(grant))
+}
+
+/// Roles that own tables where these are, or will once they have an owner of their own, each with the tables' schemas.
+async fn owners_to_be(
+    model: &Client,
+    tables: &[QualifiedName],
+) -> Outcome<BTreeMap<String, BTreeSet<String>>> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let sql = format!(
+        "{TREE} SELECT DISTINCT CASE WHEN r.rolsuper THEN current_database() || '_owner' ELSE r.rolname::text END, n.nspname::text
+           FROM tree t JOIN pg_class c ON c.oid = t.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_roles r ON r.oid = c.relowner"
+    );
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in model.query(&sql, &[&names]).await.map_err(|e| fault_of(&e))? {
+        owners.entry(row.get(0)).or_default().insert(row.get(1));
+    }
+    Ok(owners)
+}
+
+/// Tables are given to who owns them on the other side: to a role that is there, that may have tables in the schema, and that
+/// the giver is a member of.
+async fn ownership(
+    client: &Client,
+    role: &Role,
+    owners: BTreeMap<String, BTreeSet<String>>,
+    grants: &mut Grants,
+) -> Outcome<()> {
+    for (name, schemas) in owners.into_iter().filter(|(name, _)| *name != role.name) {
+        let (owner, quoted) = (read_role(client, &name).await?, quote_ident(&name));
+        if owner.superuser {
+            grants.remarks.push(format!(
+                "{name}, which owns tables on the source, is a superuser here: they cannot be given to it, and the gate `parity` \
+                 stays red; give them another owner on the source first"
+            ));
+            continue;
+        }
+        let create = format!("CREATE ROLE {quoted} NOLOGIN");
+        // Tables that are there may get the same owner.
+        if !owner.exists && !grants.statements.contains(&create) {
+            grants.statements.push(create);
+            grants.remarks.push(format!(
+                "{name} owns tables on the source, and will here: give it the attributes and the password that it has there"
+            ));
+        }
+        let mut wanted = Vec::new();
+        for schema in &schemas {
+            wanted.extend(schema_rights(client, &owner, schema).await?);
+        }
+        wanted.extend(membership(client, role, &name).await?);
+        wanted.retain(|grant| !grants.statements.contains(grant));
+        grants.statements.extend(wanted);
+    }
+    Ok(())
+}
+
+/// What makes the role a member of one that may not be there yet, unless it is.
+async fn membership(client: &Client, role: &Role, owner: &str) -> Outcome<Option<String>> {
+    let question = format!(
+        "EXISTS (SELECT FROM pg_roles r WHERE r.rolname = {} AND pg_has_role($role, r.oid, 'USAGE'))",
+        quote_literal(owner)
+    );
+    let grant = || format!("GRANT {} TO {}", quote_ident(owner), quote_ident(&role.name));
+    Ok((!has(client, role, &question).await?).then(grant))
 }
 
 async fn read_role(client: &Client, name: &str) -> Outcome<Role> {
@@ -233,14 +310,7 @@ async fn table_rights(
     }
     found.extend(given_an_owner(client, &owned, remarks).await?);
     for owner in owners(client, &owned).await? {
-        // It may not be there yet.
-        let question = format!(
-            "EXISTS (SELECT FROM pg_roles r WHERE r.rolname = {} AND pg_has_role($role, r.oid, 'USAGE'))",
-            quote_literal(&owner)
-        );
-        if !has(client, role, &question).await? {
-            found.push(format!("GRANT {} TO {quoted}", quote_ident(&owner)));
-        }
+        found.extend(membership(client, role, &owner).await?);
     }
     if owned.iter().any(|table| table.forced_rls) && !role.bypasses_rls {
         found.push(format!("ALTER ROLE {quoted} BYPASSRLS"));

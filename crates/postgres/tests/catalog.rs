@@ -302,6 +302,19 @@ async fn other_shapes_are_refused_by_column_with_the_remedy() {
     pair.target.batch_execute("CREATE TABLE public.m (m public.mood PRIMARY KEY)").await.expect("m");
     let text = pair.refused("m").await;
     assert!(text.contains("label 'b'"), "{text}");
+    let remedy = text
+        .split("ALTER TYPE")
+        .nth(1)
+        .map(|sql| format!("ALTER TYPE{}", sql.split(';').next().unwrap_or_default()));
+    let remedy = remedy.unwrap_or_else(|| panic!("no remedy: {text}"));
+    assert!(remedy.ends_with("ADD VALUE 'b' AFTER 'a'"), "{remedy}");
+    pair.target.batch_execute(&remedy).await.expect("the remedy");
+    pair.table("m").await;
+    // Of another type no label is missing.
+    pair.source.batch_execute("CREATE TABLE public.o (m public.mood PRIMARY KEY)").await.expect("o");
+    pair.target.batch_execute("CREATE TABLE public.o (m text PRIMARY KEY)").await.expect("o");
+    let text = pair.refused("o").await;
+    assert!(text.contains("ALTER COLUMN \"m\" TYPE") && !text.contains("ADD VALUE"), "{text}");
 }
 
 #[tokio::test]

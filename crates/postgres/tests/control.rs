@@ -7,7 +7,8 @@ use segue_engine::verify::report::{Report, TableReport};
 use segue_model::table::TableId;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Acquired, Control, LEASE_TTL, Lease, NewEntry, NewSample, shut_out};
-use segue_testkit::cluster::{Cluster, Options};
+use segue_testkit::cluster::{Cluster, Options, StandbyOptions};
+use segue_testkit::proxy::Proxy;
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -170,6 +171,59 @@ async fn the_journal_takes_one_record_per_number() {
     assert_eq!(journal.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(journal[0].entry, entry("a"));
     assert_eq!(setting.control.journal(1).await.expect("journal").len(), 1);
+}
+
+#[tokio::test]
+async fn a_record_whose_commit_is_not_answered_may_be_there_and_that_is_said() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NULL; END';
+                CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON segue.journal DEFERRABLE INITIALLY DEFERRED
+                    FOR EACH ROW EXECUTE FUNCTION slow()";
+    setting.cluster.execute(slow).await;
+    let proxy = Proxy::start(setting.cluster.port()).await;
+    let endpoint = Endpoint::parse(&setting.cluster.url_through(proxy.port(), "postgres")).expect("a URL");
+    let control = Control::connect(&endpoint, "m").await.expect("control");
+    let record = entry("a");
+    let cut = async {
+        holds(&setting.cluster, "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')").await;
+        proxy.cut();
+    };
+    let (appended, ()) = tokio::join!(control.append(&lease, 0, &record), cut);
+    assert_eq!(appended.expect_err("no answer").code, "SEGUE-JOURNAL-UNKNOWN");
+    // Only looking tells.
+    holds(&setting.cluster, "EXISTS (SELECT FROM segue.journal)").await;
+    assert_eq!(control.last_record().await, Ok(1));
+    assert_eq!(control.append(&lease, 1, &entry("b")).await, Ok(2));
+}
+
+/// Waits until a condition in SQL holds.
+async fn holds(cluster: &Cluster, condition: &str) {
+    let (sql, began) = (format!("SELECT {condition}"), std::time::Instant::now());
+    while cluster.scalar(&sql).await.as_deref() != Some("t") {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not come about: {condition}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_its_standbys_may_not_have_is_not_relied_on() {
+    let setting = Setting::new().await;
+    let lease = setting.acquired("one").await;
+    let standby = Cluster::standby_of(&setting.cluster, StandbyOptions::named("s1")).await;
+    setting.cluster.set("synchronous_standby_names", "s1").await;
+    standby.pause().await;
+    let waits = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let given_up = async {
+        holds(&setting.cluster, &format!("EXISTS (SELECT {waits})")).await;
+        setting.cluster.execute(&format!("SELECT pg_cancel_backend(pid) {waits}")).await;
+    };
+    let (raised, ()) = tokio::join!(shut_out(&setting.endpoint, "m", lease.token, true), given_up);
+    let fault = raised.expect_err("somebody has given the standby up");
+    assert_eq!(fault.code, "SEGUE-TOKEN-STANDBY");
+    assert!(fault.what.contains("warned while the token was raised"), "{fault}");
+    standby.unpause();
+    assert_eq!(shut_out(&setting.endpoint, "m", lease.token, true).await, Ok(Vec::new()));
 }
 
 #[tokio::test]

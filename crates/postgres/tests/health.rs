@@ -404,3 +404,18 @@ async fn a_look_is_bounded() {
     let error = health.batch_execute("SELECT pg_sleep(60)").await.expect_err("it takes too long");
     assert_eq!(error.code(), Some(&tokio_postgres::error::SqlState::QUERY_CANCELED));
 }
+
+#[tokio::test]
+async fn a_slot_whose_backlog_is_read_by_way_of_a_copy_is_not_abandoned() {
+    let World { cluster, health } = World::start(Options::default().with("wal_level", "logical")).await;
+    cluster.execute("SELECT pg_create_logical_replication_slot('segue_m_fwd', 'pgoutput')").await;
+    let seen = async || {
+        let slots = health::slots(&health).await.unwrap();
+        slots.into_iter().map(|slot| (slot.name, slot.active)).collect::<Vec<_>>()
+    };
+    assert_eq!(seen().await, [("segue_m_fwd".to_owned(), false)]);
+    let reader = cluster.connect("postgres").await;
+    let copy = "SELECT pg_copy_logical_replication_slot('segue_m_fwd', 'segue_backlog_7', true)";
+    reader.batch_execute(copy).await.unwrap();
+    assert_eq!(seen().await, [("segue_m_fwd".to_owned(), true)]);
+}

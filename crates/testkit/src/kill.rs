@@ -13,11 +13,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const REPORT_PREFIX: &str = "killpoint ";
 /// A program that logs without end does not take the machine's memory with it.
 const LINES_MAX: usize = 200_000;
+/// How long the streams of an ended program are read on for while another process holds them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Makes the program kill itself at the `passage`-th time (from 1) it comes by `point`.
 pub fn kill_at(command: &mut Command, point: &str, passage: u32) {
@@ -54,6 +57,8 @@ pub struct Process {
     child: Mutex<Child>,
     pid: u32,
     lines: Arc<Mutex<Vec<String>>>,
+    /// One for each stream; a reader ends with its stream, that is with the last process that holds it.
+    readers: [JoinHandle<()>; 2],
     _watchdog: Watchdog,
 }
 
@@ -76,9 +81,11 @@ impl Process {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let pid = child.id();
         let lines = Arc::new(Mutex::new(Vec::new()));
-        capture(child.stdout.take().expect("piped"), &lines);
-        capture(child.stderr.take().expect("piped"), &lines);
-        Process { child: Mutex::new(child), pid, lines, _watchdog: Watchdog::over(pid) }
+        let readers = [
+            capture(child.stdout.take().expect("piped"), &lines),
+            capture(child.stderr.take().expect("piped"), &lines),
+        ];
+        Process { child: Mutex::new(child), pid, lines, readers, _watchdog: Watchdog::over(pid) }
     }
 
     /// The process id; it is the leader of its own process group.
@@ -115,12 +122,20 @@ impl Process {
                 return Err(self.overdue(format!("no line with {words:?}"), limit));
             }
             if self.status().is_some() {
-                // Once more, a moment later: its last lines may still be in the pipe.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                self.heard_out().await;
                 ended = true;
             } else {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+        }
+    }
+
+    /// Returns when all that an ended program said has been read. A child of it that lives on keeps the streams open:
+    /// that one is not waited for.
+    async fn heard_out(&self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        while !self.readers.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -129,11 +144,12 @@ impl Process {
         self.child.lock().unwrap().try_wait().expect("wait for the program")
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and until all that it said is in [`Process::lines`].
     pub async fn wait(&self, limit: Duration) -> Result<ExitStatus, Overdue> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.status() {
+                self.heard_out().await;
                 return Ok(status);
             }
             if Instant::now() > deadline {
@@ -234,8 +250,8 @@ pub fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(9)
 }
 
-/// The thread ends with the stream, that is with the last process that holds it.
-fn capture(stream: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) {
+/// Reads a stream line by line to its end.
+fn capture(stream: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
     let lines = Arc::clone(lines);
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
@@ -248,7 +264,7 @@ fn capture(stream: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) 
                 lines.push(text);
             }
         }
-    });
+    })
 }
 
 /// A shell that kills the program when this process disappears without a word.

@@ -95,8 +95,12 @@ pub(crate) struct Mirror {
 #[command(after_long_help = "\
 Examples:
   segue reverse
+  segue reverse --dry-run          rehearse it, and undo it
   segue reverse --override lag --reason \"the target is failing\"")]
 pub(crate) struct Reverse {
+    /// Rehearse: everything up to the point of no return, then undo it
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Gates that are gone through although they are red.
     #[command(flatten)]
     pub(crate) overriding: Overriding,

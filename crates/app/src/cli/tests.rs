@@ -73,7 +73,6 @@ fn what_makes_no_sense_is_refused() {
         ("segue switch writes --override verified --reason agreed", ErrorKind::ValueValidation),
         ("segue reverse --override way-back --reason agreed", ErrorKind::ValueValidation),
         ("segue reverse --override lag --reason=", ErrorKind::ValueValidation),
-        ("segue reverse --dry-run", ErrorKind::UnknownArgument),
         ("segue complete --archive backup", ErrorKind::ValueValidation),
         ("segue complete --window soon", ErrorKind::ValueValidation),
         ("segue rnu", ErrorKind::InvalidSubcommand),

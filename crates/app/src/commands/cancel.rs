@@ -1,6 +1,6 @@
 //! `segue cancel`: stops the driver, if there is one, and removes everything that Segue made on both sides.
 
-use super::{fault, order, print, print_json};
+use super::{complain, fault, order, print, print_json};
 use crate::drive::complete::{self, Life};
 use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
@@ -51,9 +51,16 @@ pub(crate) fn object(removed: &[String]) -> Value {
 async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let sides = Sides::of(spec)?;
     let migration = spec.name.as_str();
-    let control = Control::connect(&sides.control, migration).await?;
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
+    // Cancelling makes what it needs there, to remove it again.
+    if Control::find(&sides.control, migration).await?.is_none()
+        && !birth::is_there(&source, migration).await?
+        && !birth::is_there(&target, migration).await?
+    {
+        return Ok(Vec::new());
+    }
+    let control = Control::connect(&sides.control, migration).await?;
     if drop_target_tables {
         ours(&control, &target).await?;
     }
@@ -147,7 +154,7 @@ async fn remove(
     let mut said = false;
     let report = |fault: &Fault| {
         if !said {
-            eprintln!("segue: {fault}; it goes on when that is over");
+            complain(&format!("segue: {fault}; it goes on when that is over\n"));
             said = true;
         }
     };

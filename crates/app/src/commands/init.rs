@@ -2,7 +2,7 @@
 //!
 //! The servers are only read. The text is parsed by the spec's own parser before it is written.
 
-use super::{fault, print, print_json};
+use super::{complain, fault, print, print_json};
 use crate::cli::Init;
 use crate::exit::Exit;
 use crate::report::bytes_text;
@@ -27,7 +27,7 @@ pub(crate) async fn run(asked: &Init, path: &Path, json: bool) -> Exit {
     let wanted = match Wanted::of(asked) {
         Ok(wanted) => wanted,
         Err(message) => {
-            eprintln!("{message}");
+            complain(&format!("{message}\n"));
             return Exit::Usage;
         }
     };

@@ -15,7 +15,7 @@ pub(crate) mod wait;
 
 use crate::exit::Exit;
 use crate::sides::Sides;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_postgres::control::Control;
@@ -24,12 +24,22 @@ use std::io::Write;
 
 /// Shows a fault, as text or as an object, and ends with it.
 pub(crate) fn fault(fault: &Fault, json: bool) -> Exit {
+    let fault = &ended_by(fault.clone());
     if json {
         print_json(&fault_object(fault));
     } else {
-        eprintln!("segue: {fault}");
+        complain(&format!("segue: {fault}\n"));
     }
     Exit::Fault
+}
+
+/// A driver tries again by itself; a command that has ended does not.
+fn ended_by(mut fault: Fault) -> Fault {
+    if fault.recovery == Recovery::Retry && fault.next_step.is_empty() {
+        fault.next_step =
+            "this command does not try again: mend it, then give the command once more".to_owned();
+    }
+    fault
 }
 
 /// A fault as an object.
@@ -46,6 +56,11 @@ pub(crate) fn print_json(value: &Value) {
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints to standard error. That nobody reads it changes nothing.
+pub(crate) fn complain(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// The control database of `spec`, without making anything there.

@@ -11,14 +11,17 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::{Create, Spec};
 use segue_model::switch::Side;
-use segue_model::table::Table;
-use segue_postgres::catalog::Catalog;
+use segue_model::table::{Table, TableId};
+use segue_postgres::birth::Direction;
+use segue_postgres::catalog::{self, Catalog};
 use segue_postgres::changes::{About, Change, On, Step, changes};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::error::fault_of;
 use segue_postgres::preflight::{self, Checked, Finding, Looks, Verdict};
+use segue_postgres::sequences::Sequences;
 use segue_postgres::{estimate, fence, grants, target_schema};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_postgres::Client;
 
@@ -64,16 +67,28 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
     let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
-    let mut checks = preflight::check_all(&looks).await?;
-    let (catalog, back) = (looks.catalog().clone(), looks.back().clone());
+    let (mut catalog, mut back) = (looks.catalog().clone(), looks.back().clone());
+    let there: BTreeSet<TableId> = catalog.tables.iter().map(|table| table.id).collect();
+    // Side by side, as each takes seconds where there are thousands of tables.
+    let (mut checks, (created, mut changes), made) = tokio::try_join!(
+        preflight::check_all(&looks),
+        created(spec, &sides, &pairs),
+        made(spec, &sides, &pairs, &there)
+    )?;
+    checks.extend(created);
     // What cannot be paired is among the checks' findings.
     let sequences = looks.sequences().await;
-    let sequences: Vec<QualifiedName> =
+    let mut sequences: Vec<QualifiedName> =
         sequences.iter().flat_map(|all| all.pairs()).map(|pair| pair.to.clone()).collect();
     drop(looks);
     let way_back = way_back(spec, &back);
-    let mut changes = created(spec, &sides, &pairs, &mut checks).await?;
-    changes.extend(all_changes(spec, &sides, (&source, &target), (&catalog, &back), &sequences).await?);
+    let clients = (&source, &target);
+    sequences.extend(made.sequences.iter().cloned());
+    let fenced = fenced(clients, &catalog, &made).await?;
+    for catalog in [&mut catalog, &mut back] {
+        add(catalog, &made.catalog);
+    }
+    changes.extend(all_changes(spec, &sides, clients, (&catalog, &back), (&fenced, &sequences)).await?);
     let estimate = measured(spec, &source, &catalog).await?;
     let planned = |table: &Table| PlannedTable {
         source: table.source.to_string(),
@@ -97,6 +112,61 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
     })
 }
 
+/// Tables that the target lacks, as they will be there: as they are on the source, under the same names.
+#[derive(Default)]
+struct Made {
+    catalog: Catalog,
+    /// Those that go along with the writes.
+    sequences: Vec<QualifiedName>,
+    /// What carries the fence.
+    carriers: Vec<QualifiedName>,
+}
+
+/// What will be made beside the tables that are `there`.
+async fn made(
+    spec: &Spec,
+    sides: &Sides,
+    pairs: &[(QualifiedName, QualifiedName)],
+    there: &BTreeSet<TableId>,
+) -> Outcome<Made> {
+    if !creates_missing(spec) {
+        return Ok(Made::default());
+    }
+    let mut source = sides.source.connect("plan").await?;
+    let mut catalog = catalog::as_made(&mut source, pairs).await?;
+    catalog.tables.retain(|table| !there.contains(&table.id) && table.source == table.target);
+    let left: BTreeSet<TableId> = catalog.tables.iter().map(|table| table.id).collect();
+    catalog.relations.retain(|relation| left.contains(&relation.table));
+    let names: Vec<QualifiedName> = catalog.tables.iter().map(|table| table.source.clone()).collect();
+    // The source's sequences are what those of the target will be like.
+    let sequences = Sequences::pair(&source, &source, &catalog.tables, Direction::Forward);
+    let (sequences, carriers) = tokio::try_join!(sequences, fence::tree(&source, &names))?;
+    let sequences = sequences.pairs().iter().map(|pair| pair.to.clone()).collect();
+    Ok(Made { catalog, sequences, carriers: carriers.into_iter().map(|(_, name)| name).collect() })
+}
+
+/// What carries the fence on the source and on the target, of the tables that are there and of those that will be.
+async fn fenced(
+    (source, target): (&Client, &Client),
+    there: &Catalog,
+    made: &Made,
+) -> Outcome<[Vec<QualifiedName>; 2]> {
+    let names = there.tables.iter().map(|table| (table.source.clone(), table.target.clone()));
+    let (from, to): (Vec<_>, Vec<_>) = names.unzip();
+    let (from, to) = tokio::try_join!(fence::tree(source, &from), fence::tree(target, &to))?;
+    let with_made = |tree: Vec<(u32, QualifiedName)>| {
+        tree.into_iter().map(|(_, name)| name).chain(made.carriers.iter().cloned()).collect()
+    };
+    Ok([with_made(from), with_made(to)])
+}
+
+/// Adds the tables that are not there yet.
+fn add(catalog: &mut Catalog, made: &Catalog) {
+    catalog.tables.extend(made.tables.iter().cloned());
+    catalog.relations.extend(made.relations.iter().cloned());
+    catalog.tables.sort_by_key(|table| table.id);
+}
+
 fn asked_of<'a>(spec: &'a Spec, pairs: &'a [(QualifiedName, QualifiedName)]) -> preflight::Asked<'a> {
     preflight::Asked {
         migration: spec.name.as_str(),
@@ -105,6 +175,7 @@ fn asked_of<'a>(spec: &'a Spec, pairs: &'a [(QualifiedName, QualifiedName)]) -> 
         copy_workers: spec.copy.workers,
         retained_wal_bytes_max: spec.limits.retained_wal_bytes_max,
         max_write_hold: spec.switch.max_write_hold,
+        replicas_ignored: &spec.throttle.replicas_ignored,
         guard_ddl: spec.guard.ddl,
         way_back: true,
         creates_missing: creates_missing(spec),
@@ -120,15 +191,14 @@ fn creates_missing(spec: &Spec) -> bool {
 }
 
 /// The statements that make the tables which the target lacks, where the spec wants that; what keeps them from being made is
-/// refused.
+/// refused by a check.
 async fn created(
     spec: &Spec,
     sides: &Sides,
     pairs: &[(QualifiedName, QualifiedName)],
-    checks: &mut Vec<Checked>,
-) -> Outcome<Vec<Change>> {
+) -> Outcome<(Option<Checked>, Vec<Change>)> {
     if !creates_missing(spec) {
-        return Ok(Vec::new());
+        return Ok((None, Vec::new()));
     }
     let preview = target_schema::preview(&sides.source, &sides.target, pairs).await;
     let mut checked = Checked {
@@ -152,9 +222,9 @@ async fn created(
         }
         Err(fault) => return Err(fault),
     };
-    checks.push(checked);
     let what = "the tables it lacks, as the source has them: keys now, the rest after the copy";
-    Ok(statements.into_iter().map(|sql| Change { step: Step::Prepare, on: On::Target, what, sql }).collect())
+    let change = |sql| Change { step: Step::Prepare, on: On::Target, what, sql };
+    Ok((Some(checked), statements.into_iter().map(change).collect()))
 }
 
 /// Tells the statements by which missing tables would be created.
@@ -204,18 +274,8 @@ async fn all_changes(
     sides: &Sides,
     (source, target): (&Client, &Client),
     (catalog, back): (&Catalog, &Catalog),
-    sequences: &[QualifiedName],
+    ([on_source, on_target], sequences): (&[Vec<QualifiedName>; 2], &[QualifiedName]),
 ) -> Outcome<Vec<Change>> {
-    let names = |side: Side| -> Vec<QualifiedName> {
-        let name = |table: &Table| match side {
-            Side::Source => table.source.clone(),
-            Side::Target => table.target.clone(),
-        };
-        catalog.tables.iter().map(name).collect()
-    };
-    let fenced = |tree: Vec<(u32, QualifiedName)>| tree.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
-    let on_source = fenced(fence::tree(source, &names(Side::Source)).await?);
-    let on_target = fenced(fence::tree(target, &names(Side::Target)).await?);
     let mut guarded = Vec::new();
     for (side, client) in [(Side::Source, source), (Side::Target, target)] {
         if spec.guard.ddl && is_superuser(client).await? {
@@ -229,7 +289,7 @@ async fn all_changes(
         tables: &catalog.tables,
         source: &catalog.relations,
         target: &back.relations,
-        fenced: [&on_source, &on_target],
+        fenced: [on_source, on_target],
         sequences,
         has_control: is_apart,
         guarded: &guarded,
@@ -286,13 +346,14 @@ async fn tell_grants(spec: &Spec, whose: GrantsFor, role: Option<&str>, json: bo
     let (sources, targets): (Vec<QualifiedName>, Vec<QualifiedName>) = pairs.into_iter().unzip();
     let mut all = Vec::new();
     if whose.includes(On::Source) {
-        all.push(told(&sides.source, On::Source, role, (&sources, false)).await?);
+        all.push(told(&sides.source, On::Source, role, (&sources, None)).await?);
     }
     if whose.includes(On::Target) {
-        all.push(told(&sides.target, On::Target, role, (&targets, creates_missing(spec))).await?);
+        let made_as_on = creates_missing(spec).then_some(&source);
+        all.push(told(&sides.target, On::Target, role, (&targets, made_as_on)).await?);
     }
     if whose.includes(On::Control) && !sides.control_is_target {
-        all.push(told(&sides.control, On::Control, role, (&[], false)).await?);
+        all.push(told(&sides.control, On::Control, role, (&[], None)).await?);
     }
     if json {
         print_json(&grants_object(&all));
@@ -306,7 +367,7 @@ async fn told(
     endpoint: &Endpoint,
     on: On,
     role: Option<&str>,
-    tables: (&[QualifiedName], bool),
+    tables: (&[QualifiedName], Option<&Client>),
 ) -> Outcome<Told> {
     let client = endpoint.connect("plan").await?;
     let row = client.query_one("SELECT current_user::text", &[]).await.map_err(|e| fault_of(&e))?;

@@ -4,6 +4,7 @@ use super::reads::in_force;
 use super::{control, fault, never_run, print, print_json};
 use crate::exit::Exit;
 use crate::report::{MirrorSeat, Rates, ReadsSeat, RunState, Status, render};
+use crate::terminal::{columns, erase, rows_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
@@ -112,7 +113,7 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
             print_json(&object(&seen));
         } else {
             let rates = before.as_ref().map(|b| Rates::between(&b.progress, &seen.status.progress));
-            let mut lines = render(&seen.status, rates.unwrap_or_default());
+            let mut lines = render(&seen.status, rates);
             if seen.reads != ReadRules::default() {
                 lines.push(format!("  reads  {}", in_force(&seen.reads)));
             }
@@ -121,9 +122,8 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
                 let age_s = seen.age_ms / 1000;
                 lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));
             }
-            let erase = if drawn > 0 { format!("\x1b[{drawn}A\x1b[J") } else { String::new() };
-            print(&format!("{erase}{}\n", lines.join("\n")));
-            drawn = if std::io::stdout().is_terminal() { lines.len() } else { 0 };
+            print(&format!("{}{}\n", erase(drawn), lines.join("\n")));
+            drawn = if std::io::stdout().is_terminal() { rows_of(&lines, columns()) } else { 0 };
         }
         if !watch {
             return Ok(());

@@ -1,6 +1,6 @@
 //! `segue switch writes` and `segue reverse`: ask the driver to hand the writes over, and show how it goes and ends.
 
-use super::{asker, fault, order, print, print_json, unreadable};
+use super::{asker, complain, fault, order, print, print_json, unreadable};
 use crate::cli::Overriding;
 use crate::drive::switch::answer::{Answer, Blocked, Moved, Overridden, Progress, SwitchOrder, Undone};
 use crate::exit::Exit;
@@ -38,7 +38,7 @@ pub(crate) async fn run(spec: &Spec, verb: Verb, rehearse: bool, asked: &Overrid
     let order = match order(rehearse, asked) {
         Ok(order) => order,
         Err(refused) => {
-            eprintln!("segue: {refused}");
+            complain(&format!("segue: {refused}\n"));
             return Exit::Usage;
         }
     };
@@ -141,10 +141,11 @@ pub(crate) fn render(answer: &Answer) -> String {
         ),
         Answer::Rehearsed(moved) => format!(
             "rehearsed, and undone: nothing was changed, and the {} owns the writes as before\n\
-             a real switch would stall writes for about {}, as this one did\n{}next: `segue switch writes`\n",
+             a real switch would stall writes for about {}, as this one did\n{}next: `{}`\n",
             moved.owner,
             took(moved.stall_ms),
-            details(moved)
+            details(moved),
+            if moved.owner == Side::Source { "segue switch writes" } else { "segue reverse" }
         ),
         Answer::Already(moved) => format!(
             "the {} owns the writes already (epoch {}); nothing was done\n{}",

@@ -3,6 +3,7 @@
 use super::{asker, control, fault, fault_in, print, print_json, unreadable};
 use crate::cli::{Verify, VerifyMode};
 use crate::drive::VerifyOrder;
+use crate::drive::complete::{self, Life};
 use crate::exit::Exit;
 use segue_engine::ports::Outcome;
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
@@ -48,7 +49,7 @@ const HOT_ROWS_ONE_IN: u64 = 10_000;
 /// What a report comes to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Every row was compared and is equal.
+    /// Whatever was looked at is equal: every row, but for counts and samples.
     Equal,
     /// So is every row but a few that changed too often to be compared.
     ButHot,
@@ -87,6 +88,10 @@ fn order(spec: &Spec, asked: &Verify) -> VerifyOrder {
 
 async fn ask(spec: &Spec, asked: &Verify, json: bool) -> Outcome<Report> {
     let control = control(spec).await?;
+    // No driver is left to say so.
+    if let life @ Life::Completed(_) = complete::life(&control).await? {
+        life.is_open()?;
+    }
     let mut order = order(spec, asked);
     let live = !json && std::io::stderr().is_terminal();
     loop {
@@ -139,7 +144,16 @@ fn render(report: &Report) -> String {
         text =
             format!("{text}  … {} differences in all; `segue verify --json` lists them\n", report.divergent);
     }
+    let seconds = report.took_ms as f64 / 1000.0;
     let verdict = match verdict(report) {
+        // A count is no comparison.
+        Verdict::Equal if report.mode == Mode::Aggregate => {
+            let rows: u64 = report.tables.iter().filter_map(|t| t.counted.as_ref()).map(|c| c.owner).sum();
+            return format!(
+                "{text}the counts agree: {rows} rows on either side, {seconds:.1} s; no row was compared: `segue verify` does\n"
+            );
+        }
+        Verdict::Equal if report.mode == Mode::Sample => "no difference in a sample".to_owned(),
         Verdict::Equal => "equal".to_owned(),
         Verdict::ButHot => format!("no difference; {} row(s) changed too often to be compared", report.hot),
         Verdict::NotCompared => {
@@ -147,7 +161,6 @@ fn render(report: &Report) -> String {
         }
         Verdict::Different => "NOT equal".to_owned(),
     };
-    let seconds = report.took_ms as f64 / 1000.0;
     format!(
         "{text}{verdict}: {} rows compared, drift {:.6} %, {seconds:.1} s\n",
         report.rows,

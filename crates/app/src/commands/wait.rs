@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(200);
-/// A driver that was started together with this command may need this long to show up.
+/// A driver that was started together with this command may need this long to show up; until then a fault that was there
+/// before may be an earlier one's.
 const GRACE: Duration = Duration::from_secs(15);
 
 /// Waits until `stage` is reached.
@@ -41,6 +42,7 @@ async fn reach(spec: &Spec, stage: Stage, timeout: Option<Duration>) -> Outcome<
     let sides = Sides::of(spec)?;
     let mut control: Option<Control> = None;
     let mut now = Stage::Planned;
+    let mut was_driven = false;
     loop {
         if control.is_none() {
             control = Control::find(&sides.control, spec.name.as_str()).await?;
@@ -50,19 +52,22 @@ async fn reach(spec: &Spec, stage: Stage, timeout: Option<Duration>) -> Outcome<
             None => None,
         };
         let mut dead = true;
+        let is_late = timeout.is_some_and(|limit| began.elapsed() >= limit);
         if let Some(seen) = seen {
             now = seen.status.stage;
             dead = !seen.alive;
+            was_driven |= seen.alive;
             if now.has_reached(stage) {
                 return Ok(());
             }
             if let RunState::Failed { fault, next_step } = seen.status.run
                 && dead
+                && (was_driven || is_late || began.elapsed() >= GRACE)
             {
                 return Err(Fault::operator("SEGUE-FAILED", fault, next_step));
             }
         }
-        if timeout.is_some_and(|limit| began.elapsed() >= limit) {
+        if is_late {
             let waited = began.elapsed().as_secs();
             let what = format!("stage {stage} was not reached in {waited} s; the migration is {now}");
             return Err(Fault::operator("SEGUE-TIMEOUT", what, "see `segue status` for what it waits for"));

@@ -159,6 +159,10 @@ async fn clients_follow_a_fence_and_a_lost_connection_and_no_other_refusal() {
     source.batch_execute("DROP TRIGGER refuse ON shop.ledger").await.unwrap();
     let load = open();
     written_to(&source).await;
+    // So many that each client remembers several which nobody writes again.
+    while load.acknowledged() < 200 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(ledger_rows(&target).await, 0, "nobody leaves a server that takes writes");
     source
         .batch_execute("UPDATE pg_database SET datallowconn = false WHERE datname = current_database()")

@@ -128,6 +128,7 @@ impl<'d> WayBack<'d> {
         let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
         self.driver.record(self.lease, "way-back-lost", body).await?;
         self.remove().await?;
+        killpoint::pass("lost.removed");
         self.wanted.send_replace(false);
         self.state.send_replace(BackState::Lost(fault));
         Ok(())

@@ -5,7 +5,7 @@
 
 use super::back::{BackState, WayBack};
 use super::switch::rows::Rows;
-use super::verifying::Verifying;
+use super::verifying::{self, Verifying};
 use super::{Driver, target_schema};
 use segue_engine::admission::Admissions;
 use segue_engine::fault::{Fault, Recovery};
@@ -81,18 +81,22 @@ pub(super) async fn open(
         incarnation: identity.incarnation,
     };
     let (from, to) = ends(driver, direction);
-    let known = {
+    let book = async {
         let (on_from, on_to) = tokio::try_join!(from.connect("leaves"), to.connect("leaves"))?;
-        leaves::settle(&on_from, &on_to, &identity, token, tables.len(), &catalog.relations).await?
+        let known =
+            leaves::settle(&on_from, &on_to, &identity, token, tables.len(), &catalog.relations).await?;
+        PgSource::open(from.clone(), identity.clone(), token, &tables, known, opening).await
     };
-    let unfinished = match direction {
-        Direction::Forward => {
-            let target = to.connect("schema").await?;
-            is_unfinished(&target, &identity.migration).await?.then(|| (from.clone(), to.clone()))
+    let unfinished = async {
+        if direction == Direction::Reverse {
+            return Ok(None);
         }
-        Direction::Reverse => None,
+        let target = to.connect("schema").await?;
+        let unfinished = is_unfinished(&target, &identity.migration).await?;
+        Ok(unfinished.then(|| (from.clone(), to.clone())))
     };
-    let source = PgSource::open(from, identity, token, &tables, known, opening).await?;
+    let compared = verifying::sides(driver, direction, &tables);
+    let (source, unfinished, compared) = tokio::try_join!(book, unfinished, compared)?;
     let (source, target) = (Arc::new(source), Arc::new(PgTarget::new(to, authority)));
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let settings = Settings {
@@ -119,7 +123,7 @@ pub(super) async fn open(
     if let Some(ends) = unfinished {
         run.finish_with(target_schema::finishing(driver, token, ends, &tables, run.progress()));
     }
-    let verifying = Verifying::open(driver, direction, run.handles()).await?;
+    let verifying = Verifying::new(driver, direction, run.handles(), compared);
     let (progress, stage) = (run.progress(), run.stage());
     Ok((run, Arc::new(Flow { direction, slot, progress, stage, admissions, verifying, tables })))
 }

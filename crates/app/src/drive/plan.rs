@@ -21,8 +21,8 @@ pub(crate) async fn plan(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
 
 /// As [`plan`], leaving out refusals that something is done about.
 async fn plan_without(spec: &Spec, sides: &Sides, is_seen_to: fn(&Fault) -> bool) -> Outcome<Catalog> {
-    let mut source = sides.source.connect("plan").await?;
-    let mut target = sides.target.connect("plan").await?;
+    let (mut source, mut target) =
+        tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
     let refusals = server_refusals(&source, &target).await?;
     let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
@@ -46,8 +46,8 @@ pub(super) async fn servers(source: &tokio_postgres::Client, target: &tokio_post
 
 /// The plan of the way back: the same tables, with the sides exchanged.
 pub(super) async fn plan_back(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
-    let mut source = sides.source.connect("plan").await?;
-    let mut target = sides.target.connect("plan").await?;
+    let (mut source, mut target) =
+        tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
     let refusals = catalog::server::reverse_refusals(&source, &target).await?;
     let catalog = catalog::read_reverse(&mut source, &mut target, &pairs).await?;

@@ -1,7 +1,8 @@
 //! What `segue run` shows: a live display on a terminal, plain lines elsewhere, objects with `--json`.
 
-use crate::commands::fault_object;
-use crate::report::{Rates, Status, render};
+use crate::commands::{complain, fault_object};
+use crate::report::{Rates, ReasonState, Status, render};
+use crate::terminal::{columns, erase, rows_of};
 use segue_engine::fault::Fault;
 use segue_model::stage::Stage;
 use serde_json::Value;
@@ -63,7 +64,7 @@ impl Screen {
         if self.manner == Manner::Json {
             print(&format!("{}\n", fault_object(fault)));
         } else {
-            eprintln!("segue: {fault}");
+            complain(&format!("segue: {fault}\n"));
         }
     }
 
@@ -80,9 +81,9 @@ impl Screen {
         let due = state.printed.is_none_or(|at| at.elapsed() >= LINE_PAUSE) || changed;
         match self.manner {
             Manner::Live => {
-                let lines = render(status, rates.unwrap_or_default());
+                let lines = render(status, rates);
                 print(&format!("{}{}\n", erase(state.drawn), lines.join("\n")));
-                state.drawn = lines.len();
+                state.drawn = rows_of(&lines, columns());
                 state.last = Some(status.clone());
             }
             Manner::Lines if due => {
@@ -105,11 +106,6 @@ pub(crate) fn message(text: &str) -> Value {
     serde_json::json!({ "message": text })
 }
 
-/// Moves up over what was drawn and clears it.
-fn erase(lines: usize) -> String {
-    if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
-}
-
 /// What is new among the warnings, a line each, and one line that says all the rest.
 fn lines(status: &Status, last: Option<&Status>, rates: Rates) -> String {
     let is_new = |warning: &&String| last.is_none_or(|last| !last.warnings.contains(*warning));
@@ -121,8 +117,8 @@ fn lines(status: &Status, last: Option<&Status>, rates: Rates) -> String {
 fn line(status: &Status, rates: Rates) -> String {
     let p = &status.progress;
     let mut text = format!("segue: {} {}  owner {}", status.migration, status.stage, status.owner.name());
-    // The stream back copies nothing.
-    if status.stage != Stage::Switched {
+    // Later everything is copied, and nobody counts it any more.
+    if matches!(status.stage, Stage::Preparing | Stage::Backfilling) {
         let rows: u64 = p.tables.iter().map(|t| t.rows).sum();
         let done = p.tables.iter().filter(|t| t.complete).count();
         let (all, rate) = (p.tables.len(), rates.rows_per_s);
@@ -135,7 +131,14 @@ fn line(status: &Status, rates: Rates) -> String {
     for wait in &p.waits {
         text = format!("{text}  [{} waits: {}]", wait.who, wait.reason);
     }
-    for reason in &status.throttle.reasons {
+    // What the copy waits for is said already, with the value of then.
+    let is_said = |reason: &ReasonState| {
+        let signal = reason.text.split(' ').next().unwrap_or_default();
+        p.waits
+            .iter()
+            .any(|w| w.who == "throttle" && w.reason.starts_with(signal) && w.reason.contains(&reason.on))
+    };
+    for reason in status.throttle.reasons.iter().filter(|reason| !is_said(reason)) {
         text = format!("{text}  [throttle: {}]", reason.text);
     }
     match status.warnings.len() {
@@ -155,6 +158,8 @@ fn print(text: &str) {
 mod tests {
     use super::*;
     use crate::report::tests::status;
+    use segue_engine::progress::Wait;
+    use segue_model::throttle::Signal;
 
     #[test]
     fn a_warning_is_said_in_full_once_and_counted_from_then_on() {
@@ -170,5 +175,39 @@ mod tests {
             said.starts_with("segue: warning: and there\nsegue: m ") && said.contains("[2 warnings"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn what_is_copied_is_told_while_it_is_copied() {
+        let copying = lines(&status(), None, Rates::default());
+        assert!(copying.contains("  tables "), "{copying}");
+        let following = Status { stage: Stage::Following, ..status() };
+        let following = lines(&following, None, Rates::default());
+        assert!(following.contains(" following ") && !following.contains("tables"), "{following}");
+    }
+
+    #[test]
+    fn what_the_copy_waits_for_is_said_once() {
+        let mut status = status();
+        let reason = |signal, text: &str| ReasonState {
+            signal,
+            on: "replica (source)".into(),
+            value: None,
+            limit: 1.0,
+            for_ms: 0,
+            exceeded: true,
+            missing: String::new(),
+            text: text.into(),
+        };
+        let (lag, locks) = ("replica_lag 3 s on replica (source)", "lock_waits 9 on replica (source)");
+        status.throttle.reasons = vec![reason(Signal::ReplicaLag, lag), reason(Signal::LockWaits, locks)];
+        let both = lines(&status, None, Rates::default());
+        assert!(both.contains(&format!("[throttle: {lag}]  [throttle: {locks}]")), "{both}");
+        // As it was a moment before.
+        let before = "replica_lag 2 s on replica (source)";
+        status.progress.waits = vec![Wait { who: "throttle".into(), reason: before.into(), since_ms: 0 }];
+        let once = lines(&status, None, Rates::default());
+        assert!(once.contains(&format!("[throttle waits: {before}]  [throttle: {locks}]")), "{once}");
+        assert!(!once.contains(lag), "{once}");
     }
 }

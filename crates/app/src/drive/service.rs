@@ -6,8 +6,7 @@ use super::flow::Flows;
 use super::gates::{BASELINE, Comparisons, Gates};
 use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
-use super::switch::answer::{Progress, SwitchOrder};
-use super::switch::{self, Order, Switch};
+use super::switch::{self, Order, Switch, hand_over};
 use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
 use super::{Driver, contain, stream, throttle};
@@ -19,15 +18,13 @@ use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
-use segue_model::switch::decide::Asked;
 use segue_postgres::catalog::server;
-use segue_postgres::control::{Command, Control, Lease};
-
+use segue_postgres::control::{Command, Lease};
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 /// How often the heart beats and the status is stored.
 const BEAT: Duration = Duration::from_secs(1);
@@ -302,7 +299,7 @@ impl Service<'_> {
             }
             match command.verb.as_str() {
                 "verify" => drop(verifications.spawn(self.verification(command))),
-                "switch" | "reverse" => drop(verifications.spawn(hand_over(
+                "switch" | "reverse" => drop(verifications.spawn(hand_over::carry_out(
                     self.driver.control.clone(),
                     self.lease.clone(),
                     self.orders.clone(),
@@ -327,13 +324,10 @@ impl Service<'_> {
         }
     }
 
-    /// Hands an order on to whoever carries such orders out, one at a time; its receiver lives as long as the attempt.
+    /// Hands an order on to whoever carries such orders out, or answers why not.
     async fn queue(&self, queue: &mpsc::Sender<Command>, command: Command, what: &str) -> Outcome<()> {
-        let Err(refused) = queue.try_send(command) else { return Ok(()) };
-        let (TrySendError::Full(command) | TrySendError::Closed(command)) = refused;
-        let busy =
-            Fault::operator("SEGUE-BUSY", format!("another order {what} is being judged"), "ask again");
-        self.driver.control.answer(self.lease, command.id, &fault_json(&busy)).await
+        let Err((id, busy)) = hand_on(queue, command, what) else { return Ok(()) };
+        self.driver.control.answer(self.lease, id, &fault_json(&busy)).await
     }
 
     /// Carries out a short order; returns why the attempt ends, if it does.
@@ -362,6 +356,7 @@ impl Service<'_> {
         let mut owner = self.flows.owner.subscribe();
         let before = *owner.borrow_and_update();
         let (verifying, stage) = (self.flows.active().verifying.clone(), self.flows.stage());
+        let paused = self.driver.throttle.limits().paused;
         async move {
             let report = watch::Sender::new(Report::default());
             let verify = async {
@@ -371,6 +366,12 @@ impl Service<'_> {
                         format!("the migration is {stage}: not everything is copied yet"),
                         "`segue wait following`, then verify",
                     ));
+                }
+                if let Some(why) = paused {
+                    let what = format!(
+                        "the migration is paused ({why}): rows in flight could not be told from differences"
+                    );
+                    return Err(Fault::operator("SEGUE-PAUSED", what, "`segue resume`, then ask again"));
                 }
                 let order: VerifyOrder = serde_json::from_value(command.arguments.clone()).map_err(|e| {
                     Fault::operator(
@@ -443,6 +444,14 @@ impl Service<'_> {
     }
 }
 
+/// Hands an order on, one at a time; its receiver lives as long as the attempt. Otherwise its number, and why.
+fn hand_on(queue: &mpsc::Sender<Command>, command: Command, what: &str) -> Result<(), (i64, Fault)> {
+    let Err(refused) = queue.try_send(command) else { return Ok(()) };
+    let (TrySendError::Full(command) | TrySendError::Closed(command)) = refused;
+    let busy = Fault::operator("SEGUE-BUSY", format!("another order {what} is being judged"), "ask again");
+    Err((command.id, busy))
+}
+
 /// A verification's progress for the one who asked.
 fn progress_of(report: &Report) -> Value {
     let sum = |f: fn(&TableReport) -> u64| report.tables.iter().map(f).sum::<u64>();
@@ -450,41 +459,28 @@ fn progress_of(report: &Report) -> Value {
         "divergent": sum(|t| t.counts.divergent) })
 }
 
-/// Has the switch carry out a command, tells how far it is, and answers.
-async fn hand_over(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Order>, command: Command) {
-    let carry_out = async {
-        let wanted: SwitchOrder = serde_json::from_value(command.arguments.clone()).map_err(|e| {
-            let what = format!("the order cannot be read: {e}");
-            Fault::operator("SEGUE-VERB", what, "use the same version of segue")
-        })?;
-        let asked = match (wanted.rehearse, command.verb.as_str()) {
-            (true, _) => Asked::Rehearse,
-            (false, "reverse") => Asked::Reverse,
-            (false, _) => Asked::Switch,
-        };
-        let overrides = wanted
-            .overrides(&command.asked_by)
-            .map_err(|e| Fault::operator("SEGUE-OVERRIDE", e.to_string(), "ask again without it"))?;
-        let (progress, mut steps) = watch::channel(Progress::default());
-        let (answer, answered) = oneshot::channel();
-        let by = command.asked_by.clone();
-        let order = Order { asked, overrides, of: None, by, progress, answer };
-        let over = || Fault::retry("SEGUE-SWITCH-OVER", "the attempt ended meanwhile; see `segue status`");
-        orders.send(order).await.map_err(|_| over())?;
-        while steps.changed().await.is_ok() {
-            let progress = json!(*steps.borrow_and_update());
-            // Who asked may not be listening.
-            let _ = control.progress(&lease, command.id, &progress).await;
-        }
-        answered.await.map_err(|_| over())?
-    };
-    let answer = carry_out.await.map_or_else(|f| fault_json(&f), |answer| json!(answer));
-    if let Err(fault) = control.answer(&lease, command.id, &answer).await {
-        tracing::warn!("a hand-over could not be answered: {fault}");
-    }
-}
-
 enum Obeyed {
     GoOn(Value),
     End(Value, String),
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "in a test a panic is a failed test")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_that_comes_while_another_one_waits_is_told_to_come_again() {
+        let order =
+            |id| Command { id, verb: "complete".into(), arguments: json!({}), asked_by: "test".into() };
+        let (queue, mut orders) = mpsc::channel(1);
+        hand_on(&queue, order(1), "to complete").unwrap();
+        let (id, busy) = hand_on(&queue, order(2), "to complete").unwrap_err();
+        assert_eq!((id, busy.code), (2, "SEGUE-BUSY"));
+        assert_eq!(busy.what, "another order to complete is being judged");
+        assert_eq!(orders.recv().await.map(|order| order.id), Some(1));
+        hand_on(&queue, order(3), "to complete").unwrap();
+        assert_eq!(orders.recv().await.map(|order| order.id), Some(3));
+    }
 }

@@ -56,7 +56,7 @@ impl Attempt<'_> {
         // What told of a restore then may have grown over since.
         let resumed = resumed.and_then(|resumed| source_behind(journal).map_or(Ok(resumed), Err));
         match resumed {
-            Ok(identity) if new_stream.load(Ordering::Relaxed) => match log_removed(journal) {
+            Ok(identity) if new_stream.load(Ordering::Relaxed) => match unreadable(journal) {
                 Some(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
                 None => Err(intact()),
             },
@@ -118,7 +118,8 @@ impl Attempt<'_> {
         let rows = rows::both(&source, target, spec.name.as_str()).await?;
         let newest = rows.owner().or(rows.giving());
         let is_idle = newest == Some(Side::Target);
-        if new_stream.load(Ordering::Relaxed) && birth::is_lost(&fault) {
+        let is_lost = birth::is_lost(&fault) || FOUND_BY_STREAMING.contains(&fault.code);
+        if new_stream.load(Ordering::Relaxed) && is_lost {
             match newest {
                 Some(Side::Source) => {}
                 Some(Side::Target) => return Err(target_owns(&fault)),
@@ -259,15 +260,17 @@ fn source_behind(journal: &[Entry]) -> Option<Fault> {
     Some(Fault { what: text("fault"), next_step: text("next_step"), ..restored() })
 }
 
-/// That the source has removed the log that the stream needs: it was found out by streaming, and is what the last run has
-/// ended with.
-fn log_removed(journal: &[Entry]) -> Option<Fault> {
+/// What only streaming finds out: the source has removed the log that the stream needs, or the log has rows of a form that a
+/// table had for a while and has no more.
+const FOUND_BY_STREAMING: &[&str] = &[LOG_REMOVED, "SEGUE-DDL-DRIFT"];
+
+/// That the stream cannot read on, found out by streaming: it is what the last run has ended with.
+fn unreadable(journal: &[Entry]) -> Option<Fault> {
     let last = journal.last().filter(|entry| entry.entry.kind == "fault")?;
     let body = &last.entry.body;
-    (body["code"] == LOG_REMOVED).then(|| {
-        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
-        Fault::operator(LOG_REMOVED, text("fault"), text("next_step"))
-    })
+    let code = FOUND_BY_STREAMING.iter().find(|code| body["code"] == **code)?;
+    let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+    Some(Fault::operator(code, text("fault"), text("next_step")))
 }
 
 /// Says what a stream that was made anew has found different, once everything is compared; and writes it down, once.
@@ -369,12 +372,14 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_gone_is_what_the_last_run_has_ended_with() {
+    fn a_log_that_cannot_be_read_is_what_the_last_run_has_ended_with() {
         let ended = |code: &str| entry("fault", json!({ "code": code, "fault": "gone", "next_step": "go" }));
-        let found = log_removed(&[entry("following", json!({})), ended("SEGUE-LOG-REMOVED")]);
-        assert_eq!(found, Some(Fault::operator(LOG_REMOVED, "gone", "go")));
-        assert_eq!(log_removed(&[ended(LOG_REMOVED), entry("following", json!({}))]), None);
-        assert_eq!(log_removed(&[ended("SEGUE-OTHER-SERVER")]), None);
+        for code in ["SEGUE-LOG-REMOVED", "SEGUE-DDL-DRIFT"] {
+            let found = unreadable(&[entry("following", json!({})), ended(code)]);
+            assert_eq!(found, Some(Fault::operator(code, "gone", "go")));
+            assert_eq!(unreadable(&[ended(code), entry("following", json!({}))]), None);
+        }
+        assert_eq!(unreadable(&[ended("SEGUE-OTHER-SERVER")]), None);
     }
 
     #[test]

@@ -77,19 +77,24 @@ impl Drop for Running {
     }
 }
 
+/// Looks at both servers and settles how each table is compared. The owner is the side that the stream comes from.
+pub(super) async fn sides(driver: &Driver, direction: Direction, tables: &[Arc<Table>]) -> Outcome<PgSides> {
+    let (from, to) = match direction {
+        Direction::Forward => (&driver.sides.source, &driver.sides.target),
+        Direction::Reverse => (&driver.sides.target, &driver.sides.source),
+    };
+    PgSides::open(from, to, tables).await
+}
+
 impl Verifying {
-    /// Looks at both servers and settles how each table is compared. The owner is the side that the stream comes from.
-    pub(super) async fn open(
+    /// Nothing is compared yet; `sides` are those of [`sides`].
+    pub(super) fn new(
         driver: &Driver,
         direction: Direction,
         handles: Handles<PgSource>,
-    ) -> Outcome<Verifying> {
+        sides: PgSides,
+    ) -> Verifying {
         let tables: Vec<Arc<Table>> = handles.tables.values().cloned().collect();
-        let (from, to) = match direction {
-            Direction::Forward => (&driver.sides.source, &driver.sides.target),
-            Direction::Reverse => (&driver.sides.target, &driver.sides.source),
-        };
-        let sides = PgSides::open(from, to, &tables).await?;
         let store =
             PgStore::new(driver.sides.control.clone(), driver.spec.name.as_str().to_owned(), direction);
         let parts = Arc::new(Parts {
@@ -105,7 +110,7 @@ impl Verifying {
         let rate = if driver.spec.verify.live { driver.spec.verify.live_keys_per_second_max } else { 0 };
         let (recent, by_id) = (handles.live.clone(), handles.tables.clone());
         let live = Arc::new(Live::new(parts.clone(), handles.live, handles.tables, rate));
-        Ok(Verifying { parts, live, recent, by_id, tables, ended: Arc::default(), runs: Arc::default() })
+        Verifying { parts, live, recent, by_id, tables, ended: Arc::default(), runs: Arc::default() }
     }
 
     /// Compares rows that were just applied, for ever. A fault of the comparison is no fault of the migration.
@@ -200,7 +205,7 @@ impl Verifying {
                 return Err(Fault::operator(
                     "SEGUE-NO-TABLE",
                     format!("{name} is not a table of this migration"),
-                    "name it as `segue status` does",
+                    "name it as `segue plan` does, with its schema; partitions go by the table that they belong to",
                 ));
             }
         }

@@ -44,7 +44,7 @@ pub(crate) fn status() -> Status {
 fn the_screen_says_what_is_copied_what_is_left_and_what_is_waited_for() {
     let before = Snapshot::default();
     let status = status();
-    let text = render(&status, Rates::between(&before, &status.progress)).join("\n");
+    let text = render(&status, Some(Rates::between(&before, &status.progress))).join("\n");
     for part in [
         "m  backfilling  running  owner source",
         "1 of 2 tables  1250 of about 2000 rows  1250 rows/s",
@@ -74,7 +74,7 @@ fn gates() -> Vec<GateState> {
 #[test]
 fn a_migration_that_follows_says_how_many_gates_are_open_and_why_the_others_are_not() {
     let following = Status { stage: Stage::Following, gates: gates(), ..status() };
-    let lines = render(&following, Rates::default());
+    let lines = render(&following, None);
     let shown: Vec<&str> = lines.iter().map(String::as_str).filter(|line| line.contains("gate")).collect();
     assert_eq!(
         shown,
@@ -84,9 +84,9 @@ fn a_migration_that_follows_says_how_many_gates_are_open_and_why_the_others_are_
             "  gate long-transactions red: one is old; do that",
         ]
     );
-    let early = render(&Status { gates: gates(), ..status() }, Rates::default());
+    let early = render(&Status { gates: gates(), ..status() }, None);
     assert!(!early.iter().any(|line| line.contains("gate")), "a copy under way has other worries: {early:?}");
-    let unmeasured = render(&Status { stage: Stage::Following, ..status() }, Rates::default());
+    let unmeasured = render(&Status { stage: Stage::Following, ..status() }, None);
     assert!(!unmeasured.iter().any(|line| line.contains("gate")));
 }
 
@@ -99,7 +99,7 @@ fn the_way_back_is_shown_as_far_as_it_is() {
         (WayBackIs::Lost, "no slot", "way back  LOST: no slot"),
     ] {
         let way_back = WayBackState { is, why: why.into(), lag_bytes: 9, lag_ms: 3 };
-        let lines = render(&Status { stage: Stage::Following, way_back, ..status() }, Rates::default());
+        let lines = render(&Status { stage: Stage::Following, way_back, ..status() }, None);
         assert!(lines.iter().any(|line| line.contains(shown)), "{shown} in {lines:?}");
     }
 }
@@ -107,7 +107,7 @@ fn the_way_back_is_shown_as_far_as_it_is() {
 #[test]
 fn a_switched_migration_looks_like_a_following_one_that_the_target_owns() {
     let switched = Status { stage: Stage::Switched, owner: Owner::Target, ..status() };
-    let text = render(&switched, Rates::default()).join("\n");
+    let text = render(&switched, None).join("\n");
     for part in
         ["m  switched  running  owner target", "  stream  lag 0 B / 0 ms", "  target keeps 0 B of log"]
     {

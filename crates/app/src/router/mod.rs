@@ -85,8 +85,11 @@ impl Plan {
         Ok(Plan { spec: spec.clone(), sides: Sides::of(spec)?, base, listen })
     }
 
-    fn config(&self) -> Outcome<Config> {
-        config::config(&self.spec, &self.sides, &self.base)
+    /// Reads its files beside the sessions, which may all be served by one thread.
+    async fn config(&self) -> Outcome<Config> {
+        let plan = self.clone();
+        let read = tokio::task::spawn_blocking(move || config::config(&plan.spec, &plan.sides, &plan.base));
+        read.await.map_err(|e| Fault::bug("SEGUE-TASK", format!("the router's files were not read: {e}")))?
     }
 }
 
@@ -134,7 +137,7 @@ async fn serve(plan: &Plan, say: &Say, end: impl Future<Output = &'static str>) 
     // First of all: without a handler a wish to reload would end the process, and a driver with it.
     let hangups = signal(SignalKind::hangup());
     let mut end = std::pin::pin!(end);
-    let config = plan.config()?;
+    let config = plan.config().await?;
     let drain_max = config.limits.drain_max;
     let owners = Owners::new(&plan.spec, &plan.sides);
     let route = tokio::select! {
@@ -221,7 +224,7 @@ async fn reloading(
     loop {
         tokio::select! {
             why = &mut end => return why,
-            _ = hangups.recv() => match plan.config() {
+            _ = hangups.recv() => match plan.config().await {
                 Ok(config) => {
                     handle.reload(config);
                     say(&News::text("the router has read users and certificates again".to_owned()));

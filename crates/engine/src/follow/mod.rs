@@ -109,3 +109,28 @@ async fn first_fault(mut tasks: tokio::task::JoinSet<Outcome<()>>) -> Outcome<()
     }
     Err(closed.unwrap_or_else(|| Fault::retry("SEGUE-PIPELINE", "the stream has ended")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ended(ends: Vec<Outcome<()>>) -> Fault {
+        let mut tasks = tokio::task::JoinSet::new();
+        for end in ends {
+            tasks.spawn(async { end });
+            tokio::task::yield_now().await;
+        }
+        first_fault(tasks).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_ended_the_pipeline_is_told_and_not_that_it_ended() {
+        let cause = || Err(Fault::operator("SEGUE-ROW", "a row", "mend it"));
+        assert_eq!(ended(vec![Err(build::gone()), cause(), Ok(())]).await.code, "SEGUE-ROW");
+        assert_eq!(ended(vec![cause(), Err(build::gone())]).await.code, "SEGUE-ROW");
+        // It is tried again, where nobody says why.
+        let unknown = ended(vec![Ok(()), Err(build::gone())]).await;
+        assert_eq!(unknown, build::gone());
+        assert_eq!(ended(vec![Ok(())]).await.code, "SEGUE-PIPELINE");
+    }
+}

@@ -129,9 +129,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every row was compared and is equal. A hot row was not compared, so it is not called equal.
+    /// Whether every row was compared and is equal. A hot row was not compared, so it is not called equal; and a count, or a
+    /// sample, compares no more than it looks at.
     pub fn is_equal(&self) -> bool {
-        self.hot == 0 && self.shows_no_difference()
+        self.mode == Mode::Digest && self.hot == 0 && self.shows_no_difference()
     }
 
     /// Whether everything asked was gone through and no difference is left, hot rows aside.

@@ -116,20 +116,33 @@ impl FakeSource {
     /// One transaction that inserts rows and shows at once. Returns where its commit record begins.
     pub fn insert(&self, ids: impl IntoIterator<Item = i64>) -> Position {
         let mut db = self.db.lock().unwrap();
-        let (xid, at) = (db.next_xid, commit_of(db.log.len()));
-        db.next_xid += 1;
-        let (mut changes, mut writes) = (Vec::new(), Vec::new());
-        for id in ids {
-            let action = Action::Insert { new: row(id, "new", Some("big")) };
-            changes.push(Change { table: TableId(0), unit: UnitId(0), action });
-            writes.push((id, Some(("new".to_owned(), "big".to_owned()))));
-        }
-        let entry = Entry { xid, changes, signal: None, writes };
-        db.end(xid, Some(&entry));
+        let at = commit_of(db.log.len());
+        let entry = db.inserted(ids);
+        db.end(entry.xid, Some(&entry));
         db.log.push(entry);
         drop(db);
         self.grown.notify_waiters();
         at
+    }
+
+    /// One transaction that is in the log, and not seen by snapshots until [`FakeSource::show`]: its commit waits for a
+    /// synchronous standby.
+    pub fn insert_hidden(&self, id: i64) -> usize {
+        let mut db = self.db.lock().unwrap();
+        let entry = db.inserted([id]);
+        db.in_progress.insert(entry.xid);
+        db.log.push(entry);
+        let index = db.log.len() - 1;
+        drop(db);
+        self.grown.notify_waiters();
+        index
+    }
+
+    /// Ends what [`FakeSource::insert_hidden`] began.
+    pub fn show(&self, index: usize) {
+        let mut db = self.db.lock().unwrap();
+        let entry = db.log[index].clone();
+        db.end(entry.xid, Some(&entry));
     }
 
     async fn entry(&self, index: usize) -> Entry {
@@ -144,6 +157,19 @@ impl FakeSource {
 }
 
 impl Db {
+    /// A transaction that inserts rows, and has not ended.
+    fn inserted(&mut self, ids: impl IntoIterator<Item = i64>) -> Entry {
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        let (mut changes, mut writes) = (Vec::new(), Vec::new());
+        for id in ids {
+            let action = Action::Insert { new: row(id, "new", Some("big")) };
+            changes.push(Change { table: TableId(0), unit: UnitId(0), action });
+            writes.push((id, Some(("new".to_owned(), "big".to_owned()))));
+        }
+        Entry { xid, changes, signal: None, writes }
+    }
+
     /// Plans a transaction of one to three statements on keys nobody has locked, and locks them.
     fn plan(&mut self, label: u64) -> Option<(u64, Entry)> {
         let xid = self.next_xid;

@@ -241,6 +241,20 @@ async fn drop_origin(client: &Client, name: &str) -> Outcome<()> {
     ))
 }
 
+/// Whether there is anything of a migration's in a database, or Segue's schema, of whichever migration.
+pub async fn is_there(client: &Client, migration: &str) -> Outcome<bool> {
+    let both = [Direction::Forward, Direction::Reverse];
+    let names =
+        both.map(|direction| stream_name(migration, direction)).into_iter().collect::<Outcome<Vec<_>>>()?;
+    let origins = both.map(|direction| origin_name(migration, direction)).to_vec();
+    // Somebody may have dropped the schema, and left what keeps the log.
+    let sql = "SELECT to_regclass('segue.format') IS NOT NULL
+        OR EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = ANY ($1) AND database = current_database())
+        OR EXISTS (SELECT FROM pg_publication WHERE pubname = ANY ($1))
+        OR EXISTS (SELECT FROM pg_replication_origin o, unnest($2::text[]) n WHERE starts_with(o.roname, n))";
+    Ok(client.query_one(sql, &[&names, &origins]).await.map_err(|e| fault_of(&e))?.get(0))
+}
+
 /// Removes this migration's rows, and the schema if nobody else has any.
 pub async fn forget(client: &Client, migration: &str) -> Outcome<Option<String>> {
     let failed = |e| fault_of(&e);

@@ -1,6 +1,7 @@
 //! What a column's type means for its journey: the form it travels in, how its values compare. No I/O.
 
 use super::read::{ColumnFacts, Side, TypeFacts};
+use segue_model::sqltext::quote_literal;
 use segue_model::table::{ArrayForm, KeyOrder, Transport};
 
 /// The first OID that a server gives to what users make; smaller ones are the same on every server.
@@ -131,7 +132,7 @@ pub(super) fn mismatch(source: &Side, target: &Side, from: &ColumnFacts, to: &Co
         return Some(why);
     }
     let below = base(source, from.type_oid, from.typmod);
-    let name = below.map_or(a.name.as_str(), |(facts, _)| element_name(source, facts));
+    let name = below.map_or(a.name.as_str(), |(facts, _)| element(source, facts).name.as_str());
     let fits = to.typmod == from.typmod || to.typmod < 0 || {
         from.typmod >= 0
             && match name {
@@ -155,8 +156,35 @@ pub(super) fn mismatch(source: &Side, target: &Side, from: &ColumnFacts, to: &Co
     })
 }
 
-fn element_name<'a>(side: &'a Side, facts: &'a TypeFacts) -> &'a str {
-    facts.element.and_then(|element| side.types.get(&element)).map_or(&facts.name, |element| &element.name)
+/// The statements that give the target's enum the labels that it lacks, each at its place; `None` if the columns are not of an
+/// enum, or it lacks none.
+pub(super) fn missing_labels(
+    source: &Side,
+    target: &Side,
+    from: &ColumnFacts,
+    to: &ColumnFacts,
+) -> Option<String> {
+    let a = element(source, source.types.get(&from.type_oid)?);
+    let b = element(target, target.types.get(&to.type_oid)?);
+    if (a.kind, b.kind) != ('e', 'e') || a.name != b.name || a.schema != b.schema {
+        return None;
+    }
+    let mut statements = Vec::new();
+    for (at, label) in a.labels.iter().enumerate().filter(|(_, label)| !b.labels.contains(label)) {
+        let place = match at.checked_sub(1).and_then(|before| a.labels.get(before)) {
+            Some(before) => format!(" AFTER {}", quote_literal(before)),
+            None => {
+                b.labels.first().map_or_else(String::new, |first| format!(" BEFORE {}", quote_literal(first)))
+            }
+        };
+        statements.push(format!("ALTER TYPE {} ADD VALUE {}{place};", b.sql, quote_literal(label)));
+    }
+    (!statements.is_empty()).then(|| format!("on the {}: {}", target.label, statements.join(" ")))
+}
+
+/// The type of an array's elements, or the type itself.
+fn element<'a>(side: &'a Side, facts: &'a TypeFacts) -> &'a TypeFacts {
+    facts.element.and_then(|element| side.types.get(&element)).unwrap_or(facts)
 }
 
 fn type_mismatch(source: &Side, target: &Side, a: &TypeFacts, b: &TypeFacts, depth: u32) -> Option<String> {

@@ -361,7 +361,9 @@ fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>)
             if let Some(why) = column_type::mismatch(pair.source, pair.target, from, to) {
                 (
                     format!("has the column {column} in another form on the {target}: {why}"),
-                    format!("{alter} ALTER COLUMN {column} TYPE {};", from.shown_type),
+                    column_type::missing_labels(pair.source, pair.target, from, to).unwrap_or_else(|| {
+                        format!("{alter} ALTER COLUMN {column} TYPE {};", from.shown_type)
+                    }),
                 )
             } else if to.not_null && !from.not_null {
                 (

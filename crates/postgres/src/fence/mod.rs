@@ -121,8 +121,8 @@ impl Side {
         tables: Vec<QualifiedName>,
         limits: Limits,
     ) -> Outcome<Side> {
-        let (client, warnings) = endpoint.connect_heard("fence").await?;
-        let watcher = endpoint.connect("fence watch").await?;
+        let ((client, warnings), watcher) =
+            tokio::try_join!(endpoint.connect_heard("fence"), endpoint.connect("fence watch"))?;
         // A host that is gone is noticed within the hold, and a process that was stopped between two statements holds
         // nothing for longer than half of it.
         let settings = format!(

@@ -58,6 +58,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
      ORDER BY EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid), c.relkind <> 'p', c.oid
 $$;
 
+-- one of them, without a look at the triggers of all other tables
+CREATE OR REPLACE FUNCTION segue.fence_carrier(_migration text, _relation oid)
+RETURNS TABLE (sql_name text, trigger_name text, enabled "char")
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+    SELECT format('%I.%I', n.nspname, c.relname), t.tgname::text, t.tgenabled
+      FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace s ON s.oid = p.pronamespace AND s.nspname = 'segue'
+      JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE t.tgrelid = _relation AND p.proname = 'fence_' || _migration
+$$;
+
 -- (pg_temp last: unnamed, it would come first, and a writer could put a type of its own, with a CHECK that runs as the
 -- function's owner, in the place of one of ours)
 -- the text of the fence. Epoch, attempt and deadline are literals in it, and not read from the row, because a transaction
@@ -303,7 +313,7 @@ CREATE OR REPLACE FUNCTION segue.rest(_migration text, _relation oid, _epoch big
 RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE carrier record;
 BEGIN
-    SELECT * INTO carrier FROM segue.fence_carriers(_migration) c WHERE c.relation = _relation AND c.enabled <> 'D';
+    SELECT * INTO carrier FROM segue.fence_carrier(_migration, _relation) c WHERE c.enabled <> 'D';
     IF NOT FOUND THEN
         RETURN true;
     END IF;
@@ -355,7 +365,7 @@ DECLARE sql_name text;
 BEGIN
     SELECT format('%I.%I', n.nspname, c.relname) INTO sql_name
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.oid = _relation AND NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) f WHERE f.relation = c.oid);
+     WHERE c.oid = _relation AND NOT EXISTS (SELECT FROM segue.fence_carrier(_migration, _relation));
     IF NOT FOUND THEN
         RETURN false;
     END IF;

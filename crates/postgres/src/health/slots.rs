@@ -56,12 +56,15 @@ impl Slot {
 /// Every slot of the server, by name.
 pub async fn slots(client: &Client) -> Outcome<Vec<Slot>> {
     // A row as JSON has the columns that this version has.
-    let sql = "SELECT s.slot_name::text, s.active, coalesce(to_jsonb(s) ->> 'wal_status', ''),
+    // One of ours is read by way of a copy while a backlog is.
+    let sql = "SELECT s.slot_name::text, s.active OR s.slot_name LIKE 'segue\\_%' AND EXISTS (SELECT FROM pg_replication_slots c
+                WHERE c.temporary AND c.active AND c.database = s.database AND c.slot_name LIKE 'segue\\_backlog\\_%'), coalesce(to_jsonb(s) ->> 'wal_status', ''),
                (to_jsonb(s) ->> 'safe_wal_size')::bigint,
                greatest(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
                                         s.restart_lsn), 0)::bigint,
                greatest(age(s.xmin), age(s.catalog_xmin), 0)::bigint
-          FROM pg_replication_slots s ORDER BY 1";
+          FROM pg_replication_slots s
+         WHERE NOT (s.temporary AND s.slot_name LIKE 'segue\\_backlog\\_%') ORDER BY 1";
     let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e))?;
     let count = |row: &tokio_postgres::Row, at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
     let slot = |row: &tokio_postgres::Row| Slot {

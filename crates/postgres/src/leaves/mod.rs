@@ -29,6 +29,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 /// The leaves of one stream.
@@ -56,6 +57,8 @@ struct State {
     next_unit: u32,
     /// Units promised to leaves that are not adopted yet.
     promised: HashMap<u32, UnitId>,
+    /// When the last look at the leaves of a table began.
+    looked: HashMap<TableId, Instant>,
 }
 
 impl Book {
@@ -343,12 +346,17 @@ impl Book {
         Ok(made_of.filter(|_| leaves == followed && !detaching))
     }
 
-    /// Looks which leaves of the table of `oid` are gone, before rows of `oid` are read on.
-    async fn look_at(&self, oid: u32) -> Outcome<()> {
+    /// Looks which leaves of the table of `oid` are gone, before rows of `oid` are read on that arrived at `arrived`: whatever
+    /// they were decoded with is seen by every look that began after that.
+    async fn look_at(&self, oid: u32, arrived: Instant) -> Outcome<()> {
+        let began = Instant::now();
         let (table, leaves) = {
             let state = self.lock();
             let of = state.live.iter().find(|r| r.oid == oid && r.leaf.is_some());
             let Some(table) = of.map(|r| r.table) else { return Ok(()) };
+            if state.looked.get(&table).is_some_and(|looked| *looked > arrived) {
+                return Ok(());
+            }
             let leaves = state.live.iter().filter(|r| r.table == table && state.joined.contains(&r.oid));
             (table, leaves.map(|r| r.oid).collect::<Vec<u32>>())
         };
@@ -359,7 +367,9 @@ impl Book {
         let gone = client.query(sql, &[&leaves, &root]).await;
         let gone = gone.map_err(|e| fault_of(&e).during("looking which leaves are gone"))?;
         let gone: HashSet<u32> = gone.iter().map(|row| row.get(0)).collect();
-        self.part_with(&mut self.lock(), &gone);
+        let mut state = self.lock();
+        self.part_with(&mut state, &gone);
+        state.looked.insert(table, began);
         Ok(())
     }
 }
@@ -393,8 +403,12 @@ fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
 }
 
 impl LeafWatch for Book {
-    fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
-        Box::pin(self.look_at(oid))
+    fn described(
+        &self,
+        oid: u32,
+        arrived: Instant,
+    ) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>> {
+        Box::pin(self.look_at(oid, arrived))
     }
 }
 

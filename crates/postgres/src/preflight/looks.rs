@@ -33,6 +33,8 @@ pub struct Asked<'a> {
     pub retained_wal_bytes_max: u64,
     /// How long writes may be held up.
     pub max_write_hold: Duration,
+    /// Replicas that may be late.
+    pub replicas_ignored: &'a [String],
     /// DDL on the tables is to be refused.
     pub guard_ddl: bool,
     /// Writes are to be handed over with a way back.
@@ -203,6 +205,11 @@ impl<'a> Looks<'a> {
     /// The same, without tables that the other side lacks: for what is compared.
     pub(super) async fn ask_pairs(&self, side: Side, sql: &str) -> Outcome<Vec<Row>> {
         self.ask_about(side, sql, |at| self.there.contains(&at)).await
+    }
+
+    /// Asks the source about tables that the target lacks.
+    pub(super) async fn ask_unmade(&self, sql: &str) -> Outcome<Vec<Row>> {
+        self.ask_about(Side::Source, sql, |at| !self.there.contains(&at)).await
     }
 
     /// Asks both sides, to compare them.

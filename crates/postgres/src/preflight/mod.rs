@@ -231,6 +231,7 @@ static CHECKS: &[Check] = &[
     looked("connections", "have both sides room for the sessions that come?", |l| {
         Box::pin(capacity::connections(l))
     }),
+    looked("locks", "can all tables be locked at once?", |l| Box::pin(capacity::locks(l))),
     looked("timeouts", "would a hold outlast the application's time limits?", |l| {
         Box::pin(settings::timeouts(l))
     }),

@@ -31,7 +31,67 @@ pub(super) async fn privileges(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         };
         Finding { verdict: Verdict::Refuse, ..Finding::warn(Side::Target, what, remedy).about(owner) }
     };
-    Ok(rows.iter().map(finding).collect())
+    let mut found: Vec<Finding> = rows.iter().map(finding).collect();
+    if looks.asked.creates_missing {
+        found.extend(owners_to_be(looks).await?);
+    }
+    Ok(found)
+}
+
+/// Tables that are made on the target are given to who owns them on the source. Where that fails they are copied all the same,
+/// and the writes stay where they are.
+async fn owners_to_be(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let sql = "SELECT DISTINCT r.rolname::text, n.nspname::text FROM tree t JOIN pg_class c ON c.oid = t.oid
+           JOIN pg_roles r ON r.oid = c.relowner JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2";
+    let owners = looks.ask_unmade(sql).await?;
+    let own = "SELECT rolname::text, rolsuper FROM pg_roles WHERE rolname = current_user";
+    let Some(own) = looks.ask(Side::Target, own).await?.pop() else { return Ok(Vec::new()) };
+    let (role, is_superuser): (&str, bool) = (own.get(0), own.get(1));
+    let roles = "SELECT r.rolname::text, pg_has_role(r.oid, 'USAGE'), n.nspname::text,
+             has_schema_privilege(r.oid, n.oid, 'CREATE') FROM pg_roles r LEFT JOIN pg_namespace n ON n.nspname !~ '^pg_'";
+    let (mut known, mut places) = (BTreeMap::new(), BTreeMap::new());
+    for row in looks.ask(Side::Target, roles).await? {
+        let name: String = row.get(0);
+        known.insert(name.clone(), row.get::<_, bool>(1));
+        places.insert(
+            (name, row.get::<_, Option<String>>(2).unwrap_or_default()),
+            row.get::<_, Option<bool>>(3),
+        );
+    }
+    let mut found = Vec::new();
+    let mut say = |owner: &str, why: String, remedy: String| {
+        let what = format!(
+            "tables that are made on the target belong to {owner} on the source, {why}: they would stay Segue's own, and the gate \
+             `parity` red"
+        );
+        found.push(Finding::warn(Side::Target, what, remedy).about(owner));
+    };
+    let mut told = BTreeSet::new();
+    for row in &owners {
+        let (owner, schema): (&str, &str) = (row.get(0), row.get(1));
+        let (quoted, is_first) = (quote_ident(owner), told.insert(owner));
+        match known.get(owner) {
+            None if is_first => {
+                let member = format!(" GRANT {quoted} TO {};", quote_ident(role));
+                let member = if is_superuser { "" } else { &member };
+                let remedy = format!(
+                    "CREATE ROLE {quoted};{member} -- with the attributes and the password it has on the source"
+                );
+                say(owner, "which is not there on the target".to_owned(), remedy);
+            }
+            Some(false) if is_first => {
+                let remedy = "`segue plan --grants` prints what makes it one, and gives tables of a superuser another owner";
+                say(owner, format!("and Segue's role {role} is no member of it"), remedy.to_owned());
+            }
+            None | Some(_) => {}
+        }
+        let place = places.get(&(owner.to_owned(), schema.to_owned())).copied().flatten();
+        if !is_superuser && place == Some(false) {
+            let remedy = format!("GRANT USAGE, CREATE ON SCHEMA {} TO {quoted};", quote_ident(schema));
+            say(owner, format!("which may have none in the schema {schema} there"), remedy);
+        }
+    }
+    Ok(found)
 }
 
 /// Who may do what with the tables moves with the schema, not with the rows; the application's first statement after the
@@ -87,11 +147,11 @@ pub(super) async fn grants(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         let to = if grantee == "PUBLIC" { grantee.clone() } else { quote_ident(grantee) };
         let grant = format!("GRANT {privileges} ON {} TO {to};", table.sql());
         let (what, remedy) = if is_known {
-            (format!("{grantee} may {privileges} on the source, and not on the target"), grant)
+            (format!("{grantee} may {privileges} on {table} on the source, and not on the target"), grant)
         } else {
             (
                 format!(
-                    "the role {grantee}, which may {privileges} on the source, is not there on the target"
+                    "the role {grantee}, which may {privileges} on {table} on the source, is not there on the target"
                 ),
                 format!(
                     "CREATE ROLE {to}; {grant} -- with the attributes and the password it has on the source"

@@ -1,6 +1,6 @@
 //! Other replication on both servers: publications, subscriptions, slots, replicas, and what a failover would leave.
 
-use super::{Finding, Looks};
+use super::{Finding, Looks, Verdict};
 use crate::health;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -119,11 +119,13 @@ const REPLICA_LAG_MS_MAX: u64 = 1_000;
 /// A copy at full speed is more log than a replica that is behind can take; whoever reads there sees old rows, and on the
 /// target a gate of the switch stays red.
 pub(super) async fn replicas(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
-    let mut found = Vec::new();
+    let (mut found, mut names) = (Vec::new(), Vec::new());
     for side in Side::ALL {
         for replica in health::replicas(looks.client(side)).await? {
+            names.push(replica.name.clone());
+            let may_be_late = looks.asked.replicas_ignored.contains(&replica.name);
             // What is hidden is said by another check.
-            if replica.lag_ms > REPLICA_LAG_MS_MAX && replica.lag_ms < u64::MAX {
+            if replica.lag_ms > REPLICA_LAG_MS_MAX && replica.lag_ms < u64::MAX && !may_be_late {
                 let what = format!("the {side}'s replica {} is {} ms behind", replica.name, replica.lag_ms);
                 let remedy = "let it catch up first; SELECT * FROM pg_stat_replication; shows where it is held up. One that is \
                      meant to be late (recovery_min_apply_delay) holds the copy up for ever, unless the spec's \
@@ -131,6 +133,15 @@ pub(super) async fn replicas(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
                 found.push(Finding::warn(side, what, remedy).about(replica.name));
             }
         }
+    }
+    let there = if names.is_empty() { "none".to_owned() } else { shown(names.iter().cloned()) };
+    for name in looks.asked.replicas_ignored.iter().filter(|name| !names.contains(name)) {
+        let what = format!(
+            "throttle.replicas_ignored names {name}, and no replica of either side is called so now (there: {there}): the copy would \
+             wait for the one that is meant"
+        );
+        let remedy = "name it as application_name in pg_stat_replication does, or take it out of the spec";
+        found.push(Finding { verdict: Verdict::Warn, ..Finding::note(what, remedy) }.about(name));
     }
     Ok(found)
 }

@@ -4,6 +4,7 @@ use super::dial::{Io, lost};
 use super::frame::{Backend, Frame, broken, cut, frame};
 use crate::pgoutput::POSTGRES_EPOCH_US;
 use bytes::{BufMut, BytesMut};
+use futures_util::FutureExt;
 use postgres_protocol::message::frontend;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -19,14 +20,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const AHEAD_BYTES_MAX: u32 = 32 << 20;
 /// One read; also how much memory a single value can keep alive.
 const READ_BYTES: usize = 64 << 10;
-/// Reads of less than this …
-const SMALL: usize = READ_BYTES / 4;
-/// … that follow each other so closely …
+/// Reads that follow each other so closely …
 const QUICK: Duration = Duration::from_micros(500);
-/// … and are as many as this are a flood: then we rest …
+/// … and are as many as this are a flood: then we rest after each …
 const QUICK_MAX: u32 = 64;
-/// … for this long before we read more: it costs both sides far less than a wake-up for every message.
+/// … for this long: it costs both sides far less than a wake-up for every message. Not where a read has brought this much: then
+/// more is there already.
 const REST: Duration = Duration::from_millis(1);
+const MUCH: usize = READ_BYTES / 2;
 /// How often the server hears from us: well within the shortest sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// After this long without a byte the server is asked for an answer.
@@ -40,16 +41,57 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Frames that were read together, and their share of the read-ahead bound.
 pub(super) struct Batch {
     pub(super) frames: VecDeque<Frame>,
+    /// When they had all arrived, or later.
+    pub(super) arrived: Instant,
     _share: OwnedSemaphorePermit,
+}
+
+/// Where frames go, within a bound, and what comes back.
+pub(super) struct Out {
+    frames: mpsc::UnboundedSender<Outcome<Batch>>,
+    ahead: Arc<Semaphore>,
+    pub(super) acknowledged: watch::Receiver<Position>,
+}
+
+impl Out {
+    pub(super) fn new(
+        frames: mpsc::UnboundedSender<Outcome<Batch>>,
+        acknowledged: watch::Receiver<Position>,
+    ) -> Out {
+        Out { frames, ahead: Arc::new(Semaphore::new(AHEAD_BYTES_MAX as usize)), acknowledged }
+    }
+
+    /// Hands frames of so many bytes on, once there is room for them; `None` if nobody wants them any more.
+    pub(super) async fn send(&self, frames: VecDeque<Frame>, bytes: usize) -> Option<()> {
+        let share = bytes.min(AHEAD_BYTES_MAX as usize) as u32;
+        let share = tokio::select! {
+            share = self.ahead.clone().acquire_many_owned(share) => share.ok()?,
+            () = self.unwanted() => return None,
+        };
+        self.hand_on(frames, share)
+    }
+
+    /// Hands frames on for which there is room.
+    fn hand_on(&self, frames: VecDeque<Frame>, share: OwnedSemaphorePermit) -> Option<()> {
+        self.frames.send(Ok(Batch { frames, arrived: Instant::now(), _share: share })).ok()
+    }
+
+    /// Waits until nobody wants frames any more.
+    pub(super) async fn unwanted(&self) {
+        self.frames.closed().await;
+    }
+
+    /// The last that is heard.
+    pub(super) fn fail(&self, fault: Fault) {
+        let _ = self.frames.send(Err(fault));
+    }
 }
 
 pub(super) struct Pump {
     read: ReadHalf<Box<dyn Io>>,
     write: WriteHalf<Box<dyn Io>>,
     buffer: BytesMut,
-    out: mpsc::UnboundedSender<Outcome<Batch>>,
-    acknowledged: watch::Receiver<Position>,
-    ahead: Arc<Semaphore>,
+    out: Out,
     server: String,
 }
 
@@ -67,16 +109,9 @@ impl From<Fault> for End {
 }
 
 impl Pump {
-    pub(super) fn new(
-        io: Box<dyn Io>,
-        buffer: BytesMut,
-        out: mpsc::UnboundedSender<Outcome<Batch>>,
-        acknowledged: watch::Receiver<Position>,
-        server: String,
-    ) -> Pump {
+    pub(super) fn new(io: Box<dyn Io>, buffer: BytesMut, out: Out, server: String) -> Pump {
         let (read, write) = tokio::io::split(io);
-        let ahead = Arc::new(Semaphore::new(AHEAD_BYTES_MAX as usize));
-        Pump { read, write, buffer, out, acknowledged, ahead, server }
+        Pump { read, write, buffer, out, server }
     }
 
     pub(super) async fn run(mut self) {
@@ -87,7 +122,7 @@ impl Pump {
         match end {
             End::Fault(fault) => {
                 let fault = fault.during(format_args!("streaming from {}", self.server));
-                let _ = self.out.send(Err(fault));
+                self.out.fail(fault);
             }
             End::Unwanted => {
                 // The last word, so that the source need not keep what is durable; nobody waits for it.
@@ -118,10 +153,10 @@ impl Pump {
                 self.buffer.reserve(READ_BYTES);
             }
             tokio::select! {
-                permit = self.ahead.clone().acquire_many_owned(share), if waiting => {
+                permit = self.out.ahead.clone().acquire_many_owned(share), if waiting => {
                     let share = permit.map_err(|_| End::Unwanted)?;
                     if let Some((frames, _)) = held.take() {
-                        self.out.send(Ok(Batch { frames, _share: share })).map_err(|_| End::Unwanted)?;
+                        self.out.hand_on(frames, share).ok_or(End::Unwanted)?;
                     }
                     // While we did not read, the server could not be heard.
                     heard_at = Instant::now();
@@ -132,16 +167,17 @@ impl Pump {
                         return Err(lost("the server closed the connection").into());
                     }
                     let now = Instant::now();
-                    quick = if now - heard_at < QUICK && count < SMALL { quick + 1 } else { 0 };
+                    quick = if now - heard_at < QUICK { quick.saturating_add(1) } else { 0 };
                     (heard_at, asked) = (now, false);
-                    if quick > QUICK_MAX {
+                    if quick > QUICK_MAX && count < MUCH {
                         // The server sends message by message; let some come together.
                         tokio::time::sleep(REST).await;
+                        self.read_what_is_there();
                         heard_at = Instant::now();
                     }
                     held = self.cut_all().await?;
                 }
-                changed = self.acknowledged.changed() => {
+                changed = self.out.acknowledged.changed() => {
                     changed.map_err(|_| End::Unwanted)?;
                     self.status(false).await?;
                 }
@@ -154,7 +190,22 @@ impl Pump {
                     asked |= ask;
                     self.status(ask).await?;
                 }
-                () = self.out.closed() => return Err(End::Unwanted),
+                () = self.out.frames.closed() => return Err(End::Unwanted),
+            }
+        }
+    }
+
+    /// Reads on for as long as nothing is waited for, up to a bound: over TLS a read brings one record at most.
+    fn read_what_is_there(&mut self) {
+        let most = self.buffer.len() + READ_BYTES;
+        while self.buffer.len() < most {
+            if self.buffer.len() == self.buffer.capacity() {
+                self.buffer.reserve(READ_BYTES);
+            }
+            // An end or an error is met again by the next read, when what the server has said before it was heard.
+            match self.read.read_buf(&mut self.buffer).now_or_never() {
+                Some(Ok(1..)) => {}
+                Some(Ok(0) | Err(_)) | None => break,
             }
         }
     }
@@ -193,7 +244,7 @@ impl Pump {
 
     /// Written, flushed and applied are one position here: what is acknowledged is durable.
     async fn status(&mut self, ask_for_reply: bool) -> Outcome<()> {
-        let position = self.acknowledged.borrow_and_update().0;
+        let position = self.out.acknowledged.borrow_and_update().0;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64;
         let mut message = BytesMut::with_capacity(48);
         message.put_u8(b'd');

@@ -276,7 +276,9 @@ impl Sequences {
             }
         }
         for chunk in statements.chunks(STATEMENT) {
-            let sql = format!("SET LOCAL lock_timeout = {PATIENT_LOCK_MS}; {}", chunk.join("; "));
+            // Each in a transaction of its own: one keeps the locks of all of a table's partitions until its end.
+            let bound = format!("SET LOCAL lock_timeout = {PATIENT_LOCK_MS}");
+            let sql = format!("{bound}; {}", chunk.join(&format!("; COMMIT; BEGIN; {bound}; ")));
             let rows = transaction(old, &sql).await;
             let during = "looking for rows that stand ahead of their sequence";
             for row in rows.map_err(|e| e.read().during(during))? {

@@ -20,13 +20,13 @@ use segue_engine::ports::{Acknowledger, ChangeStream, Outcome, StreamEvent};
 use segue_model::change::{Action, Change, Row, TransactionHead, Value};
 use segue_model::position::Position;
 use segue_model::seam::Xid32;
-use segue_model::sqltext::quote_literal;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
@@ -60,7 +60,11 @@ impl Opening {
     pub fn begin(source: StreamSource, from: Position) -> Opening {
         let session = tokio::spawn(async move {
             let mut connection = Connection::open(&source.endpoint).await?;
-            check_slot(&mut connection, &source.slot, from).await?;
+            let standing = connection.standing(&source.slot, from).await?;
+            if standing.is_worth_reading(from) {
+                let StreamSource { endpoint, slot, publications } = source;
+                return Ok(Replication::with_backlog(endpoint, slot, from, &publications));
+            }
             connection.start(&source.slot, from, &source.publications).await
         });
         Opening { from, session }
@@ -93,7 +97,10 @@ impl Drop for Opening {
 /// that was written to the default partition instead. What is gone by now is therefore found before any such row is read.
 pub trait LeafWatch: Send + Sync {
     /// The relation is described; the plan may change before this ends.
-    fn described(&self, oid: u32) -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
+    ///
+    /// `arrived`: when the description did. What was looked at since then need not be looked at again.
+    fn described(&self, oid: u32, arrived: Instant)
+    -> Pin<Box<dyn Future<Output = Outcome<()>> + Send + '_>>;
 }
 
 /// A running change stream.
@@ -128,7 +135,7 @@ impl ChangeStream for PgStream {
                         )
                     })?;
                     if let (Message::Relation(relation), Some(leaves)) = (&message, &self.leaves) {
-                        leaves.described(relation.oid).await?;
+                        leaves.described(relation.oid, self.replication.arrived()).await?;
                     }
                     self.reader.read(message, &mut self.ready)?;
                 }
@@ -139,35 +146,6 @@ impl ChangeStream for PgStream {
 
     fn acknowledger(&self) -> Acknowledger {
         self.replication.acknowledger()
-    }
-}
-
-/// A server that is asked for changes before the slot's confirmed position skips ahead without a word: refuse instead.
-async fn check_slot(connection: &mut Connection, slot: &str, from: Position) -> Outcome<()> {
-    let sql = format!(
-        "SELECT s.confirmed_flush_lsn, pg_catalog.to_jsonb(s) ->> 'wal_status', \
-         pg_catalog.to_jsonb(s) ->> 'invalidation_reason' FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = {}",
-        quote_literal(slot)
-    );
-    let rows = connection.query(&sql).await?;
-    let again = "`segue run` says what is lost, and `segue run --new-stream` makes the stream anew: every row is then compared";
-    let lost = |what: String| Err(Fault::operator("SEGUE-SLOT-LOST", what, again));
-    let Some(row) = rows.into_iter().next() else {
-        return lost(format!("the slot {slot} does not exist any more"));
-    };
-    let field = |i: usize| row.get(i).and_then(Option::as_deref);
-    if let Some(reason) = field(2) {
-        return lost(format!("the server has invalidated the slot {slot}: {reason}"));
-    }
-    if field(1) == Some("lost") {
-        return lost(format!("the log that the slot {slot} needs has been removed"));
-    }
-    match field(0).map(str::parse::<Position>) {
-        Some(Ok(confirmed)) if confirmed <= from => Ok(()),
-        Some(Ok(confirmed)) => lost(format!(
-            "the slot {slot} has been confirmed up to {confirmed}, but only changes up to {from} are on the other side"
-        )),
-        _ => lost(format!("the slot {slot} has no confirmed position")),
     }
 }
 

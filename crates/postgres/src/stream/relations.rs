@@ -130,6 +130,14 @@ fn drift(what: String, next_step: impl Into<String>) -> Fault {
     Fault::operator("SEGUE-DDL-DRIFT", what, next_step)
 }
 
+/// The log keeps the rows of the time between.
+fn as_it_was(what: &str) -> String {
+    format!(
+        "{what}, then `segue run --new-stream`, which compares all rows and repairs those that differ; or `segue cancel`, \
+         change both sides alike, and begin anew"
+    )
+}
+
 fn full_name(relation: &Relation) -> String {
     let schema = if relation.schema.is_empty() { "pg_catalog" } else { &relation.schema };
     format!("{schema}.{}", relation.name)
@@ -220,7 +228,7 @@ impl Relations {
         {
             return Err(drift(
                 format!("{name}: the column {} came after the migration was planned", added.name),
-                format!("drop the column, or add it on both sides and plan {name} again"),
+                as_it_was("drop the column again"),
             ));
         }
         let mut place = Vec::with_capacity(table.columns.len());
@@ -228,7 +236,7 @@ impl Relations {
             let found = relation.columns.iter().position(|c| c.name == column.source).ok_or_else(|| {
                 drift(
                     format!("{name}: the column {} is gone or has another name", column.source),
-                    format!("put the column back under its name, or plan {name} again"),
+                    as_it_was("put the column back under its name"),
                 )
             })?;
             place.push(found);
@@ -329,7 +337,7 @@ fn check_types(
                     "{name}: the column {} has another type than when the migration was planned",
                     column.source
                 ),
-                format!("change the type on the other side too and plan {name} again, or change it back"),
+                as_it_was("change the type back"),
             ));
         }
     }

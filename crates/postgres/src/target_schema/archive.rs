@@ -9,7 +9,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -56,13 +56,15 @@ impl Tools {
         })
     }
 
-    /// Writes down everything that comes before the rows: of `tables` and sequences, or, without any, of everything but them.
-    pub(super) async fn dump(&self, source: &Endpoint, tables: Option<&[QualifiedName]>) -> Outcome<Archive> {
+    /// Writes down everything that comes before the rows. Whoever reads it picks from it: more may be in it.
+    pub(super) async fn dump(&self, source: &Endpoint, what: &Dumped) -> Outcome<Archive> {
         let directory = tempfile::tempdir().map_err(|e| unusable("a directory for the dump", &e))?;
         let file = directory.path().join("schema.dump");
         let mut arguments: Vec<OsString> = [
             "--format=custom",
             "--section=pre-data",
+            // Or it would ask each sequence that is there where it stands, and list each large object.
+            "--schema-only",
             "--no-privileges",
             "--no-comments",
             "--no-security-labels",
@@ -76,13 +78,17 @@ impl Tools {
         .map(OsString::from)
         .to_vec();
         arguments.push(format!("--lock-wait-timeout={LOCK_WAIT_MS}").into());
-        match tables {
-            Some(tables) => arguments.extend(tables.iter().map(|table| {
-                format!("--table={}.{}", quote_ident(&table.schema), quote_ident(&table.name)).into()
-            })),
-            // Without tables none is locked, and no right on any is needed.
-            None => arguments.push("--exclude-table=*.*".into()),
-        }
+        let of = |option: &str, tables: &[QualifiedName]| -> Vec<OsString> {
+            let argument = |table: &QualifiedName| {
+                format!("{option}={}.{}", quote_ident(&table.schema), quote_ident(&table.name)).into()
+            };
+            tables.iter().map(argument).collect()
+        };
+        arguments.extend(match what {
+            Dumped::NoTables => vec!["--exclude-table=*.*".into()],
+            Dumped::Only(tables) => of("--table", tables),
+            Dumped::AllBut(tables) => of("--exclude-table", tables),
+        });
         let mut command = self.command("pg_dump");
         command.args(arguments).arg("--file").arg(&file);
         command.envs(source.libpq()).env("PGAPPNAME", "segue pg_dump");
@@ -128,6 +134,16 @@ fn unusable(what: &str, error: &std::io::Error) -> Fault {
     )
 }
 
+/// What a dump has. A table that it has was locked for it, which takes a right on the table; and each name costs a question.
+pub(super) enum Dumped {
+    /// Everything but relations.
+    NoTables,
+    /// These relations, what belongs to them, and nothing else.
+    Only(Vec<QualifiedName>),
+    /// Everything but these relations.
+    AllBut(Vec<QualifiedName>),
+}
+
 /// A dump; its file is removed with it.
 pub(super) struct Archive {
     tools: Tools,
@@ -144,12 +160,33 @@ pub(super) struct Entry {
     pub(super) object: (u32, u32),
     /// Kind, schema and name, for people.
     pub(super) what: String,
+    /// The entries that have to be made before.
+    needs: Vec<u32>,
+}
+
+/// Those of `entries` that make one of `objects`, and those without an object of their own that belong to such entries alone:
+/// what attaches a partition, or gives a sequence its owner.
+pub(super) fn making(entries: Vec<Entry>, objects: &HashSet<(u32, u32)>) -> Vec<Entry> {
+    /// The number of `pg_class`, which is the same everywhere.
+    const RELATIONS: u32 = 1259;
+    // In place of what is not in the archive, an entry names what that needs: a schema, a type.
+    let relations = entries.iter().filter(|entry| entry.object.0 == RELATIONS);
+    let there: HashMap<u32, bool> =
+        relations.map(|entry| (entry.id, objects.contains(&entry.object))).collect();
+    let is_wanted = |entry: &Entry| {
+        if entry.object != (0, 0) {
+            return objects.contains(&entry.object);
+        }
+        let mut needed = entry.needs.iter().filter_map(|id| there.get(id)).peekable();
+        needed.peek().is_some() && needed.all(|wanted| *wanted)
+    };
+    entries.into_iter().filter(is_wanted).collect()
 }
 
 impl Archive {
     /// What is in it, in the order in which it can be made.
     pub(super) async fn contents(&self) -> Outcome<Vec<Entry>> {
-        let output = self.restore(&["--list"]).await?;
+        let output = self.restore(&["--list", "--verbose"]).await?;
         Ok(entries(&String::from_utf8_lossy(&output.stdout)))
     }
 
@@ -193,15 +230,23 @@ impl Archive {
     }
 }
 
-/// `215; 1259 16386 TABLE public orders owner`; comments begin with `;`.
+/// `215; 1259 16386 TABLE public orders owner`; what it needs is said after it, as `;\tdepends on: 213 214`.
 fn entries(list: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let (id, rest) = line.split_once("; ")?;
         let mut words = rest.splitn(3, ' ');
         let object = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(Entry { id: id.parse().ok()?, object, what: words.next()?.to_owned() })
+        Some(Entry { id: id.parse().ok()?, object, what: words.next()?.to_owned(), needs: Vec::new() })
     };
-    list.lines().filter_map(entry).collect()
+    let mut all: Vec<Entry> = Vec::new();
+    for line in list.lines() {
+        if let Some(entry) = entry(line) {
+            all.push(entry);
+        } else if let (Some(needs), Some(last)) = (line.strip_prefix(";\tdepends on:"), all.last_mut()) {
+            last.needs = needs.split(' ').filter_map(|id| id.parse().ok()).collect();
+        }
+    }
+    all
 }
 
 /// How the piece of an entry is announced.
@@ -264,17 +309,63 @@ mod tests {
     }
 
     #[test]
+    fn what_a_program_says_of_its_failure_is_what_is_told() {
+        use std::os::unix::process::ExitStatusExt;
+        let tools = Tools { directory: PathBuf::from("/usr/bin") };
+        let output = |code: i32, said: &str| Output {
+            status: std::process::ExitStatus::from_raw(code << 8),
+            stdout: Vec::new(),
+            stderr: said.as_bytes().to_vec(),
+        };
+        assert_eq!(tools.succeeded("pg_dump", &output(0, "pg_dump: warning: circular\n")), Ok(()));
+        let said = "pg_dump: warning: circular\n\npg_dump: error: query failed: ERROR:  permission denied for table t\npg_dump: detail: x\n";
+        let fault = tools.succeeded("pg_dump", &output(1, said)).unwrap_err();
+        assert_eq!(fault.code, "SEGUE-PG-DUMP");
+        assert!(
+            fault.what.starts_with("/usr/bin/pg_dump failed") && !fault.what.contains("circular"),
+            "{fault}"
+        );
+        assert!(fault.what.ends_with("permission denied for table t; pg_dump: detail: x"), "{fault}");
+    }
+
+    #[test]
     fn a_table_of_contents_is_read_whatever_names_it_holds() {
         let list = ";\n; Archive created at 2026\n;     TOC Entries: 3\n215; 1259 16386 TABLE public a; b owner\n\
-                    3370; 0 0 SEQUENCE OWNED BY public s owner\n";
+                    3370; 0 0 SEQUENCE OWNED BY public s owner\n;\tdepends on: 214 215\n";
         let read = entries(list);
         let objects: Vec<_> = read.iter().map(|entry| (entry.id, entry.object)).collect();
         assert_eq!(objects, [(215, (1259, 16386)), (3370, (0, 0))]);
         assert_eq!(read[0].what, "TABLE public a; b owner");
+        let needs: Vec<_> = read.iter().map(|entry| entry.needs.as_slice()).collect();
+        assert_eq!(needs, [&[][..], &[214, 215]]);
     }
 
     fn entry(id: u32, oid: u32) -> Entry {
-        Entry { id, object: (1255, oid), what: String::new() }
+        Entry { id, object: (1255, oid), what: String::new(), needs: Vec::new() }
+    }
+
+    #[test]
+    fn what_is_no_object_comes_along_with_the_relations_that_it_is_about_and_else_stays() {
+        let of = |id, object, needs: &[u32]| Entry { id, object, what: String::new(), needs: needs.into() };
+        let table = |id, oid| of(id, (1259, oid), &[]);
+        let about = |id, needs: &[u32]| of(id, (0, 0), needs);
+        let all = vec![
+            table(1, 10),
+            table(2, 20),
+            table(3, 30),
+            of(9, (2615, 2200), &[]),
+            about(4, &[1, 2]),
+            about(5, &[2, 3]),
+            // 99 is not in the archive, and 9 is a schema.
+            about(6, &[99, 1]),
+            about(7, &[99, 9]),
+            about(8, &[]),
+            about(10, &[1, 9]),
+        ];
+        // Of the same number in another catalog.
+        let wanted = HashSet::from([(1259, 10), (1259, 20), (1255, 30)]);
+        let made: Vec<u32> = making(all, &wanted).iter().map(|entry| entry.id).collect();
+        assert_eq!(made, [1, 2, 4, 6, 10]);
     }
 
     const SCRIPT: &str = "SET transaction_timeout = 0;\n\\restrict k1\n--\n-- TOC entry 7 (class 1255 OID 70)\n-- Name: f\n--\n\n\

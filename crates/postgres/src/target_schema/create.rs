@@ -7,7 +7,7 @@
 //! What the tables need is made along if the target lacks it: schemas, types, domains, functions, sequences. Extensions and
 //! tables that are not moved are not: they are named, and nothing is made.
 
-use super::archive::{Entry, Tools};
+use super::archive::{self, Archive, Dumped, Entry, Tools};
 use super::compare::{Finding, Kind, Manner, compare};
 use super::facts::{Facts, IndexFacts, of};
 use super::needs::{self, Attire, Need, Relation};
@@ -121,7 +121,7 @@ pub(super) async fn plan(
         return Err(together(refusals));
     }
     let tools = Tools::find(&on_source, major(&on_source).await?, major(&on_target).await?).await?;
-    let (steps, made) = written_down(&tools, source, &from, &needs).await?;
+    let (steps, made) = written_down(&tools, (source, &on_source), &from, &needs).await?;
     let attire = needs::attire(&on_source, &needs).await?;
     Ok(Making { pairs: missing, steps, made, attire, from })
 }
@@ -237,47 +237,78 @@ async fn major(client: &Client) -> Outcome<i32> {
 /// The steps, as the source's own definitions say them, and what they make.
 async fn written_down(
     tools: &Tools,
-    source: &Endpoint,
+    (source, on_source): (&Endpoint, &Client),
     from: &Facts,
     needs: &[Need],
 ) -> Outcome<(Vec<Step>, Vec<Made>)> {
     let (sequences, others): (Vec<&Need>, Vec<&Need>) =
         needs.iter().partition(|need| need.relation.is_some());
     let mut names: Vec<QualifiedName> = from.relations.iter().map(|relation| relation.name.clone()).collect();
+    let mut oids: Vec<u32> = from.relations.iter().map(|relation| relation.oid).collect();
     for sequence in &sequences {
         let name = QualifiedName::parse(&sequence.identity);
         names.push(name.map_err(|e| Fault::bug("SEGUE-CATALOG", format!("{}: {e}", sequence.identity)))?);
+        oids.push(sequence.object.1);
     }
-    let (mut steps, mut late) = (Vec::new(), Vec::new());
-    if !others.is_empty() {
-        let archive = tools.dump(source, None).await?;
-        let entries: Vec<Entry> = archive
-            .contents()
-            .await?
-            .into_iter()
-            .filter(|entry| others.iter().any(|need| need.object == entry.object))
-            .collect();
-        if let Some(need) = others.iter().find(|n| !entries.iter().any(|e| e.object == n.object)) {
-            return Err(refusal(
-                format!(
-                    "the tables need the {} {}, which pg_dump does not write down by itself",
-                    need.kind, need.identity
-                ),
-                "create it on the target, then start again".to_owned(),
-            ));
+    let objects = needs::belonging(on_source, &oids).await?;
+    let beside = needs::beside(on_source, &oids).await?;
+    // pg_dump asks the server once for each name that it is given. But what belongs to an extension it takes however it is
+    // called, and that may not be ours to lock.
+    let all = match beside.len() < names.len() {
+        true => {
+            let all = tools.dump(source, &Dumped::AllBut(beside)).await;
+            all.inspect_err(|fault| tracing::debug!("the tables are named to pg_dump: {fault}")).ok()
         }
-        for (entry, sql) in entries.iter().zip(archive.statements(&entries).await?) {
-            let of_rows = others.iter().any(|need| need.object == entry.object && need.of_rows);
-            let place = if of_rows { &mut late } else { &mut steps };
-            place.push(Step { what: entry.what.clone(), sql });
+        false => None,
+    };
+    let (archive, along_with) = match all {
+        Some(all) => (all, None),
+        None if others.is_empty() => (tools.dump(source, &Dumped::Only(names)).await?, None),
+        None => {
+            let dump = |what| async move { tools.dump(source, &what).await };
+            (dump(Dumped::Only(names)).await?, Some(dump(Dumped::NoTables).await?))
         }
-    }
-    let archive = tools.dump(source, Some(&names)).await?;
+    };
     let entries = archive.contents().await?;
-    let statements = archive.statements(&entries).await?;
-    steps.extend(entries.iter().zip(statements).map(|(entry, sql)| Step { what: entry.what.clone(), sql }));
-    steps.append(&mut late);
-    // In the order in which they can be dropped, read backwards.
+    let (mut steps, late) = match &along_with {
+        _ if others.is_empty() => Default::default(),
+        Some(apart) => along(apart, apart.contents().await?, &others).await?,
+        None => along(&archive, entries.clone(), &others).await?,
+    };
+    steps.extend(steps_of(&archive, &archive::making(entries, &objects)).await?);
+    steps.extend(late);
+    Ok((steps, all_made(from, &sequences, &others)))
+}
+
+async fn steps_of(archive: &Archive, entries: &[Entry]) -> Outcome<Vec<Step>> {
+    let statements = archive.statements(entries).await?;
+    let step = |(entry, sql): (&Entry, String)| Step { what: entry.what.clone(), sql };
+    Ok(entries.iter().zip(statements).map(step).collect())
+}
+
+/// The steps that make `others`: those before the tables, and those that are made of the tables' rows.
+async fn along(
+    archive: &Archive,
+    mut entries: Vec<Entry>,
+    others: &[&Need],
+) -> Outcome<(Vec<Step>, Vec<Step>)> {
+    entries.retain(|entry| others.iter().any(|need| need.object == entry.object));
+    if let Some(need) = others.iter().find(|n| !entries.iter().any(|e| e.object == n.object)) {
+        return Err(refusal(
+            format!(
+                "the tables need the {} {}, which pg_dump does not write down by itself",
+                need.kind, need.identity
+            ),
+            "create it on the target, then start again".to_owned(),
+        ));
+    }
+    let is_of_rows = |entry: &Entry| others.iter().any(|need| need.object == entry.object && need.of_rows);
+    let (late, early): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(is_of_rows);
+    Ok((steps_of(archive, &early).await?, steps_of(archive, &late).await?))
+}
+
+/// What the steps make, in the order in which it can be dropped, read backwards.
+fn all_made(from: &Facts, sequences: &[&Need], others: &[&Need]) -> Vec<Made> {
     let made = |need: &Need| Made { kind: need.kind.clone(), identity: need.identity.clone(), table: None };
     let mut all: Vec<Made> = others.iter().filter(|n| !n.of_rows).map(|need| made(need)).collect();
     all.sort_by_key(|made| made.kind != "schema");
@@ -288,7 +319,7 @@ async fn written_down(
         table: Some(relation.name.clone()),
     }));
     all.extend(others.iter().filter(|n| n.of_rows).map(|need| made(need)));
-    Ok((steps, all))
+    all
 }
 
 /// Makes what is missing of `pairs` on the target, if anything is, and returns what the operator should know. The caller

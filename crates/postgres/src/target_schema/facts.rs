@@ -146,6 +146,8 @@ pub(super) struct Grant {
 pub(super) struct SchemaFacts {
     pub(super) oid: u32,
     pub(super) name: String,
+    /// It may do everything there without a grant.
+    pub(super) owner: String,
 }
 
 /// Something of one table.

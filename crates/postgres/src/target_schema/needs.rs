@@ -3,7 +3,9 @@
 
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
+use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_literal;
+use std::collections::HashSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
@@ -109,6 +111,34 @@ pub(super) async fn of(source: &Client, relations: &[u32]) -> Outcome<Vec<Need>>
         }
     };
     Ok(rows.iter().map(need).collect())
+}
+
+/// The objects, as an archive names them, of which `relations` are made before they have rows: themselves, their defaults,
+/// and the sequences of their columns.
+pub(super) async fn belonging(source: &Client, relations: &[u32]) -> Outcome<HashSet<(u32, u32)>> {
+    let sql = "WITH rel AS (SELECT unnest($1::oid[]) AS oid)
+        SELECT 'pg_class'::regclass::oid, oid FROM rel
+         UNION ALL SELECT 'pg_attrdef'::regclass::oid, d.oid FROM pg_attrdef d JOIN rel ON d.adrelid = rel.oid
+         UNION ALL SELECT d.classid, d.objid FROM rel JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass
+                      AND d.refobjid = rel.oid AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+                      JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'";
+    let rows = source.query(sql, &[&relations]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("looking what the tables are made of"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Every relation with rows, or that shows rows, beside `relations`; not the server's, an extension's or Segue's.
+pub(super) async fn beside(source: &Client, relations: &[u32]) -> Outcome<Vec<QualifiedName>> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+           AND n.nspname NOT IN ('information_schema', 'segue')
+           AND NOT EXISTS (SELECT FROM unnest($1::oid[]) w WHERE w = c.oid)
+           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                              AND d.deptype = 'e')";
+    let rows = source.query(sql, &[&relations]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("listing what is beside the tables"))?;
+    let name = |row: &Row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    Ok(rows.iter().map(name).collect())
 }
 
 /// Those of `needs` that the target does not have. Must not be asked within a transaction: not to find one is an error.

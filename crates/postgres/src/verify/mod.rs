@@ -72,20 +72,27 @@ struct Catalog {
     partitioned: bool,
     /// By name: the type's number and schema.
     columns: HashMap<String, (u32, String)>,
+    /// Schemas of the key columns' types, other than `pg_catalog`.
+    key_schemas: Vec<String>,
 }
 
 impl PgSides {
     /// Looks at both servers and settles how `tables` are read on both.
     pub async fn open(source: &Endpoint, target: &Endpoint, tables: &[Arc<Table>]) -> Outcome<PgSides> {
         let (on_source, on_target) = tokio::try_join!(source.connect("verify"), target.connect("verify"))?;
-        let hash = common_hash(&on_source, &on_target).await?;
+        let (source_client, target_client) = (&on_source, &on_target);
+        let catalogs = tables.iter().map(|table| async move {
+            tokio::try_join!(
+                catalog(source_client, table, &table.source, Side::Source),
+                catalog(target_client, table, &table.target, Side::Target),
+            )
+        });
+        let (hash, catalogs) = tokio::try_join!(common_hash(&on_source, &on_target), try_join_all(catalogs))?;
         let mut forms = [BTreeMap::new(), BTreeMap::new()];
         let mut schemas = BTreeSet::new();
-        for table in tables {
-            let catalogs = [
-                catalog(&on_source, table, &table.source, Side::Source, &mut schemas).await?,
-                catalog(&on_target, table, &table.target, Side::Target, &mut schemas).await?,
-            ];
+        for (table, (source, target)) in tables.iter().zip(catalogs) {
+            let catalogs = [source, target];
+            schemas.extend(catalogs.iter().flat_map(|catalog| catalog.key_schemas.iter().cloned()));
             let column_type = |at: usize, name: &str| catalogs[at].columns.get(name).map_or(0, |c| c.0);
             let as_text: Vec<bool> = table
                 .columns
@@ -151,14 +158,8 @@ async fn common_hash(source: &Client, target: &Client) -> Outcome<HashForm> {
     ))
 }
 
-/// Looks a table up; adds the schemas of its key columns' types to `schemas`.
-async fn catalog(
-    client: &Client,
-    table: &Table,
-    name: &QualifiedName,
-    side: Side,
-    schemas: &mut BTreeSet<String>,
-) -> Outcome<Catalog> {
+/// Looks a table up.
+async fn catalog(client: &Client, table: &Table, name: &QualifiedName, side: Side) -> Outcome<Catalog> {
     let statement = format!(
         "SELECT c.relkind = 'p', a.attname, a.atttypid, n.nspname FROM pg_class c \
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
@@ -167,14 +168,14 @@ async fn catalog(
         quote_literal(&name.sql())
     );
     let messages = client.simple_query(&statement).await.map_err(|e| fault_of(&e))?;
-    let mut catalog = Catalog { partitioned: false, columns: HashMap::new() };
+    let mut catalog = Catalog { partitioned: false, columns: HashMap::new(), key_schemas: Vec::new() };
     for row in rows_of(&messages) {
         catalog.partitioned = text(row, 0)? == "t";
         catalog.columns.insert(text(row, 1)?.to_owned(), (number(row, 2)?, text(row, 3)?.to_owned()));
     }
     let keys = table.key().into_iter().flat_map(|k| &k.columns);
     let used = keys.filter_map(|&c| catalog.columns.get(name_on(&table.columns[c], side)));
-    schemas.extend(used.map(|(_, schema)| schema.clone()).filter(|s| s != "pg_catalog"));
+    catalog.key_schemas = used.map(|(_, schema)| schema.clone()).filter(|s| s != "pg_catalog").collect();
     Ok(catalog)
 }
 

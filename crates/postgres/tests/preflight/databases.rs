@@ -170,7 +170,7 @@ pub(crate) const CASES: &[Case] = &[
         "CREATE EXTENSION hstore VERSION '1.4'",
         "the extension citext of the source is not there",
     ),
-    case("grants", "GRANT SELECT, INSERT ON orders TO app", "", "app may INSERT, SELECT on the source, and not on the target"),
+    case("grants", "GRANT SELECT, INSERT ON orders TO app", "", "app may INSERT, SELECT on public.orders on the source, and not on the target"),
     case("triggers", "", "DROP TRIGGER touched ON customers", "the trigger touched of public.customers is not there"),
     case(
         "triggers",

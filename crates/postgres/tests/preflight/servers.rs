@@ -20,6 +20,7 @@ pub(crate) const CHECKS: &[&str] = &[
     "replicas",
     "failover",
     "ddl-guard",
+    "locks",
     "snapshots",
     "disk",
 ];
@@ -122,6 +123,51 @@ async fn settings_of_servers() {
 }
 
 #[tokio::test]
+async fn room_for_locks() {
+    let clean = Clean::start().await;
+    let (world, place) = (&clean.world, &clean.place);
+    let many = "DO $$ BEGIN FOR n IN 2..1101 LOOP
+        EXECUTE format('CREATE TABLE more_%s PARTITION OF parts FOR VALUES FROM (%s) TO (%s)', n, n * 100, n * 100 + 100);
+        END LOOP; END $$";
+    for side in Side::ALL {
+        world.run(side, place, many).await;
+    }
+    assert_eq!(clean.now().await, [], "there is room for as many by default");
+    world.run(Side::Source, place, "ALTER SYSTEM SET max_locks_per_transaction = 10").await;
+    world.source.restart().await;
+    let cure = async |found| {
+        world.apply_remedies(place, &found).await;
+        world.source.restart().await;
+    };
+    let says = "takes 1105 locks at once on the source";
+    fires_and_is_cured(("locks", &[], says), async || clean.now().await, cure).await;
+
+    // Each takes its time.
+    let hasty = How { max_write_hold: Duration::from_millis(500), ..AS_EVER };
+    let found = more(world.look(place, hasty).await, &clean.ever);
+    let [("locks", finding)] = &found[..] else { panic!("{found:#?}") };
+    assert!(finding.what.contains("would hold writes for about 442 ms; 500 ms are allowed"), "{finding:?}");
+    assert_eq!(finding.remedy, "in the spec: switch: { max_write_hold_ms: 2000 }");
+
+    // Making them takes more.
+    world.target.execute("CREATE DATABASE bare").await;
+    let bare = Place { source: place.source.clone(), target: "bare".into() };
+    let making = How { creates_missing: true, ..AS_EVER };
+    let said = async || {
+        let found = world.look(&bare, making).await.into_iter();
+        found.filter(|(check, _)| *check == "locks").map(|(_, finding)| finding.what).collect::<Vec<_>>()
+    };
+    assert_eq!(said().await, Vec::<String>::new(), "14,080 are enough");
+    world.target.execute("ALTER SYSTEM SET max_locks_per_transaction = 32").await;
+    world.target.restart().await;
+    let said = said().await;
+    assert!(
+        matches!(&said[..], [what] if what.starts_with("making the tables in one transaction takes 6630 locks")),
+        "{said:?}"
+    );
+}
+
+#[tokio::test]
 async fn standbys() {
     let clean = Clean::start().await;
     let (world, place) = (&clean.world, &clean.place);
@@ -147,10 +193,27 @@ async fn standbys() {
     let cure = async |_| world.run(Side::Source, place, &waits("")).await;
     fires_and_is_cured(("synchronous-commit", &[], "on the target for none"), beside, cure).await;
 
+    let ignoring = async |name| {
+        let found =
+            more(world.look(place, How { replica_ignored: Some(name), ..AS_EVER }).await, &clean.ever);
+        found.into_iter().filter(|(check, _)| *check == "replicas").map(|(_, f)| f.what).collect::<Vec<_>>()
+    };
+    let misspelt = ignoring("bb").await;
+    assert!(matches!(&misspelt[..], [what] if what.contains("is called so now (there: b)")), "{misspelt:?}");
+
     standby.pause().await;
     world.source.execute("CREATE TABLE written_now (id int)").await;
     let cure = async |_| standby.unpause();
     fires_and_is_cured(("replicas", &[], "the source's replica b is "), beside, cure).await;
+    standby.pause().await;
+    world.source.execute("CREATE TABLE written_then (id int)").await;
+    let behind =
+        "SELECT now() - reply_time > interval '1.5s' FROM pg_stat_replication WHERE application_name = 'b'";
+    while world.source.scalar(behind).await.as_deref() != Some("t") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ignoring("b").await, Vec::<String>::new());
+    standby.unpause();
     let cure = async |_| standby.stop_fast().await;
     let after = async || {
         let found = clean.now().await.into_iter();

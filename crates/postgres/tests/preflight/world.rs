@@ -47,11 +47,21 @@ pub(crate) struct How {
     /// As the role with few rights.
     pub(crate) mover: bool,
     pub(crate) way_back: bool,
+    pub(crate) creates_missing: bool,
+    pub(crate) max_write_hold: Duration,
+    pub(crate) replica_ignored: Option<&'static str>,
     /// Said by the session on the source before it looks.
     pub(crate) prelude: &'static str,
 }
 
-pub(crate) const AS_EVER: How = How { mover: false, way_back: false, prelude: "" };
+pub(crate) const AS_EVER: How = How {
+    mover: false,
+    way_back: false,
+    creates_missing: false,
+    max_write_hold: Duration::from_secs(2),
+    replica_ignored: None,
+    prelude: "",
+};
 
 pub(crate) struct World {
     pub(crate) source: Cluster,
@@ -126,16 +136,18 @@ impl World {
         source.batch_execute(how.prelude).await.expect(how.prelude);
         let names = tables.iter().map(|name| QualifiedName::new("public", name));
         let pairs: Vec<_> = names.map(|name| (name.clone(), name)).collect();
+        let ignored: Vec<String> = how.replica_ignored.map(str::to_owned).into_iter().collect();
         let asked = Asked {
             migration: "shop",
             pairs: &pairs,
             profile: Profile::Prod,
             copy_workers: 4,
             retained_wal_bytes_max: 1 << 30,
-            max_write_hold: Duration::from_secs(2),
+            max_write_hold: how.max_write_hold,
+            replicas_ignored: &ignored,
             guard_ddl: true,
             way_back: how.way_back,
-            creates_missing: false,
+            creates_missing: how.creates_missing,
         };
         let looks = Looks::read(&mut source, &mut target, asked).await.expect("both catalogs");
         let all = preflight::check_all(&looks).await.expect("every check");

@@ -154,12 +154,21 @@ pub(super) const FACTS: &[Facts] = &[
     Facts {
         command: "verify",
         ends: &[
-            (Exit::Done, "no difference, and all rows were compared but for a few that never stood still"),
+            (
+                Exit::Done,
+                "no difference in all rows, but for a few that never stood still; with --mode aggregate or sample, in what that looks at",
+            ),
             (Exit::Fault, "a fault; or too many rows never stood still for anything to be said"),
             USAGE,
             (Exit::Divergence, "a difference was found; with --repair, one that is still there"),
         ],
-        faults: &["SEGUE-NOT-FOLLOWING", "SEGUE-NO-TABLE", "SEGUE-NO-DRIVER"],
+        faults: &[
+            "SEGUE-NOT-FOLLOWING",
+            "SEGUE-PAUSED",
+            "SEGUE-NO-TABLE",
+            "SEGUE-COMPLETED",
+            "SEGUE-NO-DRIVER",
+        ],
         objects: objects::verify,
     },
     Facts { command: "pause", ends: ORDERED, faults: DRIVEN, objects: objects::done },

@@ -139,7 +139,8 @@ pub(super) const FAULTS: &[Known] = &[
     known(
         "SEGUE-DDL-DRIFT",
         "a table was changed while it moved, in a way that cannot be followed",
-        "do what the message says: mostly to make the same change on the other side, or to take it back",
+        "do what the message says: mostly to make the same change on the other side, or to take it back; where rows of that form \
+         are in the log already, `segue run --new-stream` then compares everything",
     ),
     known(
         "SEGUE-DISK-FULL",
@@ -213,7 +214,11 @@ pub(super) const FAULTS: &[Known] = &[
         "a new stream was asked for, and the target knows of none that could be lost",
         "`segue run` without --new-stream",
     ),
-    known("SEGUE-NO-TABLE", "the migration has no table of that name", "name it as `segue status` does"),
+    known(
+        "SEGUE-NO-TABLE",
+        "the migration has no table of that name",
+        "name it as `segue plan` does, with its schema; partitions go by the table that they belong to",
+    ),
     known(
         "SEGUE-NOT-AWAITED",
         "the command was interrupted before the driver answered",
@@ -325,7 +330,7 @@ pub(super) const FAULTS: &[Known] = &[
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
     known(
         "SEGUE-STREAM-INTACT",
-        "a new stream was asked for, and nothing of the one there is lost",
+        "a new stream was asked for, and the one there is neither lost nor unreadable",
         "`segue run` without --new-stream; `segue verify --repair` compares rows",
     ),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),

@@ -164,3 +164,29 @@ fn difference(finding: &Finding) -> Difference {
 fn late() -> Fault {
     Fault::retry("SEGUE-LATE", format!("no answer within {} s", LOOK_MAX.as_secs()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used, reason = "in a test a panic is a failed test")]
+
+    use super::*;
+    use segue_testkit::proxy::Proxy;
+    use segue_testkit::{Cluster, Options};
+
+    #[tokio::test]
+    async fn a_side_that_hangs_keeps_a_look_for_its_time_only_and_the_next_has_a_session_of_its_own() {
+        let cluster = Cluster::start(Options::default()).await;
+        let proxy = Proxy::start(cluster.port()).await;
+        let endpoint = Endpoint::parse(&cluster.url_through(proxy.port(), "postgres")).expect("a URL");
+        let mut watch = Watch::of(endpoint);
+        watch.activity().await.expect("it answers");
+        proxy.freeze();
+        let began = std::time::Instant::now();
+        let late = watch.activity().await.expect_err("nothing passes");
+        assert_eq!(late.code, "SEGUE-LATE");
+        assert!(began.elapsed() < 2 * LOOK_MAX, "{:?}", began.elapsed());
+        proxy.thaw();
+        watch.activity().await.expect("it answers again");
+        assert_eq!(proxy.accepted(), 2);
+    }
+}

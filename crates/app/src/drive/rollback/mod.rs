@@ -312,7 +312,7 @@ impl<'d> Rollback<'d> {
         let (answer, answered) = oneshot::channel();
         let by = format!("rollback trigger {name}");
         let (asked, overrides) = (Asked::Reverse, Vec::new());
-        let order = Order { asked, overrides, of: Some(epoch), by, progress, answer };
+        let order = Order { asked, from: Side::Target, overrides, of: Some(epoch), by, progress, answer };
         if self.orders.send(order).await.is_err() {
             // The attempt ends; the next one finds in the journal what is to be done.
             return std::future::pending().await;

@@ -7,6 +7,7 @@ mod act;
 pub(crate) mod answer;
 mod begin;
 mod drain;
+pub(super) mod hand_over;
 mod pieces;
 mod routers;
 pub(crate) mod rows;
@@ -19,6 +20,7 @@ use super::gates::Gates;
 use super::journal::{Journal, REHEARSED};
 use act::Did;
 use answer::{Answer, Progress};
+pub(super) use hand_over::Order;
 use routers::Routers;
 use rows::{Rows, contradiction};
 use segue_engine::fault::{Fault, Recovery};
@@ -37,7 +39,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use walk::{Unpaused, Walk};
 
@@ -56,22 +58,6 @@ const PASSED_PATIENCE: Duration = Duration::from_secs(1);
 const PAIRED_FOR: Duration = Duration::from_secs(30);
 /// How long before the fence's deadline a hand-over is too late, as a part of the hold.
 const MARGIN_PART: u32 = 10;
-
-/// What is asked of the switch.
-pub(super) struct Order {
-    /// What is to happen.
-    pub(super) asked: Asked,
-    /// Gates the operator goes through.
-    pub(super) overrides: Vec<Override>,
-    /// Only of this epoch the writes are to be moved; `None`: of whichever it is.
-    pub(super) of: Option<Epoch>,
-    /// Who asks.
-    pub(super) by: String,
-    /// Hears how far it is.
-    pub(super) progress: watch::Sender<Progress>,
-    /// Hears what came of it.
-    pub(super) answer: oneshot::Sender<Outcome<Answer>>,
-}
 
 /// The switch of one attempt.
 pub(super) struct Switch<'d> {
@@ -290,14 +276,14 @@ impl<'d> Switch<'d> {
     }
 
     async fn carry_out(&self, order: Order) -> Outcome<()> {
-        let Order { asked, overrides, of, by, progress, answer } = order;
+        let Order { asked, from, overrides, of, by, progress, answer } = order;
         self.is_asked.store(true, Ordering::Relaxed);
         let _turn = self.turn.lock().await;
         self.given_up.send_replace(None);
         self.under_way.store(true, Ordering::Relaxed);
         // Writers wait for the stream meanwhile, whoever else is served first.
         let _hurry = self.driver.throttle.hurry();
-        let done = self.obey((asked, of), overrides, &by, progress).await;
+        let done = self.obey((asked, from, of), overrides, &by, progress).await;
         self.under_way.store(false, Ordering::Relaxed);
         self.is_asked.store(false, Ordering::Relaxed);
         let (told, ended) = match done {
@@ -315,7 +301,7 @@ impl<'d> Switch<'d> {
 
     async fn obey(
         &self,
-        (asked, of): (Asked, Option<Epoch>),
+        (asked, from, of): (Asked, Side, Option<Epoch>),
         overrides: Vec<Override>,
         by: &str,
         progress: watch::Sender<Progress>,
@@ -324,10 +310,8 @@ impl<'d> Switch<'d> {
         self.ensure_way_back(&progress).await?;
         let (rows, owner) = self.owned().await?;
         let epoch = rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch());
-        let is_there =
-            matches!((asked, owner), (Asked::Switch, Side::Target) | (Asked::Reverse, Side::Source));
-        // The writes have changed hands since it was asked.
-        if is_there || of.is_some_and(|of| of != epoch) {
+        // They are there; or the writes have changed hands since it was asked.
+        if owner != from || of.is_some_and(|of| of != epoch) {
             return Ok(Answer::already(owner, epoch));
         }
         let found = self.beginning(asked, owner, &overrides).await?;

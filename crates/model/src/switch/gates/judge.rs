@@ -216,7 +216,7 @@ fn divergences(evidence: &Evidence) -> Option<Red> {
         Some(0) => None,
         Some(n) => red(
             format!("{n} divergence(s) are open"),
-            "look at them with `segue verify --dry-run`, then repair them with `segue verify --repair`",
+            "look at them with `segue verify --repair --dry-run`, then repair them with `segue verify --repair`",
         ),
     }
 }

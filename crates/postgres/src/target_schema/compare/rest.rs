@@ -334,7 +334,9 @@ impl Comparison<'_> {
             let schema = self.from.schemas.iter().find(|schema| schema.name == pair.from.name.schema);
             if let Some(schema) = schema {
                 let on = format!("SCHEMA {}", quote_ident(&pair.name.schema));
-                targets.entry(("SCHEMA", schema.oid)).or_insert((root, on, None));
+                let theirs = self.to.schemas.iter().find(|schema| schema.name == pair.name.schema);
+                let owner = theirs.map(|schema| schema.owner.clone());
+                targets.entry(("SCHEMA", schema.oid)).or_insert((root, on, owner));
             }
         }
         targets

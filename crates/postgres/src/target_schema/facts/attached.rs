@@ -87,10 +87,10 @@ pub(super) async fn sequences(client: &Client, oids: &[u32]) -> Outcome<Vec<Sequ
 
 pub(super) async fn schemas(client: &Client, oids: &[u32]) -> Outcome<Vec<SchemaFacts>> {
     let sql =
-        "SELECT DISTINCT n.oid, n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        "SELECT DISTINCT n.oid, n.nspname::text, pg_get_userbyid(n.nspowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.oid = ANY ($1) ORDER BY 2";
     let found = rows(client, sql, &[&oids]).await?;
-    Ok(found.iter().map(|row| SchemaFacts { oid: row.get(0), name: row.get(1) }).collect())
+    Ok(found.iter().map(|row| SchemaFacts { oid: row.get(0), name: row.get(1), owner: row.get(2) }).collect())
 }
 
 pub(super) async fn published(client: &Client, oids: &[u32]) -> Outcome<Vec<(u32, String)>> {
