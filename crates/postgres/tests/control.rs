@@ -280,6 +280,22 @@ async fn the_lease_of_a_holder_that_is_gone_is_free_at_once_and_a_lost_session_a
     assert!(taken.token > renewed.token);
 }
 
+/// Restored, the control database knows nothing of what was taken since, and other databases remember it.
+#[tokio::test]
+async fn tokens_outgrow_those_that_a_restored_control_database_has_forgotten() {
+    let setting = Setting::new().await;
+    let kept = setting.acquired("one").await;
+    let mut last = kept.clone();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        last = setting.control.renew().await.expect("renew");
+    }
+    let restore =
+        format!("UPDATE segue.lease SET token = {0}; UPDATE segue.token SET token = {0}", kept.token);
+    setting.cluster.execute(&restore).await;
+    assert!(setting.control.renew().await.expect("renew").token > last.token);
+}
+
 fn sample(series: &'static str, part: u64, whole: u64) -> NewSample {
     NewSample { series, part, whole }
 }

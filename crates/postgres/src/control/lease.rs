@@ -90,7 +90,8 @@ async fn is_gone(
 impl Control {
     /// Takes the lease if nobody holds it, or its holder is gone or its heart has stopped. `holder` is for people: host and process.
     ///
-    /// The token grows with every take-over, and follows the clock, so that it grows also when the rows were removed.
+    /// The token grows with every take-over, and follows the clock in milliseconds, so that it grows also when the rows were
+    /// removed: no more than one a millisecond is ever taken.
     pub async fn acquire(&self, holder: &str) -> Outcome<Acquired> {
         // A session of its own: a take-over that was cut short must not leave a transaction open in the shared one.
         let mut client = self.endpoint.connect("lease").await?;
@@ -109,7 +110,7 @@ impl Control {
             return Ok(Acquired::Standby(driver(row)));
         }
         let take = "INSERT INTO segue.lease AS l (migration, holder, token, taken_at, alive_key)
-             VALUES ($1, $2, greatest(extract(epoch FROM clock_timestamp())::bigint,
+             VALUES ($1, $2, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint,
                          1 + coalesce((SELECT t.token FROM segue.token t WHERE t.migration = $1), 0)), clock_timestamp(), $3)
              ON CONFLICT (migration) DO UPDATE SET holder = excluded.holder, taken_at = excluded.taken_at,
                  released_at = NULL, token = greatest(l.token + 1, excluded.token), alive_key = excluded.alive_key
@@ -131,7 +132,7 @@ impl Control {
     /// the clock, so that it grows also when the control database was restored to an older state.
     pub async fn renew(&self) -> Outcome<Lease> {
         let sql = "WITH mine AS (UPDATE segue.lease SET taken_at = clock_timestamp(),
-                     token = greatest(extract(epoch FROM clock_timestamp())::bigint, token + 1)
+                     token = greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, token + 1)
                  WHERE migration = $1 AND alive_key = $2 AND released_at IS NULL RETURNING token),
              beat AS (UPDATE segue.heartbeat h SET token = mine.token, beat_at = clock_timestamp()
                  FROM mine WHERE h.migration = $1)

@@ -92,7 +92,7 @@ fn the_status() -> Status {
         source: "segue@db1:5432/shop".into(),
         target: "segue@db2:5432/shop".into(),
         driver: "db2 process 4711".into(),
-        token: 1_700_000_000,
+        token: 1_700_000_000_000,
         progress,
         slot: SlotState {
             name: "segue_orders_move_fwd".into(),

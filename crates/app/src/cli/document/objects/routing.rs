@@ -76,7 +76,7 @@ pub(in crate::cli::document) fn status() -> Vec<Object> {
 pub(super) fn seat() -> Value {
     json!({
         "listen": "127.0.0.1:6432", "owner": "source", "epoch": 1, "held": false, "clients": 12, "parked": 0,
-        "id": "db1 process 4712 1f2e3d4c5b6a7988", "revision": 3_000_001,
+        "id": "db1 process 4712 1f2e3d4c5b6a7988", "revision": 6_800_000_000_000_001i64,
         "reads": the_reads(), "mirror": the_mirror(), "statistics": the_statistics(),
     })
 }
