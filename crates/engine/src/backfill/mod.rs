@@ -1,8 +1,10 @@
-//! Backfill: copying all regions of all units with several workers, biggest tables first.
+//! Backfill: copying all regions of all units with several workers, each in a unit of its own while there are enough, biggest
+//! tables first.
 //!
 //! A region is there with its seam or not at all. Nothing here knows what a snapshot is made of, or which
 //! events the stream drops; it only marks regions in the shared map at the right moments.
 
+mod pick;
 mod region;
 
 pub use region::copy_region;
@@ -13,11 +15,12 @@ use crate::ports::{Onto, Outcome, RegionReader, Source, Target};
 use crate::progress::Progress;
 use crate::regions::Regions;
 use crate::throttle::Throttle;
+use pick::{Picked, pick};
 use region::Copied;
 use segue_model::region::{Extent, RegionId};
 use segue_model::table::{Table, UnitId};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Rows of the first region of a table at most, before its speed is known …
@@ -39,6 +42,8 @@ pub struct Work {
     /// What its rows find on the target. Those of a leaf that was attached later are replaced by the whole unit's
     /// condition, so that the unit is one region.
     pub onto: Onto,
+    /// So many workers are at it.
+    workers: AtomicUsize,
     /// Held while a bound is looked up, so that two workers do not cut the same gap.
     cutting: tokio::sync::Mutex<()>,
     /// Rows of the next region.
@@ -55,6 +60,7 @@ impl Work {
             unit,
             table,
             onto,
+            workers: AtomicUsize::new(0),
             cutting: tokio::sync::Mutex::default(),
             region_rows: AtomicU64::new(rows),
             rows_min: rows.min(100),
@@ -143,7 +149,7 @@ async fn worker<S: Source, T: Target>(
         };
         crate::killpoint::pass("region.marked");
         let began = Instant::now();
-        let copy = copy_region(&shared, &mut reader, &mut writer, task, id, &extent);
+        let copy = copy_region(&shared, &mut reader, &mut writer, &task, id, &extent);
         let copied = shared
             .throttle
             .unless_contained(copy)
@@ -165,14 +171,15 @@ async fn complete(regions: &Regions, work: &[Work]) {
     while !work.iter().all(|w| regions.is_complete(w.unit)) && changed.changed().await.is_ok() {}
 }
 
-/// Marks the next region to copy: the first gap of the biggest unit that has one.
+/// Marks the next region to copy: the first gap of the unit that is picked.
 async fn take<'w, S: Source, T: Target>(
     shared: &Shared<S, T>,
     work: &'w [Work],
     reader: &mut S::Reader,
-) -> Outcome<Option<(&'w Work, RegionId, Extent)>> {
-    for task in work {
-        let _cutting = task.cutting.lock().await;
+) -> Outcome<Option<(Picked<'w>, RegionId, Extent)>> {
+    while let Some(task) = pick(&shared.regions, work) {
+        let cutting = task.cutting.lock().await;
+        // Another worker may have taken the last gap meanwhile.
         let Some((gap, within)) = shared.regions.next_gap(task.unit) else { continue };
         let upper = match task.onto {
             Onto::Replaced => None,
@@ -186,6 +193,7 @@ async fn take<'w, S: Source, T: Target>(
             }
         };
         if let Some((id, extent)) = shared.regions.begin(task.unit, gap, upper) {
+            drop(cutting);
             return Ok(Some((task, id, extent)));
         }
     }
