@@ -33,6 +33,33 @@ const IN_WORD: [bool; 256] = {
     table
 };
 
+/// What a token is by its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    Nothing,
+    Word,
+    Digits,
+    Other,
+    /// What follows tells.
+    Unsure,
+}
+
+const BEGINS: [Begins; 256] = {
+    let mut table = [Begins::Other; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'-' | b'/' | b';' | b'\'' | b'e' | b'E' | b'"' | b'$' => Begins::Unsure,
+            b if b.is_ascii_whitespace() => Begins::Nothing,
+            b if b.is_ascii_digit() => Begins::Digits,
+            b if IN_WORD[b as usize] => Begins::Word,
+            _ => Begins::Other,
+        };
+        byte += 1;
+    }
+    table
+};
+
 /// Tells words from everything that may hold bytes that look like words.
 #[derive(Debug)]
 pub(crate) struct Words<'a> {
@@ -55,54 +82,62 @@ impl<'a> Words<'a> {
     pub(crate) fn next_token(&mut self) -> Option<(Token, usize, usize)> {
         loop {
             let from = self.at;
-            let byte = *self.sql.get(from)?;
-            let next = self.sql.get(from + 1).copied();
-            let token = match byte {
-                b if b.is_ascii_whitespace() => {
+            let token = match BEGINS[usize::from(*self.sql.get(from)?)] {
+                Begins::Nothing => {
                     self.at += 1;
                     continue;
                 }
-                b'-' if next == Some(b'-') => {
-                    self.skip_while(|b| !matches!(b, b'\n' | b'\r'));
-                    continue;
-                }
-                b'/' if next == Some(b'*') => {
-                    self.skip_comment();
-                    continue;
-                }
-                b';' => {
-                    self.at += 1;
-                    Token::End
-                }
-                b'\'' => {
-                    self.skip_string(b'\'', false);
-                    Token::String
-                }
-                b'e' | b'E' if next == Some(b'\'') => {
-                    self.at += 1;
-                    self.skip_string(b'\'', true);
-                    Token::String
-                }
-                b'"' => {
-                    self.skip_string(b'"', false);
-                    Token::Word
-                }
-                b'$' => self.skip_dollar(),
-                b if b.is_ascii_digit() => {
+                Begins::Word => self.skip_word(),
+                Begins::Digits => {
                     self.skip_while(|b| b.is_ascii_digit());
                     Token::Digits
                 }
-                b if IN_WORD[usize::from(b)] => {
-                    self.skip_while(|b| IN_WORD[usize::from(b)]);
-                    Token::Word
-                }
-                _ => {
-                    self.at += 1;
-                    Token::Other
-                }
+                Begins::Other => self.skip_one(Token::Other),
+                Begins::Unsure => match self.skip_unsure() {
+                    Some(token) => token,
+                    None => continue,
+                },
             };
             return Some((token, from, self.at));
         }
+    }
+
+    /// A token that its first byte does not tell; `None`: it was a comment.
+    fn skip_unsure(&mut self) -> Option<Token> {
+        match (self.sql[self.at], self.sql.get(self.at + 1)) {
+            (b'-', Some(b'-')) => {
+                self.skip_while(|b| !matches!(b, b'\n' | b'\r'));
+                return None;
+            }
+            (b'/', Some(b'*')) => {
+                self.skip_comment();
+                return None;
+            }
+            (b';', _) => return Some(self.skip_one(Token::End)),
+            (b'\'', _) => self.skip_string(b'\'', false),
+            (b'e' | b'E', Some(b'\'')) => {
+                self.at += 1;
+                self.skip_string(b'\'', true);
+            }
+            (b'e' | b'E', _) => return Some(self.skip_word()),
+            (b'"', _) => {
+                self.skip_string(b'"', false);
+                return Some(Token::Word);
+            }
+            (b'$', _) => return Some(self.skip_dollar()),
+            _ => return Some(self.skip_one(Token::Other)),
+        }
+        Some(Token::String)
+    }
+
+    fn skip_one(&mut self, token: Token) -> Token {
+        self.at += 1;
+        token
+    }
+
+    fn skip_word(&mut self) -> Token {
+        self.skip_while(|b| IN_WORD[usize::from(b)]);
+        Token::Word
     }
 
     fn skip_while(&mut self, is_part: impl Fn(u8) -> bool) {

@@ -53,15 +53,19 @@ impl Pool {
         Pool { connections_max, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections_max)) }
     }
 
+    /// The right to a connection, if nobody waits for one.
+    pub(crate) fn place_now(self: &Arc<Pool>) -> Option<Place> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some(Place { pool: Arc::clone(self), permit })
+    }
+
     /// Waits for the right to a connection, in the order of asking.
     pub(crate) async fn place(self: &Arc<Pool>, limit: Duration) -> Option<Place> {
-        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let turn = Arc::clone(&self.permits).acquire_owned();
-                Box::pin(tokio::time::timeout(limit, turn)).await.ok()?.ok()?
-            }
-        };
+        if let Some(place) = self.place_now() {
+            return Some(place);
+        }
+        let turn = Arc::clone(&self.permits).acquire_owned();
+        let permit = tokio::time::timeout(limit, turn).await.ok()?.ok()?;
         Some(Place { pool: Arc::clone(self), permit })
     }
 

@@ -100,9 +100,18 @@ impl Classifier {
 
     /// Without a catalog everything is the owner's.
     pub(crate) fn class(&self, sql: &[u8]) -> Arc<Class> {
+        let shape = Shape::of(sql);
+        if let Some(why) = shape.refused {
+            return Arc::new(class(&shape, Proof::owner(shape.kind(), why), None));
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(class) = known.remembered(sql, &shape) {
+            return class;
+        }
         // A proof that takes long belongs to the catalog that it was begun with, and goes when that goes.
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
-        known.class(sql)
+        let begun_with = Arc::clone(&known);
+        drop(known);
+        begun_with.prove(sql, &shape)
     }
 }
 
@@ -111,20 +120,16 @@ impl Known {
         Arc::new(Known { catalog, proved: Cache::new(ENTRIES_MAX, BYTES_MAX) })
     }
 
-    fn class(&self, sql: &[u8]) -> Arc<Class> {
-        let shape = Shape::of(sql);
-        if let Some(why) = shape.refused {
-            return Arc::new(class(&shape, Proof::owner(shape.kind(), why), None));
-        }
-        let by_text = match self.proved.get(shape.bytes()) {
-            Some(Proved::Class(class)) => return class,
+    /// What is remembered of it.
+    fn remembered(&self, sql: &[u8], shape: &Shape) -> Option<Arc<Class>> {
+        let proved = match self.proved.get(shape.bytes())? {
             // No shape that is remembered begins like this: it would begin with a constant.
-            Some(Proved::ByText) => self.proved.get(&[&[0], sql].concat()),
-            None => None,
+            Proved::ByText => self.proved.get(&[&[0], sql].concat())?,
+            proved @ Proved::Class(_) => proved,
         };
-        match by_text {
-            Some(Proved::Class(class)) => class,
-            Some(Proved::ByText) | None => self.prove(sql, &shape),
+        match proved {
+            Proved::Class(class) => Some(class),
+            Proved::ByText => None,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::frames::{self, HEADER_BYTES};
 use crate::pipeline::{Answer, Status};
 use bytes::Buf;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A frame up to this length is awaited as a whole; of a longer one nothing is looked at.
 const LOOKED_AT_MAX: usize = WAITING_BYTES_MAX;
@@ -162,8 +163,9 @@ impl Session {
         if self.pipeline.owes_nothing() {
             self.judge_follower(failed);
         }
-        self.tally();
-        self.saw_owner();
+        let now = Instant::now();
+        self.tally(now);
+        self.saw_owner(now);
         if self.pipeline.owes_nothing() && status == Status::Idle {
             self.end_sample();
         } else {

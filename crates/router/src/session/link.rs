@@ -179,6 +179,18 @@ impl Session {
     /// Sees to it that there is a server of this side, with the session's settings. There is none afterwards where another
     /// route came meanwhile.
     pub(super) async fn link(&mut self, side: Side) -> Result<(), End> {
+        let reads = side != self.route.owner;
+        if let Some(link) = self.link_now(side)? {
+            return self.keep(Link { reads, ..link }).await;
+        }
+        match Box::pin(self.open(side)).await? {
+            Some(link) => self.keep(Link { reads, ..link }).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A server of this side that the session has, or that is idle; one of the other side is laid aside, or left.
+    fn link_now(&mut self, side: Side) -> Result<Option<Link>, End> {
         let is_owners = side == self.route.owner;
         let mut left = self.link.take();
         if left.as_ref().is_none_or(|link| link.server.side != side) {
@@ -199,14 +211,7 @@ impl Session {
         if let Some(unwanted) = self.aside.take_if(|link| is_owners && !link.reads) {
             self.end_link(*unwanted, true);
         }
-        let link = match left {
-            Some(link) => Some(link),
-            None => Box::pin(self.open(side)).await?,
-        };
-        match link {
-            Some(link) => self.keep(Link { reads: !is_owners, ..link }).await,
-            None => Ok(()),
-        }
+        Ok(left.or_else(|| self.borrow_now(side)))
     }
 
     /// The writes have moved away from the session's own server.

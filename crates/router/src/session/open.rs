@@ -77,6 +77,15 @@ impl Session {
         self.ahead = Some(Ahead { side, opened });
     }
 
+    /// A server of the pool, where one is idle and may be taken: nothing is waited for then, which is how nearly every
+    /// transaction begins.
+    pub(super) fn borrow_now(&self, side: Side) -> Option<Link> {
+        let (_, pool) = self.pool.as_ref().filter(|(known, _)| self.is_shared() && *known == side)?;
+        let place = pool.place_now()?;
+        let server = place.take(&self.settings, self.config.limits.age_max)?;
+        Some(Link { server, out: Default::default(), place: Some(place), reads: false })
+    }
+
     /// A server of the pool.
     async fn borrow_server(&mut self, side: Side) -> Result<Option<Link>, End> {
         let config = Arc::clone(&self.config);

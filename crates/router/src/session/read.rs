@@ -371,13 +371,12 @@ impl Session {
         Ok(())
     }
 
-    /// An owner has answered: whoever reads elsewhere must be shown as much.
-    pub(super) fn saw_owner(&mut self) {
+    /// An owner has answered `now`: whoever reads elsewhere must be shown as much.
+    pub(super) fn saw_owner(&mut self, now: Instant) {
         // What is prepared or closed shows nothing.
         if self.reading.is_some() || !self.executes {
             return;
         }
-        let now = Instant::now();
         self.seen = Some(now);
         self.has_written = self.reads_owner.is_none();
         if !self.has_written {

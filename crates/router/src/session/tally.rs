@@ -68,11 +68,10 @@ impl Session {
         tally.noted.push(entry);
     }
 
-    /// What was sent is answered.
-    pub(super) fn tally(&mut self) {
+    /// What was sent is answered `now`.
+    pub(super) fn tally(&mut self, now: Instant) {
         let Some(since) = self.tally.since.take() else { return };
         let Some(side) = self.link.as_ref().map(|link| link.server.side) else { return };
-        let now = Instant::now();
         let took = now.duration_since(since);
         for entry in &self.tally.noted {
             self.shared.served.used(entry, side, now);

@@ -6,7 +6,7 @@
 use super::Sample;
 use super::plan;
 use super::rows::{Rows, values};
-use crate::frames::{self, Fields, HEADER_BYTES, Malformed, put, put_query, put_string};
+use crate::frames::{self, Fields, HEADER_BYTES, Malformed, put, put_query};
 use crate::settings::Parameters;
 use crate::stream::FrameError;
 use crate::upstream::Server;
@@ -127,20 +127,30 @@ impl Statement {
     }
 
     fn put(&self, prefix: &[u8], bind: &[u8], out: &mut BytesMut) {
-        put(out, b'P', |body| {
-            body.put_u8(0);
-            body.put_slice(prefix);
-            put_string(body, &self.text);
-            body.put_slice(&self.parameter_types);
-        });
-        put(out, b'B', |body| {
-            body.put_slice(&[0; 2]);
-            body.put_slice(bind);
-        });
-        put(out, b'D', |body| body.put_slice(b"P\0"));
-        put(out, b'E', |body| body.put_slice(&[0; 5]));
+        put_statement(out, &[prefix, &self.text], &self.parameter_types, bind);
         put(out, b'S', |_| {});
     }
+}
+
+/// A statement up to its Execute; its text is in parts.
+fn put_statement(out: &mut BytesMut, text: &[&[u8]], parameter_types: &[u8], bind: &[u8]) {
+    put(out, b'P', |body| {
+        body.put_u8(0);
+        text.iter().for_each(|part| body.put_slice(part));
+        body.put_u8(0);
+        body.put_slice(parameter_types);
+    });
+    put(out, b'B', |body| {
+        body.put_slice(&[0; 2]);
+        body.put_slice(bind);
+    });
+    put(out, b'D', |body| body.put_slice(b"P\0"));
+    put(out, b'E', |body| body.put_slice(&[0; 5]));
+}
+
+/// Whatever a read could leave behind, as a setting or a cursor, goes with it.
+fn put_rollback(out: &mut BytesMut) {
+    put_query(out, b"ROLLBACK");
 }
 
 /// Runs a statement; the server is as it was before, or it is `Broken`. An answer that is cut short leaves the server
@@ -159,12 +169,31 @@ pub(super) async fn run(
     tokio::time::timeout(RUN_MAX, running).await.unwrap_or(Err(Broken::Timeout))
 }
 
-/// One statement needs no better isolation, whose predicate locks would be a burden for nothing.
-fn begin() -> String {
-    format!(
-        "BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {}",
-        STATEMENT_MAX.as_millis()
-    )
+/// Commands before the statement.
+const PRELUDES: usize = 2;
+
+/// A transaction's beginning and the statement, as one group with one Sync: where the transaction does not begin as it must, the
+/// server skips the statement. Sent at once, since what a repeated read costs is its round trips.
+fn in_transaction(statement: &Statement) -> BytesMut {
+    // One statement needs no better isolation, whose predicate locks would be a burden for nothing.
+    let preludes: [&str; PRELUDES] = [
+        "BEGIN TRANSACTION ISOLATION LEVEL READ COMMITTED READ ONLY",
+        &format!("SET LOCAL statement_timeout = {}", STATEMENT_MAX.as_millis()),
+    ];
+    let mut out = BytesMut::with_capacity(512 + statement.text.len() + statement.bind.len());
+    for sql in preludes {
+        put_statement(&mut out, &[sql.as_bytes()], &[0; 2], &[0; 6]);
+    }
+    statement.put(b"", &statement.bind, &mut out);
+    out
+}
+
+/// What a server answered up to a ReadyForQuery.
+struct Answer {
+    rows: Rows,
+    refused: Option<SqlError>,
+    /// So many commands were done.
+    commands: usize,
 }
 
 struct Conversation<'a> {
@@ -174,29 +203,31 @@ struct Conversation<'a> {
 
 impl Conversation<'_> {
     async fn run(&mut self, statement: &Statement, explain: bool) -> Result<Ran, Broken> {
-        let mut out = BytesMut::new();
-        put_query(&mut out, begin().as_bytes());
-        self.send(&out).await?;
-        if let Err(error) = self.answer().await? {
-            return Err(Broken::NoTransaction(error));
+        let mut out = in_transaction(statement);
+        if !explain {
+            put_rollback(&mut out);
         }
-        out.clear();
-        statement.put(b"", &statement.bind, &mut out);
         let began = Instant::now();
         self.send(&out).await?;
-        let answer = self.answer().await?;
+        let Answer { rows, refused, commands } = self.answer().await?;
         let took = began.elapsed();
-        if answer.as_ref().is_ok_and(Rows::is_cut) {
-            return Ok(Ran { answer, took, plan: None });
+        if rows.is_cut() {
+            return Ok(Ran { answer: Ok(rows), took, plan: None });
         }
+        let answer = match refused {
+            Some(error) if commands < PRELUDES => return Err(Broken::NoTransaction(error)),
+            Some(error) => Err(error),
+            None => Ok(rows),
+        };
         let plan = if explain && answer.is_ok() { self.explain(statement).await? } else { None };
-        out.clear();
-        // Whatever a read could leave behind, as a setting or a cursor, goes with it.
-        put_query(&mut out, b"ROLLBACK");
-        self.send(&out).await?;
-        match self.answer().await? {
-            Ok(_) => Ok(Ran { answer, took, plan }),
-            Err(error) => Err(Broken::NoTransaction(error)),
+        if explain {
+            out.clear();
+            put_rollback(&mut out);
+            self.send(&out).await?;
+        }
+        match self.answer().await?.refused {
+            None => Ok(Ran { answer, took, plan }),
+            Some(error) => Err(Broken::NoTransaction(error)),
         }
     }
 
@@ -205,7 +236,7 @@ impl Conversation<'_> {
         let mut out = BytesMut::new();
         statement.put(EXPLAIN, &statement.bind_for_text()?, &mut out);
         self.send(&out).await?;
-        let Ok(rows) = self.answer().await? else { return Ok(None) };
+        let Answer { rows, refused: None, .. } = self.answer().await? else { return Ok(None) };
         let mut lines = Vec::new();
         for row in rows.iter() {
             let line = values(row)?.first().copied().flatten().unwrap_or_default();
@@ -220,24 +251,24 @@ impl Conversation<'_> {
     }
 
     /// Everything up to the next ReadyForQuery; an answer that is too large is not read to its end.
-    async fn answer(&mut self) -> Result<Result<Rows, SqlError>, Broken> {
-        let mut rows = Rows::new(self.bytes_max);
-        let mut refused = None;
+    async fn answer(&mut self) -> Result<Answer, Broken> {
+        let mut answer = Answer { rows: Rows::new(self.bytes_max), refused: None, commands: 0 };
         loop {
             let frame = match self.frame().await {
                 Err(FrameError::TooLong('D', _, _)) => {
-                    rows.cut();
-                    return Ok(Ok(rows));
+                    answer.rows.cut();
+                    return Ok(answer);
                 }
                 frame => frame?,
             };
             match frame[0] {
-                b'D' if !rows.push(&frame[HEADER_BYTES..]) => return Ok(Ok(rows)),
-                b'T' => rows.describe(&frame[HEADER_BYTES..]),
-                b'E' => refused = refused.or(Some(SqlError::read(&frame))),
+                b'D' if !answer.rows.push(&frame[HEADER_BYTES..]) => return Ok(answer),
+                b'T' => answer.rows.describe(&frame[HEADER_BYTES..]),
+                b'E' => answer.refused = answer.refused.or(Some(SqlError::read(&frame))),
                 b'S' => Parameters::note(&mut self.server.parameters, &frame)?,
-                b'Z' => return Ok(refused.map_or(Ok(rows), Err)),
-                b'D' | b'1' | b'2' | b'C' | b'I' | b'N' | b'A' | b'n' => {}
+                b'C' => answer.commands += 1,
+                b'Z' => return Ok(answer),
+                b'D' | b'1' | b'2' | b'I' | b'N' | b'A' | b'n' => {}
                 // CopyData among them, which no read has.
                 other => return Err(Malformed::OutOfPlace(other as char).into()),
             }
@@ -270,6 +301,17 @@ mod tests {
         let statement = statement(&bind);
         assert_eq!(statement.bind_for_text(), Ok([&parameters[..], b"\0\0"].concat()));
         assert_eq!(statement.parameters(), Ok(vec![(Some(&b"xy"[..]), true), (None, true)]));
+    }
+
+    #[test]
+    fn a_statement_is_skipped_where_its_transaction_does_not_begin() {
+        let out = in_transaction(&statement(&[0; 6]));
+        let (mut rest, mut tags) = (&out[..], String::new());
+        while let Some(head) = frames::head(rest).unwrap() {
+            tags.push(head.tag.into());
+            rest = &rest[head.bytes..];
+        }
+        assert_eq!((tags.as_str(), rest), ("PBDEPBDEPBDES", &[][..]), "one Sync, behind all");
     }
 
     #[test]
