@@ -1,9 +1,9 @@
-//! Latency: from a commit on the nearly idle source to the row's being visible on the target.
+//! Latency: from a commit on the source to the row's being visible on the target, on a nearly idle pair and beside other writes.
 
 use super::Options;
 use super::drain::{PEER, both_follow, disable};
 use super::measure::{median, percentile};
-use super::pair::{DATABASE, Pair, must, until_true};
+use super::pair::{DATABASE, Pair, Writers, must, until_true};
 use super::report::verdict;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -14,43 +14,74 @@ const ROWS: u64 = 200;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Rows before it counts: the sessions are new, the caches cold.
 const WARM_UP: u64 = 20;
+/// What others write meanwhile, in transactions a second.
+const LOADS_PER_S: [u64; 2] = [0, 200];
 
 pub(super) async fn measure(options: &Options) -> String {
     let pair = Pair::start().await;
     both_follow(&pair).await;
     let rows = options.scaled(ROWS).max(20);
     let mut next = 1_000_000;
+    let mut text = format!(
+        "{rows} rows in each round, one committed every {} ms; from the commit's return on the source to the moment a \
+         session that asks without pause sees the row on the target. The subscription commits without waiting for the disk \
+         (its default), segue's commits are durable. Medians of the rounds. What is written beside them is `pgbench -b tpcb-like`.\n\n\
+         | contestant | transactions/s beside | p50 ms | p99 ms |\n|---|---:|---:|---:|\n",
+        PAUSE.as_millis()
+    );
+    let mut segue = (0.0, 0.0);
+    for per_s in LOADS_PER_S {
+        let (p50, p99) = beside(options, &pair, &mut next, rows, per_s).await;
+        for (i, name) in ["PostgreSQL's subscription", "segue"].into_iter().enumerate() {
+            text.push_str(&format!(
+                "| {name} | {per_s} | {:.2} | {:.2} |\n",
+                median(&p50[i]),
+                median(&p99[i])
+            ));
+        }
+        segue = (median(&p50[1]), median(&p99[1]));
+    }
+    text.push('\n');
+    let [.., beside] = LOADS_PER_S;
+    text.push_str(&verdict(&format!("segue's p50 beside {beside} transactions/s, ms"), segue.0, 2.0, false));
+    text.push_str(&verdict(
+        &format!("\nsegue's p99 beside {beside} transactions/s, ms"),
+        segue.1,
+        10.0,
+        false,
+    ));
+    text
+}
+
+/// The rounds' medians and 99th percentiles of both contestants.
+async fn beside(
+    options: &Options,
+    pair: &Pair,
+    next: &mut i64,
+    rows: u64,
+    per_s: u64,
+) -> ([Vec<f64>; 2], [Vec<f64>; 2]) {
     let mut p50: [Vec<f64>; 2] = Default::default();
     let mut p99: [Vec<f64>; 2] = Default::default();
     for round in 0..options.rounds {
         for turn in 0..2 {
             let contestant = (round + turn) % 2;
+            let writers = (per_s > 0).then(|| Writers::start(pair, per_s));
             let taken = match contestant {
-                0 => subscribed(&pair, &mut next, rows).await,
-                _ => migrated(&pair, &mut next, rows).await,
+                0 => subscribed(pair, next, rows).await,
+                _ => migrated(pair, next, rows).await,
             };
+            drop(writers);
             p50[contestant].push(median(&taken));
             p99[contestant].push(percentile(&taken, 0.99));
             eprintln!(
-                "bench: contestant {contestant}: p50 {:.2} ms, p99 {:.2} ms",
+                "bench: contestant {contestant} beside {per_s} transactions/s: p50 {:.2} ms, p99 {:.2} ms",
                 median(&taken),
                 percentile(&taken, 0.99)
             );
         }
     }
-    let mut text = format!(
-        "{rows} rows in each round, one committed every {} ms; from the commit's return on the source to the moment a \
-         session that asks without pause sees the row on the target. The subscription commits without waiting for the disk \
-         (its default), segue's commits are durable. Medians of the rounds.\n\n\
-         | contestant | p50 ms | p99 ms |\n|---|---:|---:|\n",
-        PAUSE.as_millis()
-    );
-    for (i, name) in ["PostgreSQL's subscription", "segue"].into_iter().enumerate() {
-        text.push_str(&format!("| {name} | {:.2} | {:.2} |\n", median(&p50[i]), median(&p99[i])));
-    }
-    text.push('\n');
-    text.push_str(&verdict("segue's p50, ms", median(&p50[1]), 5.0, false));
-    text
+    (p50, p99)
 }
 
 async fn subscribed(pair: &Pair, next: &mut i64, rows: u64) -> Vec<f64> {

@@ -5,7 +5,7 @@ use segue_testkit::cluster::{self, client_program};
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -144,6 +144,27 @@ impl Pair {
             must(source.batch_execute(&format!("DROP PUBLICATION {name}")).await, "drop a publication");
         }
         must(source.batch_execute("DROP SCHEMA IF EXISTS segue CASCADE").await, "drop the schema segue");
+    }
+}
+
+/// `pgbench -b tpcb-like` at work on the source until this is dropped.
+pub(super) struct Writers(Child);
+
+impl Writers {
+    /// At a rate of so many transactions a second.
+    pub(super) fn start(pair: &Pair, per_s: u64) -> Writers {
+        let mut command = Command::new(client_program("pgbench"));
+        command.args(["-n", "-b", "tpcb-like", "-c", "8", "-T", "3600", "-R"]).arg(per_s.to_string());
+        command.arg(Pair::conninfo(&pair.source, DATABASE)).stdout(Stdio::null()).stderr(Stdio::null());
+        Writers(must(command.spawn(), "start pgbench"))
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        // It has not ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

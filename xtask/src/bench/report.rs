@@ -55,6 +55,10 @@ impl Contest {
         Contest { contestants: names.iter().map(|name| ((*name).to_owned(), Vec::new())).collect() }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.contestants.len()
+    }
+
     /// The order of turns in a round: each contestant is first equally often.
     pub(super) fn order(&self, round: usize) -> Vec<usize> {
         let count = self.contestants.len();
@@ -87,6 +91,30 @@ impl Contest {
             ));
         }
         table
+    }
+
+    /// Median of a contestant's times.
+    pub(super) fn seconds(&self, contestant: usize) -> f64 {
+        median(&self.contestants[contestant].1.iter().map(|sample| sample.seconds).collect::<Vec<_>>())
+    }
+
+    /// The least of all others' medians.
+    pub(super) fn best_seconds(&self, but: usize) -> f64 {
+        (0..self.len())
+            .filter(|other| *other != but)
+            .map(|other| self.seconds(other))
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Median over the rounds of how many times as fast `contestant` was as the fastest of all others in that round.
+    pub(super) fn best_ratio(&self, contestant: usize) -> f64 {
+        let mut ratios = Vec::new();
+        for (round, own) in self.contestants[contestant].1.iter().enumerate() {
+            let others = self.contestants.iter().enumerate().filter(|(other, _)| *other != contestant);
+            let best = others.map(|(_, (_, samples))| samples[round].seconds).fold(f64::INFINITY, f64::min);
+            ratios.push(best / own.seconds);
+        }
+        median(&ratios)
     }
 
     /// Median over the rounds of how many times as fast `contestant` was as `base`.
