@@ -66,12 +66,18 @@ async fn beside(
     for round in 0..options.rounds {
         for turn in 0..2 {
             let contestant = (round + turn) % 2;
-            let writers = (per_s > 0).then(|| Writers::start(pair, per_s));
+            let writers = match per_s {
+                0 => None,
+                _ => Some(Writers::start(pair, per_s).await),
+            };
             let taken = match contestant {
                 0 => subscribed(pair, next, rows).await,
                 _ => migrated(pair, next, rows).await,
             };
-            drop(writers);
+            if let Some(writers) = writers {
+                let reached = writers.end(pair).await;
+                assert!(reached > 0.9 * per_s as f64, "pgbench has reached {reached} transactions/s only");
+            }
             p50[contestant].push(median(&taken));
             p99[contestant].push(percentile(&taken, 0.99));
             eprintln!(

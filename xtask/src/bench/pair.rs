@@ -147,24 +147,44 @@ impl Pair {
     }
 }
 
-/// `pgbench -b tpcb-like` at work on the source until this is dropped.
-pub(super) struct Writers(Child);
+/// `pgbench -b tpcb-like` at work on the source.
+pub(super) struct Writers {
+    pgbench: Child,
+    began: Instant,
+    written_before: i64,
+}
 
 impl Writers {
-    /// At a rate of so many transactions a second.
-    pub(super) fn start(pair: &Pair, per_s: u64) -> Writers {
+    /// At a rate of so many transactions a second, if the machine can.
+    pub(super) async fn start(pair: &Pair, per_s: u64) -> Writers {
+        let written_before = Writers::written(pair).await;
         let mut command = Command::new(client_program("pgbench"));
         command.args(["-n", "-b", "tpcb-like", "-c", "8", "-T", "3600", "-R"]).arg(per_s.to_string());
         command.arg(Pair::conninfo(&pair.source, DATABASE)).stdout(Stdio::null()).stderr(Stdio::null());
-        Writers(must(command.spawn(), "start pgbench"))
+        Writers { pgbench: must(command.spawn(), "start pgbench"), began: Instant::now(), written_before }
+    }
+
+    /// Ends them; how many transactions a second they have written.
+    pub(super) async fn end(mut self, pair: &Pair) -> f64 {
+        let ended = must(self.pgbench.try_wait(), "look at pgbench");
+        assert!(ended.is_none(), "pgbench has ended by itself: {ended:?}");
+        let seconds = self.began.elapsed().as_secs_f64();
+        let written = Writers::written(pair).await - self.written_before;
+        must(self.pgbench.kill(), "end pgbench");
+        must(self.pgbench.wait(), "end pgbench");
+        written as f64 / seconds
+    }
+
+    async fn written(pair: &Pair) -> i64 {
+        let source = Pair::connect(&pair.source, DATABASE).await;
+        must(source.query_one("SELECT count(*) FROM pgbench_history", &[]).await, "count").get(0)
     }
 }
 
 impl Drop for Writers {
+    /// Where a turn has failed.
     fn drop(&mut self) {
-        // It has not ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.pgbench.kill();
     }
 }
 

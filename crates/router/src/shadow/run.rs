@@ -27,6 +27,7 @@ const EXPLAIN: &[u8] = b"EXPLAIN (COSTS OFF) ";
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) answer: Result<Rows, SqlError>,
+    /// The beginning of its transaction included, which is sent with it.
     pub(super) took: Duration,
     /// Only where it was asked for, and could be had.
     pub(super) plan: Option<String>,

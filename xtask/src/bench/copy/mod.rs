@@ -64,7 +64,7 @@ pub(super) async fn measure(options: &Options) -> String {
     let rows = (accounts + wide) as f64;
     let mut text = format!(
         "{accounts} rows of `pgbench_accounts` and {wide} rows of 20 columns of mixed types into empty tables with their \
-         primary keys; pgcopydb makes the tables itself, and the keys when their rows are there. For segue: the whole of \
+         primary keys; pgcopydb makes the tables itself, and the keys when their rows are there, then it analyzes them (its defaults). For segue: the whole of \
          `segue run --until following`, from its start to its end.\n\n"
     );
     text.push_str(&contest.table(rows, "rows", 0));

@@ -1,6 +1,7 @@
 //! Copying beside writes, with other keys, and of other sizes.
 
 use super::super::Options;
+use super::super::measure::median;
 use super::super::pair::{DATABASE, Pair, Writers, must};
 use super::super::report::{Contest, verdict};
 use super::turns::{Part, migrated, piped, subscribed};
@@ -25,22 +26,25 @@ pub(super) async fn beside_writes(
 ) -> String {
     let parts = [Part::new(TABLES[0], ""), Part::new(TABLES[1], "")];
     let mut contest = Contest::new(&["psql, both tables at once", "segue"]);
+    let mut reached = Vec::new();
     for round in 0..options.rounds {
         for contestant in contest.order(round) {
             empty_target(pair, options).await;
-            let writers = Writers::start(pair, WRITES_PER_S);
+            let writers = Writers::start(pair, WRITES_PER_S).await;
             let sample = match contestant {
                 0 => piped(pair, &parts, 1, 2).await,
                 _ => migrated(pair, &TABLES).await,
             };
-            drop(writers);
+            reached.push(writers.end(pair).await);
             assert_eq!(count(pair, &TABLES).await, rows, "contestant {contestant} has copied every row");
             contest.add(contestant, sample);
         }
     }
     let mut text = format!(
         "\n### beside writes\n\nThe same tables, while the source is written to by {WRITES_PER_S} transactions a second \
-         (`pgbench -b tpcb-like`, 8 clients), which segue applies; psql's copy has none of them, and is not consistent.\n\n"
+         (`pgbench -b tpcb-like`, 8 clients; {:.0} were reached), of each of which segue applies the row in `pgbench_accounts`; \
+         psql's copy has none of that, and is not consistent. CPU is without pgbench's own.\n\n",
+        median(&reached)
     );
     text.push_str(&contest.table(rows as f64, "rows", 0));
     text.push('\n');

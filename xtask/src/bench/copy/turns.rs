@@ -71,8 +71,8 @@ pub(super) async fn cloned(pair: &Pair) -> Sample {
     pair.settle().await;
     let programs = program("pg_dump");
     let clone = format!(
-        "export PATH=$(dirname {programs}):$PATH; pgcopydb clone --restart --no-owner --no-acl --table-jobs 2 --index-jobs 2 \
-         --dir \"$(mktemp -d)\" --source '{}' --target '{}' >/dev/null 2>\"$(mktemp)\"",
+        "export PATH=$(dirname {programs}):$PATH; DIR=$(mktemp -d); pgcopydb clone --restart --no-owner --no-acl --table-jobs 2 --index-jobs 2 \
+         --dir \"$DIR\" --source '{}' --target '{}' >/dev/null; rm -r \"$DIR\"",
         Pair::conninfo(&pair.source, DATABASE),
         Pair::conninfo(&pair.target, DATABASE)
     );

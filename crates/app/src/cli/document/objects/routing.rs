@@ -33,7 +33,7 @@ const LOOK: &[Field] = &[
         "routers[].mirror.*",
         "what comparing reads has come to, since it was turned on (`since_us`) or the router began: the `percent` it goes by; \
          reads `compared`, of them `equal` and `mismatched`; reads that answer in two ways on one side (`noise`), for which \
-         the follower was `stale`, that `failed` there, or were `dropped` for want of room; what both sides took for them \
+         the follower was `stale`, that `failed` there, or were `dropped` for want of room; what both sides took for them (the repeated one with its BEGIN) \
          since the router began (`source_ms`, `target_ms`: `p50`, `p99`, `max`); and `mismatches`, the most frequent first: \
          the `statement` without its constants, its `count`, `why` it differs, and what to do `next`",
     ),
@@ -48,7 +48,7 @@ const LOOK: &[Field] = &[
     ),
     (
         "routers[].revision",
-        "the last of the driver's words to routers by which all goes that is under way there",
+        "the last of the driver's words to routers by which all goes that is under way there: a number of 64 bits",
     ),
     ("reads", "which reads routers are told to move and to compare"),
     ("reads.share_percent", "how much the target serves while the source owns the writes"),
@@ -76,7 +76,7 @@ pub(in crate::cli::document) fn status() -> Vec<Object> {
 pub(super) fn seat() -> Value {
     json!({
         "listen": "127.0.0.1:6432", "owner": "source", "epoch": 1, "held": false, "clients": 12, "parked": 0,
-        "id": "db1 process 4712 1f2e3d4c5b6a7988", "revision": 6_800_000_000_000_001i64,
+        "id": "db1 process 4712 1f2e3d4c5b6a7988", "revision": 1_700_000_000_000_000_001i64,
         "reads": the_reads(), "mirror": the_mirror(), "statistics": the_statistics(),
     })
 }
