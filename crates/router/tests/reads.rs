@@ -65,9 +65,9 @@ async fn a_session_reads_its_own_writes() {
             let (fresh, epoch) = (pair.router.fresh.clone(), pair.router.routes.borrow().epoch);
             async move {
                 loop {
-                    // The follower is always a moment behind.
-                    let as_of = Instant::now() - Duration::from_millis(30);
-                    tokio::time::sleep(Duration::from_millis(25)).await;
+                    // The follower is always a moment behind, which is more than a read takes and less than one waits.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    let as_of = Instant::now() - Duration::from_millis(20);
                     fresh.send_replace(Some(Fresh { epoch, as_of }));
                 }
             }
