@@ -125,6 +125,12 @@ impl Pair {
         must(cluster::connect(&server.url(database)).await, "connect")
     }
 
+    /// Makes the target's database anew, with nothing in it.
+    pub(super) async fn fresh_target(&self) {
+        self.target.execute(&format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")).await;
+        self.target.execute(&format!("CREATE DATABASE {DATABASE}")).await;
+    }
+
     /// Writes everything out, so that each turn begins alike.
     pub(super) async fn settle(&self) {
         for server in [&self.source, &self.target] {

@@ -100,8 +100,7 @@ fn write_spec(pair: &Pair, tables: &[&str]) {
 /// Makes the target's tables anew, without rows.
 pub(super) async fn empty_target(pair: &Pair, options: &Options) {
     let scale = options.scaled(PGBENCH_SCALE);
-    pair.target.execute(&format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")).await;
-    pair.target.execute(&format!("CREATE DATABASE {DATABASE}")).await;
+    pair.fresh_target().await;
     shell(&pgbench(&pair.target, DATABASE, &format!("-i -q -I dtp -s {scale}"))).await;
     let target = Pair::connect(&pair.target, DATABASE).await;
     must(target.batch_execute(WIDE).await, "make the wide table");

@@ -149,8 +149,7 @@ pub(super) async fn sizes(pair: &Pair, options: &Options) -> String {
 
 /// Makes a table of the target anew, without rows.
 async fn make_anew(pair: &Pair, table: &str, make: &str) {
-    pair.target.execute(&format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")).await;
-    pair.target.execute(&format!("CREATE DATABASE {DATABASE}")).await;
+    pair.fresh_target().await;
     let target = Pair::connect(&pair.target, DATABASE).await;
     must(target.batch_execute(make).await, &format!("make {table}"));
     pair.settle().await;

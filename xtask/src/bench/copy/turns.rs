@@ -66,8 +66,7 @@ pub(super) async fn subscribed(pair: &Pair, parts: &[Part]) -> Sample {
 
 /// `pgcopydb clone` into a database without tables: it makes them, and their keys when the rows are there.
 pub(super) async fn cloned(pair: &Pair) -> Sample {
-    pair.target.execute(&format!("DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")).await;
-    pair.target.execute(&format!("CREATE DATABASE {DATABASE}")).await;
+    pair.fresh_target().await;
     pair.settle().await;
     let programs = program("pg_dump");
     let clone = format!(
