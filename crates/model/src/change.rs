@@ -5,6 +5,7 @@ use crate::region::Emptied;
 use crate::seam::Xid32;
 use crate::table::{TableId, UnitId};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// One column's value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +34,8 @@ impl Value {
 }
 
 /// One value per column of [`Table::columns`](crate::table::Table::columns), in that order.
-pub type Row = Box<[Value]>;
+/// Shared: the net effect, what is replayed row by row, and verification hold the same rows.
+pub type Row = Arc<[Value]>;
 
 /// What happened to a row, or to all rows of a relation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -40,7 +40,7 @@ impl KeyText {
         for (&column, text) in key.columns.iter().zip(self.0) {
             row[column] = Value::Text(text);
         }
-        row.into_boxed_slice()
+        row.into()
     }
 }
 

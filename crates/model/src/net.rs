@@ -8,6 +8,7 @@ use crate::key::{KeyIncomplete, KeyText, rank};
 use crate::table::{Key, Table};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 /// The net effect on a table, in the order in which it must be written.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -156,7 +157,11 @@ fn rekey(held: &mut HashMap<KeyText, Held>, old: KeyText, new_key: KeyText, new:
 
 /// Writes `new` over `row`, keeping what `new` does not carry.
 fn overlay(row: &mut Row, new: &Row) {
-    for (held, value) in row.iter_mut().zip(new.iter()) {
+    if !new.contains(&Value::Unchanged) {
+        row.clone_from(new);
+        return;
+    }
+    for (held, value) in Arc::make_mut(row).iter_mut().zip(new.iter()) {
         if *value != Value::Unchanged {
             held.clone_from(value);
         }

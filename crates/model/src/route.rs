@@ -2,7 +2,7 @@
 //!
 //! Joins a change with the regions of its unit. Pure; the caller holds the region map's lock.
 
-use crate::change::{Action, Change, Value};
+use crate::change::{Action, Change, Row, Value};
 use crate::key::{KeyIncomplete, KeyText};
 use crate::region::{Emptied, Extent, Place, UnitRegions, Verdict};
 use crate::seam::Xid;
@@ -86,7 +86,7 @@ pub fn keys(key: &Key, change: &Change) -> Result<[Option<KeyText>; 2], KeyIncom
 
 /// The row leaves a region that needs the change for one that does not.
 fn leave(table: &Table, key: &Key, change: &Change, old: Option<KeyText>) -> Change {
-    let old = old.map_or_else(Box::default, |old| old.into_row(key, table.columns.len()));
+    let old = old.map_or_else(Row::default, |old| old.into_row(key, table.columns.len()));
     Change { action: Action::Delete { old }, ..change.clone() }
 }
 

@@ -18,6 +18,7 @@ use segue_postgres::authority::Authority;
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
 use segue_testkit::{Cluster, Options};
+use std::sync::Arc;
 use support::row;
 use tokio_postgres::Client;
 
@@ -356,7 +357,7 @@ async fn rows_without_a_key_are_matched_by_their_whole_image_one_at_a_time() {
     assert_eq!(t.identity, Identity::WholeRow);
     let padded = |text: &str| -> Row {
         let mut r = row(text);
-        r[3] = Value::Text("ab  ".into());
+        Arc::make_mut(&mut r)[3] = Value::Text("ab  ".into());
         r
     };
     let net = Net {
@@ -458,7 +459,7 @@ async fn very_large_values_travel_alone() {
     let large: bytes::Bytes = "\\\"".repeat(100 << 20).into();
     let rows = (0..6).map(|i| {
         let text = if i < 2 { large.clone() } else { large.slice(..3 << 20) };
-        vec![support::value(&i.to_string()), Value::Text(text)].into_boxed_slice()
+        Row::from([support::value(&i.to_string()), Value::Text(text)])
     });
     target.net(&t, Net { inserts: rows.collect(), ..Net::default() }).await.unwrap();
     let sizes =

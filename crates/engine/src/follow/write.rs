@@ -10,13 +10,13 @@ use crate::progress::{Applied, Progress, now_us};
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
 use crate::verify::passage::Unseen;
-use segue_model::change::Change;
 use segue_model::position::Position;
 use segue_model::table::{Table, TableId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// Nobody hears of a batch for at most about this long and a batch after its commit: a crash of the target costs that much
 /// work again, and the source keeps that much more log.
@@ -169,32 +169,60 @@ impl<A: Applier> Writer<A> {
     ) -> Result<(u64, Durability), ApplyError> {
         self.applier.begin().await?;
         killpoint::pass("batch.begun");
-        let Ready { batch, steps } = ready;
-        let changes = match &mut batch.spilled {
+        let Ready { batch, steps: set_wise } = ready;
+        let changes = match batch.spilled.take() {
             None => {
                 match manner {
-                    Manner::SetWise => self.apply(steps).await?,
-                    Manner::RowByRow => self.apply_changes(&batch.changes, manner).await?,
+                    Manner::SetWise => self.apply(set_wise).await?,
+                    Manner::RowByRow => {
+                        self.apply(&steps::<A>(&self.tables, &batch.changes, manner)?).await?;
+                    }
                 }
                 batch.changes.len() as u64
             }
-            Some(spilled) => self.spilled(spilled, manner).await?,
+            Some(spilled) => {
+                let changes = spilled.count();
+                self.spilled(spilled, &mut batch.spilled, manner).await?;
+                changes
+            }
         };
         let durability = queue.durability(batch, self.throttle.limits().paused.is_some());
         self.applier.commit(self.position, &batch.checkpoint, durability).await?;
         Ok((changes, durability))
     }
 
-    async fn apply_changes(&mut self, changes: &[Change], manner: Manner) -> Result<(), ApplyError> {
-        self.apply(&steps::<A>(&self.tables, changes, manner)?).await
+    /// Writes piece after piece, and leaves the transaction in `left`, to be written again if it has to be. While the server works
+    /// at a piece the next one is read and prepared.
+    async fn spilled(
+        &mut self,
+        spilled: Changes,
+        left: &mut Option<Changes>,
+        manner: Manner,
+    ) -> Result<(), ApplyError> {
+        let pieces = spilled.pieces();
+        let mut ahead = self.prepare(spilled, 0, manner);
+        for next in 1..=pieces {
+            let (spilled, steps) = prepared(ahead).await?;
+            if next == pieces {
+                *left = Some(spilled);
+                return self.apply(&steps).await;
+            }
+            ahead = self.prepare(spilled, next, manner);
+            if let Err(why) = self.apply(&steps).await {
+                *left = Some(prepared(ahead).await?.0);
+                return Err(why);
+            }
+        }
+        Ok(())
     }
 
-    async fn spilled(&mut self, changes: &mut Changes, manner: Manner) -> Result<u64, ApplyError> {
-        for index in 0..changes.pieces() {
-            let piece = changes.piece(index)?;
-            self.apply_changes(&piece, manner).await?;
-        }
-        Ok(changes.count())
+    /// Reads a piece of a transaction and makes its steps, beside everything else.
+    fn prepare(&self, mut spilled: Changes, piece: usize, manner: Manner) -> Preparing<A::Encoded> {
+        let tables = self.tables.clone();
+        tokio::task::spawn_blocking(move || {
+            let changes = spilled.piece(piece)?;
+            Ok((spilled, steps::<A>(&tables, &changes, manner)?))
+        })
     }
 
     async fn apply(&mut self, steps: &[Step<A::Encoded>]) -> Result<(), ApplyError> {
@@ -208,6 +236,15 @@ impl<A: Applier> Writer<A> {
         }
         Ok(())
     }
+}
+
+/// A piece of a transaction that is larger than memory, on its way to be written; with the transaction.
+type Preparing<E> = JoinHandle<Outcome<(Changes, Vec<Step<E>>)>>;
+
+async fn prepared<E>(piece: Preparing<E>) -> Outcome<(Changes, Vec<Step<E>>)> {
+    let ended =
+        |e| Fault::bug("SEGUE-TASK", format!("preparing a large transaction ended unexpectedly: {e}"));
+    piece.await.map_err(ended)?
 }
 
 fn row_fault(mismatch: Mismatch) -> Fault {

@@ -278,5 +278,5 @@ fn row(r: &mut Reader, carries: Carries) -> Result<Row, DecodeError> {
             kind => return Err(r.unknown("value", kind)),
         });
     }
-    Ok(values.into_boxed_slice())
+    Ok(values.into())
 }

@@ -197,7 +197,7 @@ fn row_of(unchanged: bool) -> impl Strategy<Value = Row> {
             _ => Value::Text(text.into()),
         },
     );
-    proptest::collection::vec(value, 0..6).prop_map(Vec::into_boxed_slice)
+    proptest::collection::vec(value, 0..6).prop_map(Row::from)
 }
 fn old_row() -> impl Strategy<Value = Old> {
     (any::<bool>(), row_of(false)).prop_map(|(full, row)| if full { Old::Full(row) } else { Old::Key(row) })

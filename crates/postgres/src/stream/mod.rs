@@ -364,7 +364,10 @@ fn old_row(shape: &Shape, old: Old) -> Outcome<(Row, bool)> {
 
 /// What an update did not touch is in the whole old image; a large value that is part of the key is in the old key.
 fn fill(new: &mut Row, old: &Row) {
-    for (new, old) in new.iter_mut().zip(old.iter()) {
+    if !new.contains(&Value::Unchanged) {
+        return;
+    }
+    for (new, old) in Arc::make_mut(new).iter_mut().zip(old.iter()) {
         if *new == Value::Unchanged && old.text().is_some() {
             new.clone_from(old);
         }

@@ -7,7 +7,7 @@ use super::note::{Left, Note};
 use crate::pgoutput::{Relation, RelationOid, ReplicaIdentity};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::change::{Action, Change, Leaf, Row, Value};
+use segue_model::change::{Action, Change, Leaf, Row};
 use segue_model::key::KeyText;
 use segue_model::region::Extent;
 use segue_model::table::{Table, TableId, UnitId};
@@ -81,7 +81,7 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Puts a row of the stream in the order of the table's columns.
-    pub(super) fn arrange(&self, mut row: Row) -> Outcome<Row> {
+    pub(super) fn arrange(&self, row: Row) -> Outcome<Row> {
         if row.len() != self.width {
             return Err(Fault::bug(
                 "SEGUE-PGOUTPUT",
@@ -91,7 +91,7 @@ impl Shape {
         if self.straight {
             return Ok(row);
         }
-        Ok(self.place.iter().map(|&i| std::mem::replace(&mut row[i], Value::Null)).collect())
+        Ok(self.place.iter().map(|&i| row[i].clone()).collect())
     }
 
     pub(super) fn identity_changed(&self, what: &str) -> Fault {

@@ -239,7 +239,7 @@ async fn counts_are_settled_only_while_nothing_changes() {
 
 fn touch(key: i64) -> Change {
     let text = |text: String| Value::Text(text.into());
-    let new = Box::new([text(key.to_string()), text("x".into())]);
+    let new = [text(key.to_string()), text("x".into())].into();
     Change { table: TableId(7), unit: UnitId(7), action: Action::Insert { new } }
 }
 

@@ -350,7 +350,7 @@ impl Comparable for Side {
                     Item::Key(key) => all.get_key_value(&number(key))?,
                     Item::Image(hash) => all.iter().find(|(_, s)| hash_of(&s.value, None) == *hash)?,
                 };
-                let row: Row = Box::new([text(&key.to_string()), text(&stored.value)]);
+                let row: Row = Arc::new([text(&key.to_string()), text(&stored.value)]);
                 Some(FullRow { row, version: read_item(item, all, broken).version })
             };
             items.iter().map(full).collect()
