@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// That of `segue`: the proxies that are measured are this program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "usage:
   cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
   cargo xtask bench [copy|drain|latency|digest|switch|router|plan|throttle|all] [--rounds N] [--scale F]
-                             measure beside the peers; the whole size goes to docs/benchmarks.md";
+                             measure beside the peers; the whole size goes to docs/benchmarks.md
+  cargo xtask scale          how long 10 TB under load would take, by what a row costs";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -19,6 +24,10 @@ fn main() -> ExitCode {
             Ok(options) => xtask::bench::run(&options),
             Err(why) => usage(&why),
         },
+        (Some("scale"), []) => {
+            println!("{}", xtask::scale::table());
+            ExitCode::SUCCESS
+        }
         // Started by the benchmark of the router.
         (Some("bench-proxy"), arguments) => xtask::bench::serve_proxy(arguments),
         _ => usage("no such task"),
