@@ -103,6 +103,35 @@ async fn a_transaction_larger_than_memory_arrives_whole_or_not_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_whose_net_effect_is_refused_is_written_change_by_change() {
+    let pair = Pair::start(&["public.t", "public.w"]).await;
+    let more = "limits: { memory_bytes_max: 64MiB }\napply: { batch_bytes_max: 4MiB }\n";
+    let urls = [&pair.source, &pair.target].map(|server| server.url("postgres"));
+    pair.write_spec(&urls[0], &urls[1], &["public.t", "public.w"], more);
+    route::on_both(
+        &pair,
+        "CREATE TABLE t (id int PRIMARY KEY, note text); CREATE TABLE w (id int PRIMARY KEY, code int UNIQUE)",
+    )
+    .await;
+    route::batch(&pair.source, "INSERT INTO w VALUES (1, 1), (2, 2)").await;
+    let run = route::following(&pair).await;
+    // Between many rows two codes change places, by way of a third: as a net effect either row meets the other's code.
+    route::batch(
+        &pair.source,
+        "BEGIN; INSERT INTO t SELECT n, repeat('new ', 100) FROM generate_series(1, 40000) n; \
+         UPDATE w SET code = 3 WHERE id = 1; UPDATE w SET code = 1 WHERE id = 2; UPDATE w SET code = 2 WHERE id = 1; \
+         INSERT INTO t SELECT n, repeat('new ', 100) FROM generate_series(40001, 70000) n; COMMIT",
+    )
+    .await;
+    route::arrives(&pair, &run, &["public"]).await;
+    assert_bounded(&run, "a transaction of 70,000 rows, twice");
+    assert_eq!(pair.target.scalar("SELECT code FROM w WHERE id = 1").await.as_deref(), Some("2"));
+    route::applied(&pair, &run).await;
+    let status: serde_json::Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+    assert_eq!(status["progress"]["replays"], 1, "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_a_transaction_kept_arrives() {
     let source = Options::default().with("max_prepared_transactions", "5");
     let pair = Pair::with(source, Options::default(), &["public.t"]).await;
