@@ -16,6 +16,7 @@ use segue_model::table::{Table, TableId, UnitId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 /// A result whose error is a [`Fault`].
 pub type Outcome<T> = Result<T, Fault>;
@@ -204,6 +205,9 @@ pub trait Target: Send + Sync + 'static {
     fn writer(&self) -> impl Future<Output = Outcome<Self::Writer>> + Send;
     /// Opens the session that applies the stream.
     fn applier(&self) -> impl Future<Output = Outcome<Self::Applier>> + Send;
+    /// The rows that `net` changes will be changed soon: brings them near, beside everything else. A hint: it does not wait, and
+    /// cannot fail.
+    fn warm(&self, _table: &Arc<Table>, _net: &<Self::Applier as Applier>::Encoded) {}
     /// What is stored about this stream. It is durable, also what an earlier process committed without waiting for it.
     fn stored(&self) -> impl Future<Output = Outcome<Stored>> + Send;
     /// The number of the region stored last; numbers ascend.

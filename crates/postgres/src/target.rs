@@ -1,6 +1,6 @@
 //! The target side of a PostgreSQL migration: sessions and statements behind the engine's [`Target`] port.
 
-use crate::apply::PgApplier;
+use crate::apply::{Ahead, PgApplier, Pieces};
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::copy::{PgWriter, UnitConditions};
@@ -11,9 +11,9 @@ use segue_engine::ports::{Checkpoint, Outcome, Part, Stored, StoredRegion, Targe
 use segue_model::position::Position;
 use segue_model::region::CopiedRegion;
 use segue_model::seam::Xid;
-use segue_model::table::UnitId;
+use segue_model::table::{Table, UnitId};
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -23,12 +23,14 @@ pub struct PgTarget {
     authority: Authority,
     /// Of the leaves that came late.
     conditions: UnitConditions,
+    ahead: Ahead,
 }
 
 impl PgTarget {
     /// The target behind `endpoint`, written with `authority`.
     pub fn new(endpoint: Endpoint, authority: Authority) -> PgTarget {
-        PgTarget { endpoint, authority, conditions: UnitConditions::default() }
+        let ahead = Ahead::new(endpoint.clone());
+        PgTarget { endpoint, authority, conditions: UnitConditions::default(), ahead }
     }
 
     async fn session(&self) -> Outcome<Client> {
@@ -88,6 +90,10 @@ impl Target for PgTarget {
 
     async fn applier(&self) -> Outcome<PgApplier> {
         PgApplier::open(&self.endpoint, self.authority.clone()).await
+    }
+
+    fn warm(&self, table: &Arc<Table>, net: &Pieces) {
+        self.ahead.offer(table, net);
     }
 
     async fn stored(&self) -> Outcome<Stored> {

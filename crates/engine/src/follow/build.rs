@@ -6,7 +6,7 @@
 use super::arrive::{Arrived, Transaction};
 use super::repair::RepairRequest;
 use super::spool::Changes;
-use super::steps::{Manner, Step, steps};
+use super::steps::{Manner, Step, steps, warm};
 use crate::admission::{Admissions, Judgement};
 use crate::backfill::{self, Work, copy_region};
 use crate::fault::Fault;
@@ -205,6 +205,7 @@ impl<S: Source, T: Target> Builder<S, T> {
         self.strays_told().await;
         full.checkpoint.skipped = self.regions().skipped();
         let steps = steps::<T::Applier>(&self.tables, &full.changes, Manner::SetWise)?;
+        warm(&*self.shared.target, &self.tables, &steps);
         self.out.send(Ready { batch: full, steps }).await.map_err(|_| gone())
     }
 

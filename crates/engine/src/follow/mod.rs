@@ -63,6 +63,7 @@ pub async fn run<S: Source, T: Target>(
     let spill_bytes = limits.memory_bytes_max / 4;
     let writer = Writer {
         applier,
+        target: shared.target.clone(),
         tables: Arc::new(tables.clone()),
         progress: shared.progress.clone(),
         acknowledger,

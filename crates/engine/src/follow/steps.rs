@@ -1,7 +1,7 @@
 //! What a batch writes, step by step: computed beside the writer, so that the next batch is ready when one is written.
 
 use crate::fault::Fault;
-use crate::ports::{Applier, Outcome};
+use crate::ports::{Applier, Outcome, Target};
 use segue_model::change::{Action, Change};
 use segue_model::net::collapse;
 use segue_model::table::{Table, TableId};
@@ -48,6 +48,21 @@ pub fn steps<A: Applier>(
         steps.push(step::<A>(tables, table, &changes, manner)?);
     }
     Ok(steps)
+}
+
+/// Has the rows brought near that the steps will change.
+pub fn warm<T: Target>(
+    target: &T,
+    tables: &BTreeMap<TableId, Arc<Table>>,
+    steps: &[Step<<T::Applier as Applier>::Encoded>],
+) {
+    for step in steps {
+        if let Step::Net(table, net) = step
+            && let Some(table) = tables.get(table)
+        {
+            target.warm(table, net);
+        }
+    }
 }
 
 fn step<A: Applier>(

@@ -2,10 +2,10 @@
 
 use super::build::{Batch, Ready};
 use super::spool::Changes;
-use super::steps::{Manner, Step, steps};
+use super::steps::{Manner, Step, steps, warm};
 use crate::fault::Fault;
 use crate::killpoint;
-use crate::ports::{Acknowledger, Applier, ApplyError, Durability, Mismatch, Outcome};
+use crate::ports::{Acknowledger, Applier, ApplyError, Durability, Mismatch, Outcome, Target};
 use crate::progress::{Applied, Progress, now_us};
 use crate::throttle::Throttle;
 use crate::verify::live::LiveQueue;
@@ -24,10 +24,14 @@ const UNREPORTED_MAX: Duration = Duration::from_secs(1);
 /// A batch whose newest transaction is older than this is part of a backlog: that it is reported later does not count.
 const BEHIND_MIN_US: u64 = 1_000_000;
 
+type Encoded<T> = <<T as Target>::Applier as Applier>::Encoded;
+
 /// Writes batches and acknowledges them.
-pub struct Writer<A> {
+pub struct Writer<T: Target> {
     /// The session.
-    pub applier: A,
+    pub applier: T::Applier,
+    /// Where the rows of a large transaction are brought near.
+    pub target: Arc<T>,
     /// All tables, those of every step among them.
     pub tables: Arc<BTreeMap<TableId, Arc<Table>>>,
     /// Counters.
@@ -89,12 +93,12 @@ impl<E> Queue<E> {
     }
 }
 
-impl<A: Applier> Writer<A> {
+impl<T: Target> Writer<T> {
     /// Writes every batch that comes, until the channel closes.
     ///
     /// Under a backlog a commit is not waited for: the commit of the next batch, or of one soon after, makes both durable.
     /// The source, and everybody else, hears of a batch only then.
-    pub async fn run(mut self, batches: mpsc::Receiver<Ready<A::Encoded>>) -> Outcome<()> {
+    pub async fn run(mut self, batches: mpsc::Receiver<Ready<Encoded<T>>>) -> Outcome<()> {
         let mut queue = Queue { batches, at_hand: None, unreported: Unreported::default() };
         while let Some(mut ready) = queue.next().await {
             if ready.batch.checkpoint.position <= self.position {
@@ -142,8 +146,8 @@ impl<A: Applier> Writer<A> {
     /// Writes one batch; returns how many changes it held, and whether it is durable.
     async fn write(
         &mut self,
-        ready: &mut Ready<A::Encoded>,
-        queue: &mut Queue<A::Encoded>,
+        ready: &mut Ready<Encoded<T>>,
+        queue: &mut Queue<Encoded<T>>,
     ) -> Outcome<(u64, Durability)> {
         let first = self.attempt(ready, queue, Manner::SetWise).await;
         let second = match first {
@@ -163,8 +167,8 @@ impl<A: Applier> Writer<A> {
 
     async fn attempt(
         &mut self,
-        ready: &mut Ready<A::Encoded>,
-        queue: &mut Queue<A::Encoded>,
+        ready: &mut Ready<Encoded<T>>,
+        queue: &mut Queue<Encoded<T>>,
         manner: Manner,
     ) -> Result<(u64, Durability), ApplyError> {
         self.applier.begin().await?;
@@ -175,7 +179,7 @@ impl<A: Applier> Writer<A> {
                 match manner {
                     Manner::SetWise => self.apply(set_wise).await?,
                     Manner::RowByRow => {
-                        self.apply(&steps::<A>(&self.tables, &batch.changes, manner)?).await?;
+                        self.apply(&steps::<T::Applier>(&self.tables, &batch.changes, manner)?).await?;
                     }
                 }
                 batch.changes.len() as u64
@@ -217,15 +221,16 @@ impl<A: Applier> Writer<A> {
     }
 
     /// Reads a piece of a transaction and makes its steps, beside everything else.
-    fn prepare(&self, mut spilled: Changes, piece: usize, manner: Manner) -> Preparing<A::Encoded> {
-        let tables = self.tables.clone();
+    fn prepare(&self, mut spilled: Changes, piece: usize, manner: Manner) -> Preparing<Encoded<T>> {
+        let (tables, target) = (self.tables.clone(), self.target.clone());
         tokio::task::spawn_blocking(move || {
-            let changes = spilled.piece(piece)?;
-            Ok((spilled, steps::<A>(&tables, &changes, manner)?))
+            let steps = steps::<T::Applier>(&tables, &spilled.piece(piece)?, manner)?;
+            warm(&*target, &tables, &steps);
+            Ok((spilled, steps))
         })
     }
 
-    async fn apply(&mut self, steps: &[Step<A::Encoded>]) -> Result<(), ApplyError> {
+    async fn apply(&mut self, steps: &[Step<Encoded<T>>]) -> Result<(), ApplyError> {
         for step in steps {
             match step {
                 Step::Net(table, net) => self.applier.net(&self.tables[table], net).await?,

@@ -3,6 +3,8 @@
 //! Owns what the rows must be before and after: every statement's row count is checked, and what does not fit is a
 //! [`Mismatch`], never a shrug. It knows nothing of regions or of where the changes come from.
 
+mod ahead;
+mod facts;
 mod net;
 mod order;
 mod pieces;
@@ -13,6 +15,8 @@ mod value;
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+pub use ahead::Ahead;
+use facts::Facts;
 use net::Held;
 pub use pieces::Pieces;
 use segue_engine::fault::{Fault, Recovery};
@@ -24,7 +28,6 @@ use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::table::Table;
 use session::{Refused, Request, Session};
-use sql::Facts;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_postgres::error::{Severity, SqlState};
@@ -95,29 +98,11 @@ impl PgApplier {
 
     /// What must be known of the target table beyond its plan.
     async fn facts(&mut self, table: &Table) -> Outcome<Arc<Facts>> {
-        let name = qualified(table);
-        let key_columns = table.key().map_or(&[][..], |key| &key.columns);
-        let columns: Vec<String> = key_columns.iter().map(|&i| table.columns[i].target.clone()).collect();
-        let entry = (name, columns);
+        let entry = (qualified(table), facts::key_columns(table));
         if let Some(known) = self.facts.get(&entry) {
             return Ok(known.clone());
         }
-        let (name, columns) = &entry;
-        let during = |e| fault_of(&e).during(format_args!("looking up {} and its key", table.target));
-        let client = &self.session.client;
-        let statement = client.prepare(sql::KEY_SCHEMAS).await.map_err(during)?;
-        let array = Param::many(&columns.iter().map(|c| text_value(c)).collect::<Vec<_>>());
-        let rows = client.query(&statement, &[&Param::text(name), &array]).await.map_err(during)?;
-        let key_schemas: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        if key_schemas.len() != columns.len() {
-            return Err(Fault::operator(
-                "SEGUE-SCHEMA-CHANGED",
-                format!("{}: the key columns are not as they were planned", table.target),
-                "put them back, or plan the table again",
-            ));
-        }
-        let partitioned = client.query_one(sql::PARTITIONED, &[name]).await.map_err(during)?.get(0);
-        let facts = Arc::new(Facts { key_schemas, partitioned });
+        let facts = Arc::new(facts::look_up(&self.session.client, table).await?);
         self.facts.insert(entry, facts.clone());
         Ok(facts)
     }
@@ -220,10 +205,6 @@ fn refused_rows(error: &tokio_postgres::Error) -> Option<String> {
 /// The target table's name, ready to be put into a statement.
 fn qualified(table: &Table) -> String {
     format!("{}.{}", quote_ident(&table.target.schema), quote_ident(&table.target.name))
-}
-
-fn text_value(text: &str) -> segue_model::change::Value {
-    segue_model::change::Value::Text(text.to_owned().into())
 }
 
 impl Applier for PgApplier {

@@ -2,6 +2,7 @@
 //!
 //! The target table is always `t`, parameters that hold many rows are always `s` with columns `c0`, `c1`, …
 
+use super::facts::Facts;
 use super::qualified;
 use segue_model::sqltext::quote_ident;
 use segue_model::table::{ArrayForm, Column, Key, Table};
@@ -14,15 +15,6 @@ pub(super) struct Target<'a> {
     pub(super) facts: &'a Facts,
     /// Parameters of statements for one row may lie in [`LARGE`] instead.
     pub(super) staged: bool,
-}
-
-/// What the applier looks up of a target table.
-#[derive(Clone, Debug)]
-pub(super) struct Facts {
-    /// For each key column, the schema (quoted) of the operators its type is ordered and compared by.
-    pub(super) key_schemas: Vec<String>,
-    /// Its rows are in its partitions.
-    pub(super) partitioned: bool,
 }
 
 /// Where large values lie while their row is written: `v` is the parameter `$no`, which is NULL then.
@@ -211,6 +203,12 @@ impl Target<'_> {
         )
     }
 
+    /// How many rows with the given keys there are: it reads every one of them.
+    pub(super) fn count_many(&self, key: &Key) -> String {
+        let is = self.key_is(key, |i, n| self.many_value(i, n));
+        format!("SELECT count(*) FROM {} JOIN {} AS t ON {is}", self.many(&key.columns, 1), self.relation())
+    }
+
     /// Moves a row by removing and inserting it, where an identity column that cannot be updated must change.
     /// Parameters: the old key, then the columns of `set`; the others stay as they are.
     pub(super) fn move_one(&self, key: &Key, set: &[usize]) -> String {
@@ -282,20 +280,3 @@ impl Target<'_> {
         self.key_is(key, |i, n| self.param(i, first + n))
     }
 }
-
-/// Whether a table is partitioned; `$1` is its name.
-pub(super) const PARTITIONED: &str = "SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass";
-
-/// The schema of the ordering operators of each key column's type; `$1` is the table, `$2` the columns.
-pub(super) const KEY_SCHEMAS: &str = "\
-    WITH RECURSIVE base(n, oid) AS (
-        SELECT k.n, a.atttypid FROM unnest($2::text[]) WITH ORDINALITY AS k(name, n)
-          JOIN pg_attribute a ON a.attrelid = $1::text::regclass AND a.attname = k.name
-        UNION ALL
-        SELECT b.n, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
-    SELECT coalesce((SELECT quote_ident(ns.nspname) FROM pg_opclass c JOIN pg_am am ON am.oid = c.opcmethod AND am.amname = 'btree'
-                       JOIN pg_amop o ON o.amopfamily = c.opcfamily AND o.amoplefttype = t.oid AND o.amoprighttype = t.oid
-                        AND o.amopstrategy = 3
-                       JOIN pg_operator op ON op.oid = o.amopopr JOIN pg_namespace ns ON ns.oid = op.oprnamespace
-                      WHERE c.opcdefault AND c.opcintype = t.oid LIMIT 1), 'pg_catalog')
-      FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype <> 'd' ORDER BY b.n";

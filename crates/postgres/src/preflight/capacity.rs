@@ -134,8 +134,9 @@ pub(super) async fn kept_log(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     Ok(found)
 }
 
-/// Sessions of Segue's on one side beside its copy workers: streams, appliers, watchers, control.
-const OWN_SESSIONS: u64 = 12;
+/// Sessions of Segue's on one side beside its copy workers: streams, appliers and what reads ahead of them, watchers,
+/// control.
+const OWN_SESSIONS: u64 = 13;
 
 /// How many sessions one side takes.
 struct Pool {
