@@ -1,6 +1,6 @@
 //! The target side of a PostgreSQL migration: sessions and statements behind the engine's [`Target`] port.
 
-use crate::apply::{Ahead, PgApplier, Pieces};
+use crate::apply::{Ahead, PgApplier, Pieces, ROW_SLOW};
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::copy::{PgWriter, UnitConditions};
@@ -29,7 +29,7 @@ pub struct PgTarget {
 impl PgTarget {
     /// The target behind `endpoint`, written with `authority`.
     pub fn new(endpoint: Endpoint, authority: Authority) -> PgTarget {
-        let ahead = Ahead::new(endpoint.clone());
+        let ahead = Ahead::new(endpoint.clone(), ROW_SLOW);
         PgTarget { endpoint, authority, conditions: UnitConditions::default(), ahead }
     }
 

@@ -10,7 +10,6 @@ use super::sql::Target;
 use super::value::Param;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::table::Table;
 use std::collections::HashMap;
@@ -23,65 +22,68 @@ use tokio_postgres::{Client, Statement};
 const ROWS_MIN: u64 = 200;
 /// Statements that wait. Of more, the last would be read when they have long been applied.
 const WAITING_MAX: usize = 32;
-/// How long it is believed whether a table is large, and how long a server that refuses is left alone.
+/// How long it is believed how fast a table is read, and how long a server that refuses is left alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// A row that takes longer is not in the memory of the server or its system: there 10 µs are many, and a fast disk takes 70.
+pub const ROW_SLOW: Duration = Duration::from_micros(30);
 
-/// * plans: as in the session that applies; a row is read, not only found in the index;
+/// * plans: rows are found by key and read page by page, with pages asked for ahead of their turn;
 /// * nobody is kept waiting, and what waits for somebody is given up.
 const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '5s'; SET lock_timeout = '200ms'; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET max_parallel_workers_per_gather = 0; SET enable_seqscan = off; \
-    SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off";
-
-/// Whether a table and its indexes are large beside what the server keeps in its own memory; `$1` is its name.
-const IS_LARGE: &str = "\
-    SELECT coalesce((SELECT sum(pg_relation_size(relid) + pg_indexes_size(relid)) FROM pg_partition_tree($1::text::regclass) WHERE isleaf),
-                    pg_relation_size($1::text::regclass) + pg_indexes_size($1::text::regclass))
-           > pg_size_bytes(current_setting('shared_buffers')) / 2";
+    SET enable_indexscan = off; SET enable_indexonlyscan = off";
+/// Pages that are asked for ahead of their turn: none, to learn how long one takes, and many.
+const AHEAD: [&str; 2] = ["SET effective_io_concurrency = 0", "SET effective_io_concurrency = 64"];
 
 /// The session that reads ahead; there is none until it is needed.
 pub struct Ahead {
     endpoint: Endpoint,
+    row_slow: Duration,
     queue: OnceLock<mpsc::Sender<Wanted>>,
 }
 
 /// Rows that will be changed.
 struct Wanted {
     table: Arc<Table>,
-    /// An array of each key column's values.
-    keys: Vec<Param>,
+    /// An array of their keys.
+    keys: Param,
+    rows: u64,
 }
 
 impl Ahead {
-    /// Reads on the server behind `endpoint`.
-    pub fn new(endpoint: Endpoint) -> Ahead {
-        Ahead { endpoint, queue: OnceLock::new() }
+    /// Reads on the server behind `endpoint` where rows take longer than `row_slow` each.
+    pub fn new(endpoint: Endpoint, row_slow: Duration) -> Ahead {
+        Ahead { endpoint, row_slow, queue: OnceLock::new() }
     }
 
     /// Has the rows read that `net` changes or removes, if they are many and nothing is in the way. Returns at once.
     pub fn offer(&self, table: &Arc<Table>, net: &Pieces) {
-        let Some(key) = table.key() else { return };
+        // Of a key of several columns no list can be given to an index.
+        if table.key().is_none_or(|key| key.columns.len() != 1) {
+            return;
+        }
         for piece in &net.0 {
             let is_found_by_key = matches!(piece.work, Work::Delete | Work::Update(_));
             if !is_found_by_key || !piece.many || piece.rows < ROWS_MIN {
                 continue;
             }
-            let keys = piece.params.iter().take(key.columns.len()).cloned().collect();
+            let Some(keys) = piece.params.first().cloned() else { continue };
             // Full: it is behind, and what comes now would be read too late.
-            let _ = self.queue().try_send(Wanted { table: table.clone(), keys });
+            let _ = self.queue().try_send(Wanted { table: table.clone(), keys, rows: piece.rows });
         }
     }
 
     fn queue(&self) -> &mpsc::Sender<Wanted> {
         self.queue.get_or_init(|| {
             let (queue, wanted) = mpsc::channel(WAITING_MAX);
-            tokio::spawn(read_all(self.endpoint.clone(), wanted));
+            tokio::spawn(read_all(self.endpoint.clone(), self.row_slow, wanted));
             queue
         })
     }
 }
 
 /// Reads until nobody asks any more.
-async fn read_all(endpoint: Endpoint, mut wanted: mpsc::Receiver<Wanted>) {
+async fn read_all(endpoint: Endpoint, row_slow: Duration, mut wanted: mpsc::Receiver<Wanted>) {
     let (mut session, mut refused): (Option<Session>, Option<Instant>) = (None, None);
     while let Some(next) = wanted.recv().await {
         if refused.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
@@ -93,7 +95,7 @@ async fn read_all(endpoint: Endpoint, mut wanted: mpsc::Receiver<Wanted>) {
                 Some(open) => open,
                 None => Session::open(&endpoint).await?,
             };
-            session.insert(open).read(&next).await
+            session.insert(open).read(&next, row_slow).await
         };
         if let Err(fault) = read.await {
             tracing::debug!("rows are not read before they are changed, for a while: {fault}");
@@ -104,8 +106,17 @@ async fn read_all(endpoint: Endpoint, mut wanted: mpsc::Receiver<Wanted>) {
 
 struct Session {
     client: Client,
-    /// By name and key columns: the statement, if the table is large, and when that was looked at.
-    tables: HashMap<(String, Vec<String>), (Option<Statement>, Instant)>,
+    /// By name and key columns.
+    tables: HashMap<(String, Vec<String>), Known>,
+}
+
+/// What is known of a table.
+struct Known {
+    /// Reads rows of it; there is none for a key whose lists cannot be written.
+    statement: Option<Statement>,
+    /// Its rows come from a disk.
+    is_slow: bool,
+    looked: Instant,
 }
 
 impl Session {
@@ -115,34 +126,45 @@ impl Session {
         Ok(Session { client, tables: HashMap::new() })
     }
 
-    async fn read(&mut self, wanted: &Wanted) -> Outcome<()> {
+    /// Reads rows if those of their table come from a disk. Whether they do is told by reading some, once in a while: what is in
+    /// memory is read in no time by who changes it, and to read it twice is work for nothing.
+    async fn read(&mut self, wanted: &Wanted, row_slow: Duration) -> Outcome<()> {
         let table = &wanted.table;
         let name = (super::qualified(table), facts::key_columns(table));
-        let known = self.tables.get(&name).filter(|(_, looked)| looked.elapsed() < LOOK_AGAIN);
-        let statement = match known {
-            Some((statement, _)) => statement.clone(),
+        match self.tables.get(&name).filter(|known| known.looked.elapsed() < LOOK_AGAIN) {
+            Some(Known { statement: Some(statement), is_slow: true, .. }) => {
+                self.time(statement, wanted, AHEAD[1]).await.map(drop)
+            }
+            Some(_) => Ok(()),
             None => {
                 let statement = self.statement(table).await?;
-                self.tables.insert(name, (statement.clone(), Instant::now()));
-                statement
+                let is_slow = match &statement {
+                    Some(statement) => self.time(statement, wanted, AHEAD[0]).await? > row_slow,
+                    None => false,
+                };
+                self.tables.insert(name, Known { statement, is_slow, looked: Instant::now() });
+                Ok(())
             }
-        };
-        let Some(statement) = statement else { return Ok(()) };
-        let read = self.client.execute_raw(&statement, &wanted.keys).await;
-        read.map(drop).map_err(|e| fault_of(&e).during(format_args!("reading rows of {}", table.target)))
+        }
     }
 
-    /// What reads rows of a table; none if it is small: it is in memory, and reading it twice is work for nothing.
+    /// How long the server takes to read a row.
+    async fn time(&self, statement: &Statement, wanted: &Wanted, ahead: &str) -> Outcome<Duration> {
+        let during = |e| fault_of(&e).during(format_args!("reading rows of {}", wanted.table.target));
+        let began = Instant::now();
+        self.client.batch_execute(ahead).await.map_err(during)?;
+        let way = began.elapsed();
+        self.client.query_one(statement, &[&wanted.keys]).await.map_err(during)?;
+        let rows = u32::try_from(wanted.rows).unwrap_or(u32::MAX).max(1);
+        Ok(began.elapsed().saturating_sub(2 * way) / rows)
+    }
+
     async fn statement(&self, table: &Table) -> Outcome<Option<Statement>> {
-        let during = |e: tokio_postgres::Error| fault_of(&e).during("looking how large a table is");
-        let is_large = self.client.query_one(IS_LARGE, &[&super::qualified(table)]).await.map_err(during)?;
-        if !is_large.get::<_, bool>(0) {
-            return Ok(None);
-        }
-        let without = || Fault::bug("SEGUE-AHEAD", "a table without a key is read by its key");
-        let key = table.key().ok_or_else(without)?;
         let facts = facts::look_up(&self.client, table).await?;
-        let sql = Target { table, facts: &facts, staged: false }.count_many(key);
-        self.client.prepare(&sql).await.map(Some).map_err(|e| fault_of(&e))
+        let target = Target { table, facts: &facts, staged: false };
+        match table.key().and_then(|key| target.read_listed(key)) {
+            Some(sql) => self.client.prepare(&sql).await.map(Some).map_err(|e| fault_of(&e)),
+            None => Ok(None),
+        }
     }
 }

@@ -15,7 +15,7 @@ mod value;
 use crate::authority::Authority;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
-pub use ahead::Ahead;
+pub use ahead::{Ahead, ROW_SLOW};
 use facts::Facts;
 use net::Held;
 pub use pieces::Pieces;
