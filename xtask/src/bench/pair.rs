@@ -74,13 +74,18 @@ impl Pair {
         let text = format!(
             "migration: bench\nprofile: {profile}\nsource: {{ postgres: \"{source}\" }}\ntarget: {{ postgres: \"{target}\" }}\ntables:\n{tables}{more}"
         );
-        must(std::fs::write(self.dir.join("segue.yaml"), text), "write the spec");
+        must(std::fs::write(self.spec(), text), "write the spec");
+    }
+
+    /// The spec's file.
+    pub(super) fn spec(&self) -> PathBuf {
+        self.dir.join("segue.yaml")
     }
 
     /// Starts `segue`, and watches how much memory it takes.
     pub(super) fn segue(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(segue_program());
-        command.args(arguments).arg("-f").arg(self.dir.join("segue.yaml"));
+        command.args(arguments).arg("-f").arg(self.spec());
         let process = Process::start(command);
         let (pid, peak) = (process.pid(), self.peak_kib.clone());
         tokio::spawn(async move {
@@ -201,12 +206,19 @@ pub(super) fn must<T, E: std::fmt::Display>(result: Result<T, E>, doing: &str) -
 
 /// Runs a shell command to its end; panics if it fails.
 pub(super) async fn shell(script: &str) {
+    if let Err(why) = said(script).await {
+        panic!("{script}\n{why}");
+    }
+}
+
+/// Runs a shell command to its end; returns what it wrote, or, if it fails, what it wrote of that.
+pub(super) async fn said(script: &str) -> Result<String, String> {
     let mut command = Command::new("bash");
     command.args(["-ec", &format!("set -o pipefail\n{script}")]);
-    let run = move || (command.output(), command);
-    let (output, command) = must(tokio::task::spawn_blocking(run).await, "run a shell");
+    let output = must(tokio::task::spawn_blocking(move || command.output()).await, "run a shell");
     let output = must(output, "run a shell");
-    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// A program of PostgreSQL, quoted for a shell.
