@@ -10,6 +10,7 @@ mod drain;
 mod latency;
 mod measure;
 mod pair;
+mod pgbouncer;
 mod plan;
 mod report;
 mod router;

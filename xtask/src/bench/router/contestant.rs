@@ -1,21 +1,16 @@
 //! The ways to the server: direct, or by way of a process that is started, watched and measured here.
 
 use super::super::measure::{cpu_of, memory_kib};
-use super::super::pair::{DATABASE, must};
+use super::super::pair::must;
+use super::super::pgbouncer::{PgBouncer, Settings};
 use super::proxy::{CLIENTS_MAX, COMPARED, LISTENS, MIRROR, MIRROR_PERCENT, PASSWORD, POOL_SIZE};
 use segue_testkit::Cluster;
 use segue_testkit::kill::Process;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A process that does not listen by then never will.
 const START_MAX: Duration = Duration::from_secs(10);
-/// From here on PgBouncer knows of prepared statements in transaction mode.
-const KNOWS_STATEMENTS: (u32, u32) = (1, 21);
 
 /// Who takes part, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,82 +118,19 @@ async fn own_process(what: &str, server: &Cluster) -> (u16, Option<Process>) {
 }
 
 async fn pgbouncer(mode: Mode, server: &Cluster) -> (u16, Option<Process>) {
-    let home = must(server.socket_dir().metadata(), "look at the server's directory");
-    // Free a moment ago; nobody else is given it so soon.
-    let listener = must(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), "find a port");
-    let port = must(listener.local_addr(), "find a port").port();
-    drop(listener);
-    let dir = server.socket_dir().join(format!("pgbouncer-{port}"));
-    must(std::fs::DirBuilder::new().mode(0o755).create(&dir), "make a directory");
-    let users = dir.join("users.txt");
-    must(std::fs::write(&users, format!("\"postgres\" \"{}\"\n", server.password())), "write the users");
-    let file = dir.join("pgbouncer.ini");
-    must(std::fs::write(&file, configuration(mode, server.port(), port, &users)), "write the configuration");
-    let mut command = Command::new(program());
-    command.arg("--quiet").arg(&file);
-    if must(std::fs::metadata("/proc/self"), "find out who runs this").uid() == 0 {
-        // It refuses to run as root, as the server does.
-        command.uid(home.uid()).gid(home.gid());
-    }
-    let process = Process::start(command);
-    let deadline = Instant::now() + START_MAX;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        let said = process.lines().join("\n");
-        assert!(Instant::now() < deadline && process.status().is_none(), "pgbouncer does not start:\n{said}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let settings = Settings {
+        pool_mode: mode.name(),
+        pool_size: POOL_SIZE,
+        clients_max: CLIENTS_MAX,
+        user: ("postgres", server.password()),
+    };
+    let PgBouncer { port, process, .. } = PgBouncer::start(server, settings).await;
     (port, Some(process))
-}
-
-fn configuration(mode: Mode, server_port: u16, port: u16, users: &Path) -> String {
-    let statements = if knows_statements() { "max_prepared_statements = 200\n" } else { "" };
-    format!(
-        "[databases]\n{DATABASE} = host=127.0.0.1 port={server_port} dbname={DATABASE}\n\n[pgbouncer]\n\
-         listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\n\
-         pool_mode = {}\ndefault_pool_size = {POOL_SIZE}\nmax_client_conn = {CLIENTS_MAX}\n{statements}",
-        users.display(),
-        mode.name(),
-    )
-}
-
-/// Debian keeps it where only root looks.
-fn program() -> PathBuf {
-    let installed = Path::new("/usr/sbin/pgbouncer");
-    if installed.exists() { installed.to_owned() } else { PathBuf::from("pgbouncer") }
-}
-
-/// Its first line of version.
-pub(super) fn version() -> String {
-    let output = Command::new(program()).arg("--version").output();
-    let output = must(output, "run pgbouncer (scripts/setup --bench installs it)");
-    String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
-}
-
-/// Whether prepared statements work in transaction mode.
-pub(super) fn knows_statements() -> bool {
-    is_since(&version(), KNOWS_STATEMENTS)
-}
-
-fn is_since(version: &str, since: (u32, u32)) -> bool {
-    let mut numbers = version.rsplit(' ').next().unwrap_or_default().split('.').map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= since,
-        _ => false,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_version_tells_what_it_can() {
-        assert!(!is_since("PgBouncer 1.18.0", KNOWS_STATEMENTS));
-        assert!(
-            is_since("PgBouncer 1.21.0", KNOWS_STATEMENTS) && is_since("PgBouncer 2.0.0", KNOWS_STATEMENTS)
-        );
-        assert!(!is_since("", KNOWS_STATEMENTS));
-    }
 
     #[test]
     fn everybody_is_where_the_index_says() {

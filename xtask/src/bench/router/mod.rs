@@ -8,6 +8,7 @@ mod proxy;
 use super::Options;
 use super::measure::{median, percentile};
 use super::pair::{self, DATABASE, must, pgbench, shell};
+use super::pgbouncer;
 use super::report::verdict;
 use contestant::{Contestant, Kind, Mode};
 use found::{Found, Taken, verdicts};
@@ -60,9 +61,9 @@ pub(super) async fn measure(options: &Options) -> String {
          the runtime that `segue router` has, on a route that does not change. {}, with {} connections in a pool, as the \
          router has{}. Medians of the rounds, ratios within a round. The machine's load before: \
          {busy}; latencies and rates are worth little where that is not near 0.\n",
-        contestant::version(),
+        pgbouncer::version(),
         proxy::POOL_SIZE,
-        if contestant::knows_statements() {
+        if pgbouncer::knows_statements() {
             ""
         } else {
             "; it knows no prepared statements in transaction mode"
@@ -99,7 +100,7 @@ fn load() -> String {
 
 /// PgBouncer has learnt of prepared statements late.
 fn can_speak(kind: Kind, protocol: &str) -> bool {
-    kind != Kind::PgBouncer(Mode::Transaction) || protocol != "prepared" || contestant::knows_statements()
+    kind != Kind::PgBouncer(Mode::Transaction) || protocol != "prepared" || pgbouncer::knows_statements()
 }
 
 async fn turn_of(contestant: &Contestant, server: &Cluster, protocol: &str, seconds: u64) -> Taken {

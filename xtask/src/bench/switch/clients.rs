@@ -1,15 +1,16 @@
 //! The application: clients that write where the writes are, go to the other side when a fence refuses them, and remember
-//! every write that was acknowledged.
+//! every write that was acknowledged. Behind a router both sides are one address, and it never refuses.
 
-use super::super::pair::{DATABASE, Pair, must};
+use super::super::pair::must;
 use super::schema::{ACCOUNTS_OF_BRANCH, Schema, TELLERS_OF_BRANCH};
-use segue_testkit::{Cluster, cluster};
+use segue_testkit::cluster;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, sleep};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Statement};
 
 /// Clients at once.
@@ -32,12 +33,32 @@ pub(super) struct Ack {
     pub(super) write: i64,
     /// A lone insert, or a transfer.
     pub(super) is_lone: bool,
-    /// Whether the client keeps a session on each side, or gives the one up and connects to the other.
-    pub(super) keeps_sessions: bool,
+    /// Whose it is.
+    pub(super) client: u32,
     /// When its transaction was first begun.
     pub(super) began: Instant,
     /// When it was known to be committed.
     pub(super) at: Instant,
+}
+
+impl Ack {
+    /// Whether the client keeps a session on each side, or gives the one up and connects to the other.
+    pub(super) fn keeps_sessions(&self) -> bool {
+        keeps_sessions(self.client)
+    }
+}
+
+fn keeps_sessions(client: u32) -> bool {
+    client.is_multiple_of(2)
+}
+
+/// How clients send their statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speech {
+    /// Prepared once in each session.
+    Prepared,
+    /// Parsed each time, without a name: what every pooler takes in transaction mode.
+    Unnamed,
 }
 
 /// What the clients have seen.
@@ -56,16 +77,18 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn start(pair: &Pair, schema: &Schema) -> Clients {
+    /// `urls`: where the writes may be taken; the first one is asked first.
+    pub(super) fn start(urls: &[String; 2], schema: &Schema, speech: Speech) -> Clients {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Seen>>::default());
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
             let one = One {
                 number,
-                urls: [&pair.source, &pair.target].map(|server: &Cluster| server.url(DATABASE)),
+                urls: urls.clone(),
                 sessions: [None, None],
                 side: 0,
                 schema: schema.clone(),
+                speech,
                 dice: Dice(u64::from(number) + 1),
                 seen: seen.clone(),
             };
@@ -88,38 +111,67 @@ impl Clients {
     }
 }
 
+/// A statement whose parameters are all numbers.
+enum Sql {
+    Prepared(Statement),
+    Unnamed(String),
+}
+
+impl Sql {
+    async fn ready(client: &Client, speech: Speech, text: &str) -> Result<Sql, Error> {
+        match speech {
+            Speech::Prepared => Ok(Sql::Prepared(client.prepare(text).await?)),
+            Speech::Unnamed => Ok(Sql::Unnamed(text.to_owned())),
+        }
+    }
+
+    async fn run(&self, client: &Client, values: &[i64]) -> Result<(), Error> {
+        let values = values.iter().map(|value| value as &(dyn ToSql + Sync));
+        match self {
+            Sql::Prepared(statement) => client.query(statement, &values.collect::<Vec<_>>()).await.map(drop),
+            Sql::Unnamed(text) => {
+                let typed: Vec<_> = values.map(|value| (value, Type::INT8)).collect();
+                client.query_typed(text, &typed).await.map(drop)
+            }
+        }
+    }
+}
+
+/// What a transfer is made of.
+const TRANSFER: [&str; 5] = [
+    "UPDATE account SET balance = balance + $1 WHERE id = $2",
+    "SELECT balance FROM account WHERE id = $1",
+    "UPDATE teller SET balance = balance + $1 WHERE id = $2",
+    "UPDATE branch SET balance = balance + $1 WHERE id = $2",
+    "INSERT INTO history (write, teller, branch, account, delta) VALUES ($1, $2, $3, $4, $5)",
+];
+
 /// A session with its statements.
 struct Session {
     client: Client,
-    transfer: [Statement; 5],
-    lone: Vec<Statement>,
+    /// As in [`TRANSFER`].
+    transfer: Vec<Sql>,
+    /// One for each table of events.
+    lone: Vec<Sql>,
 }
 
 impl Session {
-    async fn open(url: &str, schema: &Schema) -> Result<Session, Error> {
+    async fn open(url: &str, schema: &Schema, speech: Speech) -> Result<Session, Error> {
         let client = cluster::connect(url).await?;
-        let transfer = [
-            client.prepare("UPDATE account SET balance = balance + $1 WHERE id = $2").await?,
-            client.prepare("SELECT balance FROM account WHERE id = $1").await?,
-            client.prepare("UPDATE teller SET balance = balance + $1 WHERE id = $2").await?,
-            client.prepare("UPDATE branch SET balance = balance + $1 WHERE id = $2").await?,
-            client
-                .prepare(
-                    "INSERT INTO history (write, teller, branch, account, delta) VALUES ($1, $2, $3, $4, $5)",
-                )
-                .await?,
-        ];
-        let mut lone = Vec::new();
+        let (mut transfer, mut lone) = (Vec::new(), Vec::new());
+        for text in TRANSFER {
+            transfer.push(Sql::ready(&client, speech, text).await?);
+        }
         for table in &schema.events {
-            let sql = format!("INSERT INTO {table} (write, note) VALUES ($1, 'an event') RETURNING id");
-            lone.push(client.prepare(&sql).await?);
+            let text = format!("INSERT INTO {table} (write, note) VALUES ($1, 'an event') RETURNING id");
+            lone.push(Sql::ready(&client, speech, &text).await?);
         }
         Ok(Session { client, transfer, lone })
     }
 
     async fn write(&self, order: &Order) -> Result<(), Error> {
         if let Some(table) = order.lone {
-            return self.client.query_one(&self.lone[table], &[&order.write]).await.map(drop);
+            return self.lone[table].run(&self.client, &[order.write]).await;
         }
         let done = self.transfer(order).await;
         if done.is_err() && !self.client.is_closed() {
@@ -129,14 +181,18 @@ impl Session {
     }
 
     async fn transfer(&self, order: &Order) -> Result<(), Error> {
-        let Order { write, account, teller, branch, delta, .. } = order;
-        let [to_account, read, to_teller, to_branch, remember] = &self.transfer;
+        let &Order { write, account, teller, branch, delta, .. } = order;
+        let values: [&[i64]; TRANSFER.len()] = [
+            &[delta, account],
+            &[account],
+            &[delta, teller],
+            &[delta, branch],
+            &[write, teller, branch, account, delta],
+        ];
         self.client.batch_execute("BEGIN").await?;
-        self.client.execute(to_account, &[delta, account]).await?;
-        self.client.query_one(read, &[account]).await?;
-        self.client.execute(to_teller, &[delta, teller]).await?;
-        self.client.execute(to_branch, &[delta, branch]).await?;
-        self.client.execute(remember, &[write, teller, branch, account, delta]).await?;
+        for (sql, values) in self.transfer.iter().zip(values) {
+            sql.run(&self.client, values).await?;
+        }
         self.client.batch_execute("COMMIT").await
     }
 }
@@ -160,15 +216,12 @@ struct One {
     /// Where the last write was taken.
     side: usize,
     schema: Schema,
+    speech: Speech,
     dice: Dice,
     seen: Arc<Mutex<Seen>>,
 }
 
 impl One {
-    fn keeps_sessions(&self) -> bool {
-        self.number.is_multiple_of(2)
-    }
-
     async fn write_until(mut self, stop: Arc<AtomicBool>) {
         let period = Duration::from_secs(1) * CLIENTS / TRANSACTIONS_PER_SECOND;
         // Spread, so that they do not all write at once.
@@ -191,13 +244,7 @@ impl One {
                 sleep(PAUSE).await;
             }
             let (write, at) = (order.write, Instant::now());
-            let ack = Ack {
-                write,
-                is_lone: order.lone.is_some(),
-                keeps_sessions: self.keeps_sessions(),
-                began,
-                at,
-            };
+            let ack = Ack { write, is_lone: order.lone.is_some(), client: self.number, began, at };
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).acks.push(ack);
         }
     }
@@ -221,7 +268,7 @@ impl One {
     async fn try_on(&mut self, side: usize, order: &Order) -> Result<(), String> {
         let done = match &self.sessions[side] {
             Some(session) => session.write(order).await,
-            None => match Session::open(&self.urls[side], &self.schema).await {
+            None => match Session::open(&self.urls[side], &self.schema, self.speech).await {
                 Ok(session) => self.sessions[side].insert(session).write(order).await,
                 Err(error) => Err(error),
             },
@@ -232,7 +279,7 @@ impl One {
         if is_fenced || error.as_db_error().is_none() {
             self.side = 1 - side;
         }
-        if (is_fenced && !self.keeps_sessions()) || error.as_db_error().is_none() {
+        if (is_fenced && !keeps_sessions(self.number)) || error.as_db_error().is_none() {
             self.sessions[side] = None;
         }
         Err(kind)

@@ -1,7 +1,7 @@
 //! What a run of hand-overs has come to, and how it is shown.
 
-use super::super::measure::percentile;
-use super::clients::{Ack, Seen};
+use super::super::measure::{median, percentile};
+use super::clients::{Ack, CLIENTS, Seen};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -94,7 +94,16 @@ impl Found {
     }
 
     fn gaps_ms(&self) -> Vec<f64> {
-        self.moved().map(|hand| self.gap_between(hand.asked, hand.answered)).collect()
+        self.gaps_around(self.moved())
+    }
+
+    /// Around every order, whatever came of it.
+    pub(super) fn gaps_of_all_ms(&self) -> Vec<f64> {
+        self.gaps_around(self.hands.iter())
+    }
+
+    fn gaps_around<'a>(&self, hands: impl Iterator<Item = &'a Hand>) -> Vec<f64> {
+        hands.map(|hand| self.gap_between(hand.asked, hand.answered)).collect()
     }
 
     /// The gap in acknowledged writes that a share of the hand-overs does not exceed.
@@ -108,15 +117,69 @@ impl Found {
         between.map(|(from, to)| self.gap_between(from, to)).collect()
     }
 
-    /// The longest that a transaction of a client took around each hand-over.
-    fn waits_ms(&self, keeps_sessions: bool) -> Vec<f64> {
+    /// The longest that a transaction of those clients took around each hand-over.
+    fn waits_ms(&self, is_of: impl Fn(&Ack) -> bool) -> Vec<f64> {
+        self.waits_around(self.moved(), is_of)
+    }
+
+    /// The longest that any client's transaction took around every order, whatever came of it.
+    pub(super) fn client_stalls_ms(&self) -> Vec<f64> {
+        self.waits_around(self.hands.iter(), |_| true)
+    }
+
+    fn waits_around<'a>(
+        &self,
+        hands: impl Iterator<Item = &'a Hand>,
+        is_of: impl Fn(&Ack) -> bool,
+    ) -> Vec<f64> {
         let of = |hand: &Hand| {
-            let touches = |ack: &&Ack| {
-                ack.keeps_sessions == keeps_sessions && ack.at > hand.asked && ack.began < hand.answered
-            };
-            self.acks.iter().filter(touches).map(|ack| ms(ack.began, ack.at)).fold(0.0, f64::max)
+            let touches = |ack: &&Ack| is_of(ack) && ack.touches(hand.asked, hand.answered);
+            self.acks.iter().filter(touches).map(Ack::took_ms).fold(0.0, f64::max)
         };
-        self.moved().map(of).collect()
+        hands.map(of).collect()
+    }
+
+    /// How much longer than the median of those that came by no hand-over the slowest transaction of each client took
+    /// around every order, whatever came of it.
+    pub(super) fn added_ms(&self) -> Vec<f64> {
+        let is_calm = |ack: &&Ack| !self.hands.iter().any(|hand| ack.touches(hand.asked, hand.answered));
+        let calm: Vec<f64> = self.acks.iter().filter(is_calm).map(Ack::took_ms).collect();
+        let usual = median(&calm);
+        let of = |client| self.waits_around(self.hands.iter(), move |ack| ack.client == client);
+        // Nobody has written at all in a time that is shorter than from one transaction to the next.
+        (0..CLIENTS).flat_map(of).filter(|ms| *ms > 0.0).map(|ms| (ms - usual).max(0.0)).collect()
+    }
+
+    /// The median of each step, those first that came first.
+    pub(super) fn steps_text(&self) -> String {
+        let mut names: Vec<&str> = Vec::new();
+        for hand in self.moved() {
+            if let Outcome::Switched { steps, .. } = &hand.outcome {
+                for (name, _) in steps {
+                    if !names.contains(&name.as_str()) {
+                        names.push(name);
+                    }
+                }
+            }
+        }
+        let each = names.iter().map(|name| format!("{name} {:.1}", median(&self.step_ms(name))));
+        each.collect::<Vec<_>>().join(", ")
+    }
+
+    /// How many errors the clients met.
+    pub(super) fn errors(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    /// Which, and how often; nothing of none.
+    pub(super) fn errors_text(&self) -> String {
+        let errors = self.errors.iter().map(|(kind, count)| format!("{count} × `{kind}`"));
+        errors.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Hand-overs that came to nothing.
+    pub(super) fn not_moved(&self) -> usize {
+        self.hands.len() - self.moved().count()
     }
 
     fn moved(&self) -> impl Iterator<Item = &Hand> {
@@ -150,8 +213,8 @@ impl Found {
         };
         line("gap in acknowledged writes", &self.gaps_ms());
         line("the same, between hand-overs", &self.quiet_ms());
-        line("longest wait of a client with both sessions", &self.waits_ms(true));
-        line("longest wait of a client that connects", &self.waits_ms(false));
+        line("longest wait of a client with both sessions", &self.waits_ms(Ack::keeps_sessions));
+        line("longest wait of a client that connects", &self.waits_ms(|ack| !ack.keeps_sessions()));
         line("stall, as segue reports it", &self.stalls_ms());
         for step in STEPS {
             line(&format!("… step `{step}`"), &self.step_ms(step));
@@ -159,18 +222,17 @@ impl Found {
         line("floor: bare commits", &self.floor_ms);
         let ratio = percentile(&self.stalls_ms(), 0.5) / percentile(&self.floor_ms, 0.5);
         text.push_str(&format!("\nstall ÷ floor, of the p50: **{ratio:.1}**\n\n"));
-        let not_moved = self.hands.len() - self.moved().count();
+        let not_moved = self.not_moved();
         text.push_str(&format!("{} hand-overs, of which {not_moved} were not done", self.hands.len()));
         for (why, times) in self.not_done() {
             text.push_str(&format!("; {times} × {why}"));
         }
-        let errors: Vec<String> =
-            self.errors.iter().map(|(kind, count)| format!("{count} × `{kind}`")).collect();
+        let errors = self.errors_text();
         text.push_str(&format!(
             ". {} writes acknowledged, {} lost; both sides equal at the end. What clients met: {}.\n",
             self.acks.len(),
             self.lost,
-            if errors.is_empty() { "nothing".to_owned() } else { errors.join(", ") },
+            if errors.is_empty() { "nothing" } else { &errors },
         ));
         text
     }
@@ -191,7 +253,19 @@ impl Found {
     }
 }
 
-fn ms(from: Instant, to: Instant) -> f64 {
+impl Ack {
+    /// Whether its transaction was under way at some time of a stretch.
+    fn touches(&self, from: Instant, to: Instant) -> bool {
+        self.at > from && self.began < to
+    }
+
+    fn took_ms(&self) -> f64 {
+        ms(self.began, self.at)
+    }
+}
+
+/// Milliseconds from one moment to a later one.
+pub(super) fn ms(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1000.0
 }
 
@@ -207,7 +281,7 @@ mod tests {
         let ack = |&(began, done): &(u64, u64)| Ack {
             write: 0,
             is_lone: false,
-            keeps_sessions: true,
+            client: 0,
             began: at(began),
             at: at(done),
         };
@@ -222,8 +296,15 @@ mod tests {
     fn a_gap_counts_where_it_touches_the_hand_over() {
         let found = found(&[(0, 5), (6, 300), (6, 302), (303, 310), (311, 900)], 290, 305);
         assert_eq!(found.gaps_ms(), [295.0], "the long one after the answer is not of the hand-over");
-        assert_eq!(found.waits_ms(true), [296.0]);
-        assert_eq!(found.waits_ms(false), [0.0], "nobody of that kind has written");
+        assert_eq!(found.waits_ms(Ack::keeps_sessions), [296.0]);
+        assert_eq!(found.waits_ms(|ack| ack.client == 1), [0.0], "nobody of that kind has written");
+        assert_eq!(found.client_stalls_ms(), [296.0]);
+    }
+
+    #[test]
+    fn what_is_added_is_beside_the_usual_and_of_those_who_wrote() {
+        let found = found(&[(0, 5), (10, 13), (20, 120), (130, 134)], 30, 40);
+        assert_eq!(found.added_ms(), [96.0], "one client of all, its usual 4 ms taken off");
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! Switch: how long nobody's write is acknowledged while the writes change sides, there and back a hundred times, under
-//! clients that write all the time.
+//! clients that write all the time: that come to both sides by themselves, and that know of one address only.
 
+mod by_hand;
 mod clients;
 mod found;
+mod routed;
 mod schema;
 
 use super::Options;
 use super::digest::HASHED;
 use super::pair::{DATABASE, Pair, must, until_true};
 use super::report::verdict;
-use clients::{CLIENTS, Clients, TRANSACTIONS_PER_SECOND};
+use clients::{CLIENTS, Clients, Speech, TRANSACTIONS_PER_SECOND};
 use found::{Found, Hand, Outcome};
-use schema::Schema;
+use schema::{APP, PASSWORD, Schema};
+use segue_testkit::kill::Process;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
@@ -35,13 +38,17 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
 /// What a hand-over cannot do without, one after the other: the fence and the hand-over on the old owner, the fence's
 /// marker and the opening on the new one. `true` is the old owner.
 const FLOOR: [bool; 4] = [true, false, true, false];
+/// What `segue run` says once its router listens, before the port.
+const ROUTER_LISTENS: &str = "the router listens on 127.0.0.1:";
+const ROUTER_PATIENCE: Duration = Duration::from_secs(10);
 const GAP_P50_MS: f64 = 60.0;
 const GAP_P99_MS: f64 = 250.0;
 
 pub(super) async fn measure(options: &Options) -> String {
     let switches = options.scaled(SWITCHES);
-    let few = back_and_forth(options, TABLES, switches).await;
-    let many = back_and_forth(options, TABLES_MANY, (switches / PART_WITH_MANY).max(2)).await;
+    let few = back_and_forth(options, TABLES, switches, Way::Direct).await;
+    let many = back_and_forth(options, TABLES_MANY, (switches / PART_WITH_MANY).max(2), Way::Direct).await;
+    let routed = routed::measure(options).await;
     let mut text = format!(
         "The writes are handed over and back under {CLIENTS} clients that together write {TRANSACTIONS_PER_SECOND} \
          transactions a second (three of four: five statements on four tables, as TPC-B has them, else a lone insert). A \
@@ -57,19 +64,61 @@ pub(super) async fn measure(options: &Options) -> String {
     text.push_str(&verdict("Gap, p50 ms", few.gap_ms(0.5), GAP_P50_MS, false));
     text.push_str(&verdict("\nGap, p99 ms", few.gap_ms(0.99), GAP_P99_MS, false));
     text.push_str(&verdict("\nAcknowledged writes lost", (few.lost + many.lost) as f64, 0.0, false));
+    text.push_str(&format!("\n{routed}"));
     text
 }
 
-async fn back_and_forth(options: &Options, tables: usize, switches: u64) -> Found {
+/// How the clients come to the servers.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// To each by its own address.
+    Direct,
+    /// Through the router of `segue run`, with this pool.
+    Router(&'static str),
+}
+
+impl Way {
+    /// What the spec has of it.
+    fn section(self, pair: &Pair) -> String {
+        let Way::Router(pool) = self else { return String::new() };
+        let users = pair.source.socket_dir().join("router-users");
+        must(std::fs::write(&users, format!("\"{APP}\" \"{PASSWORD}\"\n")), "write the router's users");
+        format!("router: {{ listen: \"127.0.0.1:0\", users: \"{}\", pool: {pool} }}\n", users.display())
+    }
+
+    async fn clients(self, pair: &Pair, process: &Process, schema: &Schema) -> Clients {
+        let Way::Router(pool) = self else {
+            let urls = [&pair.source, &pair.target].map(|server| server.url(DATABASE));
+            return Clients::start(&urls, schema, Speech::Prepared);
+        };
+        let line = must(process.wait_for(ROUTER_LISTENS, ROUTER_PATIENCE).await, "wait for the router");
+        let digits = line
+            .split(ROUTER_LISTENS)
+            .nth(1)
+            .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+        let port = digits.and_then(|digits| digits.parse().ok());
+        let url = app_url(port.unwrap_or_else(|| panic!("no port in {line:?}")));
+        // As it is behind PgBouncer in the same mode.
+        let speech = if pool == "transaction" { Speech::Unnamed } else { Speech::Prepared };
+        Clients::start(&[url.clone(), url], schema, speech)
+    }
+}
+
+/// How the application comes to its database behind a local port.
+fn app_url(port: u16) -> String {
+    format!("host=127.0.0.1 port={port} user={APP} password='{PASSWORD}' dbname={DATABASE}")
+}
+
+async fn back_and_forth(options: &Options, tables: usize, switches: u64, way: Way) -> Found {
     let pair = Pair::start().await;
     let schema = Schema::new(tables, |whole| options.scaled(whole));
     schema.make(&pair).await;
-    pair.write_spec_for("dev", DATABASE, &schema.tables());
+    pair.write_spec_with("dev", DATABASE, &schema.tables(), &way.section(&pair));
     eprintln!("bench: {tables} tables, {} rows: copying and comparing", schema.rows());
     let process = pair.segue(&["run"]);
     pair.segue_to_end(&["wait", "following"]).await;
     pair.segue_to_end(&["verify"]).await;
-    let clients = Clients::start(&pair, &schema);
+    let clients = way.clients(&pair, &process, &schema).await;
     let mut found = Found::default();
     let mut driver = Driver::connect(&pair).await;
     let floor = Floor::connect(&pair).await;
@@ -77,6 +126,9 @@ async fn back_and_forth(options: &Options, tables: usize, switches: u64) -> Foun
         sleep(QUIET).await;
         let hand = driver.hand_over().await;
         eprintln!("bench: {} of {switches}: {}", number + 1, hand.line());
+        if matches!(hand.outcome, Outcome::Fault(_)) {
+            eprintln!("bench: what segue said:\n{}", process.lines().join("\n"));
+        }
         found.hands.push(hand);
         found.floor_ms.push(floor.take(driver.owner).await);
     }

@@ -19,6 +19,10 @@ const TABLES: &str = "CREATE TABLE history (write bigint PRIMARY KEY, teller big
     CREATE TABLE account (id bigint PRIMARY KEY, branch bigint, balance bigint NOT NULL, filler char(84)) WITH (fillfactor = 90);
     CREATE TABLE branch (id bigint PRIMARY KEY, balance bigint NOT NULL, filler char(88)) WITH (fillfactor = 80)";
 
+/// The application, where it comes through a router or a pooler: these have one password for both sides.
+pub(super) const APP: &str = "app";
+pub(super) const PASSWORD: &str = "on both sides";
+
 /// How large the application is.
 #[derive(Debug, Clone)]
 pub(super) struct Schema {
@@ -56,6 +60,12 @@ impl Schema {
         for server in [&pair.source, &pair.target] {
             let client = Pair::connect(server, DATABASE).await;
             must(client.batch_execute(&tables.join("; ")).await, "make the tables");
+            let app = format!(
+                "CREATE ROLE {APP} LOGIN PASSWORD '{PASSWORD}';
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {APP};
+                 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {APP}"
+            );
+            must(client.batch_execute(&app).await, "make the application's role");
         }
         let source = Pair::connect(&pair.source, DATABASE).await;
         for (table, each) in [("teller", TELLERS_OF_BRANCH), ("account", ACCOUNTS_OF_BRANCH)] {
