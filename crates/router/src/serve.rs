@@ -324,6 +324,12 @@ impl Router {
         Ok(Router { listener, shared, draining, handle })
     }
 
+    /// For tests of one session.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Asks things of it while it runs.
     pub fn handle(&self) -> Handle {
         self.handle.clone()

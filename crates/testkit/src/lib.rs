@@ -9,6 +9,7 @@
 //! * [`probe`]: clients that try to write on two servers all the time, and the proof that one owned the writes
 //! * [`workload`]: writers that remember every acknowledged write, and the oracle that asks for them
 //! * [`compare`]: whole databases, row by row, without trust in the product
+//! * [`instructions`]: hot loops, counted and compared with what they took
 //!
 //! Everything here panics with a full sentence when the *test's own* ground gives way (a server that does not
 //! start, a lost temporary directory): a test has no better answer to that. What a test may want to observe comes
@@ -19,6 +20,7 @@
 
 pub mod cluster;
 pub mod compare;
+pub mod instructions;
 pub mod kill;
 pub mod probe;
 pub mod proxy;

@@ -8,7 +8,7 @@
 
 mod reader;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::Bytes;
 use reader::Reader;

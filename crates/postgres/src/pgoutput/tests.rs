@@ -33,7 +33,7 @@ fn put_old(out: &mut BytesMut, old: &Old) {
     put_row(out, row);
 }
 
-fn encode(message: &Message) -> Bytes {
+pub(crate) fn encode(message: &Message) -> Bytes {
     let mut out = BytesMut::new();
     let time = |t: &i64| t - POSTGRES_EPOCH_US;
     match message {

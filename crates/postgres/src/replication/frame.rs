@@ -157,6 +157,50 @@ pub(super) fn frame(mut data: Bytes) -> Outcome<Frame> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BufMut;
+    use segue_testkit::instructions::HotLoop;
+    use std::hint::black_box;
+
+    const FRAMES: usize = 1_000;
+
+    /// What a server sends: messages as long as a change of pgbench's, and a sign of life now and then.
+    fn sent() -> Vec<u8> {
+        let mut out = Vec::new();
+        for index in 0..FRAMES {
+            let inside = match index % 100 {
+                99 => [&b"k"[..], &[0; 17]].concat(),
+                _ => [&b"w"[..], &[0; 24], &vec![b'U'; 60 + index % 80]].concat(),
+            };
+            out.put_u8(b'd');
+            out.put_u32(inside.len() as u32 + 4);
+            out.extend(inside);
+        }
+        out
+    }
+
+    #[test]
+    fn cutting_keeps_its_instructions() {
+        let sent = sent();
+        let mut buffer = BytesMut::new();
+        let cut_all = || {
+            // As much at once as a read brings.
+            for read in sent.chunks(16 * 1024) {
+                buffer.extend_from_slice(read);
+                while let Some(message) = cut(&mut buffer).unwrap() {
+                    let Backend::CopyData(data) = message else { panic!("a piece") };
+                    black_box(frame(data).unwrap());
+                }
+            }
+        };
+        HotLoop {
+            name: "cut",
+            test: concat!(module_path!(), "::cutting_keeps_its_instructions"),
+            item: "frame",
+            items: FRAMES,
+            rounds: 3,
+        }
+        .keeps_its_instructions(cut_all);
+    }
 
     #[test]
     fn frames_are_cut_only_when_complete_and_share_the_buffer() {

@@ -1,5 +1,7 @@
 //! The reader without a server.
 
+mod hot_loop;
+
 use super::*;
 use crate::pgoutput::{Relation, RelationColumn, ReplicaIdentity};
 use bytes::Bytes;

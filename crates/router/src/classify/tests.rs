@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::json;
 
+mod hot_loop;
 mod units;
 
 fn relation(oid: u32, schema: &str, name: &str, kind: &str) -> Value {

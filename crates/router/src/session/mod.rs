@@ -445,6 +445,8 @@ impl Session {
 mod tests {
     use super::*;
 
+    mod hot_loop;
+
     fn bytes_of<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
         std::mem::size_of::<F>()
     }
