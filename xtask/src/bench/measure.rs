@@ -40,13 +40,74 @@ impl Turn {
 /// Processor seconds so far: both servers with all they ever started, and every client that has ended.
 fn cpu(pair: &Pair) -> f64 {
     let ended_clients = stat("self").map_or(0.0, |s| s.waited_for);
-    let server = |pid: Option<u32>| {
-        let Some(pid) = pid else { return 0.0 };
-        let ended = stat(&pid.to_string()).map_or(0.0, |s| s.own + s.waited_for);
-        let running = children_of(pid).filter_map(|child| stat(&child)).map(|s| s.own + s.waited_for);
-        ended + running.sum::<f64>()
-    };
+    let server = |pid: Option<u32>| pid.map_or(0.0, cpu_of_server);
     ended_clients + server(pair.source.pid()) + server(pair.target.pid())
+}
+
+/// Processor seconds that a server has taken so far, with all it ever started.
+fn cpu_of_server(pid: u32) -> f64 {
+    let ended = stat(&pid.to_string()).map_or(0.0, |s| s.own + s.waited_for);
+    let running = children_of(pid).filter_map(|child| stat(&child)).map(|s| s.own + s.waited_for);
+    ended + running.sum::<f64>()
+}
+
+/// What a server has taken so far, with all it ever started.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Taken {
+    pub(super) cpu_seconds: f64,
+    /// Bytes of files, whether or not the kernel had them in memory; sockets do not count.
+    pub(super) read_bytes: f64,
+    pub(super) written_bytes: f64,
+    /// Of those, what went to or came from the disk.
+    pub(super) disk_bytes: f64,
+}
+
+impl Taken {
+    /// By the server whose first process this is.
+    pub(super) fn by_server(pid: u32) -> Taken {
+        // A process has in its own figures what its ended children had, once it has waited for them.
+        let mut taken = Taken { cpu_seconds: cpu_of_server(pid), ..Taken::NOTHING };
+        for one in std::iter::once(pid.to_string()).chain(children_of(pid)) {
+            // It may have ended since: then it is among its parent's.
+            let Ok(text) = std::fs::read_to_string(format!("/proc/{one}/io")) else { continue };
+            taken.read_bytes += field(&text, "rchar:");
+            taken.written_bytes += field(&text, "wchar:");
+            taken.disk_bytes += field(&text, "read_bytes:") + field(&text, "write_bytes:");
+        }
+        assert!(taken.cpu_seconds > 0.0 && taken.read_bytes > 0.0, "nothing is known of process {pid}");
+        taken
+    }
+
+    const NOTHING: Taken = Taken { cpu_seconds: 0.0, read_bytes: 0.0, written_bytes: 0.0, disk_bytes: 0.0 };
+
+    /// What was taken since, for each of `count`.
+    pub(super) fn since(self, before: Taken, count: f64) -> Taken {
+        self.minus(before).map(|all| all / count)
+    }
+
+    pub(super) fn minus(self, other: Taken) -> Taken {
+        Taken {
+            cpu_seconds: self.cpu_seconds - other.cpu_seconds,
+            read_bytes: self.read_bytes - other.read_bytes,
+            written_bytes: self.written_bytes - other.written_bytes,
+            disk_bytes: self.disk_bytes - other.disk_bytes,
+        }
+    }
+
+    fn map(self, change: impl Fn(f64) -> f64) -> Taken {
+        Taken {
+            cpu_seconds: change(self.cpu_seconds),
+            read_bytes: change(self.read_bytes),
+            written_bytes: change(self.written_bytes),
+            disk_bytes: change(self.disk_bytes),
+        }
+    }
+}
+
+/// A line's number; 0 without the line.
+fn field(text: &str, key: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.trim().parse().ok()).unwrap_or_default()
 }
 
 /// Processor seconds that one process has taken so far.
@@ -124,6 +185,16 @@ mod tests {
     fn medians_and_percentiles_of_few_values() {
         assert_eq!((median(&[]), median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0])), (0.0, 2.0, 2.5));
         assert_eq!((percentile(&[5.0, 1.0, 3.0], 0.5), percentile(&[5.0, 1.0, 3.0], 1.0)), (3.0, 5.0));
+    }
+
+    #[test]
+    fn what_an_ended_child_took_is_its_parents() {
+        let own = std::process::id();
+        let before = Taken::by_server(own);
+        let child = std::process::Command::new("head").args(["-c", "5000000", "/dev/zero"]).output();
+        assert!(child.is_ok_and(|output| output.status.success()));
+        let taken = Taken::by_server(own).since(before, 1.0);
+        assert!(taken.written_bytes >= 5e6 && taken.read_bytes >= 5e6, "{taken:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod pgbouncer;
 mod plan;
 mod report;
 mod router;
+mod source;
 mod switch;
 mod throttle;
 
@@ -45,10 +46,11 @@ enum Part {
     Router,
     Plan,
     Throttle,
+    Source,
 }
 
 impl Part {
-    const ALL: [Part; 8] = [
+    const ALL: [Part; 9] = [
         Part::Copy,
         Part::Drain,
         Part::Latency,
@@ -57,6 +59,7 @@ impl Part {
         Part::Router,
         Part::Plan,
         Part::Throttle,
+        Part::Source,
     ];
 
     fn name(self) -> &'static str {
@@ -69,6 +72,7 @@ impl Part {
             Part::Router => "router",
             Part::Plan => "plan",
             Part::Throttle => "throttle",
+            Part::Source => "source",
         }
     }
 }
@@ -176,6 +180,7 @@ async fn measure(part: Part, options: &Options) -> Section {
         Part::Router => router::measure(options).await,
         Part::Plan => plan::measure(options).await,
         Part::Throttle => throttle::measure(options).await,
+        Part::Source => source::measure(options).await,
     };
     Section { name: part.name(), command: options.command(part), rounds: options.rounds, body }
 }

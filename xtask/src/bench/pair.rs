@@ -48,7 +48,12 @@ pub(super) fn options() -> Options {
 
 impl Pair {
     pub(super) async fn start() -> Pair {
-        let (source, target) = tokio::join!(Cluster::start(options()), Cluster::start(options()));
+        Pair::start_with(options(), options()).await
+    }
+
+    /// With other settings.
+    pub(super) async fn start_with(source: Options, target: Options) -> Pair {
+        let (source, target) = tokio::join!(Cluster::start(source), Cluster::start(target));
         let dir = source.socket_dir().join("bench");
         must(std::fs::create_dir(&dir), "make a directory for the spec");
         for server in [&source, &target] {
@@ -186,7 +191,8 @@ impl Writers {
         written as f64 / seconds
     }
 
-    async fn written(pair: &Pair) -> i64 {
+    /// How many transactions `pgbench` has ever written.
+    pub(super) async fn written(pair: &Pair) -> i64 {
         let source = Pair::connect(&pair.source, DATABASE).await;
         must(source.query_one("SELECT count(*) FROM pgbench_history", &[]).await, "count").get(0)
     }
