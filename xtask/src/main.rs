@@ -9,7 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const USAGE: &str = "usage:
   cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
-  cargo xtask bench [copy|drain|latency|digest|switch|router|plan|throttle|all] [--rounds N] [--scale F]
+  cargo xtask bench [copy|drain|latency|digest|switch|router|plan|throttle|source|all] [--rounds N] [--scale F]
                              measure beside the peers; the whole size goes to docs/benchmarks.md
   cargo xtask scale          how long 10 TB under load would take, by what a row costs";
 
