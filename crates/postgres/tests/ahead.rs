@@ -16,6 +16,8 @@ use support::row;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ROWS: usize = 1_000;
+/// Rows that are read to see how long one takes.
+const TRIED: usize = 200;
 /// Every row is slower.
 const NOTHING: Duration = Duration::ZERO;
 
@@ -78,7 +80,7 @@ async fn rows_that_come_slowly_are_read_before_they_are_changed() {
         let world = World::start(ddl, NOTHING).await;
         world.warm(ROWS);
         world.warm(ROWS);
-        assert_eq!(world.read("1").await, 2 * ROWS, "{ddl}");
+        assert_eq!(world.read("1").await, TRIED + 2 * ROWS, "{ddl}");
     }
 }
 
@@ -88,7 +90,7 @@ async fn what_is_in_memory_is_not_read_twice() {
     for _ in 0..10 {
         world.warm(ROWS);
     }
-    assert_eq!(world.read("1").await, ROWS, "once, to see how long it takes");
+    assert_eq!(world.read("1").await, TRIED, "a few, to see how long it takes");
 }
 
 #[tokio::test]

@@ -19,9 +19,11 @@ use tokio::sync::mpsc;
 use tokio_postgres::{Client, Statement};
 
 /// Fewer rows of one statement are found as quickly by who changes them.
-const ROWS_MIN: u64 = 200;
+const ROWS_MIN: u64 = TRIED as u64;
 /// Statements that wait. Of more, the last would be read when they have long been applied.
 const WAITING_MAX: usize = 32;
+/// Rows that are read to see how long one takes: on a slow disk more would take longer than a statement may.
+const TRIED: u32 = 200;
 /// How long it is believed how fast a table is read, and how long a server that refuses is left alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// A row that takes longer is not in the memory of the server or its system: there 10 µs are many, and a fast disk takes 70.
@@ -47,7 +49,6 @@ struct Wanted {
     table: Arc<Table>,
     /// An array of their keys.
     keys: Param,
-    rows: u64,
 }
 
 impl Ahead {
@@ -69,7 +70,7 @@ impl Ahead {
             }
             let Some(keys) = piece.params.first().cloned() else { continue };
             // Full: it is behind, and what comes now would be read too late.
-            let _ = self.queue().try_send(Wanted { table: table.clone(), keys, rows: piece.rows });
+            let _ = self.queue().try_send(Wanted { table: table.clone(), keys });
         }
     }
 
@@ -112,10 +113,8 @@ struct Session {
 
 /// What is known of a table.
 struct Known {
-    /// Reads rows of it; there is none for a key whose lists cannot be written.
+    /// Reads rows of it, which come from a disk; `None`: they are left alone.
     statement: Option<Statement>,
-    /// Its rows come from a disk.
-    is_slow: bool,
     looked: Instant,
 }
 
@@ -131,40 +130,40 @@ impl Session {
     async fn read(&mut self, wanted: &Wanted, row_slow: Duration) -> Outcome<()> {
         let table = &wanted.table;
         let name = (super::qualified(table), facts::key_columns(table));
-        match self.tables.get(&name).filter(|known| known.looked.elapsed() < LOOK_AGAIN) {
-            Some(Known { statement: Some(statement), is_slow: true, .. }) => {
-                self.time(statement, wanted, AHEAD[1]).await.map(drop)
-            }
-            Some(_) => Ok(()),
+        let known = self.tables.get(&name).filter(|known| known.looked.elapsed() < LOOK_AGAIN);
+        let statement = match known {
+            Some(Known { statement: Some(statement), .. }) => statement.clone(),
+            Some(Known { statement: None, .. }) => return Ok(()),
             None => {
-                let statement = self.statement(table).await?;
-                let is_slow = match &statement {
-                    Some(statement) => self.time(statement, wanted, AHEAD[0]).await? > row_slow,
-                    None => false,
-                };
-                self.tables.insert(name, Known { statement, is_slow, looked: Instant::now() });
-                Ok(())
+                let statement = self.try_reading(wanted, row_slow).await?;
+                let known = Known { statement: statement.clone(), looked: Instant::now() };
+                self.tables.insert(name, known);
+                let Some(statement) = statement else { return Ok(()) };
+                statement
             }
-        }
+        };
+        let read = self.client.query_one(&statement, &[&wanted.keys]).await;
+        read.map(drop).map_err(|e| fault_of(&e).during(format_args!("reading rows of {}", table.target)))
     }
 
-    /// How long the server takes to read a row.
-    async fn time(&self, statement: &Statement, wanted: &Wanted, ahead: &str) -> Outcome<Duration> {
-        let during = |e| fault_of(&e).during(format_args!("reading rows of {}", wanted.table.target));
-        let began = Instant::now();
-        self.client.batch_execute(ahead).await.map_err(during)?;
-        let way = began.elapsed();
-        self.client.query_one(statement, &[&wanted.keys]).await.map_err(during)?;
-        let rows = u32::try_from(wanted.rows).unwrap_or(u32::MAX).max(1);
-        Ok(began.elapsed().saturating_sub(2 * way) / rows)
-    }
-
-    async fn statement(&self, table: &Table) -> Outcome<Option<Statement>> {
+    /// What reads rows of a table, if the server takes longer than `row_slow` for one; none for a key whose lists cannot be written.
+    async fn try_reading(&self, wanted: &Wanted, row_slow: Duration) -> Outcome<Option<Statement>> {
+        let table = &wanted.table;
         let facts = facts::look_up(&self.client, table).await?;
         let target = Target { table, facts: &facts, staged: false };
-        match table.key().and_then(|key| target.read_listed(key)) {
-            Some(sql) => self.client.prepare(&sql).await.map(Some).map_err(|e| fault_of(&e)),
-            None => Ok(None),
+        let sql = |most| table.key().and_then(|key| target.read_listed(key, most));
+        let (Some(some), Some(all)) = (sql(Some(TRIED)), sql(None)) else { return Ok(None) };
+        let during = |e| fault_of(&e).during(format_args!("reading rows of {}", table.target));
+        let some = self.client.prepare(&some).await.map_err(during)?;
+        let began = Instant::now();
+        self.client.batch_execute(AHEAD[0]).await.map_err(during)?;
+        let way = began.elapsed();
+        self.client.query_one(&some, &[&wanted.keys]).await.map_err(during)?;
+        let each = began.elapsed().saturating_sub(2 * way) / TRIED;
+        self.client.batch_execute(AHEAD[1]).await.map_err(during)?;
+        if each <= row_slow {
+            return Ok(None);
         }
+        self.client.prepare(&all).await.map(Some).map_err(during)
     }
 }
