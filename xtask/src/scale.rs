@@ -2,7 +2,7 @@
 //!
 //! A fluid model: in each second every part does what its processors, its one session, or the network leave it, and what is
 //! left over is the backlog. It knows no disk: where that is slower than the processors, it is what bounds. It is checked against
-//! the measured drain and copy ([`tests`]); what it says of larger machines is arithmetic, not a measurement.
+//! the measured drain and copy (in its tests); what it says of larger machines is arithmetic, not a measurement.
 
 use std::fmt;
 
