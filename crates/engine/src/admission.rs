@@ -236,7 +236,7 @@ impl Strays {
     pub(crate) fn met(
         &self,
         head: TransactionHead,
-        changes: &mut Changes,
+        changes: &Changes,
         tables: &BTreeMap<TableId, Arc<Table>>,
     ) -> Outcome<()> {
         let mut met: BTreeMap<TableId, StrayTable> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! Reading ahead on the target: of large tables the rows that will be changed, of others nothing, and nothing depends on it.
+//! Reading ahead on the target: of tables whose rows come slowly those that will be changed, of others a few, and nothing
+//! depends on it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -60,6 +61,12 @@ impl World {
             }
         };
         until(sessions).await;
+        // It has read all that it was asked for when it has been at rest for a while.
+        let at_rest =
+            format!("{SESSIONS} AND state = 'idle' AND state_change < clock_timestamp() - interval '300 ms'");
+        while cluster.scalar(&at_rest).await.as_deref() != Some(sessions) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         drop(ahead);
         until("0").await;
         let read = "SELECT coalesce(sum(idx_tup_fetch), 0) FROM pg_stat_user_tables WHERE relname LIKE 't%'";
@@ -82,6 +89,19 @@ async fn rows_that_come_slowly_are_read_before_they_are_changed() {
         world.warm(ROWS);
         assert_eq!(world.read("1").await, TRIED + 2 * ROWS, "{ddl}");
     }
+}
+
+#[tokio::test]
+async fn what_nobody_wants_any_more_is_not_read() {
+    let world = World::start(PLAIN, NOTHING).await;
+    for _ in 0..8 {
+        world.warm(ROWS);
+    }
+    let World { cluster, ahead, .. } = world;
+    drop(ahead);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let read = "SELECT coalesce(sum(idx_tup_fetch), 0) FROM pg_stat_user_tables WHERE relname = 't'";
+    assert_eq!(cluster.scalar(read).await.as_deref(), Some("0"));
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ pub struct Batch {
     /// What to write, in commit order.
     pub changes: Vec<Change>,
     /// A transaction larger than memory; then it is alone in the batch and `changes` is empty.
-    pub spilled: Option<Changes>,
+    pub spilled: Option<Arc<Changes>>,
     /// The checkpoint after it.
     pub checkpoint: Checkpoint,
     /// The highest signal in it.
@@ -229,7 +229,7 @@ impl<S: Source, T: Target> Builder<S, T> {
     ) -> Outcome<Batch> {
         let Transaction { head, end, mut changes, signal } = transaction;
         if changes.count() > 0 && !self.is_admitted(&mut batch, head.commit).await? {
-            self.admissions().strays().met(head, &mut changes, &self.tables)?;
+            self.admissions().strays().met(head, &changes, &self.tables)?;
             changes = Changes::new(self.spill_bytes);
         }
         let count = changes.count();
@@ -245,7 +245,7 @@ impl<S: Source, T: Target> Builder<S, T> {
             Ok(changes) => batch.changes.extend(changes),
             Err(spilled) => {
                 self.hand_on(&mut batch).await?;
-                batch.spilled = Some(spilled);
+                batch.spilled = Some(Arc::new(spilled));
             }
         }
         batch.checkpoint.position = end;
@@ -275,7 +275,7 @@ impl<S: Source, T: Target> Builder<S, T> {
     }
 
     /// What is left of a transaction after routing.
-    async fn route_all(&mut self, batch: &mut Batch, xid: Xid32, mut changes: Changes) -> Outcome<Changes> {
+    async fn route_all(&mut self, batch: &mut Batch, xid: Xid32, changes: Changes) -> Outcome<Changes> {
         'again: loop {
             let mut left = Changes::new(self.spill_bytes);
             for index in 0..changes.pieces() {

@@ -10,7 +10,8 @@ use segue_model::change::{Action, Change, Leaf, Row, Value};
 use segue_model::region::Emptied;
 use segue_model::table::{TableId, UnitId};
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 
 /// Changes in memory are moved to disk in pieces of this size, and read back so.
 const PIECE_BYTES: usize = 4 << 20;
@@ -95,16 +96,19 @@ impl Changes {
         self.disk.as_ref().map_or(0, |d| d.pieces.len()) + usize::from(!self.memory.is_empty())
     }
 
-    /// Reads piece number `index`; pieces are in commit order.
-    pub fn piece(&mut self, index: usize) -> Outcome<Vec<Change>> {
-        let Some(disk) = &mut self.disk else { return Ok(self.memory.clone()) };
-        let Some(len) = disk.pieces.get(index).copied() else { return Ok(self.memory.clone()) };
-        let offset: usize = disk.pieces[..index].iter().sum();
-        let mut read = || {
+    /// Reads piece number `index`; pieces are in commit order, those in memory come last. A fault if there is none.
+    pub fn piece(&self, index: usize) -> Outcome<Vec<Change>> {
+        let on_disk = self.disk.as_ref().map_or(&[][..], |disk| &disk.pieces);
+        let (Some(disk), Some(&len)) = (&self.disk, on_disk.get(index)) else {
+            if index >= self.pieces() {
+                return Err(Fault::bug("SEGUE-SPOOL", format!("a transaction has no piece number {index}")));
+            }
+            return Ok(self.memory.clone());
+        };
+        let offset: usize = on_disk[..index].iter().sum();
+        let read = || {
             let mut piece = vec![0; len];
-            disk.file.seek(SeekFrom::Start(offset as u64))?;
-            disk.file.read_exact(&mut piece)?;
-            disk.file.seek(SeekFrom::End(0))?;
+            disk.file.read_exact_at(&mut piece, offset as u64)?;
             Ok(piece)
         };
         let mut piece = Bytes::from(read().map_err(|e: std::io::Error| disk_fault(&e))?);

@@ -174,7 +174,7 @@ impl<T: Target> Writer<T> {
         self.applier.begin().await?;
         killpoint::pass("batch.begun");
         let Ready { batch, steps: set_wise } = ready;
-        let changes = match batch.spilled.take() {
+        let changes = match &batch.spilled {
             None => {
                 match manner {
                     Manner::SetWise => self.apply(set_wise).await?,
@@ -185,9 +185,8 @@ impl<T: Target> Writer<T> {
                 batch.changes.len() as u64
             }
             Some(spilled) => {
-                let changes = spilled.count();
-                self.spilled(spilled, &mut batch.spilled, manner).await?;
-                changes
+                self.spilled(spilled, manner).await?;
+                spilled.count()
             }
         };
         let durability = queue.durability(batch, self.throttle.limits().paused.is_some());
@@ -195,38 +194,24 @@ impl<T: Target> Writer<T> {
         Ok((changes, durability))
     }
 
-    /// Writes piece after piece, and leaves the transaction in `left`, to be written again if it has to be. While the server works
-    /// at a piece the next one is read and prepared.
-    async fn spilled(
-        &mut self,
-        spilled: Changes,
-        left: &mut Option<Changes>,
-        manner: Manner,
-    ) -> Result<(), ApplyError> {
-        let pieces = spilled.pieces();
-        let mut ahead = self.prepare(spilled, 0, manner);
-        for next in 1..=pieces {
-            let (spilled, steps) = prepared(ahead).await?;
-            if next == pieces {
-                *left = Some(spilled);
-                return self.apply(&steps).await;
-            }
-            ahead = self.prepare(spilled, next, manner);
-            if let Err(why) = self.apply(&steps).await {
-                *left = Some(prepared(ahead).await?.0);
-                return Err(why);
-            }
+    /// Writes piece after piece. While the server works at one the next is read and prepared.
+    async fn spilled(&mut self, spilled: &Arc<Changes>, manner: Manner) -> Result<(), ApplyError> {
+        let mut steps = prepared(self.prepare(spilled, 0, manner)).await?;
+        for next in 1..spilled.pieces() {
+            let ahead = self.prepare(spilled, next, manner);
+            self.apply(&steps).await?;
+            steps = prepared(ahead).await?;
         }
-        Ok(())
+        self.apply(&steps).await
     }
 
     /// Reads a piece of a transaction and makes its steps, beside everything else.
-    fn prepare(&self, mut spilled: Changes, piece: usize, manner: Manner) -> Preparing<Encoded<T>> {
-        let (tables, target) = (self.tables.clone(), self.target.clone());
+    fn prepare(&self, spilled: &Arc<Changes>, piece: usize, manner: Manner) -> Preparing<Encoded<T>> {
+        let (spilled, tables, target) = (spilled.clone(), self.tables.clone(), self.target.clone());
         tokio::task::spawn_blocking(move || {
             let steps = steps::<T::Applier>(&tables, &spilled.piece(piece)?, manner)?;
             warm(&*target, &tables, &steps);
-            Ok((spilled, steps))
+            Ok(steps)
         })
     }
 
@@ -243,10 +228,10 @@ impl<T: Target> Writer<T> {
     }
 }
 
-/// A piece of a transaction that is larger than memory, on its way to be written; with the transaction.
-type Preparing<E> = JoinHandle<Outcome<(Changes, Vec<Step<E>>)>>;
+/// A piece of a transaction that is larger than memory, on its way to be written.
+type Preparing<E> = JoinHandle<Outcome<Vec<Step<E>>>>;
 
-async fn prepared<E>(piece: Preparing<E>) -> Outcome<(Changes, Vec<Step<E>>)> {
+async fn prepared<E>(piece: Preparing<E>) -> Outcome<Vec<Step<E>>> {
     let ended =
         |e| Fault::bug("SEGUE-TASK", format!("preparing a large transaction ended unexpectedly: {e}"));
     piece.await.map_err(ended)?

@@ -1,7 +1,7 @@
 //! Reading ahead: rows that are about to be changed are brought into the target's memory by another session, while the one that
 //! applies is busy with the batch before.
 //!
-//! A hint, and nothing else: nothing waits for it, nothing fails with it, and what it reads decides nothing
+//! A hint, and nothing else: nothing waits for it but what needs a table for itself, nothing fails with it, and what it reads decides nothing
 //! (docs/adr/0016-rows-are-read-before-they-are-changed.md).
 
 use super::facts;
@@ -21,9 +21,11 @@ use tokio_postgres::{Client, Statement};
 /// Fewer rows of one statement are found as quickly by who changes them.
 const ROWS_MIN: u64 = TRIED as u64;
 /// Statements that wait. Of more, the last would be read when they have long been applied.
-const WAITING_MAX: usize = 32;
-/// Rows that are read to see how long one takes: on a slow disk more would take longer than a statement may.
+const WAITING_MAX: usize = 8;
+/// Rows that are read to see how long one takes.
 const TRIED: u32 = 200;
+/// Rows that are read at once: on a slow disk more would take longer than a statement may.
+const READ_MAX: u32 = 500;
 /// How long it is believed how fast a table is read, and how long a server that refuses is left alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// A row that takes longer is not in the memory of the server or its system: there 10 µs are many, on processors that others use 30,
@@ -32,7 +34,7 @@ pub const ROW_SLOW: Duration = Duration::from_micros(60);
 
 /// * plans: rows are found by key and read page by page, with pages asked for ahead of their turn;
 /// * nobody is kept waiting, and what waits for somebody is given up.
-const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '5s'; SET lock_timeout = '200ms'; \
+const SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '1s'; SET lock_timeout = '200ms'; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET max_parallel_workers_per_gather = 0; SET enable_seqscan = off; \
     SET enable_indexscan = off; SET enable_indexonlyscan = off";
 /// Pages that are asked for ahead of their turn: none, to learn how long one takes, and many.
@@ -50,6 +52,7 @@ struct Wanted {
     table: Arc<Table>,
     /// An array of their keys.
     keys: Param,
+    rows: u32,
 }
 
 impl Ahead {
@@ -70,8 +73,9 @@ impl Ahead {
                 continue;
             }
             let Some(keys) = piece.params.first().cloned() else { continue };
+            let rows = u32::try_from(piece.rows).unwrap_or(u32::MAX);
             // Full: it is behind, and what comes now would be read too late.
-            let _ = self.queue().try_send(Wanted { table: table.clone(), keys });
+            let _ = self.queue().try_send(Wanted { table: table.clone(), keys, rows });
         }
     }
 
@@ -84,10 +88,10 @@ impl Ahead {
     }
 }
 
-/// Reads until nobody asks any more.
+/// Reads until nobody asks any more; what was asked for before that is not read then.
 async fn read_all(endpoint: Endpoint, row_slow: Duration, mut wanted: mpsc::Receiver<Wanted>) {
     let (mut session, mut refused): (Option<Session>, Option<Instant>) = (None, None);
-    while let Some(next) = wanted.recv().await {
+    while let Some(next) = wanted.recv().await.filter(|_| !wanted.is_closed()) {
         if refused.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
             continue;
         }
@@ -97,7 +101,7 @@ async fn read_all(endpoint: Endpoint, row_slow: Duration, mut wanted: mpsc::Rece
                 Some(open) => open,
                 None => Session::open(&endpoint).await?,
             };
-            session.insert(open).read(&next, row_slow).await
+            session.insert(open).read(&next, row_slow, || wanted.is_closed()).await
         };
         if let Err(fault) = read.await {
             tracing::debug!("rows are not read before they are changed, for a while: {fault}");
@@ -126,25 +130,36 @@ impl Session {
         Ok(Session { client, tables: HashMap::new() })
     }
 
-    /// Reads rows if those of their table come from a disk. Whether they do is told by reading some, once in a while: what is in
-    /// memory is read in no time by who changes it, and to read it twice is work for nothing.
-    async fn read(&mut self, wanted: &Wanted, row_slow: Duration) -> Outcome<()> {
+    /// Reads rows if those of their table come from a disk, until `is_over`. Whether they do is told by reading some, once in a while:
+    /// what is in memory is read in no time by who changes it, and to read it twice is work for nothing.
+    async fn read(&mut self, wanted: &Wanted, row_slow: Duration, is_over: impl Fn() -> bool) -> Outcome<()> {
         let table = &wanted.table;
         let name = (super::qualified(table), facts::key_columns(table));
         let known = self.tables.get(&name).filter(|known| known.looked.elapsed() < LOOK_AGAIN);
         let statement = match known {
-            Some(Known { statement: Some(statement), .. }) => statement.clone(),
-            Some(Known { statement: None, .. }) => return Ok(()),
+            Some(known) => known.statement.clone(),
             None => {
                 let statement = self.try_reading(wanted, row_slow).await?;
-                let known = Known { statement: statement.clone(), looked: Instant::now() };
-                self.tables.insert(name, known);
-                let Some(statement) = statement else { return Ok(()) };
+                self.tables.insert(name, Known { statement: statement.clone(), looked: Instant::now() });
                 statement
             }
         };
-        let read = self.client.query_one(&statement, &[&wanted.keys]).await;
-        read.map(drop).map_err(|e| fault_of(&e).during(format_args!("reading rows of {}", table.target)))
+        let Some(statement) = statement else { return Ok(()) };
+        for first in (1..=wanted.rows).step_by(READ_MAX as usize) {
+            if is_over() {
+                break;
+            }
+            self.read_some(&statement, wanted, first, first + READ_MAX - 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rows of a part of the keys, which are counted from 1.
+    async fn read_some(&self, statement: &Statement, wanted: &Wanted, first: u32, last: u32) -> Outcome<()> {
+        let bounds = [first, last].map(|at| Param::text(at.to_string()));
+        let read = self.client.query_one(statement, &[&wanted.keys, &bounds[0], &bounds[1]]).await;
+        read.map(drop)
+            .map_err(|e| fault_of(&e).during(format_args!("reading rows of {}", wanted.table.target)))
     }
 
     /// What reads rows of a table, if the server takes longer than `row_slow` for one; none for a key whose lists cannot be written.
@@ -152,19 +167,19 @@ impl Session {
         let table = &wanted.table;
         let facts = facts::look_up(&self.client, table).await?;
         let target = Target { table, facts: &facts, staged: false };
-        let sql = |most| table.key().and_then(|key| target.read_listed(key, most));
-        let (Some(some), Some(all)) = (sql(Some(TRIED)), sql(None)) else { return Ok(None) };
-        let during = |e| fault_of(&e).during(format_args!("reading rows of {}", table.target));
-        let some = self.client.prepare(&some).await.map_err(during)?;
-        let began = Instant::now();
+        let Some(sql) = table.key().and_then(|key| target.read_listed(key)) else { return Ok(None) };
+        let during = |e| fault_of(&e).during(format_args!("preparing to read rows of {}", table.target));
+        let statement = self.client.prepare(&sql).await.map_err(during)?;
         self.client.batch_execute(AHEAD[0]).await.map_err(during)?;
+        // The first time it is planned, which many partitions make long; of no rows, so that only the way and the plan's start are in it
+        // the second time.
+        self.read_some(&statement, wanted, 1, 0).await?;
+        let began = Instant::now();
+        self.read_some(&statement, wanted, 1, 0).await?;
         let way = began.elapsed();
-        self.client.query_one(&some, &[&wanted.keys]).await.map_err(during)?;
+        self.read_some(&statement, wanted, 1, TRIED).await?;
         let each = began.elapsed().saturating_sub(2 * way) / TRIED;
         self.client.batch_execute(AHEAD[1]).await.map_err(during)?;
-        if each <= row_slow {
-            return Ok(None);
-        }
-        self.client.prepare(&all).await.map(Some).map_err(during)
+        Ok((each > row_slow).then_some(statement))
     }
 }

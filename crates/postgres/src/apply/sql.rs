@@ -203,15 +203,14 @@ impl Target<'_> {
         )
     }
 
-    /// Reads all rows whose keys are in a list, or in the beginning of it; `None` for a key of several columns, and one of whose
-    /// type no list can be made of text.
-    pub(super) fn read_listed(&self, key: &Key, most: Option<u32>) -> Option<String> {
+    /// Reads all rows whose keys are in a part of a list. Parameters: the list, and the numbers of its first and last key. `None` for a
+    /// key of several columns, and one of whose type no list can be made of text.
+    pub(super) fn read_listed(&self, key: &Key) -> Option<String> {
         let [i] = key.columns[..] else { return None };
         if array_form(&self.table.columns[i]) != ArrayForm::Typed {
             return None;
         }
-        let part = most.map_or_else(String::new, |most| format!("[1:{most}]"));
-        let list = |_, n: usize| format!("ANY ((${}::{}[]){part})", n + 1, cast_type(&self.table.columns[i]));
+        let list = |_, _| format!("ANY (($1::{}[])[$2::int:$3::int])", cast_type(&self.table.columns[i]));
         // `ctid`: of a row that is only counted its page is not read where all of it is visible to all.
         Some(format!("SELECT count(t.ctid) FROM {} AS t WHERE {}", self.relation(), self.key_is(key, list)))
     }
