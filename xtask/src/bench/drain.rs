@@ -195,8 +195,13 @@ async fn mixed_tables(pair: &Pair) {
 
 /// Fills the source, and brings both followers to where the backlog will begin; then both stand still.
 pub(super) async fn both_follow(pair: &Pair) {
+    both_follow_with(pair, "").await;
+}
+
+/// The same with more options of `pgbench -i`.
+pub(super) async fn both_follow_with(pair: &Pair, more: &str) {
     pair.target.execute(&format!("CREATE DATABASE {PEER}")).await;
-    shell(&pgbench(&pair.source, DATABASE, &format!("-i -q -I dtGp -s {PGBENCH_SCALE}"))).await;
+    shell(&pgbench(&pair.source, DATABASE, &format!("-i -q -I dtGp -s {PGBENCH_SCALE} {more}"))).await;
     let source = Pair::connect(&pair.source, DATABASE).await;
     // History has no key; it is only ever inserted into, so this costs neither of the two anything.
     let more = "ALTER TABLE pgbench_history REPLICA IDENTITY FULL; CREATE TABLE mark (id bigint PRIMARY KEY)";

@@ -55,11 +55,10 @@ fn cpu_of_server(pid: u32) -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Taken {
     pub(super) cpu_seconds: f64,
-    /// Bytes of files, whether or not the kernel had them in memory; sockets do not count.
+    /// Bytes of files, whether or not the kernel had them in memory; sockets do not count. What went to the disk is not to
+    /// be had: where the kernel's cache has large folios, a whole one counts for each byte written to it.
     pub(super) read_bytes: f64,
     pub(super) written_bytes: f64,
-    /// Of those, what went to or came from the disk.
-    pub(super) disk_bytes: f64,
 }
 
 impl Taken {
@@ -72,14 +71,13 @@ impl Taken {
             let Ok(text) = std::fs::read_to_string(format!("/proc/{one}/io")) else { continue };
             taken.read_bytes += field(&text, "rchar:");
             taken.written_bytes += field(&text, "wchar:");
-            taken.disk_bytes += field(&text, "read_bytes:") + field(&text, "write_bytes:");
         }
         // A process has read its own program; its processor time may be less than a tick.
         assert!(taken.read_bytes > 0.0, "nothing is known of process {pid}");
         taken
     }
 
-    const NOTHING: Taken = Taken { cpu_seconds: 0.0, read_bytes: 0.0, written_bytes: 0.0, disk_bytes: 0.0 };
+    const NOTHING: Taken = Taken { cpu_seconds: 0.0, read_bytes: 0.0, written_bytes: 0.0 };
 
     /// What was taken since, for each of `count`.
     pub(super) fn since(self, before: Taken, count: f64) -> Taken {
@@ -91,7 +89,6 @@ impl Taken {
             cpu_seconds: self.cpu_seconds - other.cpu_seconds,
             read_bytes: self.read_bytes - other.read_bytes,
             written_bytes: self.written_bytes - other.written_bytes,
-            disk_bytes: self.disk_bytes - other.disk_bytes,
         }
     }
 
@@ -100,7 +97,6 @@ impl Taken {
             cpu_seconds: change(self.cpu_seconds),
             read_bytes: change(self.read_bytes),
             written_bytes: change(self.written_bytes),
-            disk_bytes: change(self.disk_bytes),
         }
     }
 }
