@@ -3,10 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// That of `segue`: the proxies that are measured are this program.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const USAGE: &str = "usage:
   cargo xtask tidy [ROOT]    check the rules of the source tree (of another checkout: ROOT)
   cargo xtask bench [copy|drain|latency|digest|switch|router|plan|throttle|source|all] [--rounds N] [--scale F]

@@ -21,10 +21,6 @@ use commands::switch::Verb;
 use exit::Exit;
 use serde_json::json;
 
-/// Takes less processor time for a stream than the C library's (docs/performance.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // clap ends with 2 by itself when the command line is wrong.
     let cli = Cli::parse();
