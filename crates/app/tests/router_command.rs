@@ -8,6 +8,7 @@ use segue_testkit::cluster::client_program;
 use segue_testkit::kill::Process;
 use segue_testkit::{Cluster, Options};
 use std::process::Command;
+use std::time::Duration;
 use support::routed::{Routed, port_of};
 use support::slow::until;
 use support::{PATIENCE, Pair};
@@ -198,4 +199,41 @@ async fn a_migration_is_not_completed_while_applications_come_by_way_of_a_router
     })
     .await;
     run.process.wait(PATIENCE).await.unwrap();
+}
+
+/// Sessions that are served meanwhile open their connections on the other side before anybody waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_is_announced_to_routers_before_it_holds_and_a_rehearsal_takes_it_back() {
+    let (routed, run) = Routed::start("session", "", None).await;
+    let port = port_of(&run.process).await;
+    let (client, connection) = tokio_postgres::connect(&routed.url(port), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let serves = tokio::spawn(async move {
+        loop {
+            client.simple_query("SELECT 1").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'client'";
+    let body = "SELECT body FROM segue.route";
+    let on_target = async || routed.pair.target.scalar(there).await.unwrap();
+    assert_eq!(on_target().await, "0");
+    let rehearsing = Process::start(routed.pair.command(&["switch", "writes", "--dry-run"]));
+    let mut told = Vec::new();
+    until("the session has a server on the target before writes are held", async || {
+        let now = routed.control().scalar(body).await.unwrap();
+        if told.last() != Some(&now) {
+            told.push(now);
+        }
+        let is_there = on_target().await == "1";
+        assert!(is_there || rehearsing.status().is_none(), "{told:?}\n{:?}", rehearsing.lines());
+        is_there
+    })
+    .await;
+    let last = told.last().unwrap();
+    assert!(last.contains("\"leaves\": true") && !last.contains("hold"), "{told:?}");
+    assert_eq!(rehearsing.wait(PATIENCE).await.unwrap().code(), Some(0), "{:?}", rehearsing.lines());
+    until("it has none there any more", async || on_target().await == "0").await;
+    assert!(!routed.control().scalar(body).await.unwrap().contains("leaves"));
+    serves.abort();
 }

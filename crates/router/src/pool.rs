@@ -6,22 +6,21 @@ use crate::settings::Settings;
 use crate::upstream::Server;
 use segue_model::switch::Side;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// So many are looked at for one that is set as it is wanted; a SET costs less than more of them.
 const LOOKED_AT_MAX: usize = 16;
 
+#[allow(clippy::vec_box, reason = "each transaction takes one and gives it back: their bytes need not move")]
+type Idle = Vec<Box<Server>>;
+
 /// Connections of one user to one database of one side.
 #[derive(Debug)]
 pub(crate) struct Pool {
     connections_max: usize,
-    #[allow(
-        clippy::vec_box,
-        reason = "each transaction takes one and gives it back: their bytes need not move"
-    )]
-    idle: Mutex<Vec<Box<Server>>>,
+    idle: Mutex<Idle>,
     permits: Arc<Semaphore>,
 }
 
@@ -69,8 +68,21 @@ impl Pool {
         Some(Place { pool: Arc::clone(self), permit })
     }
 
+    fn used(&self) -> usize {
+        self.connections_max.saturating_sub(self.permits.available_permits())
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many it has, used or idle, those that are being opened among them.
+    pub(crate) fn connections(&self) -> usize {
+        self.used() + self.idle().len()
+    }
+
     fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Box<Server>> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         loop {
             let is_set =
                 |server: &Server| Arc::ptr_eq(&server.settings, wanted) || server.settings == *wanted;
@@ -87,7 +99,7 @@ impl Pool {
 
     /// Closes every idle connection that is older than it may be; returns how many are left.
     fn close_old(&self, age_max: Duration) -> usize {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         idle.retain(|server| server.opened.elapsed() < age_max && server.stream.is_quiet());
         idle.len()
     }
@@ -101,7 +113,7 @@ impl Place {
 
     /// Gives a connection back, and the right to it.
     pub(crate) fn give_back(self, server: Box<Server>) {
-        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(server);
+        self.pool.idle().push(server);
         drop(self.permit);
     }
 }
@@ -127,8 +139,8 @@ impl Pools {
             side: *side,
             user: user.clone().into(),
             database: database.clone().into(),
-            used: pool.connections_max.saturating_sub(pool.permits.available_permits()),
-            idle: pool.idle.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            used: pool.used(),
+            idle: pool.idle().len(),
             connections_max: pool.connections_max,
         };
         let mut uses: Vec<PoolUse> = pools.iter().map(of).collect();

@@ -5,11 +5,13 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::{ClientAuth, Databases, PoolMode};
+use segue_model::switch::route::Route;
+use segue_router::{ClientAuth, Databases, Heard, PoolMode};
 use segue_testkit::{Cluster, Options};
 use std::time::{Duration, Instant};
 use support::wire::{Wire, field, frame};
 use support::{Running, config, said};
+use tokio_postgres::SimpleQueryMessage;
 
 /// A fence, as the product puts it up; `constraint` names it.
 fn fence(constraint: &str) -> String {
@@ -149,6 +151,122 @@ async fn whoever_waits_in_a_hold_has_its_server_on_the_other_side_already() {
     router.release_to(Side::Target);
     let _client = waiting.await.unwrap().unwrap();
     while source.scalar(there).await.as_deref() != Some("0") {
+        tokio::task::yield_now().await;
+    }
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_side_already() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    // Of the router's own sessions, by the only address that they come from over TCP.
+    let there = "SELECT count(*) FROM pg_stat_activity WHERE client_port > 0 AND pid <> pg_backend_pid()";
+    let here = "SELECT inet_server_port()";
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let before = target.scalar(there).await;
+        assert_eq!(before.as_deref(), Some("0"), "{mode:?}");
+        let router = Running::start(config(&source, &target, mode), source.password()).await;
+        let client = router.connect().await;
+        // As a simple query: what is prepared is closed again, behind the answer.
+        let port = async || match &client.simple_query(here).await.unwrap()[1] {
+            SimpleQueryMessage::Row(row) => row.get(0).unwrap().parse::<u16>().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(port().await, source.port());
+        router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+        // Who does nothing needs none.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(router.counts().connects, 1);
+        while router.counts().connects < 2 {
+            assert_eq!(port().await, source.port(), "the writes have not left yet");
+        }
+        for _ in 0..20 {
+            assert_eq!(port().await, source.port());
+        }
+        assert_eq!(
+            (router.counts().connects, target.scalar(there).await.as_deref()),
+            (2, Some("1")),
+            "{mode:?}"
+        );
+        router.hold().await;
+        router.release_to(Side::Target);
+        assert_eq!(port().await, target.port());
+        assert_eq!(router.counts().connects, 2, "{mode:?}: what was opened ahead is what serves");
+        drop(client);
+        router.drain().await;
+        while target.scalar(there).await.as_deref() != Some("0") {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_is_not_in_its_way() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    let mut config = config(&source, &target, PoolMode::Session);
+    config.auth = ClientAuth::Trust;
+    let router = Running::start(config, source.password()).await;
+    let parse = |name: &[u8], sql: &[u8]| frame(b'P', &[name, b"\0", sql, b"\0\0\0"]);
+    let close = |name: &[u8]| frame(b'C', &[b"S", name, b"\0"]);
+    let sync = || frame(b'S', &[]);
+    let execute = |name: &[u8]| {
+        let bind = frame(b'B', &[b"\0", name, b"\0\0\0\0\0\0\0"]);
+        [bind, frame(b'E', &[b"\0\0\0\0\0"]), sync()].concat()
+    };
+    let said = async |wire: &mut Wire, bytes: &[u8]| -> Vec<String> {
+        wire.send(bytes).await;
+        let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+        assert!(answers.iter().all(|(tag, _)| *tag != b'E'), "{answers:?}");
+        let rows = answers.into_iter().filter(|(tag, _)| *tag == b'D');
+        rows.map(|(_, body)| String::from_utf8_lossy(&body[6..]).into_owned()).collect()
+    };
+    let mut keeps = Wire::through(router.handle.address().port(), "postgres").await;
+    let mut changes = Wire::through(router.handle.address().port(), "postgres").await;
+    for wire in [&mut keeps, &mut changes] {
+        let both = [parse(b"s", b"SELECT 'first'"), parse(b"u", b"SELECT 'u'"), sync()].concat();
+        said(wire, &both).await;
+    }
+    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+    for wire in [&mut keeps, &mut changes] {
+        assert_eq!(said(wire, &execute(b"s")).await, ["first"]);
+    }
+    while router.counts().connects < 4 {
+        tokio::task::yield_now().await;
+    }
+    let other = [close(b"s"), parse(b"s", b"SELECT 'second'"), sync()].concat();
+    said(&mut changes, &other).await;
+    router.hold().await;
+    router.release_to(Side::Target);
+    // Asked on the new server before anything is bound there.
+    let there =
+        frame(b'Q', &[b"SELECT count(*) || ' at ' || inet_server_port() FROM pg_prepared_statements\0"]);
+    assert_eq!(said(&mut keeps, &there).await, [format!("2 at {}", target.port())]);
+    assert_eq!(said(&mut changes, &there).await, [format!("0 at {}", target.port())]);
+    for (wire, wanted) in [(&mut keeps, "first"), (&mut changes, "second")] {
+        assert_eq!(said(wire, &execute(b"s")).await, [wanted]);
+        assert_eq!(said(wire, &execute(b"u")).await, ["u"]);
+    }
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_opened_ahead_is_closed_where_the_writes_stay() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
+    let url = format!("{} application_name=tests", router.url());
+    let client = router.try_connect(&url).await.unwrap();
+    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+    client.simple_query("SELECT 1").await.unwrap();
+    let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'";
+    while target.scalar(there).await.as_deref() != Some("1") {
+        tokio::task::yield_now().await;
+    }
+    router.routes.send_modify(|heard| *heard = Heard::now(3, Route::to(Side::Source, heard.epoch)));
+    client.simple_query("SELECT 1").await.unwrap();
+    while target.scalar(there).await.as_deref() != Some("0") {
         tokio::task::yield_now().await;
     }
     router.drain().await;

@@ -32,6 +32,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// The router takes a catalog in within this time; before, it goes by the one before.
 const TAKEN_IN: Duration = Duration::from_millis(50);
 
+/// The first transactions of a new owner have its processors to themselves.
+const TAKEN_OVER: Duration = Duration::from_millis(250);
+
 /// Reads the catalog again and again.
 pub(super) struct Learner {
     migration: String,
@@ -116,8 +119,12 @@ impl Learner {
         let (mut session, mut is_said, mut before) = (None, false, None);
         loop {
             let owner = self.routes.borrow_and_update().owner;
-            if before.replace(owner) != Some(owner) {
+            let was = before.replace(owner);
+            if was != Some(owner) {
                 self.parts_read.send_replace(None);
+            }
+            if was.is_some_and(|was| was != owner) {
+                sleep(TAKEN_OVER).await;
             }
             let read = timeout(ANSWER_PATIENCE, self.read(owner, &mut session)).await;
             let pause = match read

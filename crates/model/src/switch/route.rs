@@ -19,12 +19,21 @@ pub struct Route {
     /// which the route counts as if this were not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_ms_max: Option<u64>,
+    /// The writes are about to leave this owner: who goes to it now will soon want a connection on the other side.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaves: bool,
 }
 
 impl Route {
     /// To this side, and nothing is held.
     pub const fn to(owner: Side, epoch: Epoch) -> Route {
-        Route { owner, epoch, hold_ms_max: None }
+        Route { owner, epoch, hold_ms_max: None, leaves: false }
+    }
+
+    /// The same, as it is told some time before the hold.
+    #[must_use]
+    pub const fn leaving(self) -> Route {
+        Route { leaves: true, ..self }
     }
 
     /// The same, while what is new is held.
@@ -57,6 +66,9 @@ mod tests {
         let text = serde_json::to_string(&route.held(2000)).unwrap();
         assert_eq!(text, r#"{"owner":"target","epoch":4,"hold_ms_max":2000}"#);
         assert_eq!(serde_json::from_str::<Route>(&text).unwrap(), route.held(2000));
+        let text = serde_json::to_string(&route.leaving()).unwrap();
+        assert_eq!(text, r#"{"owner":"target","epoch":4,"leaves":true}"#);
+        assert_eq!(serde_json::from_str::<Route>(&text).unwrap(), route.leaving());
         assert_eq!(route.held(2000).aged(500), route.held(1500));
         assert_eq!(route.held(2000).aged(2000), route);
         assert!(serde_json::from_str::<Route>(r#"{"owner":"target","epoch":4,"mirror":3}"#).is_err());

@@ -80,7 +80,11 @@ impl Session {
             if self.link.is_none() {
                 continue;
             }
-            self.ahead = None;
+            if self.route.leaves {
+                self.open_ahead();
+            } else {
+                self.ahead = None;
+            }
             self.cell.enter(self.route.owner);
             if !self.routes.has_changed().unwrap_or(false) {
                 return Ok(true);

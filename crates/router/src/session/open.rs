@@ -1,4 +1,4 @@
-//! A server for a session: its own or one of the pool's, opened when it is needed or, during a hold, ahead of that.
+//! A server for a session: its own or one of the pool's, opened when it is needed or, before the writes move, ahead of that.
 
 use super::{End, Link, Session};
 use crate::frames::{self, Refusal};
@@ -11,7 +11,10 @@ use tokio::sync::oneshot;
 /// Between two tries to reach a server that is not to be reached just now.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// A server that is opened before it is needed.
+/// So many of a session's statements are parsed ahead; the rest when they are bound.
+const PARSED_AHEAD_MAX: usize = 100;
+
+/// A server that is opened before it is needed, with what the session has set and prepared.
 pub(super) struct Ahead {
     side: Side,
     opened: oneshot::Receiver<Box<Server>>,
@@ -41,40 +44,74 @@ impl Session {
 
     /// A server of the session's own, as its client asked for it.
     async fn own_server(&mut self, side: Side) -> Result<Option<Link>, End> {
-        let ahead = self.ahead.take().filter(|ahead| ahead.side == side);
-        let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
-        let opening = async {
-            let ahead = match ahead {
-                Some(mut ahead) => (&mut ahead.opened).await.ok().filter(|server| server.stream.is_quiet()),
-                None => None,
-            };
-            match ahead {
-                Some(server) => Ok(server),
-                None => opening.await,
+        let link = |server| Some(Link { server, out: Default::default(), place: None, reads: false });
+        if let Some(mut ahead) = self.ahead.take().filter(|ahead| ahead.side == side) {
+            let opened = async move { (&mut ahead.opened).await.ok() };
+            let Some(opened) = self.in_queue(opened).await? else { return Ok(None) };
+            match opened {
+                // A name that the client has given up meanwhile would be in its way.
+                Some(server) if server.stream.is_quiet() && self.statements.covers(&server.statements) => {
+                    return Ok(link(server));
+                }
+                Some(unwanted) => drop(tokio::spawn(unwanted.close())),
+                None => {}
             }
-        };
+        }
+        let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
         let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
-        Ok(Some(Link { server: server?, out: Default::default(), place: None, reads: false }))
+        Ok(link(server?))
     }
 
-    /// While a transaction waits for another route: a server on the side that it most likely leads to. Without it every
-    /// session of its own server would begin with a login at once, when the writes are taken again.
+    /// Before the writes leave their owner, or while a transaction waits for another route: a server on the side that it most
+    /// likely leads to. Without it every session would begin with a login at once, when the writes are taken again.
     pub(super) fn open_ahead(&mut self) {
         let side = self.route.owner.other();
-        if self.is_shared() || self.pin.is_some_and(|pin| pin != crate::Pin::Session) || self.ahead.is_some()
-        {
+        if self.is_shared() {
+            return self.fill_ahead(side);
+        }
+        let has_one =
+            self.ahead.is_some() || self.aside.as_ref().is_some_and(|link| link.server.side == side);
+        if has_one || self.pin.is_some_and(|pin| pin != crate::Pin::Session) {
             return;
         }
         let opening = self.opening(side, self.startup.settings.clone(), Instant::now());
+        let (settings, statements) =
+            (Arc::clone(&self.settings), self.statements.some_named(PARSED_AHEAD_MAX));
+        let limit = self.config.limits.connect_max;
         let (send, opened) = oneshot::channel();
         tokio::spawn(async move {
             // Who cannot be reached now is tried again when it is needed, and refuses then.
-            let Ok(server) = opening.await else { return };
+            let Ok(mut server) = opening.await else { return };
+            let prepared = async {
+                server.make_ready(&settings).await?;
+                server.parse(&statements).await
+            };
+            if !matches!(tokio::time::timeout(limit, prepared).await, Ok(Ok(()))) {
+                return server.close().await;
+            }
             if let Err(unwanted) = send.send(server) {
                 unwanted.close().await;
             }
         });
         self.ahead = Some(Ahead { side, opened });
+    }
+
+    /// One more server in the pool of this side, unless it has as many as the session's own pool.
+    fn fill_ahead(&self, side: Side) {
+        let Some((known, wanted)) = &self.pool else { return };
+        let database = self.config.database(side, &self.startup.database);
+        let most = self.config.limits.connections_max;
+        let pool = self.shared.pools.of(side, &self.startup.user, database, most);
+        if *known == side || pool.connections() >= wanted.connections() {
+            return;
+        }
+        let Some(place) = pool.place_now() else { return };
+        let opening = self.opening(side, Vec::new(), Instant::now());
+        tokio::spawn(async move {
+            if let Ok(server) = opening.await {
+                place.give_back(server);
+            }
+        });
     }
 
     /// A server of the pool, where one is idle and may be taken: nothing is waited for then, which is how nearly every

@@ -41,6 +41,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PUT_BACK_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two later tries to put them back.
 const PUT_BACK_PAUSE: Duration = Duration::from_secs(5);
+/// The first transactions of the new owner have its processors, and its disk, to themselves.
+const OPENED: Duration = Duration::from_millis(250);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
 const AFTERWARDS_TRIES: u32 = 50;
 
@@ -67,7 +69,7 @@ impl Switch<'_> {
         walk.begins(turn.step);
         killpoint::pass(before(turn.step));
         let did = match turn.step {
-            Step::Arm => self.arm(turn, walk).await?,
+            Step::Arm => self.arm_announced(turn, walk).await?,
             Step::Hold => {
                 let began = Instant::now();
                 walk.held_since = Some(began);
@@ -89,7 +91,7 @@ impl Switch<'_> {
         Ok(did)
     }
 
-    async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+    pub(super) async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
         let Some(flow) = self.flows.landing_on(new) else {
             return Ok(not_now(format!("the stream to the {new} has ended")));
@@ -153,7 +155,6 @@ impl Switch<'_> {
             return Ok(not_now(format!("since the gates were looked at: {what}")));
         }
         flow.verifying.be_ready().await?;
-        walk.has_routers = self.routers.are_there().await;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -343,6 +344,8 @@ impl Switch<'_> {
     async fn close_old_side(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
+        walk.ends();
+        sleep(OPENED).await;
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
             match self.side(old).become_follower(turn.fence.epoch.next()).await? {

@@ -11,7 +11,12 @@ use segue_model::switch::ownership::Epoch;
 use segue_postgres::control::{Command, Control, Lease};
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
+
+/// How far it is is told no more often: each time is a commit, where writes are waited for.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// What is asked of the switch.
 pub(in crate::drive) struct Order {
@@ -39,11 +44,19 @@ pub(in crate::drive) async fn carry_out(
     command: Command,
 ) {
     let carried_out = async {
-        let (mut steps, answered) = give(&orders, &command).await?;
-        while steps.changed().await.is_ok() {
-            let progress = json!(*steps.borrow_and_update());
-            // Who asked may not be listening.
-            let _ = control.progress(&lease, command.id, &progress).await;
+        let (mut steps, mut answered) = give(&orders, &command).await?;
+        let told = async {
+            while steps.changed().await.is_ok() {
+                let progress = json!(*steps.borrow_and_update());
+                // Who asked may not be listening.
+                let _ = control.progress(&lease, command.id, &progress).await;
+                sleep(PROGRESS_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = &mut answered => return answer.map_err(|_| over())?,
+            () = told => {}
         }
         came_of(answered).await
     };

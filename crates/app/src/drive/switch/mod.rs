@@ -284,6 +284,9 @@ impl<'d> Switch<'d> {
         // Writers wait for the stream meanwhile, whoever else is served first.
         let _hurry = self.driver.throttle.hurry();
         let done = self.obey((asked, from, of), overrides, &by, progress).await;
+        if self.fenced.borrow().is_none() {
+            self.routers.let_go().await;
+        }
         self.under_way.store(false, Ordering::Relaxed);
         self.is_asked.store(false, Ordering::Relaxed);
         let (told, ended) = match done {

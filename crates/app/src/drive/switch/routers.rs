@@ -3,19 +3,24 @@
 //! Nothing depends on it. A router that does not hear, or does not hold in time, meets the fence; so whatever fails here is
 //! passed over, and where to go is told again until it could be.
 
-use super::Driver;
+use super::act::Did;
+use super::walk::Walk;
+use super::{Driver, Switch};
 use segue_engine::ports::Outcome;
+use segue_model::switch::decide::Turn;
 use segue_model::switch::route::Route;
 use segue_postgres::control::{Lease, Routing, Told};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 /// The part of the longest hold for which transactions that routers have under way are waited for before the fence, which
 /// waits for them, too, but with everybody else behind.
 const HOLD_PART: u32 = 8;
+/// A hold is announced so long before it: for connections to be opened on the other side, at no writer's cost.
+const ANNOUNCED_AHEAD: Duration = Duration::from_millis(250);
 /// A control database that takes longer to tell them is not waited for.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// Before it is told again.
@@ -30,7 +35,7 @@ pub(super) struct Routers<'d> {
     routing: Mutex<Option<Routing>>,
     /// What could not be told.
     untold: watch::Sender<Option<Route>>,
-    /// The route that routers may be holding by.
+    /// The route that routers may be holding by, or be ready to leave.
     held: Mutex<Option<Route>>,
 }
 
@@ -47,10 +52,18 @@ impl<'d> Routers<'d> {
         }
     }
 
-    /// Whether there are any to be held.
-    pub(super) async fn are_there(&self) -> bool {
+    /// Lets them know that the writes are about to leave the owner of this route; returns when. `None`: there are no routers.
+    async fn announce(&self, route: Route) -> Option<Instant> {
         let asked = timeout(TELL_PATIENCE, self.driver.control.routers()).await;
-        matches!(asked, Ok(Ok(routers)) if !routers.is_empty())
+        if !matches!(asked, Ok(Ok(routers)) if !routers.is_empty()) {
+            return None;
+        }
+        *self.held.lock().await = Some(route);
+        let work = self.with(async |routing| routing.tell(self.next(route.leaving())).await);
+        if let Ok(Err(fault)) = timeout(TELL_PATIENCE, work).await {
+            tracing::warn!("routers could not be told that the writes are about to move: {fault}");
+        }
+        Some(Instant::now())
     }
 
     /// Has them hold what is new, and waits for what is under way, but not for long.
@@ -131,5 +144,18 @@ impl<'d> Routers<'d> {
         let done = work(&routing).await?;
         *slot = Some(routing);
         Ok(done)
+    }
+}
+
+impl Switch<'_> {
+    /// Arms; routers make ready for the other side meanwhile.
+    pub(super) async fn arm_announced(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
+        let announced = self.routers.announce(Route::to(turn.from, turn.fence.epoch)).await;
+        walk.has_routers = announced.is_some();
+        let did = self.arm(turn, walk).await?;
+        if let (Did::Done, Some(at)) = (&did, announced) {
+            sleep_until((at + ANNOUNCED_AHEAD).into()).await;
+        }
+        Ok(did)
     }
 }
