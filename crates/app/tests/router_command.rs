@@ -231,7 +231,7 @@ async fn a_hand_over_is_announced_to_routers_before_it_holds_and_a_rehearsal_tak
     })
     .await;
     let last = told.last().unwrap();
-    assert!(last.contains("\"leaves\": true") && !last.contains("hold"), "{told:?}");
+    assert!(last.contains("\"leaves_ms_max\": ") && !last.contains("hold"), "{told:?}");
     assert_eq!(rehearsing.wait(PATIENCE).await.unwrap().code(), Some(0), "{:?}", rehearsing.lines());
     until("it has none there any more", async || on_target().await == "0").await;
     assert!(!routed.control().scalar(body).await.unwrap().contains("leaves"));

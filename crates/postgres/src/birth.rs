@@ -38,6 +38,7 @@ use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
+use segue_model::switch::Side;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio_postgres::types::PgLsn;
@@ -68,6 +69,14 @@ impl Direction {
         match self {
             Direction::Forward => Direction::Reverse,
             Direction::Reverse => Direction::Forward,
+        }
+    }
+
+    /// The one that leads to this side.
+    pub fn leading_to(side: Side) -> Direction {
+        match side {
+            Side::Target => Direction::Forward,
+            Side::Source => Direction::Reverse,
         }
     }
 

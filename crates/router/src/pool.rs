@@ -7,11 +7,14 @@ use crate::upstream::Server;
 use segue_model::switch::Side;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// So many are looked at for one that is set as it is wanted; a SET costs less than more of them.
 const LOOKED_AT_MAX: usize = 16;
+
+/// Before a server that could not be logged in to is tried again for nobody.
+const FILL_AGAIN: Duration = Duration::from_secs(1);
 
 #[allow(clippy::vec_box, reason = "each transaction takes one and gives it back: their bytes need not move")]
 type Idle = Vec<Box<Server>>;
@@ -21,6 +24,8 @@ type Idle = Vec<Box<Server>>;
 pub(crate) struct Pool {
     connections_max: usize,
     idle: Mutex<Idle>,
+    /// When a connection that nobody waited for could not be opened.
+    not_filled: Mutex<Option<Instant>>,
     permits: Arc<Semaphore>,
 }
 
@@ -49,7 +54,12 @@ pub(crate) struct Place {
 
 impl Pool {
     fn new(connections_max: usize) -> Pool {
-        Pool { connections_max, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections_max)) }
+        Pool {
+            connections_max,
+            idle: Mutex::default(),
+            not_filled: Mutex::default(),
+            permits: Arc::new(Semaphore::new(connections_max)),
+        }
     }
 
     /// The right to a connection, if nobody waits for one.
@@ -79,6 +89,17 @@ impl Pool {
     /// How many it has, used or idle, those that are being opened among them.
     pub(crate) fn connections(&self) -> usize {
         self.used() + self.idle().len()
+    }
+
+    /// Whether it may be filled ahead: not again at once where that has failed, by whoever begins a transaction.
+    pub(crate) fn may_fill(&self) -> bool {
+        let failed = *self.not_filled.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_none_or(|at| at.elapsed() >= FILL_AGAIN)
+    }
+
+    /// It could not be filled ahead just now.
+    pub(crate) fn could_not_fill(&self) {
+        *self.not_filled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     fn take(&self, wanted: &Arc<Settings>, age_max: Duration) -> Option<Box<Server>> {
@@ -154,5 +175,30 @@ impl Pools {
     pub(crate) fn tidy(&self, age_max: Duration) {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|_, pool| pool.close_old(age_max) > 0 || Arc::strong_count(pool) > 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_could_not_be_filled_ahead_is_left_alone_for_a_while() {
+        let pool = Pool::new(2);
+        assert!(pool.may_fill());
+        pool.could_not_fill();
+        assert!(!pool.may_fill());
+        *pool.not_filled.lock().unwrap() = Instant::now().checked_sub(FILL_AGAIN);
+        assert!(pool.may_fill());
+    }
+
+    #[test]
+    fn what_is_being_opened_counts_as_a_connection() {
+        let pool = Arc::new(Pool::new(2));
+        assert_eq!(pool.connections(), 0);
+        let place = pool.place_now();
+        assert!(place.is_some() && pool.connections() == 1);
+        drop(place);
+        assert_eq!(pool.connections(), 0);
     }
 }

@@ -19,13 +19,22 @@ pub struct Heard {
     /// New transactions wait for another route until then; past it they go to the owner of this one, where the fence
     /// judges them.
     pub held_until: Option<Instant>,
+    /// Until then whoever is served has a connection opened on the other side, too.
+    pub leaves_until: Option<Instant>,
 }
 
 impl Heard {
     /// A route that is heard now.
     pub fn now(revision: i64, route: Route) -> Heard {
-        let held_until = route.hold_ms_max.map(|ms| Instant::now() + Duration::from_millis(ms));
-        Heard { revision, route, held_until }
+        let now = Instant::now();
+        let until = |ms_max: Option<u64>| ms_max.map(|ms| now + Duration::from_millis(ms));
+        let (held_until, leaves_until) = (until(route.hold_ms_max), until(route.leaves_ms_max));
+        Heard { revision, route, held_until, leaves_until }
+    }
+
+    /// What decides where a transaction goes, and when: a route that is the same in this is no other one to whoever waits.
+    pub(crate) fn way(&self) -> (Side, Epoch, Option<Instant>) {
+        (self.route.owner, self.route.epoch, self.held_until)
     }
 }
 

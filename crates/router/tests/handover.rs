@@ -174,7 +174,7 @@ async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_s
             other => panic!("{other:?}"),
         };
         assert_eq!(port().await, source.port());
-        router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+        router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving(60_000)));
         // Who does nothing needs none.
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(router.counts().connects, 1);
@@ -228,7 +228,7 @@ async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_i
         let both = [parse(b"s", b"SELECT 'first'"), parse(b"u", b"SELECT 'u'"), sync()].concat();
         said(wire, &both).await;
     }
-    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving(60_000)));
     for wire in [&mut keeps, &mut changes] {
         assert_eq!(said(wire, &execute(b"s")).await, ["first"]);
     }
@@ -252,13 +252,51 @@ async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_sql_prepares_and_sets_between_the_announcement_and_the_release_is_so_on_the_new_owner() {
+    let (source, target) = pair().await;
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
+    let (sets, gives_up) = (router.connect().await, router.connect().await);
+    for client in [&sets, &gives_up] {
+        client.batch_execute("PREPARE p AS SELECT 'first'; LISTEN news").await.unwrap();
+    }
+    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving(60_000)));
+    for client in [&sets, &gives_up] {
+        client.batch_execute("SELECT 1").await.unwrap();
+    }
+    while router.counts().connects < 4 {
+        tokio::task::yield_now().await;
+    }
+    sets.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    gives_up.batch_execute("DEALLOCATE p; UNLISTEN news").await.unwrap();
+    router.hold().await;
+    router.release_to(Side::Target);
+    let first = async |client: &tokio_postgres::Client, sql: &str| {
+        let answers = client.simple_query(sql).await.unwrap();
+        let row = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        row.unwrap_or_default()
+    };
+    assert_eq!(first(&sets, "EXECUTE p").await, "first");
+    assert_eq!(first(&sets, "SHOW search_path").await, "pg_catalog");
+    assert_eq!(first(&sets, "SELECT pg_listening_channels()").await, "news");
+    gives_up.batch_execute("PREPARE p AS SELECT 'second'").await.unwrap();
+    assert_eq!(first(&gives_up, "EXECUTE p").await, "second");
+    assert_eq!(first(&gives_up, "SELECT pg_listening_channels()").await, "");
+    assert_eq!(first(&gives_up, "SELECT inet_server_port()").await, target.port().to_string());
+    router.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_opened_ahead_is_closed_where_the_writes_stay() {
     let (source, target) = pair().await;
     target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
     let url = format!("{} application_name=tests", router.url());
     let client = router.try_connect(&url).await.unwrap();
-    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving()));
+    router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving(60_000)));
     client.simple_query("SELECT 1").await.unwrap();
     let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'";
     while target.scalar(there).await.as_deref() != Some("1") {

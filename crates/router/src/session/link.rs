@@ -62,6 +62,8 @@ impl Session {
             self.take_route();
             if let Some(until) = self.waits_until() {
                 self.leave_link();
+                // Where that has failed before it is tried once more.
+                self.ahead = self.ahead.take().filter(|ahead| ahead.is_of_use(self.route.owner.other()));
                 self.open_ahead();
                 if !Box::pin(self.park(until)).await? {
                     return Ok(false);
@@ -80,7 +82,7 @@ impl Session {
             if self.link.is_none() {
                 continue;
             }
-            if self.route.leaves {
+            if self.route.leaves_until.is_some_and(|until| until > Instant::now()) {
                 self.open_ahead();
             } else {
                 self.ahead = None;
@@ -255,8 +257,8 @@ impl Session {
     /// Waits for a turn; who leaves, or gives up, takes nobody's. `None`: there is another route, and it may lead elsewhere.
     pub(super) async fn in_queue<T>(&mut self, turn: impl Future<Output = T>) -> Result<Option<T>, End> {
         let mut turn = pin!(turn);
-        let mut routes = self.routes.clone();
-        let mut rerouted = pin!(routes.changed());
+        let (mut routes, way) = (self.routes.clone(), self.route.way());
+        let mut rerouted = pin!(routes.wait_for(|heard| heard.way() != way));
         let mut routes_end = false;
         poll_fn(|cx| {
             if let Poll::Ready(turn) = turn.as_mut().poll(cx) {
@@ -273,7 +275,7 @@ impl Session {
             }
             if !routes_end {
                 match rerouted.as_mut().poll(cx) {
-                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(None)),
                     Poll::Ready(Err(_)) => routes_end = true,
                     Poll::Pending => {}
                 }

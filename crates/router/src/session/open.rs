@@ -5,12 +5,15 @@ use crate::frames::{self, Refusal};
 use crate::upstream::{self, ConnectError, Identity, Server};
 use segue_model::switch::Side;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Between two tries to reach a server that is not to be reached just now.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
+/// What was opened ahead for longer was opened for a hand-over that did not come: nobody knows what has become of it.
+const AHEAD_AGE_MAX: Duration = Duration::from_secs(90);
 /// So many of a session's statements are parsed ahead; the rest when they are bound.
 const PARSED_AHEAD_MAX: usize = 100;
 
@@ -18,6 +21,14 @@ const PARSED_AHEAD_MAX: usize = 100;
 pub(super) struct Ahead {
     side: Side,
     opened: oneshot::Receiver<Box<Server>>,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl Ahead {
+    /// Whether it is of this side, and there or on its way.
+    pub(super) fn is_of_use(&self, side: Side) -> bool {
+        self.side == side && !self.has_failed.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Ahead {
@@ -49,10 +60,7 @@ impl Session {
             let opened = async move { (&mut ahead.opened).await.ok() };
             let Some(opened) = self.in_queue(opened).await? else { return Ok(None) };
             match opened {
-                // A name that the client has given up meanwhile would be in its way.
-                Some(server) if server.stream.is_quiet() && self.statements.covers(&server.statements) => {
-                    return Ok(link(server));
-                }
+                Some(server) if self.fits(&server) => return Ok(link(server)),
                 Some(unwanted) => drop(tokio::spawn(unwanted.close())),
                 None => {}
             }
@@ -60,6 +68,16 @@ impl Session {
         let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
         let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
         Ok(link(server?))
+    }
+
+    /// Whether a server that was opened ahead is what the session needs now. A name that the client has given up meanwhile, a
+    /// statement that SQL has prepared or a channel that is listened to would be in its way, or be said twice.
+    fn fits(&self, server: &Server) -> bool {
+        server.opened.elapsed() < AHEAD_AGE_MAX
+            && server.input.is_empty()
+            && server.stream.is_quiet()
+            && self.statements.covers(&server.statements)
+            && (server.settings == self.settings || !server.settings.pins())
     }
 
     /// Before the writes leave their owner, or while a transaction waits for another route: a server on the side that it most
@@ -79,21 +97,26 @@ impl Session {
             (Arc::clone(&self.settings), self.statements.some_named(PARSED_AHEAD_MAX));
         let limit = self.config.limits.connect_max;
         let (send, opened) = oneshot::channel();
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let failed = Arc::clone(&has_failed);
         tokio::spawn(async move {
             // Who cannot be reached now is tried again when it is needed, and refuses then.
-            let Ok(mut server) = opening.await else { return };
+            let Ok(mut server) = opening.await else {
+                return failed.store(true, Ordering::Relaxed);
+            };
             let prepared = async {
                 server.make_ready(&settings).await?;
                 server.parse(&statements).await
             };
             if !matches!(tokio::time::timeout(limit, prepared).await, Ok(Ok(()))) {
+                failed.store(true, Ordering::Relaxed);
                 return server.close().await;
             }
             if let Err(unwanted) = send.send(server) {
                 unwanted.close().await;
             }
         });
-        self.ahead = Some(Ahead { side, opened });
+        self.ahead = Some(Ahead { side, opened, has_failed });
     }
 
     /// One more server in the pool of this side, unless it has as many as the session's own pool.
@@ -102,14 +125,20 @@ impl Session {
         let database = self.config.database(side, &self.startup.database);
         let most = self.config.limits.connections_max;
         let pool = self.shared.pools.of(side, &self.startup.user, database, most);
-        if *known == side || pool.connections() >= wanted.connections() {
+        let wanted = wanted.connections().min(most);
+        if *known == side || pool.connections() >= wanted || !pool.may_fill() {
             return;
         }
         let Some(place) = pool.place_now() else { return };
+        // Others may have thought the same.
+        if pool.connections() > wanted {
+            return;
+        }
         let opening = self.opening(side, Vec::new(), Instant::now());
         tokio::spawn(async move {
-            if let Ok(server) = opening.await {
-                place.give_back(server);
+            match opening.await {
+                Ok(server) => place.give_back(server),
+                Err(_) => pool.could_not_fill(),
             }
         });
     }

@@ -39,7 +39,7 @@ const FENCE_PAUSE: Duration = Duration::from_millis(40);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long whoever has asked waits for autovacuum's settings to be put back: nearly always no time at all.
 const PUT_BACK_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two later tries to put them back.
+/// Between two later tries.
 const PUT_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// The first transactions of the new owner have its processors, and its disk, to themselves.
 const OPENED: Duration = Duration::from_millis(250);
@@ -149,7 +149,7 @@ impl Switch<'_> {
             }
         }
         let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
-        let sequences = Sequences::pair(&on_old, &on_new, &tables, direction_to(new)).await?;
+        let sequences = Sequences::pair(&on_old, &on_new, &tables, Direction::leading_to(new)).await?;
         // The gate was judged by an earlier look.
         if let Some(what) = sequences.unready().iter().find(|what| !walk.unready.contains(what)) {
             return Ok(not_now(format!("since the gates were looked at: {what}")));
@@ -323,7 +323,7 @@ impl Switch<'_> {
         admit(Admission::Undecided);
         let applied = *down.progress.watch_applied().borrow();
         let applied = Applied { signal: applied.signal, position: applied.position };
-        let answer = self.side(new).open(turn.fence, marker, direction_to(new), applied).await?;
+        let answer = self.side(new).open(turn.fence, marker, Direction::leading_to(new), applied).await?;
         let Some(row) = answer.made() else {
             return Err(Fault::retry("SEGUE-OPEN-REFUSED", format!("opening the {new}: {answer:?}")));
         };
@@ -343,9 +343,13 @@ impl Switch<'_> {
     /// The old owner follows. Nobody waits for it: it takes no writes already.
     async fn close_old_side(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
-        // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
-        walk.ends();
-        sleep(OPENED).await;
+        // A start that finds it open has routers to tell.
+        if walk.asked != Asked::Nothing {
+            walk.ends();
+            sleep(OPENED).await;
+        }
+        // Table by table. What is awake then is left to the undoing; what the fence of the old one was begun for is done.
+        self.side(new).rest(FenceId { epoch: turn.fence.epoch.next(), ..turn.fence }).await?;
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
             match self.side(old).become_follower(turn.fence.epoch.next()).await? {
@@ -462,14 +466,6 @@ impl Switch<'_> {
             autovacuum::put_back(&client, self.migration()).await?;
         }
         Ok(())
-    }
-}
-
-/// The stream that leads to `side`.
-fn direction_to(side: segue_model::switch::Side) -> Direction {
-    match side {
-        segue_model::switch::Side::Target => Direction::Forward,
-        segue_model::switch::Side::Source => Direction::Reverse,
     }
 }
 

@@ -21,6 +21,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 const HOLD_PART: u32 = 8;
 /// A hold is announced so long before it: for connections to be opened on the other side, at no writer's cost.
 const ANNOUNCED_AHEAD: Duration = Duration::from_millis(250);
+/// After so long without a hold nobody goes by an announcement: whoever made it is gone, or cannot arm.
+const LEAVES_MAX: Duration = Duration::from_secs(60);
 /// A control database that takes longer to tell them is not waited for.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// Before it is told again.
@@ -52,14 +54,20 @@ impl<'d> Routers<'d> {
         }
     }
 
+    async fn are_there(&self) -> bool {
+        let asked = timeout(TELL_PATIENCE, self.driver.control.routers()).await;
+        matches!(asked, Ok(Ok(routers)) if !routers.is_empty())
+    }
+
     /// Lets them know that the writes are about to leave the owner of this route; returns when. `None`: there are no routers.
     async fn announce(&self, route: Route) -> Option<Instant> {
-        let asked = timeout(TELL_PATIENCE, self.driver.control.routers()).await;
-        if !matches!(asked, Ok(Ok(routers)) if !routers.is_empty()) {
+        if !self.are_there().await {
             return None;
         }
         *self.held.lock().await = Some(route);
-        let work = self.with(async |routing| routing.tell(self.next(route.leaving())).await);
+        self.untold.send_replace(None);
+        let leaving = route.leaving(LEAVES_MAX.as_millis() as u64);
+        let work = self.with(async |routing| routing.tell(self.next(leaving)).await);
         if let Ok(Err(fault)) = timeout(TELL_PATIENCE, work).await {
             tracing::warn!("routers could not be told that the writes are about to move: {fault}");
         }
@@ -151,8 +159,9 @@ impl Switch<'_> {
     /// Arms; routers make ready for the other side meanwhile.
     pub(super) async fn arm_announced(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let announced = self.routers.announce(Route::to(turn.from, turn.fence.epoch)).await;
-        walk.has_routers = announced.is_some();
         let did = self.arm(turn, walk).await?;
+        // One may have come meanwhile.
+        walk.has_routers = announced.is_some() || self.routers.are_there().await;
         if let (Did::Done, Some(at)) = (&did, announced) {
             sleep_until((at + ANNOUNCED_AHEAD).into()).await;
         }
