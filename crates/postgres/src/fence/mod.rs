@@ -212,7 +212,7 @@ impl Side {
     /// Makes this side the owner of the epoch after the one that the other side has handed over under `fence`, if its row
     /// is below that and the fence's marker has been `applied` here: the checkpoint of the stream in `direction` is
     /// compared in the same transaction, which a server that was restored fails. Attempts are counted on from the fence's.
-    /// Never fails for a lock, as [`Side::unfence`]. The triggers stay enabled and let everybody pass, until [`Side::rest`].
+    /// Never fails for a lock, as [`Side::unfence`].
     pub async fn open(
         &self,
         fence: FenceId,
@@ -267,10 +267,7 @@ impl Side {
         for row in &rows {
             let call =
                 format!("SELECT segue.rest({}, {}, {epoch}, {attempt})", self.name(), row.get::<_, u32>(0));
-            // A start finds what a crash has taken back.
-            let sql = format!(
-                "SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = {REST_LOCK_MS}; {call}"
-            );
+            let sql = format!("SET LOCAL lock_timeout = {REST_LOCK_MS}; {call}");
             let mut tries = 0;
             loop {
                 match self.transaction("putting the fence to rest", &sql).await {
@@ -290,8 +287,8 @@ impl Side {
         Ok(awake)
     }
 
-    /// First with the tables' locks, so that no writer is under way; then without, since writers must not wait for whoever
-    /// holds one.
+    /// First with the tables' locks, so that the triggers are at rest when writers come; then without, since writers
+    /// must not wait for whoever holds one.
     async fn with_or_without_locks(&self, step: &str, call: impl Fn(u32) -> String) -> Outcome<Answer> {
         match self.call(step, &call(self.lock_ms().min(OPEN_LOCK_MS))).await? {
             Answer::Blocked { .. } => self.call(step, &call(0)).await,

@@ -245,8 +245,7 @@ BEGIN
 END $$;
 
 -- a row below the epoch after n → owner of that, under whose fence(n, attempt) the other side has handed over, if the
--- stream that leads here has come as far as the caller saw it. Locks as in unfence; but the triggers stay enabled, and let
--- everybody pass: to disable one makes each session read its table's catalog anew, all of them when the first writers come.
+-- stream that leads here has come as far as the caller saw it. Locks as in unfence.
 -- opened_at: who writes as this owner's client commits above it, since it finds the row or the text only after the commit of
 -- this. Whoever wrote before in spite of the fence has committed below it, if the locks were had: he held one until then.
 -- Without them he may be under way still, and commit above it.
@@ -273,6 +272,9 @@ BEGIN
          WHERE w.migration = _migration;
     END IF;
     PERFORM segue.write_fence(_migration, next, _attempt, '-infinity');
+    IF _lock_ms > 0 THEN
+        PERFORM segue.set_triggers(_migration, false);
+    END IF;
     RETURN segue.answer(_migration, answer);
 END $$;
 

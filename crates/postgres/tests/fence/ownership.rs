@@ -113,8 +113,6 @@ async fn there_and_back_on(options: Options) {
             .unwrap();
         let enabled = "SELECT count(*) FROM pg_trigger WHERE tgname = 'segue_fence_m' AND tgenabled = 'O'";
         let at = async |client: &Client| client.query_one(enabled, &[]).await.unwrap().get::<_, i64>(0);
-        assert_eq!((at(closed).await, at(open).await), (8, 8), "who opens has nobody read a catalog anew");
-        assert_eq!(new.rest(opened.ownership.fence_id().unwrap()).await.unwrap(), []);
         assert_eq!((at(closed).await, at(open).await), (8, 0));
         from = 1 - from;
     }

@@ -52,7 +52,7 @@ impl Session {
 
     fn take_route(&mut self) {
         if self.routes.has_changed().unwrap_or(false) {
-            self.route = self.routes.borrow_and_update().clone();
+            *self.route = self.routes.borrow_and_update().clone();
         }
     }
 

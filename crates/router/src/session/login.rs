@@ -267,7 +267,7 @@ fn open(
     rand::rng().fill_bytes(&mut secret);
     let (process, cell) = shared.gate.add(secret);
     let mut routes = shared.routes.clone();
-    let route = routes.borrow_and_update().clone();
+    let route = Box::new(routes.borrow_and_update().clone());
     let (settings, tenant_at_start, differs_at_start) = wishes(&startup, config.pool);
     Session {
         shared: Arc::clone(shared),
@@ -345,7 +345,7 @@ impl Session {
             if self.link.is_some() {
                 break;
             }
-            self.route = self.routes.borrow_and_update().clone();
+            *self.route = self.routes.borrow_and_update().clone();
         }
         let (process, secret) = (self.process, self.cell.secret().to_vec());
         let out = self.to_client.buffer();

@@ -151,7 +151,7 @@ struct Session {
     link: Option<Link>,
     /// The session's own server on the other side, where both are used.
     aside: Option<Box<Link>>,
-    ahead: Option<open::Ahead>,
+    ahead: Option<Box<open::Ahead>>,
     /// The transaction that is running is the follower's.
     reading: Option<Box<read::Reading>>,
     tally: Box<tally::Tally>,
@@ -183,7 +183,7 @@ struct Session {
     seen: Option<Instant>,
     pipeline: Pipeline,
     routes: Routes,
-    route: Heard,
+    route: Box<Heard>,
     /// A transaction is running, or a message outside of one is being answered.
     active: bool,
     /// What of a long frame is still to come, from the client and from the server.

@@ -116,7 +116,7 @@ impl Session {
                 unwanted.close().await;
             }
         });
-        self.ahead = Some(Ahead { side, opened, has_failed });
+        self.ahead = Some(Box::new(Ahead { side, opened, has_failed }));
     }
 
     /// One more server in the pool of this side, unless it has as many as the session's own pool.

@@ -348,8 +348,7 @@ impl Switch<'_> {
             walk.ends();
             sleep(OPENED).await;
         }
-        // Table by table. What is awake then is left to the undoing; what the fence of the old one was begun for is done.
-        self.side(new).rest(FenceId { epoch: turn.fence.epoch.next(), ..turn.fence }).await?;
+        // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
             match self.side(old).become_follower(turn.fence.epoch.next()).await? {
