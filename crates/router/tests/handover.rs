@@ -27,6 +27,19 @@ async fn pair() -> (Cluster, Cluster) {
     tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()))
 }
 
+/// Waits until a server answers so: sessions of the tests' own end a moment after their answer.
+async fn comes_to(server: &Cluster, sql: &str, wanted: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = server.scalar(sql).await;
+        if found.as_deref() == Some(wanted) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{sql}: {found:?}, and not {wanted}");
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn bench(mode: PoolMode, protocol: &str) {
     let (source, target) = pair().await;
     let router = Running::start(config(&source, &target, mode), source.password()).await;
@@ -164,8 +177,7 @@ async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_s
     let there = "SELECT count(*) FROM pg_stat_activity WHERE client_port > 0 AND pid <> pg_backend_pid()";
     let here = "SELECT inet_server_port()";
     for mode in [PoolMode::Session, PoolMode::Transaction] {
-        let before = target.scalar(there).await;
-        assert_eq!(before.as_deref(), Some("0"), "{mode:?}");
+        comes_to(&target, there, "0").await;
         let router = Running::start(config(&source, &target, mode), source.password()).await;
         let client = router.connect().await;
         // As a simple query: what is prepared is closed again, behind the answer.
@@ -184,20 +196,15 @@ async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_s
         for _ in 0..20 {
             assert_eq!(port().await, source.port());
         }
-        assert_eq!(
-            (router.counts().connects, target.scalar(there).await.as_deref()),
-            (2, Some("1")),
-            "{mode:?}"
-        );
+        assert_eq!(router.counts().connects, 2, "{mode:?}");
+        comes_to(&target, there, "1").await;
         router.hold().await;
         router.release_to(Side::Target);
         assert_eq!(port().await, target.port());
         assert_eq!(router.counts().connects, 2, "{mode:?}: what was opened ahead is what serves");
         drop(client);
         router.drain().await;
-        while target.scalar(there).await.as_deref() != Some("0") {
-            tokio::task::yield_now().await;
-        }
+        comes_to(&target, there, "0").await;
     }
 }
 
@@ -299,14 +306,10 @@ async fn what_was_opened_ahead_is_closed_where_the_writes_stay() {
     router.routes.send_modify(|heard| *heard = Heard::now(2, heard.route.leaving(60_000)));
     client.simple_query("SELECT 1").await.unwrap();
     let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tests'";
-    while target.scalar(there).await.as_deref() != Some("1") {
-        tokio::task::yield_now().await;
-    }
+    comes_to(&target, there, "1").await;
     router.routes.send_modify(|heard| *heard = Heard::now(3, Route::to(Side::Source, heard.epoch)));
     client.simple_query("SELECT 1").await.unwrap();
-    while target.scalar(there).await.as_deref() != Some("0") {
-        tokio::task::yield_now().await;
-    }
+    comes_to(&target, there, "0").await;
     router.drain().await;
 }
 
