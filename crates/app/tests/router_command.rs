@@ -215,25 +215,29 @@ async fn a_hand_over_is_announced_to_routers_before_it_holds_and_a_rehearsal_tak
         }
     });
     let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'client'";
-    let body = "SELECT body FROM segue.route";
-    let on_target = async || routed.pair.target.scalar(there).await.unwrap();
-    assert_eq!(on_target().await, "0");
+    // By sessions that are kept: the announcement lasts for a moment only.
+    let (target, control) =
+        tokio::join!(routed.pair.target.connect("postgres"), routed.control().connect("postgres"));
+    let on_target = async || target.query_one(there, &[]).await.unwrap().get::<_, i64>(0);
+    let body = async || -> String {
+        control.query_one("SELECT body::text FROM segue.route", &[]).await.unwrap().get(0)
+    };
+    assert_eq!(on_target().await, 0);
     let rehearsing = Process::start(routed.pair.command(&["switch", "writes", "--dry-run"]));
-    let mut told = Vec::new();
-    until("the session has a server on the target before writes are held", async || {
-        let now = routed.control().scalar(body).await.unwrap();
+    let mut told = vec![body().await];
+    until("the session has a server on the target", async || {
+        let is_there = on_target().await == 1;
+        let now = body().await;
         if told.last() != Some(&now) {
             told.push(now);
         }
-        let is_there = on_target().await == "1";
         assert!(is_there || rehearsing.status().is_none(), "{told:?}\n{:?}", rehearsing.lines());
         is_there
     })
     .await;
-    let last = told.last().unwrap();
-    assert!(last.contains("\"leaves_ms_max\": ") && !last.contains("hold"), "{told:?}");
+    assert!(told[1].contains("leaves_ms_max") && !told[1].contains("hold"), "{told:?}");
     assert_eq!(rehearsing.wait(PATIENCE).await.unwrap().code(), Some(0), "{:?}", rehearsing.lines());
-    until("it has none there any more", async || on_target().await == "0").await;
-    assert!(!routed.control().scalar(body).await.unwrap().contains("leaves"));
+    until("it has none there any more", async || on_target().await == 0).await;
+    assert!(!body().await.contains("leaves"));
     serves.abort();
 }
