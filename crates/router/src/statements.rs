@@ -172,17 +172,6 @@ impl OfClient {
         named.map(|named| named.statement)
     }
 
-    /// So many of those that have a name, and no more.
-    pub(crate) fn some_named(&self, most: usize) -> Vec<Arc<Statement>> {
-        self.named.values().take(most).map(|named| Arc::clone(&named.statement)).collect()
-    }
-
-    /// Whether every statement that has a name on the server still means the same to the client.
-    pub(crate) fn covers(&self, on_server: &OnServer) -> bool {
-        let known: HashSet<u64> = self.named.values().map(|named| named.statement.id).collect();
-        on_server.named.keys().all(|id| known.contains(id))
-    }
-
     /// Forgets a statement that never came to be.
     pub(crate) fn forget(&mut self, serial: u64) {
         self.unnamed.take_if(|named| named.serial == serial);

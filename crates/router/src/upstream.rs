@@ -7,7 +7,7 @@ use crate::auth::{Login, md5_answer};
 use crate::frames::{self, Fields, Malformed, put, put_query, put_string};
 use crate::settings::{Parameters, Settings};
 use crate::startup;
-use crate::statements::{OnServer, Statement};
+use crate::statements::OnServer;
 use crate::stream::{FrameError, Stream};
 use bytes::{BufMut, Bytes, BytesMut};
 use rustls::pki_types::ServerName;
@@ -353,26 +353,6 @@ impl Server {
             refused = refused.or(answer);
         }
         Ok(refused)
-    }
-
-    /// Parses statements before anybody waits for it. What the server refuses is left out: whoever binds it hears why.
-    pub(crate) async fn parse(&mut self, statements: &[Arc<Statement>]) -> Result<(), NotReady> {
-        let mut out = BytesMut::new();
-        for statement in statements {
-            put(&mut out, b'P', |out| {
-                put_string(out, &statement.server_name);
-                out.put_slice(&statement.body);
-            });
-            put(&mut out, b'S', |_| {});
-        }
-        self.stream.write_all(&out).await.map_err(NotReady::Io)?;
-        self.stream.flush().await.map_err(NotReady::Io)?;
-        for statement in statements {
-            if self.await_ready().await?.is_none() {
-                let _ = self.statements.insert(statement, false);
-            }
-        }
-        Ok(())
     }
 
     /// Reads up to the next ReadyForQuery; returns what the server refused.

@@ -24,7 +24,11 @@ fn fence(constraint: &str) -> String {
 }
 
 async fn pair() -> (Cluster, Cluster) {
-    tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()))
+    let (source, target) =
+        tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()));
+    // Both are asked for the same password.
+    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
+    (source, target)
 }
 
 /// Waits until a server answers so: sessions of the tests' own end a moment after their answer.
@@ -43,8 +47,6 @@ async fn comes_to(server: &Cluster, sql: &str, wanted: &str) {
 async fn bench(mode: PoolMode, protocol: &str) {
     let (source, target) = pair().await;
     let router = Running::start(config(&source, &target, mode), source.password()).await;
-    // Both servers are asked for the same password.
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     for side in [Side::Source, Side::Target] {
         router.release_to(side);
         said(&router.run("pgbench", &["-i", "-q", "-s", "1"]).await);
@@ -103,7 +105,6 @@ async fn a_dozen_handovers_are_not_noticed_by_simple_queries() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_statement_that_the_fence_refused_is_done_by_the_new_owner() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     source.execute(&fence("segue:m")).await;
     target.execute("CREATE TABLE t (i int)").await;
     for mode in [PoolMode::Session, PoolMode::Transaction] {
@@ -140,7 +141,6 @@ async fn a_lone_statement_that_the_fence_refused_is_done_by_the_new_owner() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_in_a_hold_has_its_server_on_the_other_side_already() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
     let url = format!("{} application_name=tests", router.url());
     let client = router.try_connect(&url).await.unwrap();
@@ -172,7 +172,6 @@ async fn whoever_waits_in_a_hold_has_its_server_on_the_other_side_already() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_side_already() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     // Of the router's own sessions, by the only address that they come from over TCP.
     let there = "SELECT count(*) FROM pg_stat_activity WHERE client_port > 0 AND pid <> pg_backend_pid()";
     let here = "SELECT inet_server_port()";
@@ -209,9 +208,8 @@ async fn whoever_is_served_before_the_writes_leave_has_its_server_on_the_other_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_is_not_in_its_way() {
+async fn what_is_prepared_before_and_after_the_announcement_is_what_it_was_on_the_new_owner() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     let mut config = config(&source, &target, PoolMode::Session);
     config.auth = ClientAuth::Trust;
     let router = Running::start(config, source.password()).await;
@@ -246,10 +244,10 @@ async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_i
     said(&mut changes, &other).await;
     router.hold().await;
     router.release_to(Side::Target);
-    // Asked on the new server before anything is bound there.
+    // It is parsed there when it is bound.
     let there =
         frame(b'Q', &[b"SELECT count(*) || ' at ' || inet_server_port() FROM pg_prepared_statements\0"]);
-    assert_eq!(said(&mut keeps, &there).await, [format!("2 at {}", target.port())]);
+    assert_eq!(said(&mut keeps, &there).await, [format!("0 at {}", target.port())]);
     assert_eq!(said(&mut changes, &there).await, [format!("0 at {}", target.port())]);
     for (wire, wanted) in [(&mut keeps, "first"), (&mut changes, "second")] {
         assert_eq!(said(wire, &execute(b"s")).await, [wanted]);
@@ -261,7 +259,6 @@ async fn what_a_session_has_prepared_is_parsed_ahead_and_what_it_gave_up_since_i
 #[tokio::test(flavor = "multi_thread")]
 async fn what_sql_prepares_and_sets_between_the_announcement_and_the_release_is_so_on_the_new_owner() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
     let (sets, gives_up) = (router.connect().await, router.connect().await);
     for client in [&sets, &gives_up] {
@@ -299,7 +296,6 @@ async fn what_sql_prepares_and_sets_between_the_announcement_and_the_release_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_opened_ahead_is_closed_where_the_writes_stay() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     let router = Running::start(config(&source, &target, PoolMode::Session), source.password()).await;
     let url = format!("{} application_name=tests", router.url());
     let client = router.try_connect(&url).await.unwrap();
@@ -356,7 +352,6 @@ async fn a_fence_that_stays_is_told_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_the_same_on_the_new_owner() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     target.execute("CREATE ROLE other").await;
     source.execute("CREATE ROLE other").await;
     for mode in [PoolMode::Session, PoolMode::Transaction] {
@@ -387,7 +382,6 @@ async fn a_session_is_the_same_on_the_new_owner() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_may_have_another_name_on_each_side() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     source.execute("CREATE DATABASE before").await;
     target.execute("CREATE DATABASE after").await;
     for mode in [PoolMode::Session, PoolMode::Transaction] {
@@ -433,7 +427,6 @@ async fn what_cannot_be_carried_ends_the_session_with_its_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_behind_flushed_ones_is_not_repeated() {
     let (source, target) = pair().await;
-    target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
     source.execute(&fence("segue:m")).await;
     source.execute("CREATE TABLE audit (i int)").await;
     target.execute("CREATE TABLE t (i int)").await;

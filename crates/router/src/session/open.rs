@@ -14,10 +14,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What was opened ahead for longer was opened for a hand-over that did not come: nobody knows what has become of it.
 const AHEAD_AGE_MAX: Duration = Duration::from_secs(90);
-/// So many of a session's statements are parsed ahead; the rest when they are bound.
-const PARSED_AHEAD_MAX: usize = 100;
 
-/// A server that is opened before it is needed, with what the session has set and prepared.
+/// A server that is opened before it is needed.
 pub(super) struct Ahead {
     side: Side,
     opened: oneshot::Receiver<Box<Server>>,
@@ -60,7 +58,7 @@ impl Session {
             let opened = async move { (&mut ahead.opened).await.ok() };
             let Some(opened) = self.in_queue(opened).await? else { return Ok(None) };
             match opened {
-                Some(server) if self.fits(&server) => return Ok(link(server)),
+                Some(server) if is_good(&server) => return Ok(link(server)),
                 Some(unwanted) => drop(tokio::spawn(unwanted.close())),
                 None => {}
             }
@@ -68,16 +66,6 @@ impl Session {
         let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
         let Some(server) = self.in_queue(opening).await? else { return Ok(None) };
         Ok(link(server?))
-    }
-
-    /// Whether a server that was opened ahead is what the session needs now. A name that the client has given up meanwhile, a
-    /// statement that SQL has prepared or a channel that is listened to would be in its way, or be said twice.
-    fn fits(&self, server: &Server) -> bool {
-        server.opened.elapsed() < AHEAD_AGE_MAX
-            && server.input.is_empty()
-            && server.stream.is_quiet()
-            && self.statements.covers(&server.statements)
-            && (server.settings == self.settings || !server.settings.pins())
     }
 
     /// Before the writes leave their owner, or while a transaction waits for another route: a server on the side that it most
@@ -93,25 +81,14 @@ impl Session {
             return;
         }
         let opening = self.opening(side, self.startup.settings.clone(), Instant::now());
-        let (settings, statements) =
-            (Arc::clone(&self.settings), self.statements.some_named(PARSED_AHEAD_MAX));
-        let limit = self.config.limits.connect_max;
         let (send, opened) = oneshot::channel();
         let has_failed = Arc::new(AtomicBool::new(false));
         let failed = Arc::clone(&has_failed);
         tokio::spawn(async move {
             // Who cannot be reached now is tried again when it is needed, and refuses then.
-            let Ok(mut server) = opening.await else {
+            let Ok(server) = opening.await else {
                 return failed.store(true, Ordering::Relaxed);
             };
-            let prepared = async {
-                server.make_ready(&settings).await?;
-                server.parse(&statements).await
-            };
-            if !matches!(tokio::time::timeout(limit, prepared).await, Ok(Ok(()))) {
-                failed.store(true, Ordering::Relaxed);
-                return server.close().await;
-            }
             if let Err(unwanted) = send.send(server) {
                 unwanted.close().await;
             }
@@ -121,12 +98,12 @@ impl Session {
 
     /// One more server in the pool of this side, unless it has as many as the session's own pool.
     fn fill_ahead(&self, side: Side) {
-        let Some((known, wanted)) = &self.pool else { return };
+        let Some((_, wanted)) = self.pool.as_ref().filter(|(known, _)| *known != side) else { return };
         let database = self.config.database(side, &self.startup.database);
         let most = self.config.limits.connections_max;
         let pool = self.shared.pools.of(side, &self.startup.user, database, most);
         let wanted = wanted.connections().min(most);
-        if *known == side || pool.connections() >= wanted || !pool.may_fill() {
+        if pool.connections() >= wanted || !pool.may_fill() {
             return;
         }
         let Some(place) = pool.place_now() else { return };
@@ -226,6 +203,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether what was opened ahead can be used still.
+fn is_good(server: &Server) -> bool {
+    server.opened.elapsed() < AHEAD_AGE_MAX && server.input.is_empty() && server.stream.is_quiet()
 }
 
 /// A server that is starting, stopping or recovering will let clients in in a moment.

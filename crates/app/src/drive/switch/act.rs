@@ -39,10 +39,10 @@ const FENCE_PAUSE: Duration = Duration::from_millis(40);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long whoever has asked waits for autovacuum's settings to be put back: nearly always no time at all.
 const PUT_BACK_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two later tries.
+/// Between two later tries to put them back.
 const PUT_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// The first transactions of the new owner have its processors, and its disk, to themselves.
-const OPENED: Duration = Duration::from_millis(250);
+const BEFORE_CLOSING: Duration = Duration::from_millis(250);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
 const AFTERWARDS_TRIES: u32 = 50;
 
@@ -346,7 +346,7 @@ impl Switch<'_> {
         // A start that finds it open has routers to tell.
         if walk.asked != Asked::Nothing {
             walk.ends();
-            sleep(OPENED).await;
+            sleep(BEFORE_CLOSING).await;
         }
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);

@@ -10,6 +10,7 @@ use segue_model::switch::gates::Override;
 use segue_model::switch::ownership::Epoch;
 use segue_postgres::control::{Command, Control, Lease};
 use serde_json::json;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,7 +45,7 @@ pub(in crate::drive) async fn carry_out(
     command: Command,
 ) {
     let carried_out = async {
-        let (mut steps, mut answered) = give(&orders, &command).await?;
+        let (mut steps, answered) = give(&orders, &command).await?;
         let told = async {
             while steps.changed().await.is_ok() {
                 let progress = json!(*steps.borrow_and_update());
@@ -52,13 +53,13 @@ pub(in crate::drive) async fn carry_out(
                 let _ = control.progress(&lease, command.id, &progress).await;
                 sleep(PROGRESS_EVERY).await;
             }
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             biased;
-            answer = &mut answered => return answer.map_err(|_| over())?,
-            () = told => {}
+            answer = came_of(answered) => answer,
+            never = told => match never {},
         }
-        came_of(answered).await
     };
     let answer = carried_out.await.map_or_else(|f| fault_json(&f), |answer| json!(answer));
     if let Err(fault) = control.answer(&lease, command.id, &answer).await {
