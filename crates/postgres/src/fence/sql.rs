@@ -396,33 +396,31 @@ BEGIN
     name := format('%I.%I', (SELECT n.nspname FROM pg_namespace n WHERE n.oid = c.relnamespace), c.relname);
     INSERT INTO segue.autovacuum (migration, relation, in_main, in_toast)
         VALUES (_migration, _relation, segue.autovacuum_of(_relation), segue.autovacuum_of(c.reltoastrelid));
-    EXECUTE format('ALTER TABLE ONLY %s SET (autovacuum_enabled = off)', name);
-    IF c.reltoastrelid <> 0 THEN
-        EXECUTE format('ALTER TABLE ONLY %s SET (toast.autovacuum_enabled = off)', name);
-    END IF;
+    EXECUTE format('ALTER TABLE ONLY %s SET (autovacuum_enabled = off%s)', name,
+        CASE WHEN c.reltoastrelid <> 0 THEN ', toast.autovacuum_enabled = off' END);
     RETURN true;
 END $$;
 
 CREATE OR REPLACE FUNCTION segue.autovacuum_back(_migration text, _relation oid)
 RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
-DECLARE was segue.autovacuum; name text; part record;
+DECLARE was segue.autovacuum; changes text;
 BEGIN
+    -- The guard against DDL has nothing to compare.
+    PERFORM set_config('segue.migration', _migration, true);
     DELETE FROM segue.autovacuum a WHERE a.migration = _migration AND a.relation = _relation RETURNING * INTO was;
     IF was.relation IS NULL THEN
         RETURN;
     END IF;
-    FOR part IN
-        SELECT format('%I.%I', n.nspname, c.relname) AS name, p.*
-          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
-               LATERAL (VALUES ('autovacuum_enabled', c.oid, was.in_main),
-                               ('toast.autovacuum_enabled', c.reltoastrelid, was.in_toast)) p(parameter, relation, value)
-         WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off'
-    LOOP
-        IF part.value IS NULL THEN
-            EXECUTE format('ALTER TABLE ONLY %s RESET (%s)', part.name, part.parameter);
-        ELSE
-            EXECUTE format('ALTER TABLE ONLY %s SET (%s = %L)', part.name, part.parameter, part.value);
-        END IF;
-    END LOOP;
+    SELECT format('ALTER TABLE ONLY %I.%I ', n.nspname, c.relname) || string_agg(
+               CASE WHEN p.value IS NULL THEN format('RESET (%s)', p.parameter)
+                    ELSE format('SET (%s = %L)', p.parameter, p.value) END, ', ')
+      INTO changes
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+           LATERAL (VALUES ('autovacuum_enabled', c.oid, was.in_main),
+                           ('toast.autovacuum_enabled', c.reltoastrelid, was.in_toast)) p(parameter, relation, value)
+     WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off' GROUP BY n.nspname, c.relname;
+    IF changes IS NOT NULL THEN
+        EXECUTE changes;
+    END IF;
 END $$;
 "#;
