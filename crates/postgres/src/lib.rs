@@ -3,6 +3,7 @@
 //! Owns every statement that Segue sends to a PostgreSQL server and every byte it reads from one.
 
 pub mod apply;
+pub mod asking;
 pub mod authority;
 pub mod birth;
 pub mod catalog;

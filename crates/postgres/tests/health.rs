@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use segue_model::name::QualifiedName;
+use segue_postgres::asking::Remembering;
 use segue_postgres::catalog::columns::{ColumnForm, columns};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::health::{self, Replica, StatefulSession, Transaction};
@@ -30,7 +31,7 @@ const DDL: &str = "
 struct World {
     cluster: Cluster,
     /// As Segue looks.
-    health: Client,
+    health: Remembering,
 }
 
 impl World {

@@ -423,6 +423,7 @@ impl<'d> Attempt<'d> {
             warnings: catalog_warnings,
             comparisons,
             seen: std::sync::Mutex::default(),
+            slot: watch::Sender::default(),
         };
         Ok(Ready { unguarded: None, run, flows, back, switch, service, rollback, traffic, completer, scribe })
     }

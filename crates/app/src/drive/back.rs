@@ -16,6 +16,7 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
+use segue_postgres::asking::Remembering;
 use segue_postgres::birth::{self, Direction, WaitReport};
 use segue_postgres::catalog::{Catalog, server};
 use segue_postgres::control::Lease;
@@ -264,7 +265,7 @@ impl<'d> WayBack<'d> {
     /// As for the stream forward: nobody's commit on the target is to wait for Segue.
     async fn guard_commits(&self, flow: &Flow) -> Fault {
         let look = async {
-            let client = self.driver.sides.target.connect("guard").await?;
+            let client = Remembering::connect(&self.driver.sides.target, "guard").await?;
             loop {
                 if let Some(fault) = server::synchronous_walsender(&client, &flow.slot).await? {
                     return Ok::<Fault, Fault>(fault);

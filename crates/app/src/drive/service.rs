@@ -18,6 +18,7 @@ use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
+use segue_postgres::asking::Remembering;
 use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Lease};
 use serde_json::{Value, json};
@@ -32,8 +33,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const GUARD: Duration = Duration::from_secs(1);
 /// How often what was written past a fence is written down: the longest that a stream waits for that.
 const STRAYS: Duration = Duration::from_millis(100);
-/// How often the source's health is looked at, in beats.
-const HEALTH_BEATS: u64 = 3;
+/// So many of these looks for one at the slot.
+const SLOT_LOOKS: u64 = 3;
 /// How often the source is given a new number: so much of what it forgets when it is restored can go unnoticed.
 const NUMBER: Duration = Duration::from_secs(5);
 
@@ -54,6 +55,8 @@ pub(super) struct Service<'d> {
     pub(super) comparisons: Comparisons,
     /// What the gates said last, and what is wrong with the servers.
     pub(super) seen: std::sync::Mutex<(Vec<GateState>, Vec<String>)>,
+    /// How the slot was when it was looked at last.
+    pub(super) slot: watch::Sender<SlotState>,
 }
 
 impl Service<'_> {
@@ -63,7 +66,7 @@ impl Service<'_> {
         tokio::select! {
             ended = self.beat() => ended,
             ended = self.report() => ended,
-            ended = self.guard_commits() => ended,
+            ended = self.watch_source() => ended,
             ended = self.commands() => ended,
             ended = self.read_orders() => ended,
             ended = self.stages() => ended,
@@ -162,28 +165,38 @@ impl Service<'_> {
     async fn report(&self) -> Outcome<String> {
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut slot = SlotState::default();
-        for beat in 0u64.. {
+        // Nothing is told before it was looked at.
+        let _ = self.slot.subscribe().wait_for(|slot| !slot.name.is_empty()).await;
+        loop {
             ticks.tick().await;
             self.flows.active().verifying.make_room().await?;
-            if beat % HEALTH_BEATS == 0 {
-                slot = self.health().await?;
-            }
+            let slot = self.slot.borrow().clone();
             self.publish(&slot).await?;
         }
-        Ok(String::new())
     }
 
-    /// Looks whether Segue's own walsender has become a standby that commits wait for. It waits for nothing but the
-    /// source: a control database or a target that hangs is when this matters most.
-    async fn guard_commits(&self) -> Outcome<String> {
-        let client = self.driver.sides.source.connect("guard").await?;
-        loop {
-            if let Some(fault) = server::synchronous_walsender(&client, &self.flows.forward.slot).await? {
+    /// Looks whether Segue's own walsender has become a standby that commits wait for, and how the slot is. It waits for
+    /// nothing but the source: a control database or a target that hangs is when the first matters most.
+    async fn watch_source(&self) -> Outcome<String> {
+        let client = Remembering::connect(&self.driver.sides.source, "guard").await?;
+        let slot = &self.flows.forward.slot;
+        for look in 0u64.. {
+            if let Some(fault) = server::synchronous_walsender(&client, slot).await? {
                 return Err(fault);
+            }
+            if look % SLOT_LOOKS == 0 {
+                let state = server::slot_state(&client, slot).await?;
+                self.slot.send_replace(SlotState {
+                    name: slot.clone(),
+                    retained_bytes: state.retained_bytes,
+                    retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
+                    wal_status: state.wal_status,
+                    signal: 0,
+                });
             }
             tokio::time::sleep(GUARD).await;
         }
+        Ok(String::new())
     }
 
     /// Numbers the source's history, as long as it is that of the writes: a source that was restored to what it was between
@@ -203,19 +216,6 @@ impl Service<'_> {
             }
             tokio::time::sleep(NUMBER).await;
         }
-    }
-
-    /// The slot's state.
-    async fn health(&self) -> Outcome<SlotState> {
-        let client = self.driver.sides.source.connect("health").await?;
-        let state = server::slot_state(&client, &self.flows.forward.slot).await?;
-        Ok(SlotState {
-            name: self.flows.forward.slot.clone(),
-            retained_bytes: state.retained_bytes,
-            retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
-            wal_status: state.wal_status,
-            signal: 0,
-        })
     }
 
     async fn publish(&self, slot: &SlotState) -> Outcome<()> {

@@ -1,5 +1,6 @@
 //! What must hold for a whole server before a migration starts, and for Segue's own session while it runs.
 
+use crate::asking::Asked;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -205,11 +206,11 @@ fn synchronous_for_segue(setting: &str) -> Option<&str> {
 }
 
 /// A fault if the session that streams from `slot` has become a synchronous standby: commits would wait for Segue.
-pub async fn synchronous_walsender(source: &Client, slot: &str) -> Outcome<Option<Fault>> {
+pub async fn synchronous_walsender(source: &impl Asked, slot: &str) -> Outcome<Option<Fault>> {
     let sql = "SELECT r.application_name, r.sync_state, r.pid, current_setting('synchronous_standby_names') AS setting
            FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
           WHERE s.slot_name = $1 AND r.sync_state IN ('sync', 'quorum', 'potential')";
-    let row = source.query_opt(sql, &[&slot]).await;
+    let row = source.row_if_any(sql, &[&slot]).await;
     let row = row.map_err(|e| fault_of(&e).during("looking whether Segue became a standby"))?;
     Ok(row.map(|row| {
         let (name, state, pid, setting): (&str, &str, i32, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
@@ -266,11 +267,11 @@ pub struct SlotState {
 }
 
 /// Looks at a slot. One that does not exist keeps nothing.
-pub async fn slot_state(source: &Client, slot: &str) -> Outcome<SlotState> {
+pub async fn slot_state(source: &impl Asked, slot: &str) -> Outcome<SlotState> {
     let sql = "SELECT greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint,
                   coalesce(to_jsonb(s) ->> 'wal_status', '')
            FROM pg_replication_slots s WHERE s.slot_name = $1";
-    let row = source.query_opt(sql, &[&slot]).await;
+    let row = source.row_if_any(sql, &[&slot]).await;
     let row = row.map_err(|e| fault_of(&e).during("looking at the slot"))?;
     Ok(row.map_or_else(SlotState::default, |row| SlotState {
         retained_bytes: row.get::<_, Option<i64>>(0).and_then(|n| u64::try_from(n).ok()).unwrap_or(0),

@@ -6,6 +6,7 @@
 //! and at a start after a crash. A vacuum against wraparound comes whatever is set: it is named, for a gate.
 
 use super::prepare::bounded;
+use crate::asking::Asked;
 use crate::birth::{Authority, Blocker};
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
@@ -72,7 +73,7 @@ pub async fn put_back(client: &Client, migration: &str) -> Outcome<Vec<String>> 
 
 /// Vacuums and analyzes that run on the tables or their TOAST tables now, the oldest first. What an autovacuum does is
 /// only shown to members of `pg_read_all_stats`.
-pub async fn running(client: &Client, migration: &str) -> Outcome<Vec<Running>> {
+pub async fn running(client: &impl Asked, migration: &str) -> Outcome<Vec<Running>> {
     let sql =
         "SELECT a.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.datname::text, '') AS datname,
                 coalesce(nullif(a.application_name, ''), a.backend_type, '') AS application,
@@ -87,7 +88,7 @@ pub async fn running(client: &Client, migration: &str) -> Outcome<Vec<Running>> 
                   AND l.relation IN (SELECT unnest(ARRAY[k.oid, k.reltoastrelid])
                         FROM segue.fence_carriers($1) c JOIN pg_class k ON k.oid = c.relation))
           ORDER BY age_ms DESC";
-    let rows = client.query(sql, &[&migration, &crate::birth::QUERY_CHARS_MAX]).await;
+    let rows = client.rows(sql, &[&migration, &crate::birth::QUERY_CHARS_MAX]).await;
     let running =
         |row| Running { by: crate::birth::blocker(row), against_wraparound: row.get("against_wraparound") };
     Ok(rows.map_err(|e| fault_of(&e))?.iter().map(running).collect())
@@ -108,7 +109,7 @@ pub async fn wait_for_running(client: &Client, migration: &str, limit: Duration)
 /// Tables for which a vacuum against wraparound is due once `transactions` more have run, or is due now: turning
 /// autovacuum off does not keep it away.
 pub async fn due_against_wraparound(
-    client: &Client,
+    client: &impl Asked,
     migration: &str,
     transactions: i64,
 ) -> Outcome<Vec<String>> {
@@ -124,6 +125,6 @@ pub async fn due_against_wraparound(
              OR mxid_age(k.relminmxid) + $2::bigint >
                     least(current_setting('autovacuum_multixact_freeze_max_age')::bigint, set_for.multixacts)
           ORDER BY c.sql_name";
-    let rows = client.query(sql, &[&migration, &transactions]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(sql, &[&migration, &transactions]).await.map_err(|e| fault_of(&e))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

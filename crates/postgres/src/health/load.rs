@@ -3,9 +3,9 @@
 use super::OURS;
 use super::replicas::{Standing, standings};
 use super::sessions::IS_CLIENT;
+use crate::asking::Asked;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
-use tokio_postgres::Client;
 
 /// How busy a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Load {
 }
 
 /// Takes the look.
-pub async fn load(client: &Client) -> Outcome<Load> {
+pub async fn load(client: &impl Asked) -> Outcome<Load> {
     let sql = format!(
         "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
                 count(*) FILTER (WHERE a.state = 'active'),
@@ -36,7 +36,7 @@ pub async fn load(client: &Client) -> Outcome<Load> {
                                      ELSE pg_current_wal_flush_lsn() END, '0/0')::bigint
            FROM pg_stat_activity a WHERE {IS_CLIENT} AND NOT {OURS}"
     );
-    let counts = async { client.query_one(&sql, &[]).await.map_err(|e| fault_of(&e)) };
+    let counts = async { client.row(&sql, &[]).await.map_err(|e| fault_of(&e)) };
     // Sent together, answered one after the other.
     let (row, standbys) = tokio::try_join!(counts, standings(client))?;
     let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);

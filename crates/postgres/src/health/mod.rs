@@ -21,12 +21,12 @@ pub use sessions::{StatefulSession, application_sessions, free_connections, sess
 pub use slots::{Slot, slots};
 pub use transactions::{Transaction, transactions};
 
+use crate::asking::{Asked, Remembering};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use segue_model::sqltext::quote_literal;
 use std::time::Duration;
-use tokio_postgres::Client;
 
 /// What a session of Segue's is called on the server; see [`Endpoint::connect`].
 const OURS: &str = "coalesce(a.application_name, '') LIKE 'segue %'";
@@ -36,8 +36,8 @@ const IDLE_MS_MAX: i64 = 60_000;
 const REPLICA_LAG_MS_MAX: u64 = 1_000;
 
 /// Opens a session for looks at a server, none of which may take longer than `limit`.
-pub async fn session(endpoint: &Endpoint, limit: Duration) -> Outcome<Client> {
-    let client = endpoint.connect("health").await?;
+pub async fn session(endpoint: &Endpoint, limit: Duration) -> Outcome<Remembering> {
+    let client = Remembering::connect(endpoint, "health").await?;
     let limit_ms = limit.as_millis().max(1);
     let bound = format!("SET statement_timeout = {limit_ms}; SET lock_timeout = {limit_ms}");
     client.batch_execute(&bound).await.map_err(|e| fault_of(&e))?;
@@ -47,7 +47,7 @@ pub async fn session(endpoint: &Endpoint, limit: Duration) -> Outcome<Client> {
 /// What is wrong with this server already, whatever Segue does, a line each: roles that hide what is going on, sessions
 /// that have been idle in a transaction for more than a minute, prepared transactions, slots that keep log or rows for
 /// nobody or have lost them, and replicas that are behind. In all databases of the server.
-pub async fn old_trouble(client: &Client) -> Outcome<Vec<String>> {
+pub async fn old_trouble(client: &impl Asked) -> Outcome<Vec<String>> {
     let mut found: Vec<String> = blindness(client).await?.into_iter().collect();
     found.extend(transactions::lingering(client, IDLE_MS_MAX).await?);
     found.extend(slots(client).await?.iter().filter_map(Slot::trouble));
@@ -61,9 +61,9 @@ pub async fn old_trouble(client: &Client) -> Outcome<Vec<String>> {
 }
 
 /// What to grant, if this role cannot see what other roles' sessions do.
-pub async fn blindness(client: &Client) -> Outcome<Option<String>> {
+pub async fn blindness(client: &impl Asked) -> Outcome<Option<String>> {
     let sql = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), quote_ident(current_user)";
-    let row = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
+    let row = client.row(sql, &[]).await.map_err(|e| fault_of(&e))?;
     let (sees, role): (bool, &str) = (row.get(0), row.get(1));
     Ok((!sees).then(|| {
         format!("the role {role} cannot see what other sessions do: GRANT pg_read_all_stats TO {role}")
@@ -71,7 +71,7 @@ pub async fn blindness(client: &Client) -> Outcome<Option<String>> {
 }
 
 /// Whether the fence of `migration` has been made in this database: what is asked by its tables has no answer before.
-pub async fn is_fence_made(client: &Client, migration: &str) -> Outcome<bool> {
+pub async fn is_fence_made(client: &impl Asked, migration: &str) -> Outcome<bool> {
     let sql = format!("SELECT EXISTS (SELECT FROM segue.fence_carriers({}))", quote_literal(migration));
-    Ok(client.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+    Ok(client.row(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
 }

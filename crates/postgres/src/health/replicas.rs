@@ -1,8 +1,8 @@
 //! Standbys that stream from a server.
 
+use crate::asking::Asked;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
-use tokio_postgres::Client;
 
 /// A standby that streams from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,13 +43,13 @@ const REPLICAS: &str =
       ORDER BY 1";
 
 /// The standbys that stream from this server, by name.
-pub async fn replicas(client: &Client) -> Outcome<Vec<Replica>> {
+pub async fn replicas(client: &impl Asked) -> Outcome<Vec<Replica>> {
     Ok(standings(client).await?.into_iter().map(|standing| standing.replica).collect())
 }
 
 /// As [`replicas`], with their places in the log.
-pub async fn standings(client: &Client) -> Outcome<Vec<Standing>> {
-    let rows = client.query(REPLICAS, &[]).await.map_err(|e| fault_of(&e))?;
+pub async fn standings(client: &impl Asked) -> Outcome<Vec<Standing>> {
+    let rows = client.rows(REPLICAS, &[]).await.map_err(|e| fault_of(&e))?;
     let replica = |row: &tokio_postgres::Row| Replica {
         name: row.get(0),
         lag_ms: row.get::<_, Option<i64>>(1).map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(0)),

@@ -5,9 +5,10 @@
 //! LISTEN is named as a hint, one that has said something else since is not seen.
 
 use super::OURS;
+use crate::asking::Asked;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 /// A session of somebody's, and not a process of the server. What kind it is, is hidden like the rest.
 pub(super) const IS_CLIENT: &str = "coalesce(a.backend_type, CASE WHEN a.datid IS NOT NULL AND a.usesysid IS NOT NULL \
@@ -31,18 +32,18 @@ pub struct StatefulSession {
 }
 
 /// Sessions of the application in this database, Segue's own left out.
-pub async fn application_sessions(client: &Client) -> Outcome<u64> {
+pub async fn application_sessions(client: &impl Asked) -> Outcome<u64> {
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity a
           WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND {IS_CLIENT} AND NOT {OURS}"
     );
-    let count: i64 = client.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    let count: i64 = client.row(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
 /// How many more sessions an ordinary role can open in this database: what `max_connections` leaves without the reserved
 /// ones, or the database's own limit if that is less.
-pub async fn free_connections(client: &Client) -> Outcome<u64> {
+pub async fn free_connections(client: &impl Asked) -> Outcome<u64> {
     let sql = format!(
         "SELECT least(current_setting('max_connections')::bigint
                     - current_setting('superuser_reserved_connections')::bigint
@@ -52,12 +53,12 @@ pub async fn free_connections(client: &Client) -> Outcome<u64> {
                                   FROM pg_stat_activity a WHERE {IS_CLIENT}) used
           WHERE d.datname = current_database()"
     );
-    let free: i64 = client.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+    let free: i64 = client.row(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
     Ok(u64::try_from(free).unwrap_or(0))
 }
 
 /// Sessions of the application in this database that hold what cannot move with them. See above for what is not seen.
-pub async fn sessions_with_state(client: &Client) -> Outcome<Vec<StatefulSession>> {
+pub async fn sessions_with_state(client: &impl Asked) -> Outcome<Vec<StatefulSession>> {
     let mut found = advisory_locks(client).await?;
     found.extend(temporary_tables(client).await?);
     found.extend(listeners(client).await?);
@@ -84,7 +85,7 @@ fn names(all: &[String]) -> String {
     if all.len() > NAMES_MAX { format!("{shown} and {} more", all.len() - NAMES_MAX) } else { shown }
 }
 
-async fn advisory_locks(client: &Client) -> Outcome<Vec<StatefulSession>> {
+async fn advisory_locks(client: &impl Asked) -> Outcome<Vec<StatefulSession>> {
     // Of a session that is hidden, or that tells nobody what it does, it is not known whether it is in a transaction: its
     // locks count as its own. Two numbers are stored as such, one as its two halves.
     let sql = format!(
@@ -97,7 +98,7 @@ async fn advisory_locks(client: &Client) -> Outcome<Vec<StatefulSession>> {
             AND l.database = a.datid AND {IS_CLIENT} AND NOT {OURS}
           GROUP BY a.pid, a.backend_start, a.usename, a.application_name, a.state ORDER BY a.pid"
     );
-    let rows = client.query(&sql, &[]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(&sql, &[]).await.map_err(|e| fault_of(&e))?;
     let session = |row: &Row| {
         let locks: Vec<String> = row.get("locks");
         let holds =
@@ -107,7 +108,7 @@ async fn advisory_locks(client: &Client) -> Outcome<Vec<StatefulSession>> {
     Ok(rows.iter().map(session).collect())
 }
 
-async fn temporary_tables(client: &Client) -> Outcome<Vec<StatefulSession>> {
+async fn temporary_tables(client: &impl Asked) -> Outcome<Vec<StatefulSession>> {
     let tables = format!(
         "SELECT n.nspname::text AS nspname, substr(n.nspname, 9)::int AS no, min(r.rolname::text) AS owner,
                 array_agg(c.relname::text ORDER BY c.relname) AS tables
@@ -116,13 +117,13 @@ async fn temporary_tables(client: &Client) -> Outcome<Vec<StatefulSession>> {
           WHERE c.relkind IN ('r', 'p', 'v') AND c.relname <> {OURS_TABLE} GROUP BY n.nspname"
     );
     let version = "SELECT current_setting('server_version_num')::int >= 160000";
-    if client.query_one(version, &[]).await.map_err(|e| fault_of(&e))?.get(0) {
+    if client.row(version, &[]).await.map_err(|e| fault_of(&e))?.get(0) {
         // From 16 on the schema's number is the session's. A schema without one was left behind by a crash.
         let sql = format!(
             "SELECT {SESSION}, t.tables FROM ({tables}) t JOIN pg_stat_activity a ON a.pid = pg_stat_get_backend_pid(t.no)
               WHERE a.datname = current_database() AND NOT {OURS} ORDER BY a.pid"
         );
-        let rows = client.query(&sql, &[]).await.map_err(|e| fault_of(&e))?;
+        let rows = client.rows(&sql, &[]).await.map_err(|e| fault_of(&e))?;
         let session = |row: &Row| {
             let tables: Vec<String> = row.get("tables");
             stateful(row, true, &format!("has made temporary tables: {}", names(&tables)))
@@ -130,7 +131,7 @@ async fn temporary_tables(client: &Client) -> Outcome<Vec<StatefulSession>> {
         return Ok(rows.iter().map(session).collect());
     }
     let sql = format!("SELECT t.nspname, t.owner, t.tables FROM ({tables}) t ORDER BY t.no");
-    let rows = client.query(&sql, &[]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(&sql, &[]).await.map_err(|e| fault_of(&e))?;
     let session = |row: &Row| {
         let (schema, owner, tables): (&str, &str, Vec<String>) = (row.get(0), row.get(1), row.get(2));
         let words = format!(
@@ -142,11 +143,11 @@ async fn temporary_tables(client: &Client) -> Outcome<Vec<StatefulSession>> {
     Ok(rows.iter().map(session).collect())
 }
 
-async fn listeners(client: &Client) -> Outcome<Vec<StatefulSession>> {
+async fn listeners(client: &impl Asked) -> Outcome<Vec<StatefulSession>> {
     let sql = format!(
         "SELECT {SESSION} FROM pg_stat_activity a
           WHERE a.datname = current_database() AND a.query ~* '^\\s*listen\\M' AND {IS_CLIENT} AND NOT {OURS} ORDER BY a.pid"
     );
-    let rows = client.query(&sql, &[]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(&sql, &[]).await.map_err(|e| fault_of(&e))?;
     Ok(rows.iter().map(|row| stateful(row, true, "listens for notifications")).collect())
 }

@@ -1,8 +1,8 @@
 //! Replication slots: whose log and rows a server keeps.
 
+use crate::asking::Asked;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
-use tokio_postgres::Client;
 
 /// A slot that is read keeps at most this much log before it is worth a word.
 const RETAINED_BYTES_MAX: u64 = 1 << 30;
@@ -54,7 +54,7 @@ impl Slot {
 }
 
 /// Every slot of the server, by name.
-pub async fn slots(client: &Client) -> Outcome<Vec<Slot>> {
+pub async fn slots(client: &impl Asked) -> Outcome<Vec<Slot>> {
     // A row as JSON has the columns that this version has.
     // One of ours is read by way of a copy while a backlog is.
     let sql = "SELECT s.slot_name::text, s.active OR s.slot_name LIKE 'segue\\_%' AND EXISTS (SELECT FROM pg_replication_slots c
@@ -65,7 +65,7 @@ pub async fn slots(client: &Client) -> Outcome<Vec<Slot>> {
                greatest(age(s.xmin), age(s.catalog_xmin), 0)::bigint
           FROM pg_replication_slots s
          WHERE NOT (s.temporary AND s.slot_name LIKE 'segue\\_backlog\\_%') ORDER BY 1";
-    let rows = client.query(sql, &[]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(sql, &[]).await.map_err(|e| fault_of(&e))?;
     let count = |row: &tokio_postgres::Row, at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
     let slot = |row: &tokio_postgres::Row| Slot {
         name: row.get(0),

@@ -1,13 +1,14 @@
 //! Transactions that are in the way of a fence, or of everybody.
 
 use super::OURS;
+use crate::asking::Asked;
 use crate::birth::{Blocker, QUERY_CHARS_MAX, blocker};
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use std::fmt;
 use std::time::Duration;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 
 /// A transaction that the fence of some tables would wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,9 +64,9 @@ fn holders() -> String {
 /// Transactions that hold a lock on one of `tables`, or on a table below one, which the fence would wait for, and those
 /// that wait for such a lock before it; the oldest first. Prepared transactions hold theirs until somebody ends them.
 /// Names of tables that are not there are passed over.
-pub async fn transactions(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<Transaction>> {
+pub async fn transactions(client: &impl Asked, tables: &[QualifiedName]) -> Outcome<Vec<Transaction>> {
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let rows = client.query(&holders(), &[&names, &QUERY_CHARS_MAX]).await;
+    let rows = client.rows(&holders(), &[&names, &QUERY_CHARS_MAX]).await;
     let transaction = |row: &Row| {
         let by = blocker(row);
         let age = Duration::from_millis(u64::try_from(by.age_ms).unwrap_or(0));
@@ -75,7 +76,7 @@ pub async fn transactions(client: &Client, tables: &[QualifiedName]) -> Outcome<
 }
 
 /// Sessions that have been idle in a transaction for longer than `idle_ms`, and prepared transactions, in words.
-pub(super) async fn lingering(client: &Client, idle_ms: i64) -> Outcome<Vec<String>> {
+pub(super) async fn lingering(client: &impl Asked, idle_ms: i64) -> Outcome<Vec<String>> {
     let sql = format!(
         "SELECT a.pid, coalesce(a.usename::text, '') AS usename, coalesce(a.datname::text, '') AS datname,
                 coalesce(a.application_name, '') AS application,
@@ -90,7 +91,7 @@ pub(super) async fn lingering(client: &Client, idle_ms: i64) -> Outcome<Vec<Stri
            FROM pg_prepared_xacts p
           ORDER BY age_ms DESC"
     );
-    let rows = client.query(&sql, &[&QUERY_CHARS_MAX, &idle_ms]).await.map_err(|e| fault_of(&e))?;
+    let rows = client.rows(&sql, &[&QUERY_CHARS_MAX, &idle_ms]).await.map_err(|e| fault_of(&e))?;
     let words = |row: &Row| {
         let by = blocker(row);
         format!("{by}, for {} s", by.age_ms / 1000)

@@ -6,6 +6,7 @@ use segue_model::name::QualifiedName;
 use segue_model::switch::Side;
 use segue_model::switch::environment::Activity;
 use segue_model::switch::gates::{Difference, Replica};
+use segue_postgres::asking::Remembering;
 use segue_postgres::catalog::{self, columns::ColumnForms};
 use segue_postgres::connect::Endpoint;
 use segue_postgres::fence;
@@ -13,7 +14,6 @@ use segue_postgres::health::{self, StatefulSession};
 use segue_postgres::target_schema::{self, Finding};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio_postgres::Client;
 
 /// No single question may take longer on the server …
 const QUESTION_MAX: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ pub(super) type SlowLook = (BTreeMap<QualifiedName, ColumnForms>, Vec<String>);
 /// A side that is looked at.
 pub(super) struct Watch {
     endpoint: Endpoint,
-    client: Option<Client>,
+    client: Option<Remembering>,
 }
 
 impl Watch {
@@ -50,7 +50,7 @@ impl Watch {
     }
 
     /// Takes the session, or opens one. It is given back by [`Watch::bounded`] after a look that came to its end.
-    async fn session(&mut self) -> Outcome<Client> {
+    async fn session(&mut self) -> Outcome<Remembering> {
         match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => Ok(client),
             None => health::session(&self.endpoint, QUESTION_MAX).await,
@@ -58,7 +58,7 @@ impl Watch {
     }
 
     /// One look, within its time. After one that failed nobody knows what the session is doing.
-    async fn bounded<T>(&mut self, look: impl AsyncFnOnce(&mut Client) -> Outcome<T>) -> Outcome<T> {
+    async fn bounded<T>(&mut self, look: impl AsyncFnOnce(&mut Remembering) -> Outcome<T>) -> Outcome<T> {
         let work = async {
             let mut client = self.session().await?;
             let found = look(&mut client).await?;
@@ -111,7 +111,7 @@ impl Watch {
     }
 }
 
-async fn wraparound_vacuums(client: &Client, migration: &str) -> Outcome<Option<Vec<String>>> {
+async fn wraparound_vacuums(client: &Remembering, migration: &str) -> Outcome<Option<Vec<String>>> {
     if !health::is_fence_made(client, migration).await? {
         return Ok(None);
     }

@@ -1,11 +1,11 @@
 //! One look at a side, within its time, in a session that is opened anew when it is lost.
 
 use segue_engine::ports::Outcome;
+use segue_postgres::asking::Remembering;
 use segue_postgres::catalog::server;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::health::{self, Load};
 use std::time::{Duration, Instant};
-use tokio_postgres::Client;
 
 /// How long the server works on a look at most …
 const STATEMENT_MAX: Duration = Duration::from_millis(1_500);
@@ -37,7 +37,7 @@ pub(super) enum Seen {
 /// Looks at one side.
 pub(super) struct Eye {
     endpoint: Endpoint,
-    session: Option<(Client, Option<String>)>,
+    session: Option<(Remembering, Option<String>)>,
 }
 
 impl Eye {
@@ -80,7 +80,7 @@ impl Eye {
         }
     }
 
-    async fn open(&self) -> Outcome<(Client, Option<String>)> {
+    async fn open(&self) -> Outcome<(Remembering, Option<String>)> {
         let client = health::session(&self.endpoint, STATEMENT_MAX).await?;
         let blind = health::blindness(&client).await?;
         Ok((client, blind))
