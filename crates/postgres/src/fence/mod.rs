@@ -156,6 +156,14 @@ impl Side {
         self.fence_within(last, attempt, self.limits.lock).await
     }
 
+    /// Has the session read and plan what [`Side::fence`] and [`Side::open`] look at, while everybody writes. Locks and
+    /// changes nothing; a table that is to be fenced and cannot be yet is a fault, as there.
+    pub async fn get_ready(&self) -> Outcome<()> {
+        let ready = format!("SELECT segue.get_ready({}, {})", self.name(), self.roots());
+        let sql = format!("SET LOCAL lock_timeout = {}; {ready}", self.lock_ms());
+        self.transaction("getting ready", &sql).await.map(drop)
+    }
+
     /// As [`Side::fence`], with another time for all locks together. A writer that holds one table's lock and waits for
     /// another's that is ours keeps us waiting until that time is up, with everybody behind: several short tries get
     /// past it, one long try does not.

@@ -33,30 +33,36 @@ CREATE TABLE IF NOT EXISTS segue.autovacuum (
     migration text, relation oid, in_main text, in_toast text, off_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (migration, relation));
 
+-- (functions in SQL are planned at each call, these once in a session: they are called while nobody may write)
 CREATE OR REPLACE FUNCTION segue.ownership(_migration text) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    SELECT jsonb_build_object('state', o.state, 'epoch', o.epoch, 'attempt', o.attempt, 'marker', o.marker,
-               'deadline_us', (extract(epoch FROM o.deadline) * 1000000)::bigint, 'opened_at', o.opened_at - '0/0'::pg_lsn)
-      FROM segue.owner o WHERE o.migration = _migration
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (SELECT jsonb_build_object('state', o.state, 'epoch', o.epoch, 'attempt', o.attempt, 'marker', o.marker,
+                       'deadline_us', (extract(epoch FROM o.deadline) * 1000000)::bigint,
+                       'opened_at', o.opened_at - '0/0'::pg_lsn)
+              FROM segue.owner o WHERE o.migration = _migration);
+END $$;
 
 CREATE OR REPLACE FUNCTION segue.answer(_migration text, _is text, _why text DEFAULT NULL) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    SELECT jsonb_build_object('is', _is, 'found', segue.ownership(_migration), 'why', _why)
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN jsonb_build_object('is', _is, 'found', segue.ownership(_migration), 'why', _why);
+END $$;
 
 -- the tables that carry the migration's fence, in the order in which they are locked: roots before what is below them,
 -- as everybody else who writes through a root
 CREATE OR REPLACE FUNCTION segue.fence_carriers(_migration text)
 RETURNS TABLE (relation oid, sql_name text, trigger_name text, enabled "char")
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN QUERY
     SELECT c.oid, format('%I.%I', n.nspname, c.relname), t.tgname::text, t.tgenabled
       FROM pg_proc p JOIN pg_namespace s ON s.oid = p.pronamespace AND s.nspname = 'segue'
       JOIN pg_trigger t ON t.tgfoid = p.oid JOIN pg_class c ON c.oid = t.tgrelid
       JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE p.proname = 'fence_' || _migration
-     ORDER BY EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid), c.relkind <> 'p', c.oid
-$$;
+     ORDER BY EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid), c.relkind <> 'p', c.oid;
+END $$;
 
 -- one of them, without a look at the triggers of all other tables
 CREATE OR REPLACE FUNCTION segue.fence_carrier(_migration text, _relation oid)
@@ -121,23 +127,29 @@ END $write$;
 
 -- which of _tables, and of all that is below them, do not carry the fence; NULL: all do
 CREATE OR REPLACE FUNCTION segue.unfenced(_migration text, _tables text[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    WITH RECURSIVE tree(relation, name) AS (
-        SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
-        UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
-    SELECT string_agg(t.name, ', ') FROM tree t
-     WHERE NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) c WHERE c.relation = t.relation)
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE tree(relation, name) AS (
+            SELECT to_regclass(t)::oid, t FROM unnest(_tables) t
+            UNION SELECT i.inhrelid, i.inhrelid::regclass::text FROM tree t JOIN pg_inherits i ON i.inhparent = t.relation)
+        SELECT string_agg(t.name, ', ') FROM tree t
+         WHERE NOT EXISTS (SELECT FROM segue.fence_carriers(_migration) c WHERE c.relation = t.relation));
+END $$;
 
--- locks every table that carries the fence against writers, and checks that all of _tables, and all that is below them, do.
+-- locks every table that carries the fence against writers, and checks that all of _tables, and all that is below them, do;
+-- in no time (_lock_ms = 0) it only looks, and locks nothing.
+-- What it takes to find the tables counts for nothing, and is nobody's wait.
 -- The time for all locks together is below deadlock_timeout: whoever waits for one of ours, and holds one that we wait for,
 -- is never picked as a deadlock's victim.
 CREATE OR REPLACE FUNCTION segue.lock_fenced(_migration text, _tables text[], _lock_ms int)
 RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
-DECLARE began timestamptz := clock_timestamp(); carrier record; left_ms int; bare text;
+DECLARE began timestamptz; carriers oid[]; names text[]; carrier record; left_ms int; bare text;
 BEGIN
-    SELECT least(_lock_ms, s.setting::int * 9 / 10) INTO _lock_ms FROM pg_settings s WHERE s.name = 'deadlock_timeout';
-    FOR carrier IN SELECT * FROM segue.fence_carriers(_migration) LOOP
+    SELECT array_agg(c.relation), array_agg(c.sql_name) INTO carriers, names FROM segue.fence_carriers(_migration) c;
+    _lock_ms := least(_lock_ms, extract(epoch FROM current_setting('deadlock_timeout')::interval) * 900);
+    began := clock_timestamp();
+    FOR carrier IN SELECT * FROM unnest(carriers, names) c(relation, sql_name) WHERE _lock_ms > 0 LOOP
         left_ms := _lock_ms - (extract(epoch FROM clock_timestamp() - began) * 1000)::int;
         IF left_ms < 1 THEN
             RAISE EXCEPTION 'segue: the tables of migration % could not be locked in % ms', _migration, _lock_ms
@@ -156,15 +168,27 @@ BEGIN
     END IF;
 END $$;
 
+-- enables the triggers of all tables that carry the fence, or disables them; NULL: only looks
 CREATE OR REPLACE FUNCTION segue.set_triggers(_migration text, _enable boolean)
 RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE carrier record; verb text := CASE WHEN _enable THEN 'ENABLE' ELSE 'DISABLE' END;
 BEGIN
     FOR carrier IN SELECT * FROM segue.fence_carriers(_migration) c
-                    WHERE c.enabled <> CASE WHEN _enable THEN 'O'::"char" ELSE 'D'::"char" END LOOP
+                    WHERE c.enabled <> CASE WHEN _enable THEN 'O'::"char" WHEN NOT _enable THEN 'D'::"char" END LOOP
         -- ONLY: what is below a root is named by itself
         EXECUTE format('ALTER TABLE ONLY %s %s TRIGGER %I', carrier.sql_name, verb, carrier.trigger_name);
     END LOOP;
+END $$;
+
+-- reads and plans in this session what the calls below look at, so that they have not to do it while nobody may write
+CREATE OR REPLACE FUNCTION segue.get_ready(_migration text, _tables text[])
+RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+BEGIN
+    PERFORM segue.lock_fenced(_migration, _tables, 0);
+    PERFORM segue.set_triggers(_migration, NULL);
+    PERFORM segue.answer(_migration, 'ready');
+    -- keeps no lock, and needs no right to the rows
+    PERFORM pg_relation_size(c.relation) FROM segue.fence_carriers(_migration) c;
 END $$;
 
 -- owner(n) or fenced(n), last attempt as expected → fenced(n, attempt, deadline), with a marker in the stream

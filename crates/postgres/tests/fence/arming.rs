@@ -1,6 +1,7 @@
 //! Autovacuum is turned off for the switch and put back exactly.
 
 use crate::world::*;
+use segue_engine::fault::Recovery;
 use segue_postgres::fence::autovacuum::{
     due_against_wraparound, put_back, running, turn_off, wait_for_running,
 };
@@ -79,4 +80,23 @@ async fn a_running_vacuum_is_named_and_waited_for() {
     assert_eq!(due_against_wraparound(&world.client, "m", 1_000).await.unwrap(), [""; 0]);
     world.client.batch_execute("ALTER TABLE plain SET (autovacuum_freeze_max_age = 100000)").await.unwrap();
     assert_eq!(due_against_wraparound(&world.client, "m", 100_000).await.unwrap(), ["public.plain"]);
+}
+
+#[tokio::test]
+async fn getting_ready_waits_for_no_writer_and_changes_nothing() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    let app = world.app().await;
+    app.batch_execute("BEGIN; INSERT INTO plain VALUES (7, 'b')").await.unwrap();
+    let (before, disabled) = (world.ownership().await, world.triggers("D").await);
+    world.side.get_ready().await.unwrap();
+    assert_eq!((world.ownership().await, world.triggers("D").await), (before, disabled));
+    // Somebody who keeps even readers out is waited for no longer than for the fence's locks.
+    world.client.batch_execute("BEGIN; LOCK TABLE child").await.unwrap();
+    let fault = world.side.get_ready().await.expect_err("a table that nobody may read");
+    assert_eq!((fault.code, fault.recovery), ("SEGUE-LOCKED", Recovery::Retry), "{fault}");
+    world.client.batch_execute("ROLLBACK").await.unwrap();
+    world.side.get_ready().await.unwrap();
+    app.batch_execute("INSERT INTO parts VALUES (201, 'b'); COMMIT").await.unwrap();
+    // And it keeps no lock.
+    world.client.batch_execute("SET lock_timeout = '1s'; TRUNCATE plain, child, parts").await.unwrap();
 }

@@ -141,6 +141,8 @@ async fn a_table_without_a_fence_is_not_left_behind() {
         .batch_execute("CREATE TABLE parts_new PARTITION OF parts FOR VALUES FROM (1000) TO (2000)")
         .await
         .unwrap();
+    let fault = world.side.get_ready().await.expect_err("a leaf without a fence");
+    assert!(fault.code == "SEGUE-NOT-FENCED" && fault.what.contains("parts_new"), "{fault}");
     let fault = world.side.fence(id(1, 0), Attempt(1)).await.expect_err("a leaf without a fence");
     assert!(fault.code == "SEGUE-NOT-FENCED" && fault.what.contains("parts_new"), "{fault}");
     assert_eq!(world.triggers("O").await, 0, "nothing is left of it");

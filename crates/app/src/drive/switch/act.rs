@@ -16,14 +16,14 @@ use segue_model::switch::route::Route;
 use segue_model::switch::steps::Step;
 use segue_model::table::Table;
 use segue_postgres::birth::Direction;
-use segue_postgres::fence::{Answer, Applied, autovacuum};
+use segue_postgres::fence::{Answer, Applied};
 use segue_postgres::sequences::{MARGIN, Sequences};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 /// How long arming waits for the opposite stream, and for vacuums that run.
-const ARM_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const ARM_PATIENCE: Duration = Duration::from_secs(20);
 /// Times for the tables' locks, one try after the other, before it is given up. As long as a try waits for a writer everybody
 /// who comes waits behind it, and a writer that holds one of the locks while it waits for another does not even end before
 /// we let go. So the first ones wait no longer than a short transaction takes, and find a moment between two of them; only
@@ -37,10 +37,6 @@ const FENCE_PAUSE_MIN: Duration = Duration::from_millis(10);
 const FENCE_PAUSE: Duration = Duration::from_millis(40);
 /// Between two tries of what nothing depends on any more.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long whoever has asked waits for autovacuum's settings to be put back: nearly always no time at all.
-const PUT_BACK_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two later tries to put them back.
-const PUT_BACK_PAUSE: Duration = Duration::from_secs(5);
 /// The first transactions of the new owner have its processors, and its disk, to themselves.
 const BEFORE_CLOSING: Duration = Duration::from_millis(250);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
@@ -59,7 +55,7 @@ pub(super) enum Did {
     },
 }
 
-fn not_now(why: impl Into<String>) -> Did {
+pub(super) fn not_now(why: impl Into<String>) -> Did {
     Did::NotNow { why: why.into(), holders: Vec::new() }
 }
 
@@ -132,20 +128,13 @@ impl Switch<'_> {
                 Answer::Refused { why, .. } => return Ok(not_now(format!("on the {new}: {why}"))),
             }
         }
-        let migration = self.migration();
         let (on_old, on_new) =
             tokio::try_join!(self.endpoint(old).connect("switch"), self.endpoint(new).connect("switch"))?;
         // From here on there is something to put back.
         walk.armed = true;
         for client in [&on_old, &on_new] {
-            match autovacuum::turn_off(client, (migration, self.lease.token)).await {
-                Err(fault) if fault.code == "SEGUE-LOCKED" => return Ok(not_now(fault.what)),
-                turned_off => turned_off?,
-            };
-            let still = autovacuum::wait_for_running(client, migration, ARM_PATIENCE).await?;
-            if let Some(running) = still.first() {
-                let holders = vec![running.by.to_string()];
-                return Ok(Did::NotNow { why: "a vacuum of the tables does not end".into(), holders });
+            if let Some(not_yet) = self.keep_autovacuum_away(client).await? {
+                return Ok(not_yet);
             }
         }
         let tables: Vec<_> = flow.tables.iter().map(|table| Table::clone(table)).collect();
@@ -153,6 +142,14 @@ impl Switch<'_> {
         // The gate was judged by an earlier look.
         if let Some(what) = sequences.unready().iter().find(|what| !walk.unready.contains(what)) {
             return Ok(not_now(format!("since the gates were looked at: {what}")));
+        }
+        for side in [old, new] {
+            match self.side(side).get_ready().await {
+                Err(fault) if ["SEGUE-LOCKED", "SEGUE-NOT-FENCED"].contains(&fault.code) => {
+                    return Ok(not_now(fault.what));
+                }
+                ready => ready?,
+            }
         }
         flow.verifying.be_ready().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
@@ -425,45 +422,6 @@ impl Switch<'_> {
             }
         }
         walk.asked = Asked::Nothing;
-        Ok(())
-    }
-
-    /// Autovacuum as it was before, unless somebody's lock is in the way: nothing and nobody waits for it.
-    async fn put_back_soon(&self) -> Outcome<()> {
-        let put_back = match timeout(PUT_BACK_PATIENCE, self.put_back_autovacuum()).await {
-            Ok(Err(fault)) if fault.code != "SEGUE-LOCKED" => return Err(fault),
-            Ok(put_back) => put_back.is_ok(),
-            Err(_) => false,
-        };
-        if !put_back {
-            self.driver.screen.say(
-                "autovacuum's settings cannot be put back yet: somebody locks a table; it is tried again",
-            );
-        }
-        self.owes_autovacuum.store(!put_back, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// What could not be put back, after a while.
-    pub(super) async fn put_back_later(&self) -> Outcome<()> {
-        sleep(PUT_BACK_PAUSE).await;
-        match self.put_back_autovacuum().await {
-            Ok(()) => {
-                self.driver.screen.say("autovacuum's settings are as they were before");
-                self.owes_autovacuum.store(false, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(fault) if fault.code == "SEGUE-LOCKED" => Ok(()),
-            Err(fault) => Err(fault),
-        }
-    }
-
-    /// Autovacuum as it was before, on both sides.
-    async fn put_back_autovacuum(&self) -> Outcome<()> {
-        for side in segue_model::switch::Side::ALL {
-            let client = self.endpoint(side).connect("switch").await?;
-            autovacuum::put_back(&client, self.migration()).await?;
-        }
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ pub(super) mod hand_over;
 mod pieces;
 mod routers;
 pub(crate) mod rows;
+mod vacuum;
 mod walk;
 
 use super::Driver;
