@@ -104,6 +104,8 @@ impl World {
 
     pub(crate) async fn carry_paired(&self, sequences: &Sequences, direction: Direction) -> Vec<Carried> {
         let (old, new) = self.sides(direction);
+        // Which sets nothing: where each one stood before is told by what follows.
+        sequences.get_ready(new).await.unwrap();
         sequences.carry(old, new, ("m", TOKEN), MARGIN).await.unwrap()
     }
 }

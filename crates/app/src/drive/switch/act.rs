@@ -10,6 +10,7 @@ use segue_engine::admission::Admission;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
+use segue_model::switch::Side;
 use segue_model::switch::decide::{Asked, Turn};
 use segue_model::switch::ownership::{Attempt, FenceId};
 use segue_model::switch::route::Route;
@@ -21,6 +22,7 @@ use segue_postgres::sequences::{MARGIN, Sequences};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 
 /// How long arming waits for the opposite stream, and for vacuums that run.
 pub(super) const ARM_PATIENCE: Duration = Duration::from_secs(20);
@@ -143,17 +145,33 @@ impl Switch<'_> {
         if let Some(what) = sequences.unready().iter().find(|what| !walk.unready.contains(what)) {
             return Ok(not_now(format!("since the gates were looked at: {what}")));
         }
-        for side in [old, new] {
-            match self.side(side).get_ready().await {
-                Err(fault) if ["SEGUE-LOCKED", "SEGUE-NOT-FENCED"].contains(&fault.code) => {
-                    return Ok(not_now(fault.what));
-                }
-                ready => ready?,
-            }
+        if let Some(not_yet) = self.sessions_get_ready([old, new], &sequences, &on_new).await? {
+            return Ok(not_yet);
         }
         flow.verifying.be_ready().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
+    }
+
+    /// What the sessions will do while nobody may write they have read and planned before; says what is in the way.
+    async fn sessions_get_ready(
+        &self,
+        sides: [Side; 2],
+        sequences: &Sequences,
+        on_new: &Client,
+    ) -> Outcome<Option<Did>> {
+        for side in sides {
+            match self.side(side).get_ready().await {
+                Err(fault) if ["SEGUE-LOCKED", "SEGUE-NOT-FENCED"].contains(&fault.code) => {
+                    return Ok(Some(not_now(fault.what)));
+                }
+                ready => ready?,
+            }
+        }
+        match sequences.get_ready(on_new).await {
+            Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(not_now(fault.to_string()))),
+            ready => ready.map(|()| None),
+        }
     }
 
     async fn fence(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
