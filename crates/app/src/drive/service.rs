@@ -23,9 +23,10 @@ use segue_postgres::catalog::server;
 use segue_postgres::control::{Command, Lease};
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::timeout;
 
 /// How often the heart beats and the status is stored.
 const BEAT: Duration = Duration::from_secs(1);
@@ -33,8 +34,12 @@ const BEAT: Duration = Duration::from_secs(1);
 const GUARD: Duration = Duration::from_secs(1);
 /// How often what was written past a fence is written down: the longest that a stream waits for that.
 const STRAYS: Duration = Duration::from_millis(100);
-/// So many of these looks for one at the slot.
+/// So many of these looks for one at the slot …
 const SLOT_LOOKS: u64 = 3;
+/// … the last of which is old where the source does not answer.
+const SLOT_STALE: Duration = Duration::from_secs(15);
+/// How long the first status waits for the first look.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often the source is given a new number: so much of what it forgets when it is restored can go unnoticed.
 const NUMBER: Duration = Duration::from_secs(5);
 
@@ -55,8 +60,8 @@ pub(super) struct Service<'d> {
     pub(super) comparisons: Comparisons,
     /// What the gates said last, and what is wrong with the servers.
     pub(super) seen: std::sync::Mutex<(Vec<GateState>, Vec<String>)>,
-    /// How the slot was when it was looked at last.
-    pub(super) slot: watch::Sender<SlotState>,
+    /// How the slot was when it was looked at last, and when that was.
+    pub(super) slot: watch::Sender<Option<(SlotState, Instant)>>,
 }
 
 impl Service<'_> {
@@ -93,7 +98,7 @@ impl Service<'_> {
                 told = true;
             }
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
-                self.publish(&SlotState::default()).await?;
+                self.publish().await?;
                 return Ok(format!("stage {now} is reached; `segue run` goes on from here"));
             }
             if now != said {
@@ -165,13 +170,12 @@ impl Service<'_> {
     async fn report(&self) -> Outcome<String> {
         let mut ticks = tokio::time::interval(BEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // Nothing is told before it was looked at.
-        let _ = self.slot.subscribe().wait_for(|slot| !slot.name.is_empty()).await;
+        // A first look takes no time; a source that does not answer is told of without it.
+        let _ = timeout(FIRST_LOOK, self.slot.subscribe().wait_for(Option::is_some)).await;
         loop {
             ticks.tick().await;
             self.flows.active().verifying.make_room().await?;
-            let slot = self.slot.borrow().clone();
-            self.publish(&slot).await?;
+            self.publish().await?;
         }
     }
 
@@ -186,13 +190,14 @@ impl Service<'_> {
             }
             if look % SLOT_LOOKS == 0 {
                 let state = server::slot_state(&client, slot).await?;
-                self.slot.send_replace(SlotState {
+                let seen = SlotState {
                     name: slot.clone(),
                     retained_bytes: state.retained_bytes,
                     retained_bytes_max: self.driver.spec.limits.retained_wal_bytes_max,
                     wal_status: state.wal_status,
                     signal: 0,
-                });
+                };
+                self.slot.send_replace(Some((seen, Instant::now())));
             }
             tokio::time::sleep(GUARD).await;
         }
@@ -218,13 +223,13 @@ impl Service<'_> {
         }
     }
 
-    async fn publish(&self, slot: &SlotState) -> Outcome<()> {
-        let status = self.status(slot);
+    async fn publish(&self) -> Outcome<()> {
+        let status = self.status();
         self.driver.screen.show(&status);
         self.driver.control.publish_status(self.lease, &json!(status)).await
     }
 
-    fn status(&self, slot: &SlotState) -> Status {
+    fn status(&self) -> Status {
         let Driver { spec, sides, throttle: limits, holder, .. } = self.driver;
         let run = limits.limits().paused.map_or(RunState::Running, |why| RunState::Paused { why });
         let (gates, trouble) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -234,6 +239,14 @@ impl Service<'_> {
         warnings.extend(rollback::warnings(&rollback));
         let active = self.flows.active();
         warnings.extend(active.verifying.ended());
+        let (slot, seen) = self.slot.borrow().clone().unzip();
+        let slot = slot.unwrap_or_default();
+        if let Some(since) = seen.map(|seen| seen.elapsed()).filter(|since| *since > SLOT_STALE) {
+            warnings.push(format!(
+                "the source has not told how the slot is for {} s: what is said of it was so then",
+                since.as_secs()
+            ));
+        }
         if slot.retained_bytes > slot.retained_bytes_max && slot.retained_bytes_max > 0 {
             warnings.push(
                 "the source keeps more log for the stream than `limits.retained_wal_bytes_max` allows; the backfill yields"
@@ -251,7 +264,7 @@ impl Service<'_> {
             driver: holder.clone(),
             token: self.lease.token,
             progress: active.progress.snapshot(),
-            slot: SlotState { signal, ..slot.clone() },
+            slot: SlotState { signal, ..slot },
             live: active.verifying.live(),
             warnings,
             way_back: self.way_back(),

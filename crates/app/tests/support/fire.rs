@@ -88,9 +88,8 @@ impl Fire {
         let mut command = self.pair.command(arguments);
         kill::kill_at(&mut command, point, passage);
         let run = Process::start(command);
-        let limit = Duration::from_secs(60);
         let status =
-            run.wait(limit).await.unwrap_or_else(|e| panic!("{point}:{passage} was not passed: {e}"));
+            run.wait(PATIENCE).await.unwrap_or_else(|e| panic!("{point}:{passage} was not passed: {e}"));
         let said = run.lines().join("\n");
         assert!(kill::was_killed(status), "ended by itself before {point}:{passage}: {status}\n{said}");
     }

@@ -60,7 +60,11 @@ const REST_TRIES: u32 = 20;
 const REST_LOCK_MS: u32 = 50;
 /// … with a pause for them in between.
 const REST_PAUSE: Duration = Duration::from_millis(100);
-
+/// How long a session may take to get ready: nobody waits for it.
+const READY_MAX: Duration = Duration::from_secs(5);
+/// What is called while nobody may write is planned at its first call and never again: the few rows it looks for are found by
+/// the same way whatever their names.
+const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
 /// What a database says in which nothing was ever prepared for a fence.
 const NO_FENCES: [SqlState; 2] = [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION];
 
@@ -126,11 +130,12 @@ impl Side {
         // A host that is gone is noticed within the hold, and a process that was stopped between two statements holds
         // nothing for longer than half of it.
         let settings = format!(
-            "SET tcp_user_timeout = {hold}; SET idle_in_transaction_session_timeout = {}; SET statement_timeout = {hold}",
+            "SET tcp_user_timeout = {hold}; SET idle_in_transaction_session_timeout = {}; SET statement_timeout = {hold}; {PLANNED_ONCE}",
             millis(limits.hold / 2).max(1),
             hold = millis(limits.hold).max(1),
         );
         client.batch_execute(&settings).await.map_err(|e| fault_of(&e))?;
+        watcher.batch_execute(PLANNED_ONCE).await.map_err(|e| fault_of(&e))?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| fault_of(&e))?.get(0);
         Ok(Side { client, warnings, pid, watcher, migration: migration.to_owned(), token, tables, limits })
     }
@@ -157,10 +162,14 @@ impl Side {
     }
 
     /// Has the session read and plan what [`Side::fence`] and [`Side::open`] look at, while everybody writes. Locks and
-    /// changes nothing; a table that is to be fenced and cannot be yet is a fault, as there.
+    /// changes nothing; a table that is to be fenced and cannot be yet is a fault, as there. May be left undone.
     pub async fn get_ready(&self) -> Outcome<()> {
         let ready = format!("SELECT segue.get_ready({}, {})", self.name(), self.roots());
-        let sql = format!("SET LOCAL lock_timeout = {}; {ready}", self.lock_ms());
+        let sql = format!(
+            "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; {ready}",
+            self.lock_ms(),
+            millis(READY_MAX)
+        );
         self.transaction("getting ready", &sql).await.map(drop)
     }
 

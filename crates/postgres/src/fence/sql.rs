@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS segue.autovacuum (
     migration text, relation oid, in_main text, in_toast text, off_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (migration, relation));
 
--- (functions in SQL are planned at each call, these once in a session: they are called while nobody may write)
+-- (functions in SQL are planned at each call, these once in a session of the fence's: they are called while nobody may write)
 CREATE OR REPLACE FUNCTION segue.ownership(_migration text) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
 BEGIN
@@ -429,8 +429,6 @@ CREATE OR REPLACE FUNCTION segue.autovacuum_back(_migration text, _relation oid)
 RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE was segue.autovacuum; changes text;
 BEGIN
-    -- The guard against DDL has nothing to compare.
-    PERFORM set_config('segue.migration', _migration, true);
     DELETE FROM segue.autovacuum a WHERE a.migration = _migration AND a.relation = _relation RETURNING * INTO was;
     IF was.relation IS NULL THEN
         RETURN;
@@ -444,6 +442,8 @@ BEGIN
                            ('toast.autovacuum_enabled', c.reltoastrelid, was.in_toast)) p(parameter, relation, value)
      WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off' GROUP BY n.nspname, c.relname;
     IF changes IS NOT NULL THEN
+        -- the guard against DDL has nothing to compare
+        PERFORM set_config('segue.migration', _migration, true);
         EXECUTE changes;
     END IF;
 END $$;

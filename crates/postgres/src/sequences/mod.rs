@@ -122,13 +122,14 @@ impl Sequences {
         &self.pairs
     }
 
-    /// Has the new side's session read and plan what [`Sequences::carry`] asks of it, before anybody is held. Sets nothing.
+    /// Has the new side's session read of the catalog what [`Sequences::carry`] needs of it, before anybody is held: most
+    /// of what a new session's first statement takes. Sets nothing, and may be left undone.
     pub async fn get_ready(&self, new: &Client) -> Outcome<()> {
         let somewhere = |pair: &'_ Pair| Stand { last_value: pair.counts.1.min, is_called: false };
         let wanted: Vec<(&Pair, Stand)> = self.pairs.iter().map(|pair| (pair, somewhere(pair))).collect();
         let plans: Vec<String> =
             wanted.chunks(STATEMENT).map(|chunk| format!("; EXPLAIN {}", setting(chunk))).collect();
-        let sql = format!("SET LOCAL lock_timeout = {PATIENT_LOCK_MS}{}", plans.concat());
+        let sql = format!("SET LOCAL lock_timeout = {LOCK_MS}{}", plans.concat());
         let step = format!("looking at the sequences of the {}", self.direction.to_side());
         transaction(new, &sql).await.map(drop).map_err(|e| e.read().during(step))
     }

@@ -153,7 +153,8 @@ impl Switch<'_> {
         Ok(Did::Done)
     }
 
-    /// What the sessions will do while nobody may write they have read and planned before; says what is in the way.
+    /// What the sessions will look at while nobody may write they have read before; says what is in the way. A lock is not:
+    /// whoever holds one now may have gone by then.
     async fn sessions_get_ready(
         &self,
         sides: [Side; 2],
@@ -162,13 +163,13 @@ impl Switch<'_> {
     ) -> Outcome<Option<Did>> {
         for side in sides {
             match self.side(side).get_ready().await {
-                Err(fault) if ["SEGUE-LOCKED", "SEGUE-NOT-FENCED"].contains(&fault.code) => {
-                    return Ok(Some(not_now(fault.what)));
-                }
+                Err(fault) if fault.code == "SEGUE-NOT-FENCED" => return Ok(Some(not_now(fault.what))),
+                Err(fault) if fault.code == "SEGUE-LOCKED" => {}
                 ready => ready?,
             }
         }
         match sequences.get_ready(on_new).await {
+            Err(fault) if fault.code == "SEGUE-LOCKED" => Ok(None),
             Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(not_now(fault.to_string()))),
             ready => ready.map(|()| None),
         }
