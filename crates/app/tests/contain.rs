@@ -128,8 +128,9 @@ async fn rows_that_are_on_their_way_do_not_arrive_after_it() {
     let copying = "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'public.t'::regclass AND NOT granted";
     slow::until("a region is on its way", async || pair.target.scalar(copying).await.as_deref() == Some("t"))
         .await;
-    // It answers although the lock is still there.
+    let began = Instant::now();
     let answer = orders::ask(&pair.target, "contain", Value::Null).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(answer["stopped"][0].as_str().unwrap().contains("the copy of rows"), "{answer:#}");
     run.wait_for("SEGUE-CONTAINED", PATIENCE).await.unwrap();
     held.batch_execute("COMMIT").await.unwrap();

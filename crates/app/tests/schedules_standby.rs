@@ -18,7 +18,9 @@ async fn a_source_that_would_count_segue_as_a_standby_is_refused_without_a_stall
     pair.both(T).await;
     // Nobody is there to confirm anything: whatever Segue commits on this source hangs.
     pair.source.set("synchronous_standby_names", "*").await;
+    let began = Instant::now();
     let said = pair.refused(&pair.run(), "SEGUE-SYNC-STANDBY").await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(said.contains("synchronous_standby_names = '*'") && said.contains("next: "), "{said}");
 }
 

@@ -406,5 +406,5 @@ async fn thousands_of_leaves_are_read_in_seconds() {
     let catalog = pair.read(&names).await;
     assert_eq!(catalog.refusals, vec![]);
     assert_eq!((catalog.tables.len(), catalog.relations.len()), (50, 1000));
-    assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
 }

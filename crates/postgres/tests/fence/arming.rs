@@ -1,4 +1,4 @@
-//! Autovacuum is turned off for the switch and put back exactly.
+//! Before writes are held: autovacuum is turned off and put back exactly, and the fence's session gets ready.
 
 use crate::world::*;
 use segue_engine::fault::Recovery;

@@ -366,6 +366,6 @@ async fn thousands_of_partitions_are_checked_in_seconds() {
     let found = world.look_at(&world.source, &place, &names, AS_EVER).await;
     let took = began.elapsed();
     assert_eq!(found.iter().map(|(check, _)| *check).collect::<Vec<_>>(), ["disk"], "{found:#?}");
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     println!("{} partitions: {} ms", roots * leaves, took.as_millis());
 }
