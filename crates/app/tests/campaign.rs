@@ -90,7 +90,7 @@ async fn campaign_killed_while_idle_the_checkpoint_stays_right() {
 
 #[test]
 fn campaign_walks_every_kind_of_point_there_is() {
-    // Those of leaves are walked in `leaves.rs`, those of the switch in `switch_kill.rs`, that of a rollback
+    // Those of leaves are walked in `leaves`, those of the switch in `switch_kill.rs`, that of a rollback
     // in `rollback.rs`, those of a new stream in `new_stream.rs`, those of a completion in `complete.rs`, those of strays and
     // of a lost or outdated way back in `switch/way_back.rs`, those of a schema in `target_schema.rs`, that of a
     // backlog in `backlog.rs`.

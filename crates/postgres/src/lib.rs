@@ -21,6 +21,7 @@ pub mod health;
 pub mod inventory;
 pub mod leaves;
 pub mod measure;
+mod numbered;
 mod origin;
 pub mod passage;
 pub mod pgoutput;

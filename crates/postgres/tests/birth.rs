@@ -281,7 +281,7 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publication() {
+async fn attached_and_detached_leaves_are_found_and_join_the_publication() {
     let mut setting = Setting::new(Options::default()).await;
     let ddl = "CREATE TABLE public.p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
         CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES FROM (0) TO (10);
@@ -325,20 +325,49 @@ async fn attached_and_detached_leaves_are_found_and_join_and_leave_the_publicati
             (&setting.source, "source"),
             ("orders-move", 1),
             &stream.publication,
-            &attached.relation.name,
+            attached.relation.oid,
         );
-        join.await.expect("join");
-        let leave = catalog::drift::leave_publication(
-            &setting.source,
-            ("orders-move", 1),
-            &stream.publication,
-            &drift.detached[0].name,
-        );
-        leave.await.expect("leave");
-        assert_eq!(published().await, "p2 p3");
+        assert!(join.await.expect("join"));
+        assert_eq!(published().await, "p1 p2 p3");
     }
     source("ALTER TABLE public.p ALTER COLUMN v TYPE varchar(9)").await;
     assert!(look().await.faults.iter().any(|fault| fault.what.contains("public.p2 was altered")));
     source("DROP TABLE public.p").await;
     assert!(look().await.faults.iter().any(|fault| fault.what.contains("dropped or renamed")));
+    assert!(
+        !catalog::drift::join_publication(
+            (&setting.source, "source"),
+            ("orders-move", 1),
+            &stream.publication,
+            attached.relation.oid,
+        )
+        .await
+        .expect("nothing to join")
+    );
+}
+
+#[tokio::test]
+async fn a_table_that_gave_its_name_to_another_one_is_found() {
+    let mut setting = Setting::new(Options::default()).await;
+    let name = QualifiedName::parse("public.t").expect("a name");
+    let read =
+        catalog::read(&mut setting.source, &mut setting.target, &[(name.clone(), name)]).await.expect("read");
+    let was = catalog::drift::shapes(&setting.source, &read.tables).await.expect("shapes");
+    let look = async |sql: &str| {
+        setting.source.batch_execute(sql).await.expect(sql);
+        let (drift, _) =
+            catalog::drift::drift(&setting.source, "source", &read.tables, &read.relations, &was)
+                .await
+                .expect("drift");
+        drift.faults.into_iter().map(|fault| fault.what).collect::<Vec<_>>()
+    };
+    let swapped =
+        look("ALTER TABLE public.t RENAME TO t_old; CREATE TABLE public.t (LIKE public.t_old INCLUDING ALL)")
+            .await;
+    assert_eq!(
+        swapped,
+        ["public.t is another table than before on the source: the one that migrates was renamed"]
+    );
+    let back = look("DROP TABLE public.t; ALTER TABLE public.t_old RENAME TO t").await;
+    assert_eq!(back, Vec::<String>::new());
 }

@@ -4,11 +4,12 @@
 use super::{SourceRelation, refusal, shape};
 use crate::birth::{bounded_lock, enter};
 use crate::error::fault_of;
+use crate::numbered;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
-use segue_model::sqltext::{quote_ident, quote_literal};
+use segue_model::sqltext::quote_ident;
 use segue_model::table::{Table, TableId, UnitId};
 use std::collections::{HashMap, HashSet};
 use tokio_postgres::{Client, Row};
@@ -154,7 +155,14 @@ pub async fn drift(
         match now.0.get(&relation.oid) {
             Some(shape) => compare(side, relation, was.0.get(&relation.oid), shape, &mut drift),
             None if relation.leaf.is_some() => drift.detached.push(relation.clone()),
-            None => {}
+            // There is none of its name, which has been said.
+            None if by_root.values().all(|table| table.id != relation.table) => {}
+            None => drift.faults.push(refusal(
+                "SEGUE-DDL-DRIFT",
+                &relation.name,
+                format!("is another table than before on the {side}: the one that migrates was renamed"),
+                "give it its name back, or cancel the migration",
+            )),
         }
     }
     let next = relations.iter().map(|r| r.unit.0).chain(tables.iter().map(|t| t.id.0)).max();
@@ -223,58 +231,57 @@ async fn leaf(
     }))
 }
 
-/// Adds a leaf to the publication, under a lock that waits for its writers: whatever is written to it after this
-/// returns is in the stream. Harmless if it is there already. `authority` is the migration and its token.
+/// Adds the leaf of this number to the publication, under a lock that waits for its writers: whatever is written to it
+/// after this returns is in the stream. Harmless if it is there already; `false` if there is no such leaf any more.
+/// `authority` is the migration and its token.
 pub async fn join_publication(
     (source, side): (&Client, &str),
     authority: (&str, i64),
     publication: &str,
-    leaf: &QualifiedName,
-) -> Outcome<()> {
-    if is_published(source, publication, leaf).await? {
-        return Ok(());
-    }
-    if !can_be_identified(source, leaf).await? {
-        let what =
-            "was attached without a usable replica identity: publishing it would make its updates fail";
-        let next_step = format!(
-            "on the {side}: ALTER TABLE {} REPLICA IDENTITY FULL; or give it the key of its table",
-            leaf.sql()
+    leaf: u32,
+) -> Outcome<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                       WHERE p.pubname = $2 AND r.prrelid = c.oid),
+               c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i
+                       WHERE i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
+                         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+          FROM pg_class c WHERE c.oid = $1";
+    let mut tries = 0;
+    loop {
+        let named = numbered::name_of(source, leaf).await.map_err(|e| fault_of(&e))?;
+        let found = source.query_opt(sql, &[&leaf, &publication]).await.map_err(|e| fault_of(&e))?;
+        let Some((name, found)) = named.zip(found) else { return Ok(false) };
+        let (is_published, can_be_identified): (bool, bool) = (found.get(0), found.get(1));
+        if is_published {
+            return Ok(true);
+        }
+        if !can_be_identified {
+            let what =
+                "was attached without a usable replica identity: publishing it would make its updates fail";
+            let next_step = format!(
+                "on the {side}: ALTER TABLE {} REPLICA IDENTITY FULL; or give it the key of its table",
+                name.sql()
+            );
+            return Err(refusal("SEGUE-NO-KEY", &name, what, next_step));
+        }
+        let add = format!(
+            "BEGIN; {}; SET LOCAL lock_timeout = '100ms'; LOCK TABLE ONLY {table} IN SHARE ROW EXCLUSIVE MODE; {};
+             ALTER PUBLICATION {} ADD TABLE ONLY {table}; COMMIT",
+            enter(authority),
+            numbered::still_called(leaf, &name),
+            quote_ident(publication),
+            table = name.sql()
         );
-        return Err(refusal("SEGUE-NO-KEY", leaf, what, next_step));
+        tries += 1;
+        match bounded_lock(source, &add).await {
+            Ok(()) => return Ok(true),
+            Err(fault) if numbered::has_moved_on(&fault) && tries < numbered::TRIES => {}
+            Err(fault) => {
+                let during = format!("changing the publication {publication} for {}", name.sql());
+                return Err(fault.during(during));
+            }
+        }
     }
-    alter(source, authority, publication, "ADD", leaf).await
-}
-
-/// Takes a leaf out of the publication. Harmless if it is not in it, or gone.
-pub async fn leave_publication(
-    source: &Client,
-    authority: (&str, i64),
-    publication: &str,
-    leaf: &QualifiedName,
-) -> Outcome<()> {
-    if is_published(source, publication, leaf).await? {
-        alter(source, authority, publication, "DROP", leaf).await?;
-    }
-    Ok(())
-}
-
-async fn alter(
-    source: &Client,
-    authority: (&str, i64),
-    publication: &str,
-    verb: &str,
-    leaf: &QualifiedName,
-) -> Outcome<()> {
-    let sql = format!(
-        "BEGIN; {}; SET LOCAL lock_timeout = '100ms'; LOCK TABLE ONLY {leaf} IN SHARE ROW EXCLUSIVE MODE;
-         ALTER PUBLICATION {} {verb} TABLE ONLY {leaf}; COMMIT",
-        enter(authority),
-        quote_ident(publication),
-        leaf = leaf.sql()
-    );
-    let done = bounded_lock(source, &sql).await;
-    done.map_err(|f| f.during(format_args!("changing the publication {publication} for {leaf}")))
 }
 
 /// The relations that the publication holds now, by number.
@@ -286,23 +293,4 @@ pub async fn published(source: &Client, publication: &str) -> Outcome<HashSet<u3
     let rows = source.query(sql, &[&publication]).await;
     let rows = rows.map_err(|e| fault_of(&e).during("reading the publication"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-async fn is_published(source: &Client, publication: &str, leaf: &QualifiedName) -> Outcome<bool> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-          WHERE p.pubname = $1 AND r.prrelid = to_regclass({}))",
-        quote_literal(&leaf.sql())
-    );
-    Ok(source.query_one(&sql, &[&publication]).await.map_err(|e| fault_of(&e))?.get(0))
-}
-
-async fn can_be_identified(source: &Client, leaf: &QualifiedName) -> Outcome<bool> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass({}) AND (c.relreplident = 'f'
-            OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
-                 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)))",
-        quote_literal(&leaf.sql())
-    );
-    Ok(source.query_one(&sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
 }

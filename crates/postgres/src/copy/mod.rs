@@ -7,7 +7,7 @@ mod reader;
 mod writer;
 
 pub(crate) use reader::places;
-pub use reader::{PgReader, Relations};
+pub use reader::{PgReader, Place, Relations};
 pub use writer::{PgWriter, UnitConditions};
 
 use segue_model::key::KeyText;

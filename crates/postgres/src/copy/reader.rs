@@ -4,6 +4,7 @@ use super::compare;
 use super::{CopyForm, Side, column_list, extent_condition, key_literals, key_names};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use crate::numbered;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use segue_engine::fault::Fault;
@@ -28,10 +29,18 @@ const LOG_SEGMENT_HEADER: u64 = 40;
 /// How long to wait for the source to flush by itself before asking it to.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
 
-/// Where the rows of each unit are read: a relation as SQL, `ONLY` included where it belongs.
+/// Where rows are read.
+pub enum Place {
+    /// What stands behind FROM, `ONLY` included where it belongs.
+    Named(String),
+    /// The table of this number alone, whatever it is called by then.
+    Numbered(u32),
+}
+
+/// Where the rows of each unit are read.
 pub trait Relations: Send + Sync + 'static {
-    /// What stands behind FROM for `unit`.
-    fn relation(&self, table: &Table, unit: UnitId) -> String;
+    /// Where those of `unit` are; `None` if it is gone.
+    fn place(&self, table: &Table, unit: UnitId) -> Option<Place>;
     /// A further condition on the rows read from there.
     fn only(&self, _table: &Table, _unit: UnitId) -> Option<String> {
         None
@@ -46,6 +55,8 @@ pub struct PgReader {
     snapshot_function: &'static str,
     /// Size of the log's segments.
     segment_bytes: u64,
+    /// What stands behind FROM under the snapshot.
+    from: String,
     rows: Option<Pin<Box<CopyOutStream>>>,
 }
 
@@ -68,7 +79,47 @@ impl PgReader {
         let segment_bytes = u64::try_from(row.get::<_, i64>(2)).unwrap_or(16 << 20).max(LOG_PAGE);
         let snapshot_function =
             if version >= 130_000 { "pg_current_snapshot()" } else { "txid_current_snapshot()" };
-        Ok(PgReader { client, relations, snapshot_function, segment_bytes, rows: None })
+        Ok(PgReader { client, relations, snapshot_function, segment_bytes, from: String::new(), rows: None })
+    }
+
+    /// What stands behind FROM for `unit` now, and what shows, under a lock of it, that it still does.
+    async fn look_up(&self, table: &Table, unit: UnitId) -> Outcome<(String, Option<String>)> {
+        let gone = || {
+            let what = format!("{}: a partition of it is gone, and its rows cannot be copied", table.source);
+            Fault::retry("SEGUE-LEAF-GONE", what)
+        };
+        match self.relations.place(table, unit).ok_or_else(gone)? {
+            Place::Named(from) => Ok((from, None)),
+            Place::Numbered(oid) => {
+                let name = numbered::name_of(&self.client, oid).await.map_err(|e| fault_of(&e))?;
+                let name = name.ok_or_else(gone)?;
+                Ok((format!("ONLY {}", name.sql()), Some(numbered::still_called(oid, &name))))
+            }
+        }
+    }
+
+    /// Begins a transaction that keeps `unit` as it is and under its name, which is then in `from`.
+    async fn lock(&mut self, table: &Table, unit: UnitId) -> Outcome<()> {
+        let mut tries = 0;
+        loop {
+            let (from, still_called) = self.look_up(table, unit).await?;
+            // Without a limit: the target may have to remove many rows before it takes the first.
+            let lock = format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0; \
+                 LOCK TABLE {from} IN ACCESS SHARE MODE; {}",
+                still_called.as_deref().unwrap_or_default()
+            );
+            let Err(error) = self.client.batch_execute(&lock).await else {
+                self.from = from;
+                return Ok(());
+            };
+            let fault = fault_of(&error);
+            tries += 1;
+            if still_called.is_none() || !numbered::has_moved_on(&fault) || tries == numbered::TRIES {
+                return Err(fault);
+            }
+            self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))?;
+        }
     }
 
     fn condition(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
@@ -92,9 +143,10 @@ impl RegionReader for PgReader {
         let texts: Vec<String> = names.iter().map(|k| format!("{k}::text")).collect();
         let (texts, keys) = (texts.join(", "), names.join(", "));
         // Ordered in a query of its own: beside `id::text`, ORDER BY id would mean that text.
+        // Read from another table if the name has moved on by then: a bound is a bound.
+        let (from, _) = self.look_up(table, unit).await?;
         let statement = format!(
-            "SELECT {texts} FROM (SELECT {keys} FROM {} WHERE {} ORDER BY {keys} OFFSET {rows} LIMIT 1) AS bound",
-            self.relations.relation(table, unit),
+            "SELECT {texts} FROM (SELECT {keys} FROM {from} WHERE {} ORDER BY {keys} OFFSET {rows} LIMIT 1) AS bound",
             self.condition(table, unit, within),
         );
         let row = self.client.query_opt(&statement, &[]).await.map_err(|e| fault_of(&e))?;
@@ -104,13 +156,7 @@ impl RegionReader for PgReader {
     }
 
     async fn begin(&mut self, table: &Table, unit: UnitId) -> Outcome<(Seam, Position)> {
-        let from = self.relations.relation(table, unit);
-        // Without a limit: the target may have to remove many rows before it takes the first.
-        let lock = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0; \
-             LOCK TABLE {from} IN ACCESS SHARE MODE"
-        );
-        self.client.batch_execute(&lock).await.map_err(|e| fault_of(&e))?;
+        self.lock(table, unit).await?;
         let seam = format!("SELECT {}::text", self.snapshot_function);
         let seam: String = self.client.query_one(&seam, &[]).await.map_err(|e| fault_of(&e))?.get(0);
         // In a statement of its own, after the snapshot: it must cover the end of every transaction the snapshot shows.
@@ -124,7 +170,7 @@ impl RegionReader for PgReader {
         let statement = format!(
             "COPY (SELECT {} FROM {} WHERE {}) TO STDOUT {}",
             column_list(table, Side::Source),
-            self.relations.relation(table, unit),
+            self.from,
             self.condition(table, unit, extent),
             CopyForm::of(table).sql()
         );
@@ -134,8 +180,7 @@ impl RegionReader for PgReader {
     }
 
     async fn digest(&mut self, table: &Table, unit: UnitId, extent: &Extent) -> Outcome<RegionDigest> {
-        let from = self.relations.relation(table, unit);
-        let sql = compare::digest(table, Side::Source, &from, &self.condition(table, unit, extent));
+        let sql = compare::digest(table, Side::Source, &self.from, &self.condition(table, unit, extent));
         let row = self.client.query_one(&sql, &[]).await;
         Ok(compare::digest_of(&row.map_err(|e| fault_of(&e))?))
     }

@@ -76,20 +76,14 @@ pub(super) fn check(side: &str, table: &Table, facts: &Facts) -> Outcome<()> {
     drift(&what, full)
 }
 
-/// Adds the leaf to the publication.
+/// Adds the leaf to the publication; `false` if it is gone.
 ///
 /// Under SHARE ROW EXCLUSIVE: every writer of the leaf that came before has ended then. A transaction gives up its locks
 /// only after it shows in new snapshots, so whatever such a writer left is in every copy that begins later; and whatever
 /// is written after the lock is in the stream. Nobody is in between, so no further barrier is needed.
-pub(super) async fn join(
-    client: &Client,
-    stream: &StreamIdentity,
-    token: i64,
-    part: &Part,
-    name: &QualifiedName,
-) -> Outcome<()> {
+pub(super) async fn join(client: &Client, stream: &StreamIdentity, token: i64, part: &Part) -> Outcome<bool> {
     let (authority, side) = ((stream.migration.as_str(), token), stream.direction.from_side());
-    match join_publication((client, side), authority, &stream.publication, name).await {
+    match join_publication((client, side), authority, &stream.publication, part.relation).await {
         Err(fault) if fault.code == "SEGUE-LOCKED" => {
             Err(locked(client, &[part.relation], &fault.what).await)
         }

@@ -8,6 +8,7 @@ use crate::birth::{StreamIdentity, enter};
 use crate::connect::Endpoint;
 use crate::copy::{Side, key_names};
 use crate::error::fault_of;
+use crate::numbered::{name_of, still_called};
 use crate::stream::{Left, Note};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::{Outcome, Part};
@@ -150,8 +151,11 @@ impl Leave<'_> {
         for other in self.loose {
             loose.push(name_of(client, other.part.relation).await?);
         }
-        for name in leaf.iter().chain(loose.iter().flatten()) {
-            let sql = format!("LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE", name.sql());
+        let relations = std::iter::once(self.part).chain(self.loose.iter().map(|loose| &loose.part));
+        for (part, name) in relations.zip(std::iter::once(&leaf).chain(&loose)) {
+            let Some(name) = name else { continue };
+            let still = still_called(part.relation, name);
+            let sql = format!("LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE; {still}", name.sql());
             client.batch_execute(&sql).await?;
         }
         Ok(Names { leaf, loose })
@@ -235,13 +239,6 @@ impl Leave<'_> {
 struct Names {
     leaf: Option<QualifiedName>,
     loose: Vec<Option<QualifiedName>>,
-}
-
-async fn name_of(client: &Client, oid: u32) -> Result<Option<QualifiedName>, tokio_postgres::Error> {
-    let sql = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-          WHERE c.oid = $1 AND c.relkind = 'r'";
-    let row = client.query_opt(sql, &[&oid]).await?;
-    Ok(row.map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))))
 }
 
 /// A lock that could not be had, and who holds it.

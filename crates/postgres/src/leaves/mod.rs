@@ -15,7 +15,7 @@ pub(crate) use store::{Mark, late, mark, store};
 use crate::birth::{Direction, StreamIdentity, origin_name};
 use crate::catalog::{SourceRelation, drift};
 use crate::connect::Endpoint;
-use crate::copy::Relations;
+use crate::copy::{Place, Relations};
 use crate::error::fault_of;
 use crate::stream::{Departed, LeafWatch, RelationPlan, StreamPlan};
 use leave::{Leave, Leaving, Loose};
@@ -263,9 +263,14 @@ impl Book {
         }
         let Some(facts) = facts else { return Ok(false) };
         adopt::check(self.stream.direction.from_side(), table, &facts)?;
-        adopt::join(&client, &self.stream, self.token, part, &facts.name).await?;
-        self.lock().joined.insert(part.relation);
-        Ok(true)
+        let joined = adopt::join(&client, &self.stream, self.token, part).await?;
+        let mut state = self.lock();
+        if joined {
+            state.joined.insert(part.relation);
+        } else {
+            self.part_with(&mut state, &HashSet::from([part.relation]));
+        }
+        Ok(joined)
     }
 
     /// See [`segue_engine::ports::Source::leave`].
@@ -413,21 +418,18 @@ impl LeafWatch for Book {
 }
 
 impl Relations for Book {
-    fn relation(&self, table: &Table, unit: UnitId) -> String {
+    fn place(&self, table: &Table, unit: UnitId) -> Option<Place> {
         let state = self.lock();
         let mut of_table = state.live.iter().filter(|r| r.table == table.id);
         if unit == UnitId::from(table.id) {
             let partitioned = of_table.any(|r| r.leaf.is_some());
-            return if partitioned { table.source.sql() } else { format!("ONLY {}", table.source.sql()) };
+            let only = if partitioned { "" } else { "ONLY " };
+            return Some(Place::Named(format!("{only}{}", table.source.sql())));
         }
-        let live = of_table.find(|r| r.unit == unit).map(|r| &r.name);
+        let live = of_table.find(|r| r.unit == unit).map(|r| r.oid);
         // A leaf that was found gone meanwhile can still be read if it is there, and is removed again afterwards.
-        let left = state.left.iter().find(|part| part.unit == unit).map(|part| &part.name);
-        match live.or(left) {
-            Some(leaf) => format!("ONLY {}", leaf.sql()),
-            // Nothing of that name: to read anything else would be to copy what is not the unit's.
-            None => format!("ONLY segue.\"unit {} is gone\"", unit.0),
-        }
+        let left = state.left.iter().find(|part| part.unit == unit).map(|part| part.relation);
+        live.or(left).map(Place::Numbered)
     }
 
     /// Rows of leaves that the stream does not have are not read with their table: nothing would keep them up to date.

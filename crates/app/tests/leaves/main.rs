@@ -4,15 +4,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
 
+mod load;
+#[path = "../support/mod.rs"]
 mod support;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use load::Load;
 use segue_testkit::Options;
 use segue_testkit::cluster::available_majors;
 use segue_testkit::kill::{Process, kill_at, was_killed};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::{PATIENCE, Pair};
 
@@ -27,58 +28,6 @@ const TARGET: &str = "
     CREATE TABLE events (id int, day int, body text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
     CREATE TABLE low PARTITION OF events FOR VALUES FROM (0) TO (250);
     CREATE TABLE others PARTITION OF events DEFAULT";
-
-/// Clients that write to every range all the time, whatever holds it. Days are few, so that keys come back.
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    clients: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Load {
-    async fn start(pair: &Pair) -> Load {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut clients = Vec::new();
-        for seed in 0..3 {
-            let client = pair.source.connect("postgres").await;
-            let (stop, done) = (stop.clone(), done.clone());
-            clients.push(tokio::spawn(async move {
-                let mut rng = StdRng::seed_from_u64(seed);
-                while !stop.load(Ordering::Relaxed) {
-                    let (id, day) = (rng.random_range(0..60), rng.random_range(0..80) * 10);
-                    let write = match rng.random_range(0..10) {
-                        0..=6 => format!("INSERT INTO events VALUES ({id}, {day}, md5(random()::text)) ON CONFLICT (id, day) DO UPDATE SET body = excluded.body"),
-                        7 => format!("DELETE FROM events WHERE id = {id} AND day = {day}"),
-                        8 => format!("UPDATE events SET body = body || '+' WHERE day = {day} AND id % 7 = 0"),
-                        _ => format!("UPDATE events e SET day = (e.day + 330) % 800 WHERE id = {id} AND day = {day} \
-                             AND NOT EXISTS (SELECT FROM events o WHERE o.id = e.id AND o.day = (e.day + 330) % 800)"),
-                    };
-                    // A partition that is gone at this moment, a deadlock with the DDL, a key that another client was quicker to take.
-                    if client.batch_execute(&write).await.is_ok() {
-                        done.fetch_add(1, Ordering::Relaxed);
-                    }
-                    tokio::time::sleep(Duration::from_millis(3)).await;
-                }
-            }));
-        }
-        Load { stop, done, clients }
-    }
-
-    async fn progress(&self, count: u64) {
-        let (until, deadline) = (self.done.load(Ordering::Relaxed) + count, Instant::now() + PATIENCE);
-        while self.done.load(Ordering::Relaxed) < until {
-            assert!(Instant::now() < deadline, "the load stands still");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for client in self.clients {
-            client.await.unwrap();
-        }
-    }
-}
 
 /// Compares both sides without a pause, until it is stopped; nothing is ever different.
 struct Checks {
@@ -266,6 +215,37 @@ async fn a_leaf_that_comes_while_the_stream_is_held_up_keeps_its_rows() {
     let events = segue_testkit::compare::Table::new("public", "events");
     let report = segue_testkit::compare::tables(&source, &target, &[(events.clone(), events)]).await.unwrap();
     assert!(report.is_equal(), "{report}\n{}", run.lines().join("\n"));
+}
+
+/// `sql`, in a transaction that has written to `leaf`, at the moment when Segue waits for its end.
+async fn while_segue_waits(pair: &Pair, leaf: &str, sql: &str) {
+    let client = pair.source.connect("postgres").await;
+    client.batch_execute(&format!("BEGIN; LOCK TABLE {leaf} IN ROW EXCLUSIVE MODE")).await.unwrap();
+    let waits = "SELECT count(*)::text FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+         WHERE NOT l.granted AND l.mode = 'ShareRowExclusiveLock' AND a.application_name LIKE 'segue%'";
+    let deadline = Instant::now() + PATIENCE;
+    while pair.source.scalar(waits).await.as_deref() == Some("0") {
+        assert!(Instant::now() < deadline, "Segue never waited for {sql}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.batch_execute(&format!("{sql}; COMMIT")).await.unwrap();
+}
+
+/// What is to be locked, published or taken out was looked up under a name that belongs to another leaf a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_leaves_change_hands_while_they_come_and_go() {
+    let pair = start(2_000).await;
+    let load = Load::start(&pair).await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    load.progress(50).await;
+    ddl(&pair, &attach("late", 400, 450, 500)).await;
+    while_segue_waits(&pair, "late", "ALTER TABLE late RENAME TO late_one; ALTER TABLE e0 RENAME TO late")
+        .await;
+    settled(&pair, &run).await;
+    ddl(&pair, &detach("e1")).await;
+    while_segue_waits(&pair, "e1", "ALTER TABLE e1 RENAME TO e1_gone; ALTER TABLE e2 RENAME TO e1").await;
+    equal_in_the_end(&pair, load, run).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
