@@ -50,6 +50,10 @@ impl Asked for Client {
     }
 }
 
+/// Has a session plan what it is asked at the first time and never again, instead of five times: for what finds few rows, by
+/// the same way whatever their names, while somebody waits.
+pub(crate) const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
+
 /// A session that keeps what it was asked, prepared, as long as it lives: for few texts, asked often.
 pub struct Remembering {
     client: Client,
@@ -59,7 +63,12 @@ pub struct Remembering {
 impl Remembering {
     /// Opens a session as [`Endpoint::connect`] does.
     pub async fn connect(endpoint: &Endpoint, purpose: &str) -> Outcome<Remembering> {
-        Ok(Remembering { client: endpoint.connect(purpose).await?, prepared: Mutex::default() })
+        Ok(Remembering::of(endpoint.connect(purpose).await?))
+    }
+
+    /// A session that is open.
+    pub fn of(client: Client) -> Remembering {
+        Remembering { client, prepared: Mutex::default() }
     }
 
     async fn prepared(&self, sql: &str) -> Result<Statement, Error> {

@@ -5,6 +5,7 @@ mod tls;
 
 pub use tls::{RootCertificates, Tls, TlsMode};
 
+use crate::asking::Remembering;
 use crate::error::{describe, fault_of};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -126,7 +127,7 @@ impl Endpoint {
         let heard = Heard::default();
         let client = self.connect_hearing(purpose, &heard).await?;
         client.batch_execute(&format!("LISTEN {channel}")).await.map_err(|e| fault_of(&e))?;
-        Ok(Listener { client, woken: heard.woken })
+        Ok(Listener { client: Remembering::of(client), woken: heard.woken })
     }
 
     async fn connect_hearing(&self, purpose: &str, heard: &Heard) -> Outcome<Client> {
@@ -240,7 +241,7 @@ impl Warnings {
 
 /// A session that is woken by notifications, and by its own end.
 pub struct Listener {
-    client: Client,
+    client: Remembering,
     woken: Arc<Notify>,
 }
 
@@ -256,7 +257,7 @@ impl Listener {
     }
 
     /// The session, for short requests.
-    pub fn client(&self) -> &Client {
+    pub fn client(&self) -> &Remembering {
         &self.client
     }
 }

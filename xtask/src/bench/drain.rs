@@ -105,7 +105,34 @@ pub(super) async fn measure(options: &Options) -> String {
     for workload in &WORKLOADS {
         text.push_str(&of_workload(options, &pair, &source, workload, &mut mark).await);
     }
+    text.push_str(&live_comparison(options, &pair, &source, &mut mark).await);
     text.push_str(&verdict("\nPeak memory of segue, MiB", pair.peak_mib(), 256.0, false));
+    text
+}
+
+/// What it costs to compare rows as they are applied: the same backlog with and without.
+async fn live_comparison(options: &Options, pair: &Pair, source: &Client, mark: &mut usize) -> String {
+    let workload = &WORKLOADS[1];
+    let each = (options.scaled(workload.transactions) / CLIENTS).max(1);
+    let specs = ["", "verify: { live: false }\n"];
+    let mut contest = Contest::new(&["segue", "segue, `verify.live: false`"]);
+    for round in 0..options.rounds {
+        for contestant in contest.order(round) {
+            write_backlog(pair, workload, (CLIENTS, each)).await;
+            *mark += 1;
+            must(source.batch_execute(&format!("INSERT INTO mark VALUES ({mark})")).await, "mark its end");
+            pair.write_spec_with("prod", DATABASE, &["*"], specs[contestant]);
+            pair.settle().await;
+            contest.add(contestant, migrated(pair, *mark).await);
+        }
+    }
+    let (transactions, rows) = (each * CLIENTS, each * CLIENTS * workload.rows);
+    let mut text = format!(
+        "\n### comparing what is applied\n\n{transactions} transactions ({rows} rows) of {} for each turn.\n\n",
+        workload.what
+    );
+    text.push_str(&contest.table(rows as f64, "rows", 1));
+    text.push_str(&verdict("\nwith ÷ without", contest.ratio(0, 1), 0.95, true));
     text
 }
 

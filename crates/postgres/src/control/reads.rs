@@ -3,6 +3,7 @@
 //! What the rules mean is the model's and the routers' affair; whether they may change is the driver's.
 
 use super::{Control, Lease, NewEntry, RouterSeat, superseded};
+use crate::asking::Asked;
 use crate::error::{fault_of, is_superseded};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -84,13 +85,13 @@ impl RouterSeat {
         let client = self.listener.client();
         // Looked for until it was seen: this is asked whenever a route may have been told, and a hold waits for that.
         if !self.has_reads.load(Ordering::Relaxed) {
-            let there: bool = client.query_one(THERE, &[]).await.map_err(failed)?.get(0);
+            let there: bool = client.row(THERE, &[]).await.map_err(failed)?.get(0);
             if !there {
                 return Ok(None);
             }
             self.has_reads.store(true, Ordering::Relaxed);
         }
-        let row = match client.query_opt(ROW, &[&self.migration]).await {
+        let row = match client.row_if_any(ROW, &[&self.migration]).await {
             Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 self.has_reads.store(false, Ordering::Relaxed);
                 return Ok(None);

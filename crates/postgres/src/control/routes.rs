@@ -4,6 +4,7 @@
 //! is told again, and a router that goes by an old route meets a fence.
 
 use super::{Control, Lease, json, superseded};
+use crate::asking::{Asked, PLANNED_ONCE};
 use crate::connect::{Endpoint, Listener};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
@@ -19,7 +20,6 @@ pub const ROUTER_TTL: Duration = Duration::from_secs(3);
 
 const ROUTES: &str = "segue_route";
 const ROUTERS: &str = "segue_router";
-const UNWAITED: &str = "SET synchronous_commit = off";
 
 /// Routes that one holder of the lease may tell. The same whatever a token counts: builds take over from each other.
 const ROUTES_OF_A_TOKEN: i64 = 1_000_000;
@@ -69,8 +69,11 @@ impl Control {
     /// The driver's end of what routers are told.
     pub async fn routing(&self) -> Outcome<Routing> {
         let listener = self.endpoint.listen("routers", ROUTERS).await?;
-        unwaited(listener.client()).await?;
-        Ok(Routing { listener, migration: self.migration.clone() })
+        unhindered(listener.client()).await?;
+        let routing = Routing { listener, migration: self.migration.clone() };
+        // Whoever waits for a hold does not wait for a plan, too.
+        routing.alive().await?;
+        Ok(routing)
     }
 
     /// The routers that were heard of lately.
@@ -89,9 +92,15 @@ impl Routing {
               WHERE r.revision < excluded.revision RETURNING pg_notify('segue_route', migration)";
         let body = serde_json::to_string(&told.route)
             .map_err(|e| Fault::bug("SEGUE-CONTROL", format!("a route is not JSON: {e}")))?;
-        let row = self.listener.client().query_opt(sql, &[&self.migration, &told.revision, &body]).await;
+        let row = self.listener.client().row_if_any(sql, &[&self.migration, &told.revision, &body]).await;
         let row = row.map_err(|e| fault_of(&e).during("telling routers where to write"))?;
         row.map(drop).ok_or_else(|| superseded(&self.migration))
+    }
+
+    async fn alive(&self) -> Outcome<Vec<RouterReport>> {
+        let rows = self.listener.client().rows(&alive(), &[&self.migration]).await;
+        let rows = rows.map_err(|e| fault_of(&e).during("asking which routers hold"))?;
+        rows.iter().map(report).collect()
     }
 
     /// Waits until every router that lives keeps to the route of this revision, but no longer than `patience`. Returns
@@ -99,9 +108,7 @@ impl Routing {
     pub async fn wait_for(&self, revision: i64, patience: Duration) -> Outcome<Vec<RouterReport>> {
         let until = tokio::time::Instant::now() + patience;
         loop {
-            let rows = self.listener.client().query(&alive(), &[&self.migration]).await;
-            let rows = rows.map_err(|e| fault_of(&e).during("asking which routers hold"))?;
-            let mut others = rows.iter().map(report).collect::<Outcome<Vec<_>>>()?;
+            let mut others = self.alive().await?;
             others.retain(|router| router.revision < revision);
             let left = until.saturating_duration_since(tokio::time::Instant::now());
             if others.is_empty() || left.is_zero() {
@@ -116,7 +123,7 @@ impl RouterSeat {
     /// Takes a seat in the control database at `endpoint`; `None`: no `segue run` has ever been there for this migration.
     pub async fn take(endpoint: &Endpoint, migration: &str) -> Outcome<Option<RouterSeat>> {
         let listener = endpoint.listen("router", ROUTES).await?;
-        unwaited(listener.client()).await?;
+        unhindered(listener.client()).await?;
         let sql = "SELECT to_regclass('segue.route') IS NOT NULL AND to_regclass('segue.router') IS NOT NULL";
         let row = listener.client().query_one(sql, &[]).await.map_err(|e| fault_of(&e))?;
         let seat =
@@ -128,7 +135,7 @@ impl RouterSeat {
     pub async fn told(&self) -> Outcome<Option<Told>> {
         let sql = "SELECT revision, body::text, (extract(epoch FROM clock_timestamp() - at) * 1000)::bigint
                FROM segue.route WHERE migration = $1";
-        let row = self.listener.client().query_opt(sql, &[&self.migration]).await;
+        let row = self.listener.client().row_if_any(sql, &[&self.migration]).await;
         let Some(row) = row.map_err(|e| fault_of(&e).during("asking where to write"))? else {
             return Ok(None);
         };
@@ -155,7 +162,7 @@ impl RouterSeat {
              RETURNING pg_notify('segue_router', migration)";
         let RouterReport { id, revision, body } = report;
         let said =
-            self.listener.client().query(sql, &[&self.migration, id, revision, &body.to_string()]).await;
+            self.listener.client().rows(sql, &[&self.migration, id, revision, &body.to_string()]).await;
         said.map(drop).map_err(|e| fault_of(&e).during("reporting a router"))
     }
 
@@ -167,8 +174,10 @@ impl RouterSeat {
     }
 }
 
-async fn unwaited(client: &Client) -> Outcome<()> {
-    client.batch_execute(UNWAITED).await.map_err(|e| fault_of(&e))
+/// Has a session wait for no disk, and for no plan twice.
+async fn unhindered(client: &Client) -> Outcome<()> {
+    let sql = format!("SET synchronous_commit = off; {PLANNED_ONCE}");
+    client.batch_execute(&sql).await.map_err(|e| fault_of(&e))
 }
 
 /// Routers that were heard of within [`ROUTER_TTL`].

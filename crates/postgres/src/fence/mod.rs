@@ -37,6 +37,7 @@ pub(crate) use prepare::removal;
 pub use prepare::{Removed, Role, bypasses, prepare, remove, retire, tree};
 pub(crate) use sql::DDL;
 
+use crate::asking::PLANNED_ONCE;
 use crate::birth::{Blocker, Direction, enter};
 use crate::connect::{Endpoint, Warnings};
 use crate::error::fault_of;
@@ -62,9 +63,6 @@ const REST_LOCK_MS: u32 = 50;
 const REST_PAUSE: Duration = Duration::from_millis(100);
 /// How long a session may take to get ready: nobody waits for it.
 const READY_MAX: Duration = Duration::from_secs(5);
-/// What is called while nobody may write is planned at its first call and never again: the few rows it looks for are found by
-/// the same way whatever their names.
-const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
 /// What a database says in which nothing was ever prepared for a fence.
 const NO_FENCES: [SqlState; 2] = [SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_FUNCTION];
 
