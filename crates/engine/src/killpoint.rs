@@ -90,6 +90,7 @@ pub const ALL: &[&str] = &[
     "backfill.signalled",
     "backfill.passed",
     "backfill.forgotten",
+    "leaf.gone",
     "leaf.stored",
     "leaf.published",
     "leaf.copied",

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop where it stands")]
 
+mod hands;
 mod load;
 #[path = "../support/mod.rs"]
 mod support;
@@ -215,37 +216,6 @@ async fn a_leaf_that_comes_while_the_stream_is_held_up_keeps_its_rows() {
     let events = segue_testkit::compare::Table::new("public", "events");
     let report = segue_testkit::compare::tables(&source, &target, &[(events.clone(), events)]).await.unwrap();
     assert!(report.is_equal(), "{report}\n{}", run.lines().join("\n"));
-}
-
-/// `sql`, in a transaction that has written to `leaf`, at the moment when Segue waits for its end.
-async fn while_segue_waits(pair: &Pair, leaf: &str, sql: &str) {
-    let client = pair.source.connect("postgres").await;
-    client.batch_execute(&format!("BEGIN; LOCK TABLE {leaf} IN ROW EXCLUSIVE MODE")).await.unwrap();
-    let waits = "SELECT count(*)::text FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-         WHERE NOT l.granted AND l.mode = 'ShareRowExclusiveLock' AND a.application_name LIKE 'segue%'";
-    let deadline = Instant::now() + PATIENCE;
-    while pair.source.scalar(waits).await.as_deref() == Some("0") {
-        assert!(Instant::now() < deadline, "Segue never waited for {sql}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    client.batch_execute(&format!("{sql}; COMMIT")).await.unwrap();
-}
-
-/// What is to be locked, published or taken out was looked up under a name that belongs to another leaf a moment later.
-#[tokio::test(flavor = "multi_thread")]
-async fn names_of_leaves_change_hands_while_they_come_and_go() {
-    let pair = start(2_000).await;
-    let load = Load::start(&pair).await;
-    let run = pair.run();
-    pair.reaches(&run, "following").await;
-    load.progress(50).await;
-    ddl(&pair, &attach("late", 400, 450, 500)).await;
-    while_segue_waits(&pair, "late", "ALTER TABLE late RENAME TO late_one; ALTER TABLE e0 RENAME TO late")
-        .await;
-    settled(&pair, &run).await;
-    ddl(&pair, &detach("e1")).await;
-    while_segue_waits(&pair, "e1", "ALTER TABLE e1 RENAME TO e1_gone; ALTER TABLE e2 RENAME TO e1").await;
-    equal_in_the_end(&pair, load, run).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

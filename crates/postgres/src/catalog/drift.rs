@@ -104,6 +104,11 @@ impl Shapes {
         self.0.get(&oid).is_some_and(|shape| shape.loose)
     }
 
+    /// The number of the table of this name, itself and no leaf of another one.
+    pub fn number_of(&self, name: &QualifiedName) -> Option<u32> {
+        self.0.iter().find(|(oid, shape)| **oid == shape.root && shape.name == *name).map(|(oid, _)| *oid)
+    }
+
     /// Whether there is a partitioned table of this name.
     pub fn is_partitioned(&self, name: &QualifiedName) -> bool {
         self.0.values().any(|shape| shape.partitioned && shape.name == *name)
@@ -141,18 +146,18 @@ pub async fn drift(
     let mut drift = Drift::default();
     let mut by_root: HashMap<u32, &Table> = HashMap::new();
     for table in tables {
-        match now.0.iter().find(|(oid, shape)| **oid == shape.root && shape.name == table.source) {
-            Some((oid, _)) => drop(by_root.insert(*oid, table)),
-            None => drift.faults.push(refusal(
-                "SEGUE-DDL-DRIFT",
-                &table.source,
-                format!("was dropped or renamed on the {side}"),
-                "give it its name back, or cancel the migration",
-            )),
+        match now.number_of(&table.source) {
+            Some(oid) => drop(by_root.insert(oid, table)),
+            None => drift.faults.push(nameless(&table.source, side)),
         }
     }
+    // A leaf can have gone from one of our tables to another.
+    let is_elsewhere = |relation: &SourceRelation, shape: &Shape| {
+        relation.leaf.is_some() && by_root.get(&shape.root).is_none_or(|table| table.id != relation.table)
+    };
     for relation in relations {
         match now.0.get(&relation.oid) {
+            Some(shape) if is_elsewhere(relation, shape) => drift.detached.push(relation.clone()),
             Some(shape) => compare(side, relation, was.0.get(&relation.oid), shape, &mut drift),
             None if relation.leaf.is_some() => drift.detached.push(relation.clone()),
             // There is none of its name, which has been said.
@@ -182,6 +187,9 @@ pub async fn drift(
     }
     for relation in relations.iter().filter(|relation| relation.leaf.is_some()) {
         let Some(shape) = now.0.get(&relation.oid) else { continue };
+        if is_elsewhere(relation, shape) {
+            continue;
+        }
         let Some(table) = by_root.get(&shape.root).filter(|_| now.differs_below(shape.root, was)) else {
             continue;
         };
@@ -195,6 +203,12 @@ pub async fn drift(
         }
     }
     Ok((drift, now))
+}
+
+/// There is no table of this name.
+pub fn nameless(table: &QualifiedName, side: &str) -> Fault {
+    let what = format!("was dropped or renamed on the {side}");
+    refusal("SEGUE-DDL-DRIFT", table, what, "give it its name back, or cancel the migration")
 }
 
 fn compare(side: &str, relation: &SourceRelation, was: Option<&Shape>, now: &Shape, drift: &mut Drift) {

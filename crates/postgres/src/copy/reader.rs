@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use segue_engine::fault::Fault;
 use segue_engine::ports::{Outcome, RegionDigest, RegionReader};
 use segue_model::key::KeyText;
+use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::region::Extent;
 use segue_model::seam::Seam;
@@ -31,8 +32,13 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Where rows are read.
 pub enum Place {
-    /// What stands behind FROM, `ONLY` included where it belongs.
-    Named(String),
+    /// What stands behind FROM, `ONLY` included where it belongs; and whose name that has to be, where it is known.
+    Named {
+        /// As SQL.
+        from: String,
+        /// Number and name.
+        relation: Option<(u32, QualifiedName)>,
+    },
     /// The table of this number alone, whatever it is called by then.
     Numbered(u32),
 }
@@ -89,7 +95,9 @@ impl PgReader {
             Fault::retry("SEGUE-LEAF-GONE", what)
         };
         match self.relations.place(table, unit).ok_or_else(gone)? {
-            Place::Named(from) => Ok((from, None)),
+            Place::Named { from, relation } => {
+                Ok((from, relation.map(|(oid, name)| numbered::still_called(oid, &name))))
+            }
             Place::Numbered(oid) => {
                 let name = numbered::name_of(&self.client, oid).await.map_err(|e| fault_of(&e))?;
                 let name = name.ok_or_else(gone)?;

@@ -9,7 +9,7 @@ use crate::connect::Endpoint;
 use crate::copy::{Side, key_names};
 use crate::error::fault_of;
 use crate::numbered::{name_of, still_called};
-use crate::stream::{Left, Note};
+use crate::stream::{Gone, Left, Note};
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::ports::{Outcome, Part};
 use segue_model::key::KeyText;
@@ -110,8 +110,8 @@ impl Leave<'_> {
         );
         client.batch_execute(&begin).await?;
         if self.has_left(client).await? {
-            let signal = self.emit(client, None).await?;
-            return Ok(Leaving::Signal(signal));
+            let gone = Gone { unit: self.part.unit, relation: self.part.relation };
+            return self.emit(client, &Note::HasLeft(gone)).await.map(Leaving::Signal);
         }
         // By number: the names of the plan may be old.
         let names = self.lock(client).await?;
@@ -125,12 +125,7 @@ impl Leave<'_> {
         }
         self.unpublish(client, names.leaf.as_ref()).await?;
         self.bury(client).await?;
-        let note = serde_json::to_string(&Note::Left(Left::of(self.part, spared)));
-        let note = note.map_err(|e| {
-            Refused::Fault(Fault::bug("SEGUE-SIGNAL", format!("a note cannot be written: {e}")))
-        })?;
-        let signal = self.emit(client, Some(&note)).await?;
-        Ok(Leaving::Signal(signal))
+        self.emit(client, &Note::Left(Left::of(self.part, spared))).await.map(Leaving::Signal)
     }
 
     async fn first(&self, client: &Client, part: Part) -> Result<Leaving, Refused> {
@@ -139,7 +134,7 @@ impl Leave<'_> {
     }
 
     async fn has_left(&self, client: &Client) -> Result<bool, Refused> {
-        let sql = "SELECT EXISTS (SELECT FROM segue.unit WHERE migration = $1 AND direction = $2 AND unit = $3 AND relation_oid = $4)";
+        let sql = "SELECT EXISTS (SELECT FROM segue.unit WHERE migration = $1 AND direction = $2 AND unit = $3 AND relation_oid = $4 AND left_at IS NOT NULL)";
         let unit = i32::try_from(self.part.unit.0).unwrap_or(i32::MAX);
         let (migration, direction) = (&self.stream.migration, self.stream.direction.as_str());
         Ok(client.query_one(sql, &[migration, &direction, &unit, &self.part.relation]).await?.get(0))
@@ -203,7 +198,8 @@ impl Leave<'_> {
         let Part { unit, table, relation, name, condition } = self.part;
         let sql = format!(
             "INSERT INTO segue.unit (migration, direction, unit, table_id, relation_oid, schema, name, condition, left_at)
-             VALUES ({}, {}, {}, {}, {relation}, {}, {}, {}, clock_timestamp())",
+             VALUES ({}, {}, {}, {}, {relation}, {}, {}, {}, clock_timestamp())
+             ON CONFLICT (migration, direction, unit, relation_oid) DO UPDATE SET left_at = excluded.left_at",
             quote_literal(&self.stream.migration),
             quote_literal(self.stream.direction.as_str()),
             unit.0,
@@ -216,8 +212,11 @@ impl Leave<'_> {
     }
 
     /// Emits the signal and commits.
-    async fn emit(&self, client: &Client, note: Option<&str>) -> Result<u64, Refused> {
-        let answers = client.simple_query(&signal_sql(&self.stream.migration, note)).await?;
+    async fn emit(&self, client: &Client, note: &Note) -> Result<u64, Refused> {
+        let note = serde_json::to_string(note).map_err(|e| {
+            Refused::Fault(Fault::bug("SEGUE-SIGNAL", format!("a note cannot be written: {e}")))
+        })?;
+        let answers = client.simple_query(&signal_sql(&self.stream.migration, Some(&note))).await?;
         let id = answers.iter().find_map(|answer| match answer {
             SimpleQueryMessage::Row(row) => row.get(0).and_then(|id| id.parse().ok()),
             _ => None,

@@ -20,6 +20,7 @@ use crate::error::fault_of;
 use crate::stream::{Departed, LeafWatch, RelationPlan, StreamPlan};
 use leave::{Leave, Leaving, Loose};
 use segue_engine::fault::Fault;
+use segue_engine::killpoint;
 use segue_engine::ports::{Drift, Outcome, Part};
 use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
@@ -41,6 +42,8 @@ pub struct Book {
     by_id: HashMap<TableId, Arc<Table>>,
     plan: watch::Sender<Arc<StreamPlan>>,
     state: Mutex<State>,
+    /// The numbers of the tables themselves.
+    roots: HashMap<TableId, u32>,
     /// A session for short questions, opened when first needed.
     session: tokio::sync::Mutex<Option<Arc<Client>>>,
 }
@@ -76,6 +79,11 @@ impl Book {
         let copies: Vec<Table> = tables.iter().map(|table| Table::clone(table)).collect();
         let shapes = drift::shapes(&client, &copies).await?;
         let Known { live, left, joined, rebound, next_unit } = known;
+        if let (Direction::Reverse, Some(part)) = (stream.direction, left.first()) {
+            return Err(not_on_the_way_back(&part.name));
+        }
+        let roots = tables.iter().filter_map(|table| Some((table.id, shapes.number_of(&table.source)?)));
+        let roots = roots.collect();
         let loose = live.iter().map(|r| r.oid).filter(|oid| shapes.is_loose(*oid)).chain(rebound).collect();
         let opposite = stream.direction.opposite();
         let plan = StreamPlan {
@@ -91,6 +99,7 @@ impl Book {
             tables: copies,
             by_id: tables.iter().map(|table| (table.id, table.clone())).collect(),
             plan: watch::Sender::new(Arc::new(plan)),
+            roots,
             state: Mutex::new(State { live, left, joined, loose, shapes, next_unit, ..State::default() }),
             session: tokio::sync::Mutex::new(Some(Arc::new(client))),
         };
@@ -157,8 +166,28 @@ impl Book {
     }
 
     /// Relations that are gone: from now on the stream's reader passes over them. What it then leaves out is removed by
-    /// the signal with which the leaf leaves, whatever it was.
-    fn part_with(&self, state: &mut State, gone: &HashSet<u32>) {
+    /// the signal with which the leaf leaves, whatever it was. That they are gone is stored first: from here on they leave,
+    /// whatever becomes of them or of this process.
+    async fn part_with(&self, gone: &HashSet<u32>) -> Outcome<()> {
+        let is_gone = |r: &&SourceRelation| r.leaf.is_some() && gone.contains(&r.oid);
+        let parts: Vec<Part> =
+            self.lock().live.iter().filter(is_gone).filter_map(SourceRelation::part).collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        if self.stream.direction == Direction::Reverse {
+            return Err(not_on_the_way_back(&parts[0].name));
+        }
+        // Not in the session that others ask in: a transaction that fails there is theirs, too.
+        let client = self.endpoint.connect("leaves").await?;
+        store::remember_gone(&client, &self.stream, self.token, &parts).await?;
+        let gone = parts.iter().map(|part| part.relation).collect();
+        self.pass_over(&mut self.lock(), &gone);
+        killpoint::pass("leaf.gone");
+        Ok(())
+    }
+
+    fn pass_over(&self, state: &mut State, gone: &HashSet<u32>) {
         let (left, live) = std::mem::take(&mut state.live)
             .into_iter()
             .partition(|r| r.leaf.is_some() && gone.contains(&r.oid));
@@ -181,24 +210,32 @@ impl Book {
         };
         let (found, now) = drift::drift(&client, side, &self.tables, &live, &was).await?;
         let published = drift::published(&client, &self.stream.publication).await?;
-        let mut state = self.lock();
         let mut said: Vec<Drift> = found.faults.into_iter().map(Drift::Fault).collect();
-        let unpublished = |r: &&SourceRelation| !published.contains(&r.oid) && state.joined.contains(&r.oid);
-        let lost: Vec<SourceRelation> = state.live.iter().filter(unpublished).cloned().collect();
+        let lost: Vec<SourceRelation> = {
+            let state = self.lock();
+            let unpublished =
+                |r: &&SourceRelation| !published.contains(&r.oid) && state.joined.contains(&r.oid);
+            state.live.iter().filter(unpublished).cloned().collect()
+        };
         if said.is_empty() {
             let whole = lost.iter().filter(|r| r.leaf.is_none());
             said.extend(whole.map(|r| Drift::Fault(taken_out(r, &self.stream.publication))));
         }
+        // Of a table that cannot be found by its name all leaves would seem to be gone.
+        if !said.is_empty() {
+            return Ok(said);
+        }
+        let gone = found.detached.iter().chain(&lost).map(|r| r.oid).collect();
+        self.part_with(&gone).await?;
+        let mut state = self.lock();
         state.shapes = now;
         said.extend(found.rewritten.into_iter().map(Drift::Rewritten));
         for relation in found.rebound {
             said.extend(self.rebound(&mut state, &relation)?);
         }
-        let gone = found.detached.iter().chain(&lost).map(|r| r.oid).collect();
-        self.part_with(&mut state, &gone);
         if self.stream.direction == Direction::Reverse {
             let came = found.attached.iter().map(|attached| &attached.relation.name);
-            said.extend(came.chain(state.left.iter().map(|part| &part.name)).map(not_on_the_way_back));
+            said.extend(came.map(not_on_the_way_back).map(Drift::Fault));
             return Ok(said);
         }
         said.extend(state.left.iter().cloned().map(Drift::Detached));
@@ -233,7 +270,8 @@ impl Book {
 
     /// See [`segue_engine::ports::Source::adopt`].
     pub(crate) async fn adopt(&self, part: &Part) -> Outcome<bool> {
-        let client = self.session().await?;
+        // Of its own: locks that cannot be had in time end transactions, and others ask in the common one meanwhile.
+        let client = self.endpoint.connect("leaves").await?;
         let table = self.table(part.table)?;
         let facts = adopt::facts(&client, table, part).await?;
         {
@@ -257,18 +295,18 @@ impl Book {
             };
             // First the plan, so that the stream knows the leaf before anything of it can come.
             self.replan(&state, &relation)?;
-            if facts.is_none() {
-                self.part_with(&mut state, &HashSet::from([part.relation]));
-            }
         }
-        let Some(facts) = facts else { return Ok(false) };
-        adopt::check(self.stream.direction.from_side(), table, &facts)?;
-        let joined = adopt::join(&client, &self.stream, self.token, part).await?;
-        let mut state = self.lock();
+        let joined = match &facts {
+            Some(facts) => {
+                adopt::check(self.stream.direction.from_side(), table, facts)?;
+                adopt::join(&client, &self.stream, self.token, part).await?
+            }
+            None => false,
+        };
         if joined {
-            state.joined.insert(part.relation);
+            self.lock().joined.insert(part.relation);
         } else {
-            self.part_with(&mut state, &HashSet::from([part.relation]));
+            self.part_with(&HashSet::from([part.relation])).await?;
         }
         Ok(joined)
     }
@@ -292,7 +330,7 @@ impl Book {
                     return Ok(signal);
                 }
                 Leaving::First(other) => {
-                    self.part_with(&mut self.lock(), &HashSet::from([other.relation]));
+                    self.part_with(&HashSet::from([other.relation])).await?;
                     // It stays among those that are gone, so that the next look finds it there and finishes it.
                     let leave = Leave { part: &other, loose: &[], ..leave };
                     leave.run().await?;
@@ -366,15 +404,17 @@ impl Book {
             (table, leaves.map(|r| r.oid).collect::<Vec<u32>>())
         };
         let root = self.table(table)?.source.sql();
-        let sql =
-            "SELECT o FROM unnest($1::oid[]) o WHERE pg_partition_root(o) IS DISTINCT FROM to_regclass($2)";
+        let sql = "SELECT to_regclass($2) IS NULL, ARRAY(SELECT o FROM unnest($1::oid[]) o
+                WHERE pg_partition_root(o) IS DISTINCT FROM to_regclass($2))";
         let client = self.session().await?;
-        let gone = client.query(sql, &[&leaves, &root]).await;
-        let gone = gone.map_err(|e| fault_of(&e).during("looking which leaves are gone"))?;
-        let gone: HashSet<u32> = gone.iter().map(|row| row.get(0)).collect();
-        let mut state = self.lock();
-        self.part_with(&mut state, &gone);
-        state.looked.insert(table, began);
+        let row = client.query_one(sql, &[&leaves, &root]).await;
+        let row = row.map_err(|e| fault_of(&e).during("looking which leaves are gone"))?;
+        if row.get(0) {
+            return Err(drift::nameless(&self.table(table)?.source, self.stream.direction.from_side()));
+        }
+        let gone = row.get::<_, Vec<u32>>(1).into_iter().collect();
+        self.part_with(&gone).await?;
+        self.lock().looked.insert(table, began);
         Ok(())
     }
 }
@@ -389,18 +429,20 @@ fn depart(plan: &mut StreamPlan, part: &Part) {
 
 /// A partition that came or went on the target. What to do about its rows depends on who owns the writes: as long as that is
 /// the source, nothing; to copy or to remove them there, as the forward stream does on the target, would lose rows.
-fn not_on_the_way_back(name: &QualifiedName) -> Drift {
+fn not_on_the_way_back(name: &QualifiedName) -> Fault {
     let what =
         format!("the partition {name} came or went on the target: the way back does not follow such changes");
-    let next_step = "undo the change, or make the way back anew once both sides have the same partitions";
-    Drift::Fault(Fault::operator("SEGUE-DDL-DRIFT", what, next_step))
+    let next_step = "undo the change, and the way back goes on; while the source owns the writes it can be made anew, too. If the target owns \
+         them and the change stays, nothing leads back: `segue complete`, when it is time";
+    Fault::operator("SEGUE-DDL-DRIFT", what, next_step)
 }
 
 fn taken_out(relation: &SourceRelation, publication: &str) -> Fault {
     Fault::operator(
         "SEGUE-DDL-DRIFT",
         format!(
-            "{} was taken out of the publication {publication}: its changes are no longer in the stream",
+            "{} is not in the publication {publication} any more, taken out of it or replaced by another table of this name: its \
+             changes are no longer in the stream",
             relation.name
         ),
         "its rows can no longer be brought up to date: cancel the migration and start again",
@@ -424,7 +466,9 @@ impl Relations for Book {
         if unit == UnitId::from(table.id) {
             let partitioned = of_table.any(|r| r.leaf.is_some());
             let only = if partitioned { "" } else { "ONLY " };
-            return Some(Place::Named(format!("{only}{}", table.source.sql())));
+            let from = format!("{only}{}", table.source.sql());
+            let relation = self.roots.get(&table.id).map(|oid| (*oid, table.source.clone()));
+            return Some(Place::Named { from, relation });
         }
         let live = of_table.find(|r| r.unit == unit).map(|r| r.oid);
         // A leaf that was found gone meanwhile can still be read if it is there, and is removed again afterwards.

@@ -87,6 +87,9 @@ pub async fn settle(
     let mut changed = Vec::new();
     for relation in relations {
         let Some(now) = relation.part() else {
+            if !joined.contains(&relation.oid) {
+                return Err(super::taken_out(relation, &stream.publication));
+            }
             known.live.push(relation.clone());
             continue;
         };
@@ -101,7 +104,8 @@ pub async fn settle(
                 let has_left =
                     gone.contains(&(i32::try_from(part.unit.0).unwrap_or(i32::MAX), part.relation));
                 let to_join = part.is_late() && !followed;
-                if has_left || !(published || to_join) {
+                // It may be another table's by now: that one gets it as a new one.
+                if has_left || part.table != now.table || !(published || to_join) {
                     known.left.push(part);
                     continue;
                 }
@@ -122,13 +126,20 @@ pub async fn settle(
     Ok(known)
 }
 
-/// The statement that stores parts on the target.
+/// The statement that stores a part on the target.
 fn remember_sql(migration: &str, direction: &str, part: &Part) -> String {
+    format!(
+        "{} ON CONFLICT (migration, direction, unit, relation_oid)
+         DO UPDATE SET schema = excluded.schema, name = excluded.name, condition = excluded.condition",
+        insert_sql(migration, direction, part)
+    )
+}
+
+fn insert_sql(migration: &str, direction: &str, part: &Part) -> String {
     let Part { unit, table, relation, name, condition } = part;
     format!(
         "INSERT INTO segue.unit AS u (migration, direction, unit, table_id, relation_oid, schema, name, condition)
-         VALUES ({}, {}, {}, {}, {relation}, {}, {}, {}) ON CONFLICT (migration, direction, unit, relation_oid)
-         DO UPDATE SET schema = excluded.schema, name = excluded.name, condition = excluded.condition",
+         VALUES ({}, {}, {}, {}, {relation}, {}, {}, {})",
         quote_literal(migration),
         quote_literal(direction),
         unit.0,
@@ -170,12 +181,37 @@ pub(crate) fn born_sql(stream: &StreamIdentity, relations: &[SourceRelation]) ->
     std::iter::once(forget).chain(store).collect()
 }
 
+/// Remembers on the source that these leaves were found gone, before the stream's reader passes over the first row of them:
+/// the next start has them leave as well, even if they are attached again by then. Waits for no standby.
+pub(super) async fn remember_gone(
+    source: &Client,
+    stream: &StreamIdentity,
+    token: i64,
+    parts: &[Part],
+) -> Outcome<()> {
+    let direction = stream.direction.as_str();
+    let gone = parts.iter().map(|part| {
+        let insert = insert_sql(&stream.migration, direction, part);
+        format!("{insert} ON CONFLICT (migration, direction, unit, relation_oid) DO NOTHING")
+    });
+    under(source, (&stream.migration, token), gone.collect(), "local").await
+}
+
 async fn under_token(client: &Client, authority: (&str, i64), statements: Vec<String>) -> Outcome<()> {
+    under(client, authority, statements, "on").await
+}
+
+async fn under(
+    client: &Client,
+    authority: (&str, i64),
+    statements: Vec<String>,
+    synchronous_commit: &str,
+) -> Outcome<()> {
     if statements.is_empty() {
         return Ok(());
     }
     let sql = format!(
-        "BEGIN; {}; SET LOCAL synchronous_commit = on; {}; COMMIT",
+        "BEGIN; {}; SET LOCAL synchronous_commit = {synchronous_commit}; {}; COMMIT",
         enter(authority),
         statements.join("; ")
     );

@@ -6,7 +6,7 @@
 mod note;
 mod relations;
 
-pub use note::{Left, Note};
+pub use note::{Gone, Left, Note};
 pub use relations::{Departed, Expectation, RelationPlan, StreamPlan};
 
 use crate::birth::StreamIdentity;
@@ -308,9 +308,13 @@ impl Reader {
 
     fn signal(&mut self, relation: u32, rows: &Rows, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
         let Some((id, note)) = self.relations.signal(relation, rows)? else { return Ok(()) };
-        if let Some(Note::Left(left)) = note {
-            self.relations.has_left(&left);
-            out.push_back(StreamEvent::Change(left.change()));
+        match note {
+            Some(Note::Left(left)) => {
+                self.relations.has_left(left.relation, left.unit);
+                out.push_back(StreamEvent::Change(left.change()));
+            }
+            Some(Note::HasLeft(gone)) => self.relations.has_left(gone.relation, gone.unit),
+            None => {}
         }
         out.push_back(StreamEvent::Signal(id));
         Ok(())

@@ -13,6 +13,17 @@ use serde::{Deserialize, Serialize};
 pub enum Note {
     /// A leaf has left the stream: nothing of it comes after this.
     Left(Left),
+    /// It has left before, and was said to: nothing of it is still to come.
+    HasLeft(Gone),
+}
+
+/// A leaf of which the stream has seen the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Its unit.
+    pub unit: UnitId,
+    /// Its number on the source.
+    pub relation: u32,
 }
 
 /// A leaf that has left.

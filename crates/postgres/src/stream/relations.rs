@@ -3,7 +3,7 @@
 //! A RELATION message is checked against the plan when the first row of it arrives, and again when the plan changes.
 
 use super::Rows;
-use super::note::{Left, Note};
+use super::note::Note;
 use crate::pgoutput::{Relation, RelationOid, ReplicaIdentity};
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
@@ -259,8 +259,8 @@ impl Relations {
     }
 
     /// The stream has reached the end of a leaf.
-    pub(super) fn has_left(&mut self, left: &Left) {
-        self.passed.insert((left.relation, left.unit));
+    pub(super) fn has_left(&mut self, relation: RelationOid, unit: UnitId) {
+        self.passed.insert((relation, unit));
     }
 
     /// What has to go before a row takes its place in a leaf like the default partition. A row whose key lies in the range of a leaf
@@ -272,8 +272,11 @@ impl Relations {
     ) -> Outcome<impl Iterator<Item = Change> + use<>> {
         let incomplete = |e| Fault::bug("SEGUE-KEY-MISSING", format!("{}: {e}", plan.table.source));
         let key = match (plan.table.key(), action) {
-            (Some(key), Action::Insert { new } | Action::Update { old: Some(_), new }) => {
-                Some(KeyText::of(key, new).map_err(incomplete)?)
+            (Some(key), Action::Insert { new }) => Some(KeyText::of(key, new).map_err(incomplete)?),
+            // An old image does not mean another key: with REPLICA IDENTITY FULL there is always one, and the row stays.
+            (Some(key), Action::Update { old: Some(old), new }) => {
+                let (before, now) = (KeyText::of(key, old), KeyText::of(key, new).map_err(incomplete)?);
+                (before.map_err(incomplete)? != now).then_some(now)
             }
             (Some(_), Action::Update { old: None, .. } | Action::Delete { .. } | Action::Truncate { .. })
             | (None, _) => None,

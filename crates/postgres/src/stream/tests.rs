@@ -5,6 +5,7 @@ mod hot_loop;
 use super::*;
 use crate::pgoutput::{Relation, RelationColumn, ReplicaIdentity};
 use bytes::Bytes;
+use segue_model::change::Leaf;
 use segue_model::name::QualifiedName;
 use segue_model::table::{
     ArrayForm, Column, Estimate, Identity, Key, KeyOrder, Table, TableId, Transport, UnitId,
@@ -188,6 +189,57 @@ fn rows_of_unknown_relations_are_a_fault_and_of_detached_leaves_are_not() {
         actions(plan_of(keyed()), vec![truncate]).unwrap(),
         vec![Action::Truncate { leaf: None, within: None }]
     );
+}
+
+/// A default partition beside which a leaf, relation 150 of unit 8, was detached; its end is still to come.
+fn beside_a_gone_leaf() -> StreamPlan {
+    let mut plan = plan_of(keyed());
+    let leaf = |condition: &str| Leaf { name: "public.t_rest".into(), condition: condition.into() };
+    let rest = RelationPlan { loose: true, leaf: Some(leaf("rest")), ..(*plan.relations[&T]).clone() };
+    plan.relations.insert(T, Arc::new(rest));
+    plan.departed.insert((150, UnitId(8)), Departed { table: TableId(3), leaf: leaf("gone") });
+    plan
+}
+
+#[test]
+fn room_is_made_for_a_key_that_comes_and_not_for_a_row_that_stays() {
+    let full = || Message::Relation(relation(ReplicaIdentity::Full, usual().columns));
+    let update =
+        |old: &str, new: &str| Message::Update { relation: T, old: Some(Old::Full(row(old))), new: row(new) };
+    let truncates = |body: Vec<Message>| {
+        let got = actions(beside_a_gone_leaf(), body).unwrap();
+        got.iter().filter(|action| matches!(action, Action::Truncate { .. })).count()
+    };
+    assert_eq!(truncates(vec![full(), insert("1 x")]), 1);
+    assert_eq!(truncates(vec![full(), update("1 x", "2 x")]), 1);
+    // The row is there, and would be removed.
+    assert_eq!(truncates(vec![full(), update("1 x", "1 y")]), 0);
+}
+
+#[test]
+fn a_leaf_that_has_left_before_spares_no_rows() {
+    let mut signals = relation(
+        ReplicaIdentity::Default,
+        vec![column("migration", true), column("id", false), column("note", false)],
+    );
+    signals.oid = SIGNAL;
+    let has_left = Message::Update {
+        relation: SIGNAL,
+        old: None,
+        new: row(r#"m 5 {"has_left":{"unit":8,"relation":150}}"#),
+    };
+    let truncate = || Message::Truncate { relations: vec![T], cascade: false, restart_identity: false };
+    let emptied =
+        actions(beside_a_gone_leaf(), vec![truncate(), Message::Relation(signals), has_left, truncate()]);
+    let conditions: Vec<String> = emptied
+        .unwrap()
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Truncate { leaf: Some(leaf), .. } => Some(leaf.condition),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(conditions, ["(rest) AND (gone) IS NOT TRUE", "rest"]);
 }
 
 #[test]

@@ -127,11 +127,20 @@ impl World {
 
     /// Starts one stream, making it first if it is not there. Whatever is written where it comes from counts.
     pub(crate) async fn run(&self, direction: Direction) -> Running {
-        self.run_admitting(direction, Admission::All).await
+        self.try_run(direction).await.unwrap()
+    }
+
+    /// [`World::run`], or why its source cannot be opened.
+    pub(crate) async fn try_run(&self, direction: Direction) -> Outcome<Running> {
+        self.open(direction, Admission::All).await
     }
 
     /// [`World::run`], with what counts at first.
     pub(crate) async fn run_admitting(&self, direction: Direction, admission: Admission) -> Running {
+        self.open(direction, admission).await.unwrap()
+    }
+
+    async fn open(&self, direction: Direction, admission: Admission) -> Outcome<Running> {
         let catalog = self.plan(direction).await;
         let identity = match direction {
             Direction::Forward => self.forward(&catalog).await,
@@ -151,7 +160,7 @@ impl World {
             incarnation: identity.incarnation,
         };
         let tables: Vec<_> = catalog.tables.into_iter().map(Arc::new).collect();
-        let sender = Arc::new(PgSource::open(from, identity, TOKEN, &tables, known, None).await.unwrap());
+        let sender = Arc::new(PgSource::open(from, identity, TOKEN, &tables, known, None).await?);
         let settings = Settings {
             workers: 2,
             region_target: Duration::from_millis(500),
@@ -172,7 +181,7 @@ impl World {
         let run = tokio::spawn(async move {
             end.send_replace(Some(run.run().await));
         });
-        Running { progress, admissions, sender, stage, run, ended, repairer, tables }
+        Ok(Running { progress, admissions, sender, stage, run, ended, repairer, tables })
     }
 
     /// Waits until nobody streams from the slot: an earlier run may just have ended.
