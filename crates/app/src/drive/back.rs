@@ -4,7 +4,8 @@
 //! birth on, the target decodes everything that is applied there, and keeps its log.
 //!
 //! As long as the source owns the writes nothing can be lost with it, so its end is an alarm and not the migration's:
-//! what is left of it is removed, and it can be made anew.
+//! what is left of it is removed, and it can be made anew. Once the target owns them it is the only one there will ever be:
+//! what is left of it stays, and is tried again, while the migration goes on without it and can be completed.
 
 use super::flow::{self, Flow, Flows, PgRun};
 use super::switch::rows;
@@ -22,7 +23,7 @@ use segue_postgres::catalog::{Catalog, server};
 use segue_postgres::control::Lease;
 use segue_postgres::fence;
 use serde_json::json;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -47,6 +48,12 @@ pub(super) enum BackState {
     Lost(Fault),
 }
 
+/// Between two tries to go on with one that stands still, if nobody asks for it before.
+const STANDS_STILL: Duration = Duration::from_secs(15);
+
+/// Longer than it takes to notice what a stream cannot go on with: partitions that came are looked for every other second.
+const PROVEN: Duration = Duration::from_secs(5);
+
 /// Why one run of it is over.
 enum Ended {
     Fault(Fault),
@@ -62,13 +69,16 @@ pub(super) struct WayBack<'d> {
     /// A table of which it does not have all parts, once it is to be made anew for that.
     outdated: watch::Sender<Option<QualifiedName>>,
     state: watch::Sender<BackState>,
+    /// Why it stands still, as was said last.
+    stands_still: Mutex<Option<Fault>>,
 }
 
 impl<'d> WayBack<'d> {
     /// Nothing is made or run yet.
     pub(super) fn new(driver: &'d Driver, lease: &'d Lease) -> WayBack<'d> {
         let (wanted, state) = (watch::Sender::new(false), watch::Sender::new(BackState::NotArmed));
-        WayBack { driver, lease, wanted, outdated: watch::Sender::new(None), state }
+        let outdated = watch::Sender::new(None);
+        WayBack { driver, lease, wanted, outdated, state, stands_still: Mutex::default() }
     }
 
     /// Has it made, if it is not there. What comes of it is told to the receiver.
@@ -110,17 +120,66 @@ impl<'d> WayBack<'d> {
                 },
                 Ok(Ended::Fault(fault)) | Err(fault) => fault,
             };
-            let is_lost = match fault.recovery {
-                Recovery::Operator | Recovery::Bug => flows.has_the_newest(Side::Source),
-                Recovery::Retry | Recovery::Ambiguous => false,
-            };
-            if !is_lost || fault.code == server::SYNC_STANDBY {
+            let passes = matches!(fault.recovery, Recovery::Retry | Recovery::Ambiguous);
+            if passes || fault.code == server::SYNC_STANDBY {
                 return fault;
             }
-            if let Err(fault) = self.lose(fault).await {
+            let done = if flows.has_the_newest(Side::Source) {
+                self.lose(fault).await
+            } else if flows.has_the_newest(Side::Target) {
+                self.stand_still(fault).await
+            } else {
+                return fault;
+            };
+            if let Err(fault) = done {
                 return fault;
             }
         }
+    }
+
+    /// It cannot go on, and what was written on the target is not on the source. That is said, and nothing is removed: what
+    /// stopped it may be undone. Ends when it is to be tried again.
+    async fn stand_still(&self, fault: Fault) -> Outcome<()> {
+        let is_new = {
+            let mut said = self.stands_still.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = said.replace(fault.clone());
+            before.is_none_or(|before| (before.code, before.what) != (fault.code, fault.what.clone()))
+        };
+        if is_new {
+            self.driver.screen.say(&format!(
+                "the way back stands still, so the writes cannot go back to the source; it is tried again: {fault}"
+            ));
+            let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
+            self.driver.record(self.lease, "way-back-stopped", body).await?;
+        }
+        let mut wanted = self.wanted.subscribe();
+        self.wanted.send_replace(false);
+        self.state.send_replace(BackState::Lost(fault));
+        let asked = wanted.wait_for(|wanted| *wanted);
+        // Whether somebody asks or not, it is tried again.
+        let _ = tokio::time::timeout(STANDS_STILL, asked).await;
+        Ok(())
+    }
+
+    fn stands_still(&self) -> bool {
+        self.stands_still.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// One that had stood still is armed when it has brought everything, and what had stopped it would have been met again.
+    /// Ends with a fault only.
+    async fn goes_on(&self, flow: &Flow) -> Fault {
+        let proven = async {
+            flow.verifying.passed().await?;
+            tokio::time::sleep(PROVEN).await;
+            self.stands_still.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.driver.screen.say("the way back goes on");
+            self.driver.record(self.lease, "way-back-resumed", json!({})).await
+        };
+        if let Err(fault) = proven.await {
+            return fault;
+        }
+        self.state.send_replace(BackState::Armed);
+        std::future::pending().await
     }
 
     /// It has ended while nothing depends on it: says so, and removes what is left, so that it can be made anew.
@@ -165,8 +224,12 @@ impl<'d> WayBack<'d> {
         self.note("");
         let (run, flow, unguarded) = self.arm(source).await?;
         flows.reverse.send_replace(Some(flow.clone()));
-        self.state.send_replace(BackState::Armed);
+        let stood_still = self.stands_still();
+        if !stood_still {
+            self.state.send_replace(BackState::Armed);
+        }
         Ok(Ended::Fault(tokio::select! {
+            fault = self.goes_on(&flow), if stood_still => fault,
             fault = run.run() => fault,
             fault = self.guard_commits(&flow) => fault,
             fault = guard::insist(self.driver, self.lease, unguarded) => fault,
@@ -255,9 +318,13 @@ impl<'d> WayBack<'d> {
 
     fn note(&self, waits_for: &str) {
         let state = BackState::Arming { waits_for: waits_for.to_owned() };
+        let stands_still = self.stands_still();
         self.state.send_if_modified(|now| {
-            let changed = *now != state;
-            *now = state;
+            // That it is tried again is no news.
+            let changed = *now != state && !(stands_still && matches!(now, BackState::Lost(_)));
+            if changed {
+                *now = state;
+            }
             changed
         });
     }

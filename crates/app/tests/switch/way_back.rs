@@ -148,6 +148,47 @@ async fn a_way_back_that_was_lost_just_before_the_new_owner_opens_is_made_first(
     pair.assert_equal(&["public"]).await;
 }
 
+/// Partitions come and go on the new owner every night. The way back cannot follow that: it stands still and is said to, over a
+/// restart too, while all else goes on; undone, it goes on where it stood, and writes go back.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_stands_still_at_a_partition_of_the_new_owner_and_goes_on_when_it_is_gone() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let moved = orders::ask(&pair.target, "switch", orders::for_real()).await;
+    assert_eq!(moved["outcome"], "switched", "{moved:#}");
+    pair.target
+        .execute("CREATE TABLE public.tonight PARTITION OF public.p FOR VALUES FROM (5000) TO (6000)")
+        .await;
+    takes(&pair.target, "meanwhile").await;
+    let is = async |wanted: &str| {
+        support::slow::until(&format!("the way back is {wanted}"), async || {
+            json(&pair.segue(&["status", "--json"], 0))["way_back"]["is"] == wanted
+        })
+        .await;
+    };
+    is("lost").await;
+    assert_eq!(run.status(), None, "{}", run.lines().join("\n"));
+    pair.stop(&run).await;
+    let run = pair.run();
+    is("lost").await;
+    let status = json(&pair.segue(&["status", "--json"], 0));
+    let why = status["way_back"]["why"].as_str().unwrap_or_default();
+    assert!(why.contains("public.tonight"), "{status:#}");
+    let refused = json(&pair.segue(&["reverse", "--json"], 1));
+    assert_eq!(refused["code"], "SEGUE-DDL-DRIFT", "{refused:#}");
+    let proof = pair.segue(&["complete", "--dry-run"], 0);
+    assert!(proof.contains("the source as a copy: it is none"), "{proof}");
+    assert_eq!(run.status(), None, "{}", run.lines().join("\n"));
+    pair.target.execute("DROP TABLE public.tonight").await;
+    is("armed").await;
+    row(&pair.source, "meanwhile").await;
+    let journal = pair.segue(&["journal"], 0);
+    assert!(journal.contains("way-back-stopped") && journal.contains("way-back-resumed"), "{journal}");
+    let reversed = json(&pair.segue(&["reverse", "--json"], 0));
+    assert_eq!(reversed["owner"], "source", "{reversed:#}");
+    pair.assert_equal(&["public"]).await;
+}
+
 /// The writes cannot be moved back to a source that does not have all of them, and nobody is told otherwise.
 async fn no_way_back(pair: &Pair) {
     let status = json(&pair.segue(&["status", "--json"], 0));
