@@ -63,7 +63,7 @@ impl fmt::Display for Endpoint {
 
 /// Settings that pin how values are written as text, whatever the role or database has set; that keep the server
 /// from ending our sessions, but for one that is lost: a host that is gone, or a transaction in which nothing has been
-/// said for a minute, must not hold the server's horizon; that make a commit wait until it is durable; and that keep it from compiling statements which
+/// said for a minute, must not hold the server's horizon; that make a commit wait until it is durable, and have the server say so if it did not; and that keep it from compiling statements which
 /// run once (a second for a catalog query whose cost it overestimates, and again for each region of a copy). Those that only
 /// some versions have are asked for by name: `pg_settings` is 2 ms each time, which is as much as the rest of a session's start.
 pub const PINNED_SETTINGS: &str = "SET client_encoding = 'UTF8'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; \
@@ -72,6 +72,7 @@ pub const PINNED_SETTINGS: &str = "SET client_encoding = 'UTF8'; SET DateStyle =
     SET idle_in_transaction_session_timeout = '1min'; SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; \
     SET tcp_keepalives_count = 3; SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_read_only = off; SET default_transaction_deferrable = off; SET synchronize_seqscans = off; SET jit = off; \
+    SET client_min_messages = 'warning'; \
     SELECT set_config('idle_session_timeout', '0', false) WHERE current_setting('idle_session_timeout', true) IS NOT NULL; \
     SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL; \
     SELECT set_config('synchronous_commit', 'on', false) \

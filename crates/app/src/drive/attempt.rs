@@ -40,9 +40,6 @@ use tokio::sync::{mpsc, watch};
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long it takes to tell whoever has asked for it that the writes are back on the source.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
 /// A side that does not say within this time what is wrong with it is not waited for.
 const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -203,8 +200,7 @@ impl<'d> Attempt<'d> {
         flows.lost.send_replace(Some(fault.clone()));
         // An error: the sender is ours.
         let _ = flows.owner.subscribe().wait_for(|owner| *owner == Some(Side::Source)).await.map(drop);
-        let _at_rest = switch.at_rest().await;
-        tokio::time::sleep(LAST_WORDS).await;
+        switch.is_over().await;
         fault
     }
 

@@ -98,6 +98,7 @@ impl Service<'_> {
                 told = true;
             }
             if self.driver.until.is_some_and(|until| now.has_reached(until)) {
+                self.switch.is_over().await;
                 self.publish().await?;
                 return Ok(format!("stage {now} is reached; `segue run` goes on from here"));
             }

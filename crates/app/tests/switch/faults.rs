@@ -4,7 +4,7 @@ use super::{following, refuses, takes};
 use crate::support::moving::Driving;
 use crate::support::slow::{locked, standby, synchronous, until};
 use crate::support::{PATIENCE, Pair, orders};
-use segue_testkit::kill::Process;
+use segue_testkit::kill::{Process, kill_at, was_killed};
 use segue_testkit::proxy::Proxy;
 use segue_testkit::{Cluster, Options};
 
@@ -216,4 +216,53 @@ async fn nothing_is_compared_while_the_migration_is_paused_and_that_is_said_at_o
     assert!(sampled.contains("\nno difference in a sample: "), "{sampled}");
     let compared = pair.segue(&["verify"], 0);
     assert!(compared.contains("\nequal: 1500 rows compared"), "{compared}");
+}
+
+/// Whatever makes partitions every night makes one on the old owner while a hand-over is not over there: it gets its fence, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_comes_to_the_old_owner_before_it_is_closed_is_fenced() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    drop(run);
+    let mut dying = pair.command(&["run"]);
+    kill_at(&mut dying, "switch.opened", 1);
+    let dying = Process::start(dying);
+    orders::order(&pair.target, "switch", &orders::for_real()).await;
+    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    let nightly = "CREATE TABLE public.nightly PARTITION OF public.p FOR VALUES FROM (9000) TO (9100)";
+    pair.source.execute(nightly).await;
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    until("the source is closed", async || {
+        assert_eq!(run.status(), None, "{}", run.lines().join("\n"));
+        pair.source.scalar("SELECT state FROM segue.owner").await.as_deref() == Some("follower")
+    })
+    .await;
+    let client = pair.source.connect("postgres").await;
+    for into in ["nightly", "p"] {
+        let write = format!("INSERT INTO public.{into} VALUES (9001, 'lost')");
+        let refused = client.batch_execute(&write).await.unwrap_err();
+        assert_eq!(refused.code().map(|code| code.code()), Some("25006"), "{into}");
+    }
+}
+
+/// `--until switched` ends when nothing of the hand-over is left to do, and whoever asked for it knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_until_switched_finishes_the_hand_over() {
+    let (pair, run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    pair.stop(&run).await;
+    let run = Process::start(pair.command(&["run", "--until", "switched"]));
+    let moved = orders::ask(&pair.target, "switch", orders::for_real()).await;
+    assert_eq!(moved["outcome"], "switched", "{moved:#}");
+    let ended = run.wait(PATIENCE).await.expect("it ends");
+    assert!(ended.success(), "{}", run.lines().join("\n"));
+    for side in [&pair.source, &pair.target] {
+        let off = "SELECT (SELECT count(*) FROM segue.autovacuum) + (SELECT count(*) FROM pg_class
+                WHERE 'autovacuum_enabled=off' = ANY(reloptions))";
+        assert_eq!(side.scalar(off).await.as_deref(), Some("0"), "autovacuum is still off");
+    }
+    assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
+    let switched = "SELECT count(*) FROM segue.journal WHERE kind = 'switched'";
+    assert_eq!(pair.target.scalar(switched).await.as_deref(), Some("1"));
 }

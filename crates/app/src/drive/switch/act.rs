@@ -6,6 +6,7 @@
 use super::rows::Rows;
 use super::walk::{Hands, Walk};
 use super::{PASSED_PATIENCE, Switch, named};
+use crate::drive::flow::Flow;
 use segue_engine::admission::Admission;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
@@ -89,22 +90,36 @@ impl Switch<'_> {
         Ok(did)
     }
 
+    /// Why the writes cannot leave `old` yet, if a stream has not caught up. What is received tells nothing of a server that
+    /// has not sent for a while: what is committed now is waited for here, and not under the fence.
+    async fn behind(&self, old: Side, flow: &Flow) -> Outcome<Option<String>> {
+        let opposite = self.flows.landing_on(old);
+        // One that is lost will not be there again: that is no reason to keep the writes from where they can go.
+        if opposite.is_none() && !self.flows.has_lost(old) {
+            return Ok(Some("the way back is not armed".to_owned()));
+        }
+        let way_back = opposite.as_deref().map(|opposite| ("the way back", opposite));
+        for (stream, flow) in way_back.into_iter().chain([("the stream", flow)]) {
+            match timeout(ARM_PATIENCE, flow.verifying.passed()).await {
+                Ok(passed) => {
+                    passed.map_err(|fault| fault.during(format_args!("waiting for {stream} to catch up")))?;
+                }
+                Err(_) => {
+                    let seconds = ARM_PATIENCE.as_secs();
+                    return Ok(Some(format!("{stream} has not caught up within {seconds} s")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     pub(super) async fn arm(&self, turn: Turn, walk: &mut Walk) -> Outcome<Did> {
         let (old, new) = (turn.from, turn.from.other());
         let Some(flow) = self.flows.landing_on(new) else {
             return Ok(not_now(format!("the stream to the {new} has ended")));
         };
-        match self.flows.landing_on(old) {
-            Some(opposite) => match timeout(ARM_PATIENCE, opposite.verifying.passed()).await {
-                Ok(passed) => passed.map_err(|fault| fault.during("waiting for the way back to catch up"))?,
-                Err(_) => {
-                    let why = format!("the way back has not caught up within {} s", ARM_PATIENCE.as_secs());
-                    return Ok(not_now(why));
-                }
-            },
-            // It will not be there again: that is no reason to keep the writes from where they can go.
-            None if self.flows.has_lost(old) => {}
-            None => return Ok(not_now("the way back is not armed")),
+        if let Some(why) = self.behind(old, &flow).await? {
+            return Ok(not_now(why));
         }
         // Kept until the new owner is open: what is copied of a part later would be written over its rows.
         walk.still = flow.verifying.freeze(ARM_PATIENCE).await;
@@ -114,7 +129,11 @@ impl Switch<'_> {
         if let Some(why) = self.in_pieces(&flow, new).await? {
             return Ok(not_now(why));
         }
-        if let Err(fault) = self.prepare_fences().await {
+        let fenced = async {
+            self.prepare_fence(Side::Source).await?;
+            self.prepare_fence(Side::Target).await
+        };
+        if let Err(fault) = fenced.await {
             return if fault.code == "SEGUE-LOCKED" { Ok(not_now(fault.what)) } else { Err(fault) };
         }
         // Segue's own stream holds locks there, too, and nobody waits for the application yet.
@@ -367,11 +386,17 @@ impl Switch<'_> {
         // The new owner's triggers may still be awake; what the fence of the old one was begun for is done.
         (walk.leftover, walk.begun) = (self.side(new).is_awake().await?, None);
         for _ in 0..AFTERWARDS_TRIES {
-            match self.side(old).become_follower(turn.fence.epoch.next()).await? {
-                Answer::Done(_) | Answer::AlreadyDone(_) => return Ok(Did::Done),
-                Answer::Refused { why, .. } => return Err(Fault::retry("SEGUE-CLOSE-REFUSED", why)),
+            match self.side(old).become_follower(turn.fence.epoch.next()).await {
+                Ok(Answer::Done(_) | Answer::AlreadyDone(_)) => return Ok(Did::Done),
+                Ok(Answer::Refused { why, .. }) => return Err(Fault::retry("SEGUE-CLOSE-REFUSED", why)),
                 // Its fence stands meanwhile, with the old deadline, past which the row refuses all the same.
-                Answer::Blocked { .. } => sleep(PAUSE).await,
+                Ok(Answer::Blocked { .. }) => sleep(PAUSE).await,
+                // A partition was made there since, by whatever makes them every night.
+                Err(fault) if fault.code == "SEGUE-NOT-FENCED" => match self.prepare_fence(old).await {
+                    Err(fault) if fault.code != "SEGUE-LOCKED" => return Err(fault),
+                    Ok(()) | Err(_) => sleep(PAUSE).await,
+                },
+                Err(fault) => return Err(fault),
             }
         }
         Err(Fault::retry("SEGUE-LOCKED", format!("the tables of the {old} could not be closed for good")))

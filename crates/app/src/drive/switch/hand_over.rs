@@ -1,5 +1,6 @@
 //! An order to hand the writes over, as it came by way of the control database: read, given to the switch, answered.
 
+use super::Switch;
 use super::answer::{Answer, Progress, SwitchOrder};
 use crate::drive::complete::fault_json;
 use segue_engine::fault::Fault;
@@ -19,6 +20,9 @@ use tokio::time::sleep;
 /// How far it is is told no more often: each time is a commit, where writes are waited for.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
+/// How long it takes to tell whoever has asked for it what came of a hand-over.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// What is asked of the switch.
 pub(in crate::drive) struct Order {
     /// What is to happen.
@@ -35,6 +39,17 @@ pub(in crate::drive) struct Order {
     pub(in crate::drive) progress: watch::Sender<Progress>,
     /// Hears what came of it.
     pub(in crate::drive) answer: oneshot::Sender<Outcome<Answer>>,
+}
+
+impl Switch<'_> {
+    /// For whoever ends the attempt: waits until what is under way is over, and told to whoever asked for it.
+    pub(in crate::drive) async fn is_over(&self) {
+        let under_way = self.turn.try_lock().is_err();
+        let _at_rest = self.at_rest().await;
+        if under_way {
+            sleep(LAST_WORDS).await;
+        }
+    }
 }
 
 /// Has the switch carry out a command, tells how far it is, and answers.

@@ -358,20 +358,16 @@ impl<'d> Switch<'d> {
         }
     }
 
-    /// Both fences, on all tables that are there now.
-    async fn prepare_fences(&self) -> Outcome<()> {
-        let authority = (self.migration(), self.lease.token);
-        for (side, role) in [(Side::Source, fence::Role::Owner), (Side::Target, fence::Role::Follower)] {
-            let client = self.endpoint(side).connect("switch").await?;
-            let tables = self.flows.forward.tables.iter();
-            let tables: Vec<QualifiedName> = match side {
-                Side::Source => tables.map(|t| t.source.clone()).collect(),
-                Side::Target => tables.map(|t| t.target.clone()).collect(),
-            };
-            let elsewhere = self.endpoint(side.other()).to_string();
-            fence::prepare(&client, authority, &tables, role, &elsewhere).await?;
-        }
-        Ok(())
+    /// A side's fence, on all tables that are there now.
+    async fn prepare_fence(&self, side: Side) -> Outcome<()> {
+        let client = self.endpoint(side).connect("switch").await?;
+        let tables = self.flows.forward.tables.iter();
+        let (tables, role): (Vec<QualifiedName>, _) = match side {
+            Side::Source => (tables.map(|t| t.source.clone()).collect(), fence::Role::Owner),
+            Side::Target => (tables.map(|t| t.target.clone()).collect(), fence::Role::Follower),
+        };
+        let (authority, elsewhere) = ((self.migration(), self.lease.token), self.endpoint(side.other()));
+        fence::prepare(&client, authority, &tables, role, &elsewhere.to_string()).await.map(drop)
     }
 
     /// Walks until what was asked is so, or undone, and nothing of it is left.
