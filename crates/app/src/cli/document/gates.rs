@@ -30,6 +30,10 @@ fn holds(gate: Gate) -> &'static str {
         Gate::Replicas => "the new side's replicas are in step",
         Gate::Connections => "the new side has connections to spare",
         Gate::Wraparound => "no vacuum that prevents wraparound is running on the tables",
+        Gate::Fence => {
+            "nothing is known that writes past the fence: an enabled subscription that writes the tables, or a trigger of \
+             the fence that somebody has disabled"
+        }
         Gate::Sessions => {
             "no session holds what cannot move with it: advisory locks, temporary tables, cursors WITH HOLD, LISTEN"
         }

@@ -98,6 +98,8 @@ struct Slowly {
     parity: Option<Vec<Difference>>,
     /// What is wrong with either server.
     trouble: Vec<String>,
+    /// What writes past either side's fence.
+    past_fence: Option<Vec<String>>,
 }
 
 /// What one look at both sides has found; `None` where it could not be looked.
@@ -263,12 +265,15 @@ impl<'d> Gates<'d> {
             self.target.slowly(&self.migration, &targets),
         );
         self.slowly.trouble.clear();
-        let mut forms = Vec::new();
+        let (mut forms, mut past_fence) = (Vec::new(), Vec::new());
         for (side, found) in [(Side::Source, source), (Side::Target, target)] {
-            let Some((columns, trouble)) = note(&mut self.unseen, side, found) else { continue };
-            self.slowly.trouble.extend(trouble.into_iter().map(|what| format!("{side}: {what}")));
-            forms.push(columns);
+            let Some(found) = note(&mut self.unseen, side, found) else { continue };
+            past_fence.extend(found.past_fence.into_iter().map(|what| format!("{side}: {what}")));
+            self.slowly.trouble.extend(found.trouble.into_iter().map(|what| format!("{side}: {what}")));
+            forms.push(found.columns);
         }
+        self.slowly.trouble.extend(past_fence.iter().cloned());
+        self.slowly.past_fence = (forms.len() == 2).then_some(past_fence);
         self.slowly.differences = match <[_; 2]>::try_from(forms) {
             Ok([source, target]) => {
                 let now = Forms { source, target };
@@ -362,6 +367,7 @@ impl<'d> Gates<'d> {
             connections: free.zip(needed).map(|(free, needed)| Headroom { free, needed }),
             wraparound_vacuums: old.wraparound_vacuums,
             sessions_with_state: old.sessions_with_state.map(|found| self.sessions.known(found)),
+            ways_past_fence: self.slowly.past_fence.clone(),
         }
     }
 

@@ -36,7 +36,14 @@ pub(super) struct OldSide {
 }
 
 /// Columns by table, and troubles.
-pub(super) type SlowLook = (BTreeMap<QualifiedName, ColumnForms>, Vec<String>);
+pub(super) struct SlowLook {
+    /// The columns of its tables.
+    pub(super) columns: BTreeMap<QualifiedName, ColumnForms>,
+    /// Troubles of the server.
+    pub(super) trouble: Vec<String>,
+    /// What writes past its fence.
+    pub(super) past_fence: Vec<String>,
+}
 
 /// A side that is looked at.
 pub(super) struct Watch {
@@ -103,9 +110,9 @@ impl Watch {
     pub(super) async fn slowly(&mut self, migration: &str, tables: &[QualifiedName]) -> Outcome<SlowLook> {
         self.bounded(async |client| {
             let columns = catalog::columns::columns(client, tables).await?;
-            let mut trouble = health::old_trouble(client).await?;
-            trouble.extend(fence::bypasses(client, migration).await?);
-            Ok((columns, trouble))
+            let trouble = health::old_trouble(client).await?;
+            let past_fence = fence::bypasses(client, migration, tables).await?;
+            Ok(SlowLook { columns, trouble, past_fence })
         })
         .await
     }

@@ -154,4 +154,6 @@ pub struct Evidence {
     pub wraparound_vacuums: Option<Vec<String>>,
     /// Sessions with state that cannot move, each in words, without those that were accepted.
     pub sessions_with_state: Option<Vec<String>>,
+    /// What writes past the fence of either side, each in words.
+    pub ways_past_fence: Option<Vec<String>>,
 }

@@ -39,6 +39,11 @@ pub fn judge(gate: Gate, bounds: &Bounds, evidence: &Evidence) -> Verdict {
             "sessions hold state that cannot move",
             "end it in the application, or accept it in the spec",
         ),
+        Gate::Fence => none_of(
+            evidence.ways_past_fence.as_deref(),
+            "writes are let past the fence",
+            "disable the subscription (ALTER SUBSCRIPTION … DISABLE), or enable the trigger again",
+        ),
     };
     closed.map_or(Verdict::Green { since_us: evidence.now_us }, Verdict::Red)
 }

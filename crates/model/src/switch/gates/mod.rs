@@ -58,6 +58,8 @@ pub enum Gate {
     /// No session of the application holds what cannot move with it: advisory locks, temporary tables, cursors WITH
     /// HOLD, LISTEN.
     Sessions,
+    /// Nothing is known that writes past the fence: it would go on where the writes were, and reach nobody.
+    Fence,
 }
 
 /// What is to be moved.
@@ -98,7 +100,7 @@ const fn line(gate: Gate, name: &'static str, protects_data: bool, asked_by: &'s
 }
 
 /// Every gate, in the order in which they are shown.
-pub const TABLE: [Line; 16] = [
+pub const TABLE: [Line; 17] = [
     line(Gate::Verified, "verified", true, FORWARD),
     line(Gate::WayBack, "way-back", true, WRITES),
     line(Gate::Divergences, "divergences", false, FORWARD),
@@ -115,6 +117,7 @@ pub const TABLE: [Line; 16] = [
     line(Gate::Sessions, "sessions", false, &[Writes]),
     line(Gate::Replicas, "replicas", false, FORWARD),
     line(Gate::Connections, "connections", false, FORWARD),
+    line(Gate::Fence, "fence", false, WRITES),
 ];
 
 impl Gate {
@@ -137,6 +140,7 @@ impl Gate {
             Gate::Sessions => 13,
             Gate::Replicas => 14,
             Gate::Connections => 15,
+            Gate::Fence => 16,
         }]
     }
 }

@@ -35,6 +35,7 @@ fn good() -> Evidence {
         connections: Some(Headroom { free: 120, needed: 100 }),
         wraparound_vacuums: Some(vec![]),
         sessions_with_state: Some(vec![]),
+        ways_past_fence: Some(vec![]),
     }
 }
 
@@ -343,6 +344,7 @@ fn bad_for(gate: Gate) -> Evidence {
         Gate::Connections => evidence.connections = Some(Headroom { free: 99, needed: 100 }),
         Gate::Wraparound => evidence.wraparound_vacuums = Some(vec!["public.t".to_owned()]),
         Gate::Sessions => evidence.sessions_with_state = Some(vec!["pid 7 holds a lock".to_owned()]),
+        Gate::Fence => evidence.ways_past_fence = Some(vec!["source: the subscription s".to_owned()]),
     }
     evidence
 }
