@@ -114,8 +114,9 @@ pub async fn drop_source_tables(
     let migration = authority.0;
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
     let sql = format!(
-        "BEGIN; {enter}; SET LOCAL lock_timeout = {DROP_LOCK_MS}; SET LOCAL client_min_messages = warning; \
+        "BEGIN; {enter}; SET LOCAL lock_timeout = {DROP_LOCK_MS}; SET LOCAL client_min_messages = warning; {}; \
          DROP TABLE IF EXISTS {} RESTRICT; DELETE FROM segue.owner WHERE migration = {}; COMMIT",
+        locked_and_ours(migration, &names),
         names.join(", "),
         quote_literal(migration),
         enter = enter(authority)
@@ -124,7 +125,9 @@ pub async fn drop_source_tables(
         if let Some(other) = stranger(source, migration, tables).await? {
             return Err(Fault::operator(
                 "SEGUE-DROP-SOURCE",
-                format!("{other} is not the table that was moved: it does not carry the migration's fence"),
+                format!(
+                    "{other} is not what was moved, or came to it since: it does not carry the migration's fence"
+                ),
                 "see what it is, and give it another name; then `segue run` goes on",
             ));
         }
@@ -149,22 +152,39 @@ pub async fn drop_source_tables(
     Ok(())
 }
 
-/// One of `tables` that is there and does not carry the fence.
-async fn stranger<'t>(
-    source: &Client,
-    migration: &str,
-    tables: &'t [QualifiedName],
-) -> Outcome<Option<&'t QualifiedName>> {
-    let sql = "SELECT to_regclass($2) IS NOT NULL
-          AND NOT EXISTS (SELECT FROM segue.fence_carriers($1) c WHERE c.relation = to_regclass($2))";
-    for table in tables {
-        let row = source.query_one(sql, &[&migration, &table.sql()]).await;
-        let row = row.map_err(|e| fault_of(&e).during(format_args!("looking for {table}")))?;
-        if row.get(0) {
-            return Ok(Some(table));
-        }
-    }
-    Ok(None)
+/// One of `tables`, or of what is below them, that does not carry the fence.
+async fn stranger(source: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<Option<String>> {
+    let sql = format!(
+        "{TREE} SELECT t.relation::regclass::text FROM tree t
+          WHERE NOT EXISTS (SELECT FROM segue.fence_carriers($2) c WHERE c.relation = t.relation) ORDER BY 1 LIMIT 1"
+    );
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let row = source.query_opt(&sql, &[&names, &migration]).await;
+    let row = row.map_err(|e| fault_of(&e).during("looking for the source's tables"))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// A statement that locks what has these names, and fails, as if the lock could not be had, if any of it, or of what is below,
+/// does not carry the fence: what was looked at before may have another name by now.
+fn locked_and_ours(migration: &str, names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quote_literal(name)).collect();
+    let names = format!("ARRAY[{}]::text[]", names.join(", "));
+    let body = format!(
+        "DECLARE name text; BEGIN
+             FOREACH name IN ARRAY {names} LOOP
+                 IF to_regclass(name) IS NOT NULL THEN
+                     EXECUTE 'LOCK TABLE ' || name || ' IN ACCESS EXCLUSIVE MODE';
+                 END IF;
+             END LOOP;
+             IF EXISTS ({tree} SELECT FROM tree t WHERE NOT EXISTS (
+                     SELECT FROM segue.fence_carriers({migration}) c WHERE c.relation = t.relation)) THEN
+                 RAISE EXCEPTION 'segue: one of the tables is another one than a moment ago' USING ERRCODE = '55P03';
+             END IF;
+         END",
+        tree = TREE.replace("$1", &names),
+        migration = quote_literal(migration),
+    );
+    format!("DO {}", quote_literal(&body))
 }
 
 /// What keeps the source's tables from being dropped, a line each: foreign keys of other tables, views, and tables that

@@ -104,9 +104,11 @@ pub async fn drop_reverse(source: &Client, target: &Client, authority: Authority
         under_token(client, authority, &forget.join("; ")).await.map_err(during)?;
     }
     let name = stream_name(authority.0, Direction::Reverse)?;
-    drop_slot(target, &name).await.map_err(during)?;
-    drop_publication(target, &name).await.map_err(during)?;
-    Ok(())
+    // By name, which the next process's has, too: not a moment after it has taken over.
+    drop_slot_as(target, &name, Some(authority)).await.map_err(during)?;
+    let publication =
+        format!("SET LOCAL lock_timeout = '30s'; DROP PUBLICATION IF EXISTS {}", quote_ident(&name));
+    under_token(target, authority, &publication).await.map(drop).map_err(during)
 }
 
 /// Takes the guard against DDL away, and tells `report` as long as somebody's lock is in the way. Returns whether there
@@ -192,8 +194,16 @@ async fn drop_publication(client: &Client, name: &str) -> Outcome<bool> {
     Ok(there)
 }
 
-/// Drops a slot; a session that still uses it is ended first.
 async fn drop_slot(client: &Client, name: &str) -> Outcome<bool> {
+    drop_slot_as(client, name, None).await
+}
+
+/// Drops a slot; a session that still uses it is ended first. Both as long as the token is the newest, if one is given.
+async fn drop_slot_as(client: &Client, name: &str, authority: Option<Authority<'_>>) -> Outcome<bool> {
+    let run = async |sql: String| match authority {
+        Some(authority) => under_token(client, authority, &sql).await.map(drop),
+        None => client.batch_execute(&sql).await.map_err(|e| fault_of(&e)),
+    };
     let sql =
         "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()";
     for _ in 0..RELEASE_TRIES {
@@ -201,18 +211,18 @@ async fn drop_slot(client: &Client, name: &str) -> Outcome<bool> {
             return Ok(false);
         };
         if let Some(pid) = row.get::<_, Option<i32>>(0) {
-            client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.map_err(|e| fault_of(&e))?;
+            run(format!("SELECT pg_terminate_backend({pid})")).await?;
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         }
-        match client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await {
-            Ok(_) => return Ok(true),
+        match run(format!("SELECT pg_drop_replication_slot({})", quote_literal(name))).await {
+            Ok(()) => return Ok(true),
             // Someone was quicker, either way; look again.
-            Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {}
-            Err(e) if e.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_OBJECT) => {
-                return Ok(false);
+            Err(fault) if fault.code == "SEGUE-IN-USE" => {}
+            Err(fault) => {
+                let there = client.query_opt(sql, &[&name]).await.map_err(|e| fault_of(&e))?;
+                return if there.is_some() { Err(fault) } else { Ok(false) };
             }
-            Err(e) => return Err(fault_of(&e)),
         }
     }
     Err(Fault::operator(

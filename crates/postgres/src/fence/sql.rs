@@ -341,7 +341,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN true;
     END IF;
-    EXECUTE format('LOCK TABLE ONLY %s IN SHARE ROW EXCLUSIVE MODE', carrier.sql_name);
+    IF segue.locked_name(_relation, 'SHARE ROW EXCLUSIVE') IS DISTINCT FROM carrier.sql_name THEN
+        RAISE EXCEPTION 'segue: % was renamed just now', carrier.sql_name USING ERRCODE = '55P03';
+    END IF;
     -- under the table's lock no fence can begin
     IF NOT EXISTS (SELECT FROM segue.owner o WHERE o.migration = _migration AND o.state = 'owner' AND o.epoch = _epoch
                       AND o.attempt = _attempt) THEN
@@ -382,15 +384,30 @@ END $body$, _migration, 'The owner of migration ' || _migration || ' is elsewher
         coalesce(elsewhere, 'the migration''s target') || '.', 'segue:' || _migration));
 END $retire$;
 
+-- locks one table, and proves under the lock that its name is still its own; NULL: it is gone
+CREATE OR REPLACE FUNCTION segue.locked_name(_relation oid, _mode text)
+RETURNS text LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
+DECLARE sql_name text;
+BEGIN
+    SELECT format('%I.%I', n.nspname, c.relname) INTO sql_name
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = _relation;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', sql_name, _mode);
+    IF to_regclass(sql_name) IS DISTINCT FROM _relation THEN
+        RAISE EXCEPTION 'segue: % was renamed just now', sql_name USING ERRCODE = '55P03';
+    END IF;
+    RETURN sql_name;
+END $$;
+
 -- gives one table its trigger: at rest where this side owns the writes, closed where it does not
 CREATE OR REPLACE FUNCTION segue.add_fence(_migration text, _relation oid)
 RETURNS boolean LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$
 DECLARE sql_name text;
 BEGIN
-    SELECT format('%I.%I', n.nspname, c.relname) INTO sql_name
-      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE c.oid = _relation AND NOT EXISTS (SELECT FROM segue.fence_carrier(_migration, _relation));
-    IF NOT FOUND THEN
+    sql_name := segue.locked_name(_relation, 'SHARE ROW EXCLUSIVE');
+    IF sql_name IS NULL OR EXISTS (SELECT FROM segue.fence_carrier(_migration, _relation)) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT
@@ -417,7 +434,10 @@ BEGIN
     IF NOT FOUND OR EXISTS (SELECT FROM segue.autovacuum a WHERE a.migration = _migration AND a.relation = _relation) THEN
         RETURN false;
     END IF;
-    name := format('%I.%I', (SELECT n.nspname FROM pg_namespace n WHERE n.oid = c.relnamespace), c.relname);
+    name := segue.locked_name(_relation, 'SHARE UPDATE EXCLUSIVE');
+    IF name IS NULL THEN
+        RETURN false;
+    END IF;
     INSERT INTO segue.autovacuum (migration, relation, in_main, in_toast)
         VALUES (_migration, _relation, segue.autovacuum_of(_relation), segue.autovacuum_of(c.reltoastrelid));
     EXECUTE format('ALTER TABLE ONLY %s SET (autovacuum_enabled = off%s)', name,
@@ -433,18 +453,18 @@ BEGIN
     IF was.relation IS NULL THEN
         RETURN;
     END IF;
-    SELECT format('ALTER TABLE ONLY %I.%I ', n.nspname, c.relname) || string_agg(
+    SELECT string_agg(
                CASE WHEN p.value IS NULL THEN format('RESET (%s)', p.parameter)
                     ELSE format('SET (%s = %L)', p.parameter, p.value) END, ', ')
       INTO changes
-      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+      FROM pg_class c,
            LATERAL (VALUES ('autovacuum_enabled', c.oid, was.in_main),
                            ('toast.autovacuum_enabled', c.reltoastrelid, was.in_toast)) p(parameter, relation, value)
-     WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off' GROUP BY n.nspname, c.relname;
+     WHERE c.oid = _relation AND segue.autovacuum_of(p.relation) = 'off';
     IF changes IS NOT NULL THEN
         -- the guard against DDL has nothing to compare
         PERFORM set_config('segue.migration', _migration, true);
-        EXECUTE changes;
+        EXECUTE format('ALTER TABLE ONLY %s ', segue.locked_name(_relation, 'SHARE UPDATE EXCLUSIVE')) || changes;
     END IF;
 END $$;
 "#;
