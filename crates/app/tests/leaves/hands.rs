@@ -129,6 +129,8 @@ async fn a_table_that_is_swapped_while_it_is_copied_is_not_copied_from_the_other
     ddl(&pair, "DROP TABLE events; ALTER TABLE events_old RENAME TO events").await;
     let run = pair.run();
     pair.reaches(&run, "backfilling").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(run.status().is_none(), "{}", run.lines().join("\n"));
     pair.segue(&["throttle", "--off"], 0);
     pair.reaches(&run, "following").await;
     equal_in_the_end(&pair, Load::start(&pair).await, run).await;

@@ -170,6 +170,7 @@ async fn the_way_back_stands_still_at_a_partition_of_the_new_owner_and_goes_on_w
     assert_eq!(run.status(), None, "{}", run.lines().join("\n"));
     pair.stop(&run).await;
     let run = pair.run();
+    run.wait_for("the way back stands still", PATIENCE).await.unwrap();
     is("lost").await;
     let status = json(&pair.segue(&["status", "--json"], 0));
     let why = status["way_back"]["why"].as_str().unwrap_or_default();

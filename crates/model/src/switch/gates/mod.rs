@@ -117,7 +117,7 @@ pub const TABLE: [Line; 17] = [
     line(Gate::Sessions, "sessions", false, &[Writes]),
     line(Gate::Replicas, "replicas", false, FORWARD),
     line(Gate::Connections, "connections", false, FORWARD),
-    line(Gate::Fence, "fence", false, WRITES),
+    line(Gate::Fence, "fence", false, &[Writes]),
 ];
 
 impl Gate {
