@@ -5,7 +5,7 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::PoolMode;
+use segue_router::{BreakerState, PoolMode};
 use std::time::{Duration, Instant};
 use support::pair::{Pair, READ, side, simple};
 use support::wire::{Frame, Wire, field, frame};
@@ -286,6 +286,34 @@ async fn a_transaction_of_reads_outlives_the_follower_and_what_it_has_not_seen()
         assert_eq!(side(&client).await, "source");
         assert_eq!(simple(&client, "SHOW transaction_read_only").await, "on");
         client.batch_execute("COMMIT").await.unwrap();
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_bye_within_a_transaction_of_reads_leaves_nothing_behind() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        // So often that failures in a row would open the breaker.
+        for _ in 0..6 {
+            let mut wire = pair.wire().await;
+            wire.send(&query("BEGIN READ ONLY")).await;
+            assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+            wire.send(&query(READ)).await;
+            assert_eq!(answers(&mut wire, 1).await, ["target", "ok"], "{mode:?}");
+            wire.send(&frame(b'X', &[])).await;
+            assert_eq!(wire.rest().await, [], "{mode:?}");
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        while pair.router.handle.clients() > 0 {
+            assert!(Instant::now() < until, "{mode:?}: a session does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(pair.router.hold().await.is_quiet());
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        assert_eq!(pair.source.scalar(open).await.as_deref(), Some("0"), "{mode:?}");
+        assert_eq!(pair.router.handle.breaker().0, BreakerState::Closed, "{mode:?}");
+        assert_eq!(pair.router.counts().reads_failed, 0, "{mode:?}");
         pair.router.drain().await;
     }
 }

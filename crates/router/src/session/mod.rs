@@ -254,7 +254,7 @@ impl Session {
         loop {
             match self.turn().await {
                 Ok(()) => {}
-                Err(End::ServerGone) if self.leaving => return End::Left,
+                Err(End::ServerGone | End::Server(_)) if self.leaving => return End::Left,
                 Err(end) => return end,
             }
         }
@@ -267,7 +267,8 @@ impl Session {
             Err(End::ServerGone | End::Server(_)) if self.reading.is_some() && self.lone.armed => {
                 Box::pin(self.fall_back(Failure::Lost)).await?;
             }
-            Err(End::ServerGone | End::Server(_)) if self.rests_reading() => {
+            // For a client that has said good-bye nothing is resumed: that the follower closes is the answer.
+            Err(End::ServerGone | End::Server(_)) if self.rests_reading() && !self.leaving => {
                 Box::pin(self.resume_after_loss()).await?;
             }
             relayed => relayed?,

@@ -355,6 +355,10 @@ impl Session {
     }
 
     async fn resume_on_owner(&mut self, opened_by: Option<Box<[u8]>>) -> Result<(), End> {
+        if self.leaving {
+            // Nobody would ever end it there.
+            return Err(End::Left);
+        }
         self.portals.clear();
         if !self.enter_owner().await? {
             let why = "a transaction of reads could not go on where the writes are";
