@@ -4,6 +4,7 @@
 //! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
 
 use crate::lexer::{Token, Words};
+use std::ops::Range;
 
 /// Why a session needs the very server connection that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,6 +120,21 @@ pub(crate) fn plain(sql: &[u8]) -> Option<bool> {
     is_plain.then_some(effects.repeatable)
 }
 
+/// Where a string of statements throws single prepared statements away: the whole of each such statement, and the name.
+pub(crate) fn deallocations(sql: &[u8]) -> Vec<(Range<usize>, String)> {
+    let mut found = Vec::new();
+    let mut rest = Words::of(sql);
+    while let Some(statement) = Statement::next(&mut rest) {
+        if statement.is(0, "deallocate")
+            && let Some(name) = statement.deallocated()
+        {
+            let from = (statement.text.as_ptr() as usize).saturating_sub(sql.as_ptr() as usize);
+            found.push((from..from + statement.text.len(), name));
+        }
+    }
+    found
+}
+
 /// What it does, and whether any word of it tells something.
 fn scan(sql: &[u8]) -> (Effects, bool) {
     let mut effects = Effects::default();
@@ -217,13 +233,10 @@ impl<'a> Statement<'a> {
             b'p' if self.is(0, "prepare") && !self.is(1, "transaction") => {
                 effects.changes.push(Change::Prepare { name: self.name(1), sql: self.sql() });
             }
-            b'd' if self.is(0, "deallocate") => {
-                let at = if self.is(1, "prepare") { 2 } else { 1 };
-                effects.changes.push(match self.is(at, "all") {
-                    true => Change::DeallocateAll,
-                    false => Change::Deallocate { name: self.name(at) },
-                });
-            }
+            b'd' if self.is(0, "deallocate") => effects.changes.push(match self.deallocated() {
+                Some(name) => Change::Deallocate { name },
+                None => Change::DeallocateAll,
+            }),
             b'd' if self.is(0, "discard") => match () {
                 () if self.is(1, "all") => effects.changes.push(Change::DiscardAll),
                 () => {}
@@ -240,6 +253,12 @@ impl<'a> Statement<'a> {
         if self.has(Tell::SetConfig) && !self.sets_locally() {
             self.pin(effects, Pin::Setting);
         }
+    }
+
+    /// Of a DEALLOCATE: the name; `None`: all.
+    fn deallocated(&self) -> Option<String> {
+        let at = if self.is(1, "prepare") { 2 } else { 1 };
+        (!self.is(at, "all")).then(|| self.name(at))
     }
 
     fn pin(&self, effects: &mut Effects, pin: Pin) {

@@ -230,3 +230,29 @@ async fn a_good_bye_that_does_not_wait_for_its_answer_leaves_nothing_behind() {
     }
     assert_eq!(cluster.scalar("SELECT string_agg(i::text, ' ') FROM t").await.as_deref(), Some("1 1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_beside_a_deallocation_is_done() {
+    let cluster = Cluster::start(Options::default()).await;
+    cluster.execute("CREATE TABLE t (i int)").await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+    for name in ["a1", "a2"] {
+        let text = format!("{name}\0SELECT '{name}'\0\0\0");
+        wire.send(&[frame(b'P', &[text.as_bytes()]), frame(b'S', &[])].concat()).await;
+        wire.until(|(tag, _)| *tag == b'Z').await;
+    }
+    let text = b"INSERT INTO t VALUES (1); DEALLOCATE a1; DEALLOCATE PREPARE \"a2\"; INSERT INTO t VALUES (2)\0";
+    wire.send(&frame(b'Q', &[text])).await;
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    let done: Vec<_> = answers.iter().filter(|(tag, _)| *tag == b'C').map(|(_, body)| &body[..]).collect();
+    assert_eq!(done, [&b"INSERT 0 1\0"[..], b"DEALLOCATE\0", b"DEALLOCATE\0", b"INSERT 0 1\0"], "{answers:?}");
+    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("2"));
+    wire.send(&[frame(b'B', &[b"\0a1\0\0\0\0\0\0\0"]), frame(b'S', &[])].concat()).await;
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(field(&answers[0].1, b'C'), "26000", "{answers:?}");
+    router.drain().await;
+}

@@ -88,6 +88,14 @@ fn channels_and_prepared_statements_are_known() {
 }
 
 #[test]
+fn each_deallocation_of_a_string_is_found_where_it_is() {
+    let sql = "/* a */ DEALLOCATE a; INSERT INTO t VALUES ('DEALLOCATE b'); deallocate prepare \"B\" ;DEALLOCATE ALL";
+    let found = deallocations(sql.as_bytes());
+    let found: Vec<_> = found.into_iter().map(|(span, name)| (&sql[span], name)).collect();
+    assert_eq!(found, [("DEALLOCATE a", "a".to_owned()), ("deallocate prepare \"B\"", "B".to_owned())]);
+}
+
+#[test]
 fn what_cannot_be_carried_pins() {
     for (sql, pin) in [
         ("CREATE TEMP TABLE t (i int)", Some(Pin::Temporary)),

@@ -303,13 +303,14 @@ impl Session {
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
         let effects = class.plain.map_or_else(|| effects::read(text), Effects::none);
+        let deallocates = self.is_shared().then(|| deallocating(text, &effects)).flatten();
         self.tenants_in_text.extend(reads::tenant_in(text));
         self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();
         }
         self.note(&effects);
-        let deallocated = self.deallocated(&effects.changes);
+        let deallocated = deallocates.and_then(|text| self.deallocated(&text));
         self.note_on_server(&effects.changes);
         self.note_boundary();
         self.pipeline.sent(Owed::Query);
@@ -322,12 +323,22 @@ impl Session {
         Ok(Frame::Replaced)
     }
 
-    /// What a shared server is told instead of `DEALLOCATE`, where the name is one of the protocol's.
-    fn deallocated(&mut self, changes: &[Change]) -> Option<Vec<u8>> {
-        let [Change::Deallocate { name }] = changes else { return None };
-        if !self.is_shared() {
-            return None;
+    /// What a shared server is told instead of a text, where a name that it deallocates is one of the protocol's: the same, but
+    /// for that.
+    fn deallocated(&mut self, text: &[u8]) -> Option<Vec<u8>> {
+        let (mut sql, mut copied) = (Vec::new(), 0);
+        for (span, name) in effects::deallocations(text) {
+            let Some(said) = self.deallocate(&name) else { continue };
+            sql.extend_from_slice(&text[copied..span.start]);
+            sql.extend(said);
+            copied = span.end;
         }
+        sql.extend_from_slice(&text[copied..]);
+        (copied > 0).then_some(sql)
+    }
+
+    /// What a shared server is told instead of `DEALLOCATE name`; `None`: the name is none of the protocol's.
+    fn deallocate(&mut self, name: &str) -> Option<Vec<u8>> {
         let statement = self.statements.remove(name.as_bytes())?;
         let link = self.link.as_mut()?;
         if link.server.statements.uses(&statement) {
@@ -338,6 +349,11 @@ impl Session {
         link.server.statements.take();
         Some(b"DEALLOCATE ALL".to_vec())
     }
+}
+
+/// The text, if it deallocates by name.
+fn deallocating(text: &[u8], effects: &Effects) -> Option<Vec<u8>> {
+    effects.changes.iter().any(|change| matches!(change, Change::Deallocate { .. })).then(|| text.to_vec())
 }
 
 fn is_of_client(tag: u8) -> bool {
