@@ -65,22 +65,22 @@ impl Stream {
         self.tcp().set_nodelay(true)
     }
 
-    /// Whether nothing can be read: neither bytes, nor that the peer has closed.
-    pub(crate) fn is_quiet(&self) -> bool {
-        match self {
-            Stream::Plain(stream) => {
-                matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            }
-            // Records may come at any time, and what they hold is seen when the connection is used; only its end counts.
-            Stream::Accepted(_) | Stream::Opened(_) => {
-                let mut cx = Context::from_waker(std::task::Waker::noop());
-                let mut byte = [0];
-                match self.tcp().poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)) {
-                    Poll::Pending => true,
-                    Poll::Ready(peeked) => peeked.is_ok_and(|bytes| bytes > 0),
-                }
-            }
+    /// Whether nothing can be read: neither bytes, nor that the peer has closed. What TLS had for `input` is in it afterwards.
+    pub(crate) fn is_quiet(&mut self, input: &mut BytesMut) -> bool {
+        if let Stream::Plain(stream) = self {
+            return matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         }
+        // Bytes on the wire tell nothing: a record is a session's ticket, or a server's last word.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut bytes = [0; 256];
+        let mut read = ReadBuf::new(&mut bytes);
+        let is_quiet = {
+            let reading = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_read(cx, &mut read));
+            // A task that has done much would be told that there is nothing.
+            std::pin::pin!(tokio::task::unconstrained(reading)).poll(&mut cx).is_pending()
+        };
+        input.extend_from_slice(read.filled());
+        is_quiet
     }
 
     /// Writes as much of `out` as is taken now. `Ready` when nothing is left.

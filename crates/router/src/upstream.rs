@@ -369,6 +369,11 @@ impl Server {
         }
     }
 
+    /// Whether it has nothing to say, and has not closed: what it says while nobody asks is its last word, or nobody's.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.input.is_empty() && self.stream.is_quiet(&mut self.input)
+    }
+
     /// Says good-bye, so that the server does not log a lost connection.
     pub(crate) async fn close(mut self) {
         let bye = async {

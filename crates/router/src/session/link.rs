@@ -205,12 +205,12 @@ impl Session {
             if let Some(former) = former {
                 self.leave_former_owner(former)?;
             }
-            match reader {
-                Some(reader) if reader.server.side == side && reader.server.stream.is_quiet() => {
-                    left = Some(*reader)
+            if let Some(mut reader) = reader {
+                if reader.server.side == side && reader.server.is_quiet() {
+                    left = Some(*reader);
+                } else {
+                    self.end_link(*reader, true);
                 }
-                Some(unwanted) => self.end_link(*unwanted, true),
-                None => {}
             }
         }
         // One on a side that owned the writes once is in the way of whoever wants to be done with that side.
