@@ -63,6 +63,8 @@ pub(crate) struct Effects {
     /// What holds once it has succeeded.
     pub(crate) changes: Vec<Change>,
     pub(crate) pin: Option<Pin>,
+    /// Whom it says that the session, or the transaction, is for: `SET LOCAL segue.tenant = 'acme'`.
+    pub(crate) tenants: Vec<String>,
 }
 
 impl Effects {
@@ -84,6 +86,7 @@ enum Tell {
     Hold,
     SetConfig,
     AdvisoryLock,
+    Tenant,
 }
 
 /// `first` is the word's first byte, in lower case.
@@ -94,6 +97,7 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
         b'i' if is("into") => Some(Tell::Into),
         b'h' if is("hold") => Some(Tell::Hold),
         b's' if is("set_config") => Some(Tell::SetConfig),
+        b's' if is("segue") => Some(Tell::Tenant),
         b'p' if is("pg_temp") => Some(Tell::Temporary),
         b'p' if is("pg_advisory_lock")
             || is("pg_advisory_lock_shared")
@@ -289,10 +293,15 @@ impl<'a> Statement<'a> {
     }
 
     fn read_set(&self, effects: &mut Effects) {
-        let at = if self.is(1, "session") && !self.is(2, "authorization") { 2 } else { 1 };
+        let is_scoped = self.is(1, "local") || self.is(1, "session") && !self.is(2, "authorization");
+        let at = if is_scoped { 2 } else { 1 };
+        if self.is(at, "segue") && self.dotted(at).as_deref() == Some("tenant") {
+            effects.tenants.extend(assigned(&self.sql()));
+        }
         let name = match self.word(at).as_str() {
             // These hold for the transaction.
-            "local" | "transaction" | "constraints" => return,
+            _ if self.is(1, "local") => return,
+            "transaction" | "constraints" => return,
             "" => return,
             "time" => "timezone".to_owned(),
             "names" => "client_encoding".to_owned(),
@@ -326,7 +335,8 @@ impl<'a> Statement<'a> {
             return None;
         }
         let end = self.place(at) + self.words[at].len();
-        (self.text.get(end) == Some(&b'.')).then(|| self.word(at + 1))
+        let behind = self.text.get(end..)?;
+        behind.strip_prefix(b"\"").unwrap_or(behind).starts_with(b".").then(|| self.word(at + 1))
     }
 
     fn read_reset(&self, effects: &mut Effects) {
@@ -343,6 +353,20 @@ impl<'a> Statement<'a> {
 
 fn unquoted(word: &[u8]) -> &[u8] {
     word.strip_prefix(b"\"").and_then(|w| w.strip_suffix(b"\"")).unwrap_or(word)
+}
+
+/// The value that a `SET name TO value` or `set_config` assigns, where it is one literal or word.
+pub(crate) fn assigned(sql: &str) -> Option<String> {
+    let literals: Vec<&str> = sql.split('\'').collect();
+    match (literals.as_slice(), sql.contains("set_config(")) {
+        ([_, _, _, value, _], true) | ([_, value, _], false) => Some((*value).to_owned()),
+        ([_], false) => {
+            let (_, value) = sql.rsplit_once(['=', ' '])?;
+            Some(value.trim().to_owned())
+        }
+        // Quotes within quotes: a tenant is not called so.
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! It does not read SQL ([`effects`](crate::effects)) and sends nothing.
 
-use crate::effects::Change;
+use crate::effects::{Change, assigned};
 use crate::frames::{Fields, Malformed, put_parameter};
 use bytes::BytesMut;
 use segue_model::sqltext::quote_literal;
@@ -214,20 +214,6 @@ impl Settings {
         }
         statements.extend(self.prepared.values().chain(self.listens.values()).cloned());
         statements
-    }
-}
-
-/// The value that a `SET name TO value` or `set_config` assigns, where it is one literal or word.
-fn assigned(sql: &str) -> Option<String> {
-    let literals: Vec<&str> = sql.split('\'').collect();
-    match (literals.as_slice(), sql.contains("set_config(")) {
-        ([_, _, _, value, _], true) | ([_, value, _], false) => Some((*value).to_owned()),
-        ([_], false) => {
-            let (_, value) = sql.rsplit_once(['=', ' '])?;
-            Some(value.trim().to_owned())
-        }
-        // Quotes within quotes: a tenant is not called so.
-        _ => None,
     }
 }
 

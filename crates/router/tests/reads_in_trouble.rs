@@ -317,3 +317,36 @@ async fn a_good_bye_within_a_transaction_of_reads_leaves_nothing_behind() {
         pair.router.drain().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_is_named_beside_the_write_reads_it() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        drop(pair.client().await);
+        let of = async |tenant: &str| {
+            let url = format!("{} options='-c segue.tenant={tenant}'", pair.router.url());
+            pair.router.try_connect(&url).await.unwrap()
+        };
+        let write = "UPDATE t SET side = 'written' WHERE id = 1";
+        for (own, names, tenants) in [
+            ("o1", format!("SET segue.tenant = 'a1'; {write}"), &["a1"][..]),
+            ("o2", format!("SET LOCAL segue.tenant = 'a2'; {write}"), &["a2", "o2"]),
+            ("o3", format!("SET segue.tenant = 'a3'; {write}; SET segue.tenant = 'a4'"), &["a3", "a4", "o3"]),
+        ] {
+            let writer = of(own).await;
+            pair.shows(Instant::now() - Duration::from_millis(500));
+            for tenant in tenants {
+                assert_eq!(side(&of(tenant).await).await, "target", "{mode:?}: {tenant} has written nothing yet");
+            }
+            writer.batch_execute("BEGIN").await.unwrap();
+            for statement in names.split("; ") {
+                writer.batch_execute(statement).await.unwrap();
+            }
+            writer.batch_execute("COMMIT").await.unwrap();
+            for tenant in tenants {
+                assert_eq!(side(&of(tenant).await).await, "written", "{mode:?}: {names} for {tenant}");
+            }
+        }
+        pair.router.drain().await;
+    }
+}

@@ -44,6 +44,19 @@ fn settings_are_carried_by_name() {
 }
 
 #[test]
+fn whom_a_session_or_a_transaction_is_for_is_seen() {
+    for (sql, tenants) in [
+        ("SET segue.tenant = 'a'", &["a"][..]),
+        ("SET SESSION segue.tenant TO a; SET LOCAL segue.tenant = 'b'", &["a", "b"]),
+        ("SET LOCAL \"segue\".\"tenant\" = 'a'", &["a"]),
+        ("SET LOCAL segue.tenant = 'it''s'", &[]),
+        ("SET segue.other = 'a'", &[]),
+    ] {
+        assert_eq!(read(sql.as_bytes()).tenants, tenants, "{sql}");
+    }
+}
+
+#[test]
 fn a_plain_text_is_plain_whatever_its_constants_are() {
     for (sql, plain) in [
         ("SELECT a FROM t WHERE b = 1", Some(true)),
@@ -51,6 +64,7 @@ fn a_plain_text_is_plain_whatever_its_constants_are() {
         ("BEGIN", Some(false)),
         ("SELECT 1; SELECT 2", Some(false)),
         ("SET LOCAL x = 1", Some(false)),
+        ("SET LOCAL segue.tenant = 'it''s'", None),
         ("DISCARD TEMP", None),
         ("SET x = 1", None),
         ("RESET x", None),

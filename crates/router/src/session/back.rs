@@ -165,7 +165,6 @@ impl Session {
         }
         let now = Instant::now();
         self.tally(now);
-        self.saw_owner(now);
         if self.pipeline.owes_nothing() && status == Status::Idle {
             self.end_sample();
         } else {
@@ -192,6 +191,8 @@ impl Session {
         if status == Status::Idle {
             self.settle();
         }
+        // Whom the session is for from here on has seen it as well.
+        self.saw_owner(now);
     }
 }
 

@@ -236,6 +236,7 @@ impl Session {
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
         self.executes = true;
+        self.tenants_in_text.extend(effects.tenants.iter().cloned());
         if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }

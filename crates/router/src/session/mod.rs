@@ -165,7 +165,7 @@ struct Session {
     unlike: bool,
     /// It has had servers of its own on both sides: either may have a name that the client has closed on the other.
     uses_both: bool,
-    /// Whom what is under way is for, as comments in it say.
+    /// Whom what is under way is for, as comments and settings in it say.
     tenants_in_text: BTreeSet<String>,
     /// What the client wished at its start makes what it reads depend on the server.
     differs_at_start: bool,

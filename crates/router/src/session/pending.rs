@@ -83,6 +83,8 @@ impl Session {
             return;
         }
         self.unlike = false;
+        // What was done before this was for whoever is named so far.
+        self.tenants_in_text.extend(self.tenant());
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
         for change in changes {

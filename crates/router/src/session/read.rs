@@ -122,7 +122,7 @@ impl Session {
     }
 
     /// Whom the session's statements are for, if it says so.
-    fn tenant(&self) -> Option<String> {
+    pub(super) fn tenant(&self) -> Option<String> {
         self.settings.tenant().or_else(|| self.tenant_at_start.clone())
     }
 
