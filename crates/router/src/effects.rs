@@ -51,17 +51,25 @@ pub(crate) enum Change {
     DiscardAll,
 }
 
+/// A statement that decides whether what was set before it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Or a rollback, where the transaction had failed.
+    Commit,
+    Rollback,
+    /// It takes back what was set since a savepoint, and the transaction goes on, even if it had failed.
+    RollbackTo,
+}
+
 /// What a string of statements does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Effects {
     /// It is one statement that runs as a whole or not at all, and cannot commit inside.
     pub(crate) repeatable: bool,
-    /// It takes back what was set in the transaction.
-    pub(crate) rolls_back: bool,
-    /// It takes back what was set since a savepoint.
-    pub(crate) rolls_back_part: bool,
     /// What holds once it has succeeded.
     pub(crate) changes: Vec<Change>,
+    /// What decides on changes before it, and before how many of these it stands.
+    pub(crate) endings: Vec<(usize, Ending)>,
     pub(crate) pin: Option<Pin>,
     /// Whom it says that the session, or the transaction, is for: `SET LOCAL segue.tenant = 'acme'`.
     pub(crate) tenants: Vec<String>,
@@ -118,10 +126,21 @@ pub(crate) fn read(sql: &[u8]) -> Effects {
 /// Whether a string of statements can be sent again, if it does nothing to its session whatever its constants are; `None`:
 /// each text must be read.
 pub(crate) fn plain(sql: &[u8]) -> Option<bool> {
+    if is_commit(sql) {
+        return Some(false);
+    }
     let (effects, has_tells) = scan(sql);
     // Without a word that tells, what a statement does is told by its first words.
     let is_plain = !has_tells && effects == Effects::none(effects.repeatable);
     is_plain.then_some(effects.repeatable)
+}
+
+/// Whether it is a commit and nothing else: in a query of its own, its answer says all there is to say of it.
+fn is_commit(sql: &[u8]) -> bool {
+    let mut rest = Words::of(sql);
+    let is_commit =
+        |first: Statement| first.count <= 2 && (first.is(0, "commit") || first.is(0, "end"));
+    Statement::next(&mut rest).is_some_and(is_commit) && Statement::next(&mut rest).is_none()
 }
 
 /// Where a string of statements throws single prepared statements away: the whole of each such statement, and the name.
@@ -217,16 +236,26 @@ impl<'a> Statement<'a> {
         String::from_utf8_lossy(self.text).into_owned()
     }
 
+    /// What is prepared to be committed keeps its settings, and what becomes of it later is nobody's session's affair.
+    fn ending(&self) -> Option<Ending> {
+        match self.words[0].first()?.to_ascii_lowercase() {
+            b'c' | b'r' if self.is(1, "prepared") => None,
+            b'c' if self.is(0, "commit") => Some(Ending::Commit),
+            b'e' if self.is(0, "end") => Some(Ending::Commit),
+            b'p' if self.is(0, "prepare") && self.is(1, "transaction") => Some(Ending::Commit),
+            b'r' if self.is(0, "rollback") && (1..4).any(|at| self.is(at, "to")) => Some(Ending::RollbackTo),
+            b'r' if self.is(0, "rollback") => Some(Ending::Rollback),
+            b'a' if self.is(0, "abort") => Some(Ending::Rollback),
+            _ => None,
+        }
+    }
+
     fn read(&self, effects: &mut Effects) {
+        effects.endings.extend(self.ending().map(|ending| (effects.changes.len(), ending)));
         let first = self.words[0].first().map_or(0, u8::to_ascii_lowercase);
         match first {
             b's' if self.is(0, "set") => self.read_set(effects),
             b'r' if self.is(0, "reset") => self.read_reset(effects),
-            b'r' if self.is(0, "rollback") && (1..4).any(|at| self.is(at, "to")) => {
-                effects.rolls_back_part = true
-            }
-            b'r' if self.is(0, "rollback") => effects.rolls_back = true,
-            b'a' if self.is(0, "abort") => effects.rolls_back = true,
             b'l' if self.is(0, "listen") => {
                 effects.changes.push(Change::Listen { channel: self.name(1), sql: self.sql() });
             }

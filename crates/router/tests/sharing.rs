@@ -256,3 +256,80 @@ async fn what_stands_beside_a_deallocation_is_done() {
     assert_eq!(field(&answers[0].1, b'C'), "26000", "{answers:?}");
     router.drain().await;
 }
+
+/// What is sent at once, and what is set afterwards, are the same as with a server of one's own; and nobody else sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_beside_the_end_of_a_transaction_is_known_or_keeps_its_server() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let query = |sql: &str| frame(b'Q', &[sql.as_bytes(), b"\0"]);
+    let execute = |sql: &str| {
+        let text = format!("\0{sql}\0\0\0");
+        let (bind, execute) = (frame(b'B', &[&[0; 8]]), frame(b'E', &[&[0; 5]]));
+        [frame(b'P', &[text.as_bytes()]), bind, execute].concat()
+    };
+    let sync = || frame(b'S', &[]);
+    const SET: &str = "SET work_mem = '5MB'";
+    let cases: [(&str, Vec<Vec<u8>>, u64); 11] = [
+        ("behind a rollback", vec![query(&format!("ROLLBACK; {SET}"))], 0),
+        ("before an error", vec![query(&format!("{SET}; COMMIT; SELECT 1/0"))], 1),
+        ("committed", vec![query("BEGIN"), query(SET), query("COMMIT; SELECT 1/0")], 1),
+        ("once it had failed", vec![query("BEGIN"), query("SELECT 1/0"), query(&format!("COMMIT; {SET}"))], 0),
+        ("not in a transaction", vec![[query(SET), query("ROLLBACK")].concat()], 0),
+        ("in a chain", vec![query("BEGIN"), query(SET), query("COMMIT AND CHAIN"), query("ROLLBACK")], 0),
+        ("taken back", vec![query("BEGIN"), query(SET), query("ROLLBACK")], 0),
+        ("taken back at once", vec![[query("BEGIN"), query(SET), query("ROLLBACK")].concat()], 0),
+        ("kept at once", vec![[query("BEGIN"), query(SET), query("COMMIT")].concat()], 0),
+        (
+            "behind a rollback in a group",
+            vec![query("BEGIN"), query("SELECT 1/0"), [execute("ROLLBACK"), execute(SET), sync()].concat()],
+            0,
+        ),
+        (
+            "behind a savepoint",
+            vec![
+                query("BEGIN; SAVEPOINT a"),
+                query("SELECT 1/0"),
+                [execute("ROLLBACK TO a"), execute(SET), execute("COMMIT"), sync()].concat(),
+            ],
+            0,
+        ),
+    ];
+    let mut pins = 0;
+    for (what, sends, pinned) in cases {
+        let mut direct = Wire::direct(&cluster, "postgres").await;
+        let mut routed = Wire::through(router.handle.address().port(), "postgres").await;
+        let mut set = Vec::new();
+        for wire in [&mut direct, &mut routed] {
+            for send in &sends {
+                wire.send(send).await;
+                for _ in 0..boundaries(send) {
+                    wire.until(|(tag, _)| *tag == b'Z').await;
+                }
+            }
+            wire.send(&query("SHOW work_mem")).await;
+            let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+            set.push(answers.into_iter().find(|(tag, _)| *tag == b'D'));
+        }
+        assert!(set[0].is_some() && set[0] == set[1], "{what}: {set:?}");
+        routed.send(&frame(b'X', &[])).await;
+        routed.rest().await;
+        assert_eq!(show(&router.connect().await, "work_mem").await, "4MB", "{what}");
+        pins += pinned;
+        assert_eq!(router.counts().pins, pins, "{what}");
+    }
+    router.drain().await;
+}
+
+/// How many ReadyForQuery come for it.
+fn boundaries(mut sent: &[u8]) -> usize {
+    let mut boundaries = 0;
+    while let [tag, a, b, c, d, ..] = sent {
+        boundaries += usize::from(matches!(tag, b'Q' | b'S'));
+        sent = &sent[1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
+    }
+    boundaries
+}

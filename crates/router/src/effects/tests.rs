@@ -69,6 +69,10 @@ fn a_plain_text_is_plain_whatever_its_constants_are() {
         ("SET x = 1", None),
         ("RESET x", None),
         ("SELECT 1; SET x = 1", None),
+        ("COMMIT", Some(false)),
+        ("END;", Some(false)),
+        ("COMMIT AND CHAIN", None),
+        ("COMMIT; SELECT 1", None),
         ("ROLLBACK", None),
         ("ROLLBACK TO s", None),
         ("SELECT 1 INTO TEMP t", None),
@@ -163,16 +167,21 @@ fn bytes_inside_strings_are_not_words() {
 }
 
 #[test]
-fn rolling_back_is_seen() {
-    for (sql, all, part) in [
-        ("ROLLBACK", true, false),
-        ("abort", true, false),
-        ("rollback work to savepoint a", false, true),
-        ("ROLLBACK TO a", false, true),
-        ("COMMIT", false, false),
+fn what_decides_on_changes_is_seen_and_where_it_stands() {
+    use Ending::{Commit, Rollback, RollbackTo};
+    for (sql, endings) in [
+        ("ROLLBACK", &[(0, Rollback)][..]),
+        ("abort", &[(0, Rollback)]),
+        ("rollback work to savepoint a", &[(0, RollbackTo)]),
+        ("ROLLBACK TO a", &[(0, RollbackTo)]),
+        ("COMMIT", &[(0, Commit)]),
+        ("end and chain", &[(0, Commit)]),
+        ("PREPARE TRANSACTION 'x'", &[(0, Commit)]),
+        ("COMMIT PREPARED 'x'; ROLLBACK PREPARED 'x'", &[]),
+        ("BEGIN; SAVEPOINT a; RELEASE a", &[]),
+        ("SET a = 1; COMMIT; SET b = 1; SET c = 1; ROLLBACK", &[(1, Commit), (3, Rollback)]),
     ] {
-        let effects = read(sql.as_bytes());
-        assert_eq!((effects.rolls_back, effects.rolls_back_part), (all, part), "{sql}");
+        assert_eq!(read(sql.as_bytes()).endings, endings, "{sql}");
     }
 }
 

@@ -177,20 +177,8 @@ impl Session {
         if failed || status != Status::Idle {
             self.settle_prepared(failed);
         }
-        match status {
-            Status::InTransaction => {}
-            Status::Failed => self.transaction_failed = true,
-            Status::Idle => {
-                // What was set in a transaction that failed was never set.
-                if failed || self.transaction_failed {
-                    drop(self.pending.take_due());
-                }
-                self.transaction_failed = false;
-            }
-        }
-        if status == Status::Idle {
-            self.settle();
-        }
+        let had_failed = std::mem::replace(&mut self.transaction_failed, status == Status::Failed);
+        self.settle(status, failed, had_failed);
         // Whom the session is for from here on has seen it as well.
         self.saw_owner(now);
     }

@@ -3,7 +3,7 @@
 use super::link::shutting_down;
 use super::tally;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
-use crate::effects::{self, Change, Effects, Pin};
+use crate::effects::{self, Change, Effects, Ending, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
@@ -237,20 +237,15 @@ impl Session {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
         self.executes = true;
         self.tenants_in_text.extend(effects.tenants.iter().cloned());
-        if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
+        if !self.pending.note(effects, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }
         if let Some(pin) = effects.pin {
             self.pin(pin);
         }
-        if effects.rolls_back {
-            self.pending.roll_back();
-        } else if effects.rolls_back_part {
-            if self.pending.roll_back() {
-                // Which of the changes are taken back is the server's knowledge.
-                self.pin(Pin::Setting);
-            }
-            self.transaction_failed = false;
+        if effects.endings.iter().any(|(_, ending)| *ending == Ending::RollbackTo) && self.pending.roll_back() {
+            // Which of the changes are taken back is the server's knowledge.
+            self.pin(Pin::Setting);
         }
     }
 

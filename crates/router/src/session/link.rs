@@ -301,7 +301,6 @@ impl Session {
             self.link = None;
             return Err(End::Left);
         }
-        self.settle();
         self.settle_reading();
         self.active = false;
         self.last_bound = None;
