@@ -335,11 +335,13 @@ impl<'a> Statement<'a> {
             "time" => "timezone".to_owned(),
             "names" => "client_encoding".to_owned(),
             "session" => "session_authorization".to_owned(),
-            "characteristics" => "characteristics".to_owned(),
             "schema" => "search_path".to_owned(),
             "xml" => "xmloption".to_owned(),
             name => name.to_owned(),
         };
+        if name == "characteristics" && self.is(1, "session") && self.dotted(at).is_none() {
+            return self.read_characteristics(effects);
+        }
         // A name in two parts: its second word follows the dot directly.
         let name = match self.dotted(at) {
             Some(second) => format!("{name}.{second}"),
@@ -349,6 +351,36 @@ impl<'a> Statement<'a> {
             true => Change::Reset { name, sql: self.sql() },
             false => Change::Set { name, sql: self.sql() },
         });
+    }
+
+    /// Each mode is a setting of its own: one of them does not take another one's place.
+    fn read_characteristics(&self, effects: &mut Effects) {
+        let mut words = Words::of(self.text);
+        let mut modes = Vec::new();
+        while let Some((_, from, to)) = words.next_token() {
+            modes.push(self.text[from..to].to_ascii_lowercase());
+        }
+        // Behind SET SESSION CHARACTERISTICS AS TRANSACTION.
+        let mut modes: Vec<&[u8]> = modes.iter().skip(5).map(Vec::as_slice).collect();
+        modes.retain(|mode| *mode != b",");
+        let mut rest = &modes[..];
+        while !rest.is_empty() {
+            let (setting, value, words) = match rest {
+                [b"isolation", b"level", b"serializable", ..] => ("isolation", "serializable", 3),
+                [b"isolation", b"level", b"repeatable", b"read", ..] => ("isolation", "repeatable read", 4),
+                [b"isolation", b"level", b"read", b"committed", ..] => ("isolation", "read committed", 4),
+                [b"isolation", b"level", b"read", b"uncommitted", ..] => ("isolation", "read uncommitted", 4),
+                [b"read", b"only", ..] => ("read_only", "on", 2),
+                [b"read", b"write", ..] => ("read_only", "off", 2),
+                [b"not", b"deferrable", ..] => ("deferrable", "off", 2),
+                [b"deferrable", ..] => ("deferrable", "on", 1),
+                _ => return self.pin(effects, Pin::Setting),
+            };
+            let name = format!("default_transaction_{setting}");
+            let sql = format!("SET {name} = '{value}'");
+            effects.changes.push(Change::Set { name, sql });
+            rest = &rest[words..];
+        }
     }
 
     /// The last word is DEFAULT, or LOCAL, which a time zone may be set to: the same as a reset.

@@ -181,10 +181,7 @@ impl Settings {
     pub(crate) fn reads_differ(&self) -> bool {
         let names_schema = |sql: &String| sql.to_ascii_lowercase().contains("information_schema");
         !self.roles.is_empty()
-            || self
-                .set
-                .keys()
-                .any(|name| name.starts_with("default_transaction_") || name == "characteristics")
+            || self.set.keys().any(|name| name.starts_with("default_transaction_"))
             || self.set.get("search_path").is_some_and(names_schema)
     }
 

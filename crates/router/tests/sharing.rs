@@ -333,3 +333,24 @@ fn boundaries(mut sent: &[u8]) -> usize {
     }
     boundaries
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_modes_of_a_sessions_transactions_are_carried_one_by_one() {
+    let cluster = Cluster::start(Options::default()).await;
+    let router = narrow(&cluster).await;
+    let (client, other) = (router.connect().await, router.connect().await);
+    for modes in ["ISOLATION LEVEL REPEATABLE READ", "READ ONLY, DEFERRABLE"] {
+        let sql = format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}");
+        client.batch_execute(&sql).await.unwrap();
+    }
+    client.batch_execute("SET default_transaction_deferrable = off").await.unwrap();
+    for (name, mine, others) in [
+        ("default_transaction_isolation", "repeatable read", "read committed"),
+        ("default_transaction_read_only", "on", "off"),
+        ("default_transaction_deferrable", "off", "off"),
+    ] {
+        assert_eq!(show(&other, name).await, others, "{name}");
+        assert_eq!(show(&client, name).await, mine, "{name}");
+    }
+    router.drain().await;
+}

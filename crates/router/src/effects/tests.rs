@@ -19,7 +19,6 @@ fn settings_are_carried_by_name() {
         ("SET NAMES 'utf8'", "client_encoding"),
         ("SET ROLE bob", "role"),
         ("SET SESSION AUTHORIZATION bob", "session_authorization"),
-        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "characteristics"),
         ("SET my.thing = 'x'", "my.thing"),
         ("SET \"TimeZone\" = 'UTC'", "timezone"),
     ] {
@@ -41,6 +40,22 @@ fn settings_are_carried_by_name() {
     for local in ["SET LOCAL x = 1", "SET TRANSACTION READ ONLY", "SET CONSTRAINTS ALL DEFERRED"] {
         assert_eq!(changes(local), [], "{local}");
     }
+}
+
+#[test]
+fn each_mode_of_a_sessions_transactions_is_a_setting() {
+    let level = set("default_transaction_isolation", "SET default_transaction_isolation = 'repeatable read'");
+    let read_only = set("default_transaction_read_only", "SET default_transaction_read_only = 'on'");
+    let deferrable = set("default_transaction_deferrable", "SET default_transaction_deferrable = 'off'");
+    for (modes, expected) in [
+        ("ISOLATION LEVEL REPEATABLE READ", &[level.clone()][..]),
+        ("read only", std::slice::from_ref(&read_only)),
+        ("READ ONLY, NOT DEFERRABLE isolation level\nrepeatable read", &[read_only.clone(), deferrable, level]),
+    ] {
+        assert_eq!(changes(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}")), expected, "{modes}");
+    }
+    let unknown = read(b"SET SESSION CHARACTERISTICS AS TRANSACTION READ BACKWARDS");
+    assert_eq!((unknown.changes, unknown.pin), (vec![], Some(Pin::Setting)));
 }
 
 #[test]
