@@ -3,6 +3,10 @@
 //! Words are told apart from strings, quoted names and comments, and that is all: it does not parse. Where words leave
 //! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
 
+mod set;
+
+pub(crate) use set::assigned;
+
 use crate::lexer::{Token, Words};
 use std::ops::Range;
 
@@ -95,9 +99,13 @@ enum Tell {
     SetConfig,
     AdvisoryLock,
     Tenant,
+    /// Which schemas are looked at, and where a table is made.
+    Path,
+    /// A function that leaves something with the session.
+    Leaves,
 }
 
-/// `first` is the word's first byte, in lower case.
+/// `first` is the first byte, in lower case, of a word without its quotes.
 fn tell(first: u8, word: &[u8]) -> Option<Tell> {
     let is = |text: &str| word.eq_ignore_ascii_case(text.as_bytes());
     match first {
@@ -106,7 +114,11 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
         b'h' if is("hold") => Some(Tell::Hold),
         b's' if is("set_config") => Some(Tell::SetConfig),
         b's' if is("segue") => Some(Tell::Tenant),
-        b'p' if is("pg_temp") => Some(Tell::Temporary),
+        b's' if is("search_path") || is("schema") => Some(Tell::Path),
+        b's' if is("set_limit") => Some(Tell::Leaves),
+        b'd' if is("dblink_connect") || is("dblink_connect_u") => Some(Tell::Leaves),
+        // By any of its names: no schema of a user's begins so.
+        b'p' if is_temporary(word) => Some(Tell::Temporary),
         b'p' if is("pg_advisory_lock")
             || is("pg_advisory_lock_shared")
             || is("pg_try_advisory_lock")
@@ -116,6 +128,10 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
         }
         _ => None,
     }
+}
+
+fn is_temporary(schema: &[u8]) -> bool {
+    schema.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case(b"pg_temp"))
 }
 
 /// Reads a string of statements.
@@ -138,8 +154,7 @@ pub(crate) fn plain(sql: &[u8]) -> Option<bool> {
 /// Whether it is a commit and nothing else: in a query of its own, its answer says all there is to say of it.
 fn is_commit(sql: &[u8]) -> bool {
     let mut rest = Words::of(sql);
-    let is_commit =
-        |first: Statement| first.count <= 2 && (first.is(0, "commit") || first.is(0, "end"));
+    let is_commit = |first: Statement| first.count <= 2 && (first.is(0, "commit") || first.is(0, "end"));
     Statement::next(&mut rest).is_some_and(is_commit) && Statement::next(&mut rest).is_none()
 }
 
@@ -207,6 +222,11 @@ impl<'a> Statement<'a> {
                     b'a' if word.eq_ignore_ascii_case(b"atomic") => in_body += 1,
                     b'c' if in_body > 0 && word.eq_ignore_ascii_case(b"case") => in_body += 1,
                     b'e' if word.eq_ignore_ascii_case(b"end") => in_body = in_body.saturating_sub(1),
+                    b'"' => {
+                        let name = unquoted(word);
+                        let first = name.first().map_or(0, u8::to_ascii_lowercase);
+                        statement.tells.extend(tell(first, name));
+                    }
                     first => statement.tells.extend(tell(first, word)),
                 }
             }
@@ -283,7 +303,8 @@ impl<'a> Statement<'a> {
         if self.has(Tell::AdvisoryLock) {
             self.pin(effects, Pin::AdvisoryLock);
         }
-        if self.has(Tell::SetConfig) && !self.sets_locally() {
+        let doubtful = self.has(Tell::SetConfig) && (!self.sets_locally() || self.names_temporary());
+        if doubtful || self.has(Tell::Leaves) {
             self.pin(effects, Pin::Setting);
         }
     }
@@ -314,120 +335,54 @@ impl<'a> Statement<'a> {
         if quoted { name.replace("\"\"", "\"") } else { name.to_ascii_lowercase() }
     }
 
-    /// Every `set_config` is given `true`: for the transaction only.
+    /// Every `set_config` is given `true` as the last argument of its own: for the transaction only.
     fn sets_locally(&self) -> bool {
-        let text: String = self.sql().to_ascii_lowercase().split_whitespace().collect();
-        let calls = text.matches("set_config(").count();
-        calls > 0 && calls == text.matches(",true)").count() + text.matches(",is_local=>true)").count()
-    }
-
-    fn read_set(&self, effects: &mut Effects) {
-        let is_scoped = self.is(1, "local") || self.is(1, "session") && !self.is(2, "authorization");
-        let at = if is_scoped { 2 } else { 1 };
-        if self.is(at, "segue") && self.dotted(at).as_deref() == Some("tenant") {
-            effects.tenants.extend(assigned(&self.sql()));
-        }
-        let name = match self.word(at).as_str() {
-            // These hold for the transaction.
-            _ if self.is(1, "local") => return,
-            "transaction" | "constraints" => return,
-            "" => return,
-            "time" => "timezone".to_owned(),
-            "names" => "client_encoding".to_owned(),
-            "session" => "session_authorization".to_owned(),
-            "schema" => "search_path".to_owned(),
-            "xml" => "xmloption".to_owned(),
-            name => name.to_owned(),
-        };
-        if name == "characteristics" && self.is(1, "session") && self.dotted(at).is_none() {
-            return self.read_characteristics(effects);
-        }
-        // A name in two parts: its second word follows the dot directly.
-        let name = match self.dotted(at) {
-            Some(second) => format!("{name}.{second}"),
-            None => name,
-        };
-        effects.changes.push(match self.ends_with_default() {
-            true => Change::Reset { name, sql: self.sql() },
-            false => Change::Set { name, sql: self.sql() },
-        });
-    }
-
-    /// Each mode is a setting of its own: one of them does not take another one's place.
-    fn read_characteristics(&self, effects: &mut Effects) {
         let mut words = Words::of(self.text);
-        let mut modes = Vec::new();
+        // What is in brackets now: whether as the arguments of that function, and the last argument so far.
+        let mut open: Vec<(bool, Vec<&[u8]>)> = Vec::new();
+        let mut before: &[u8] = &[];
         while let Some((_, from, to)) = words.next_token() {
-            modes.push(self.text[from..to].to_ascii_lowercase());
+            let token = &self.text[from..to];
+            match token {
+                b"(" => open.push((unquoted(before).eq_ignore_ascii_case(b"set_config"), Vec::new())),
+                b")" => match open.pop() {
+                    Some((true, argument)) if !is_true(&argument) => return false,
+                    _ => {}
+                },
+                b"," => open.iter_mut().last().into_iter().for_each(|(_, argument)| argument.clear()),
+                _ => {}
+            }
+            if let Some((true, argument)) = open.last_mut()
+                && !matches!(token, b"(" | b",")
+            {
+                argument.push(token);
+            }
+            before = token;
         }
-        // Behind SET SESSION CHARACTERISTICS AS TRANSACTION.
-        let mut modes: Vec<&[u8]> = modes.iter().skip(5).map(Vec::as_slice).collect();
-        modes.retain(|mode| *mode != b",");
-        let mut rest = &modes[..];
-        while !rest.is_empty() {
-            let (setting, value, words) = match rest {
-                [b"isolation", b"level", b"serializable", ..] => ("isolation", "serializable", 3),
-                [b"isolation", b"level", b"repeatable", b"read", ..] => ("isolation", "repeatable read", 4),
-                [b"isolation", b"level", b"read", b"committed", ..] => ("isolation", "read committed", 4),
-                [b"isolation", b"level", b"read", b"uncommitted", ..] => ("isolation", "read uncommitted", 4),
-                [b"read", b"only", ..] => ("read_only", "on", 2),
-                [b"read", b"write", ..] => ("read_only", "off", 2),
-                [b"not", b"deferrable", ..] => ("deferrable", "off", 2),
-                [b"deferrable", ..] => ("deferrable", "on", 1),
-                _ => return self.pin(effects, Pin::Setting),
-            };
-            let name = format!("default_transaction_{setting}");
-            let sql = format!("SET {name} = '{value}'");
-            effects.changes.push(Change::Set { name, sql });
-            rest = &rest[words..];
-        }
+        // An end that is missing is refused by the server, or the tokens were not told apart as it does.
+        open.is_empty() && !words.is_doubtful()
     }
 
-    /// The last word is DEFAULT, or LOCAL, which a time zone may be set to: the same as a reset.
-    fn ends_with_default(&self) -> bool {
-        let text = self.text.trim_ascii_end();
-        let is_default = |word: &str| self.count > 1 && self.is(self.count - 1, word);
-        (is_default("default") || is_default("local"))
-            && text.len() == self.place(self.count - 1) + self.words[self.count - 1].len()
+    /// A text in it may name the schema of temporary tables.
+    fn names_temporary(&self) -> bool {
+        self.text.windows(7).any(is_temporary)
     }
+}
 
-    fn dotted(&self, at: usize) -> Option<String> {
-        if at + 1 >= self.count {
-            return None;
+/// An argument that is the word TRUE and nothing else, by its place or by its name.
+fn is_true(argument: &[&[u8]]) -> bool {
+    let value = match argument {
+        [name, b"=", b">", value] | [name, b":", b"=", value] if name.eq_ignore_ascii_case(b"is_local") => {
+            value
         }
-        let end = self.place(at) + self.words[at].len();
-        let behind = self.text.get(end..)?;
-        behind.strip_prefix(b"\"").unwrap_or(behind).starts_with(b".").then(|| self.word(at + 1))
-    }
-
-    fn read_reset(&self, effects: &mut Effects) {
-        let name = match self.word(1).as_str() {
-            "all" => return effects.changes.push(Change::ResetAll),
-            "time" => "timezone".to_owned(),
-            "session" => "session_authorization".to_owned(),
-            name => name.to_owned(),
-        };
-        let name = self.dotted(1).map_or(name.clone(), |second| format!("{name}.{second}"));
-        effects.changes.push(Change::Reset { name, sql: self.sql() });
-    }
+        [value] => value,
+        _ => return false,
+    };
+    value.eq_ignore_ascii_case(b"true")
 }
 
 fn unquoted(word: &[u8]) -> &[u8] {
     word.strip_prefix(b"\"").and_then(|w| w.strip_suffix(b"\"")).unwrap_or(word)
-}
-
-/// The value that a `SET name TO value` or `set_config` assigns, where it is one literal or word.
-pub(crate) fn assigned(sql: &str) -> Option<String> {
-    let literals: Vec<&str> = sql.split('\'').collect();
-    match (literals.as_slice(), sql.contains("set_config(")) {
-        ([_, _, _, value, _], true) | ([_, value, _], false) => Some((*value).to_owned()),
-        ([_], false) => {
-            let (_, value) = sql.rsplit_once(['=', ' '])?;
-            Some(value.trim().to_owned())
-        }
-        // Quotes within quotes: a tenant is not called so.
-        _ => None,
-    }
 }
 
 #[cfg(test)]

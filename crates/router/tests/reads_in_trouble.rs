@@ -336,7 +336,11 @@ async fn a_tenant_that_is_named_beside_the_write_reads_it() {
             let writer = of(own).await;
             pair.shows(Instant::now() - Duration::from_millis(500));
             for tenant in tenants {
-                assert_eq!(side(&of(tenant).await).await, "target", "{mode:?}: {tenant} has written nothing yet");
+                assert_eq!(
+                    side(&of(tenant).await).await,
+                    "target",
+                    "{mode:?}: {tenant} has written nothing yet"
+                );
             }
             writer.batch_execute("BEGIN").await.unwrap();
             for statement in names.split("; ") {

@@ -245,11 +245,16 @@ async fn what_stands_beside_a_deallocation_is_done() {
         wire.send(&[frame(b'P', &[text.as_bytes()]), frame(b'S', &[])].concat()).await;
         wire.until(|(tag, _)| *tag == b'Z').await;
     }
-    let text = b"INSERT INTO t VALUES (1); DEALLOCATE a1; DEALLOCATE PREPARE \"a2\"; INSERT INTO t VALUES (2)\0";
+    let text =
+        b"INSERT INTO t VALUES (1); DEALLOCATE a1; DEALLOCATE PREPARE \"a2\"; INSERT INTO t VALUES (2)\0";
     wire.send(&frame(b'Q', &[text])).await;
     let answers = wire.until(|(tag, _)| *tag == b'Z').await;
     let done: Vec<_> = answers.iter().filter(|(tag, _)| *tag == b'C').map(|(_, body)| &body[..]).collect();
-    assert_eq!(done, [&b"INSERT 0 1\0"[..], b"DEALLOCATE\0", b"DEALLOCATE\0", b"INSERT 0 1\0"], "{answers:?}");
+    assert_eq!(
+        done,
+        [&b"INSERT 0 1\0"[..], b"DEALLOCATE\0", b"DEALLOCATE\0", b"INSERT 0 1\0"],
+        "{answers:?}"
+    );
     assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("2"));
     wire.send(&[frame(b'B', &[b"\0a1\0\0\0\0\0\0\0"]), frame(b'S', &[])].concat()).await;
     let answers = wire.until(|(tag, _)| *tag == b'Z').await;
@@ -277,7 +282,11 @@ async fn what_is_set_beside_the_end_of_a_transaction_is_known_or_keeps_its_serve
         ("behind a rollback", vec![query(&format!("ROLLBACK; {SET}"))], 0),
         ("before an error", vec![query(&format!("{SET}; COMMIT; SELECT 1/0"))], 1),
         ("committed", vec![query("BEGIN"), query(SET), query("COMMIT; SELECT 1/0")], 1),
-        ("once it had failed", vec![query("BEGIN"), query("SELECT 1/0"), query(&format!("COMMIT; {SET}"))], 0),
+        (
+            "once it had failed",
+            vec![query("BEGIN"), query("SELECT 1/0"), query(&format!("COMMIT; {SET}"))],
+            0,
+        ),
         ("not in a transaction", vec![[query(SET), query("ROLLBACK")].concat()], 0),
         ("in a chain", vec![query("BEGIN"), query(SET), query("COMMIT AND CHAIN"), query("ROLLBACK")], 0),
         ("taken back", vec![query("BEGIN"), query(SET), query("ROLLBACK")], 0),

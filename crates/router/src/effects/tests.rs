@@ -50,9 +50,16 @@ fn each_mode_of_a_sessions_transactions_is_a_setting() {
     for (modes, expected) in [
         ("ISOLATION LEVEL REPEATABLE READ", &[level.clone()][..]),
         ("read only", std::slice::from_ref(&read_only)),
-        ("READ ONLY, NOT DEFERRABLE isolation level\nrepeatable read", &[read_only.clone(), deferrable, level]),
+        (
+            "READ ONLY, NOT DEFERRABLE isolation level\nrepeatable read",
+            &[read_only.clone(), deferrable, level],
+        ),
     ] {
-        assert_eq!(changes(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}")), expected, "{modes}");
+        assert_eq!(
+            changes(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}")),
+            expected,
+            "{modes}"
+        );
     }
     let unknown = read(b"SET SESSION CHARACTERISTICS AS TRANSACTION READ BACKWARDS");
     assert_eq!((unknown.changes, unknown.pin), (vec![], Some(Pin::Setting)));
@@ -80,6 +87,7 @@ fn a_plain_text_is_plain_whatever_its_constants_are() {
         ("SELECT 1; SELECT 2", Some(false)),
         ("SET LOCAL x = 1", Some(false)),
         ("SET LOCAL segue.tenant = 'it''s'", None),
+        ("SET LOCAL search_path = 'public'", None),
         ("DISCARD TEMP", None),
         ("SET x = 1", None),
         ("RESET x", None),
@@ -144,6 +152,25 @@ fn what_cannot_be_carried_pins() {
         ("SELECT set_config('a.b', 'x', false)", Some(Pin::Setting)),
         ("SELECT set_config('a.b', $1, true)", None),
         ("SELECT set_config('a.b', 'x', true), set_config('a.c', 'x', $1)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', coalesce(current_setting('a.b', true), 'x'), false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', set_config('a.c', 'x', false), true)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', coalesce(current_setting('a.b', false), 'x'), TRUE )", None),
+        ("SELECT set_config(setting_name => 'a.b', new_value => 'x', is_local => true)", None),
+        ("SELECT set_config('a.b', 'x', is_local => false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', 'x', true AND false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', ',true)', $1)", Some(Pin::Setting)),
+        ("SELECT \"set_config\"('a.b', 'x', false)", Some(Pin::Setting)),
+        ("SELECT pg_catalog.\"set_config\"('a.b', 'x', true)", None),
+        ("SELECT set_config('search_path', 'pg_temp', true)", Some(Pin::Setting)),
+        ("SELECT \"pg_advisory_lock\"(1)", Some(Pin::AdvisoryLock)),
+        ("CREATE TABLE \"pg_temp\".\"x\" (i int)", Some(Pin::Temporary)),
+        ("CREATE TABLE pg_temp_3.x (i int)", Some(Pin::Temporary)),
+        ("SET search_path = pg_temp, public", Some(Pin::Temporary)),
+        ("SET LOCAL search_path TO \"$user\", 'pg_temp'", Some(Pin::Temporary)),
+        ("SET SCHEMA 'pg_temp'", Some(Pin::Temporary)),
+        ("SET search_path = public, pg_temp", None),
+        ("SELECT dblink_connect('a', 'dbname=b')", Some(Pin::Setting)),
+        ("SELECT set_limit(0.5)", Some(Pin::Setting)),
         ("LOAD 'x'", Some(Pin::Setting)),
     ] {
         assert_eq!(read(sql.as_bytes()).pin, pin, "{sql}");

@@ -243,7 +243,8 @@ impl Session {
         if let Some(pin) = effects.pin {
             self.pin(pin);
         }
-        if effects.endings.iter().any(|(_, ending)| *ending == Ending::RollbackTo) && self.pending.roll_back() {
+        if effects.endings.iter().any(|(_, ending)| *ending == Ending::RollbackTo) && self.pending.roll_back()
+        {
             // Which of the changes are taken back is the server's knowledge.
             self.pin(Pin::Setting);
         }

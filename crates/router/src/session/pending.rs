@@ -268,7 +268,10 @@ mod tests {
             &[("SET a = 1; COMMIT; SELECT 1/0", Idle, true, None)],
             &[("SET a = 1; ROLLBACK; SELECT 1/0", Idle, true, Some(&[]))],
             &[("SET a = 1", InTransaction, false, Some(&[])), ("COMMIT; SELECT 1/0", Idle, true, None)],
-            &[("SET a = 1", InTransaction, false, Some(&[])), ("ROLLBACK; BEGIN; SELECT 1/0", Failed, true, None)],
+            &[
+                ("SET a = 1", InTransaction, false, Some(&[])),
+                ("ROLLBACK; BEGIN; SELECT 1/0", Failed, true, None),
+            ],
             &[("SELECT 1/0", Failed, true, Some(&[])), ("COMMIT; SET a = 1", Idle, false, Some(&["a"]))],
             &[
                 ("SET a = 1", InTransaction, false, Some(&[])),
