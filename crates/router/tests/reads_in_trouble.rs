@@ -5,7 +5,7 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::{BreakerState, PoolMode};
+use segue_router::{BreakerState, Config, PoolMode};
 use std::time::{Duration, Instant};
 use support::pair::{Pair, READ, side, simple};
 use support::wire::{Frame, Wire, field, frame};
@@ -351,6 +351,33 @@ async fn a_tenant_that_is_named_beside_the_write_reads_it() {
                 assert_eq!(side(&of(tenant).await).await, "written", "{mode:?}: {names} for {tenant}");
             }
         }
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_behind_a_close_is_sent_as_a_whole_although_the_route_changes() {
+    for mode in BOTH {
+        let waits = |config: &mut Config| config.reads.wait_max = Duration::from_secs(10);
+        let pair = Pair::start_with(mode, waits).await;
+        let mut wire = pair.wire().await;
+        // It has seen what the follower does not show yet.
+        pair.shows(Instant::now() - Duration::from_secs(60));
+        let read = [parse("", READ), bind("", ""), execute("", 0), sync()].concat();
+        wire.send(&read).await;
+        assert_eq!(answers(&mut wire, 1).await, ["source", "ok"]);
+        let lock = pair.target.connect("postgres").await;
+        lock.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+        // While it waits for the follower a route comes that leads to the same place; and then the follower is late.
+        wire.send(&[close("gone"), sync(), read].concat()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        pair.router.routes.send_modify(|heard| heard.revision += 1);
+        pair.shows_all();
+        assert_eq!(answers(&mut wire, 2).await, ["source", "ok"], "{mode:?}");
+        assert_eq!(pair.router.counts().reads_repeated, 1, "{mode:?}");
+        wire.send(&query("SELECT 7")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["7", "ok"], "{mode:?}: an answer to something else");
+        drop(lock);
         pair.router.drain().await;
     }
 }

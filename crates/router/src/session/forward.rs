@@ -158,9 +158,13 @@ impl Session {
 
     pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
-        if self.reading.as_ref().is_some_and(|reading| reading.unsent == 0) && self.pipeline.awaits_ready() {
+        match self.reading.as_ref().map(|reading| reading.unsent) {
             // What comes next is looked at once the follower has answered this.
-            return true;
+            Some(0) if self.pipeline.awaits_ready() => return true,
+            // A group that is kept goes as a whole, and there is room for it: what stayed here would be sent twice if the
+            // owner answers instead.
+            Some(1..) => return false,
+            Some(0) | None => {}
         }
         if waiting + run >= 2 * WAITING_BYTES_MAX || self.pipeline.is_full() {
             return true;
