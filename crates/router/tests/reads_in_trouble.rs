@@ -381,3 +381,46 @@ async fn a_read_behind_a_close_is_sent_as_a_whole_although_the_route_changes() {
         pair.router.drain().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_beside_the_end_of_a_failed_transaction_of_reads_is_the_owners() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        let mut wire = pair.wire().await;
+        let fill = "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(2, 200) i";
+        pair.source.execute(fill).await;
+        pair.target.execute(fill).await;
+        let execute = |sql: &str| [parse("", sql), bind("", ""), execute("", 0)].concat();
+        let insert = |id: u32| format!("INSERT INTO t VALUES ({id}, 'x')");
+        let (both, none) = (&["ok", "ok"][..], &["25P02", "ok"][..]);
+        for (returned, id, behind, expected) in [
+            (0, 1_000, vec![query("ROLLBACK"), query("SELECT 1")], &["ok", "1", "ok"][..]),
+            (1, 1_001, vec![query(&format!("ROLLBACK; {}", insert(1_001)))], both),
+            (2, 1_002, vec![[execute("COMMIT"), execute(&insert(1_002)), sync()].concat()], both),
+            // It fails at the first, as it would anywhere.
+            (
+                3,
+                1_003,
+                vec![query(&format!("SELECT 1; ROLLBACK; {}", insert(1_003))), query("ROLLBACK")],
+                none,
+            ),
+        ] {
+            wire.send(&query("BEGIN READ ONLY")).await;
+            assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+            wire.send(&query("SELECT 1 / (150 - id) FROM t ORDER BY id")).await;
+            assert_eq!(answers(&mut wire, 1).await.last().map(String::as_str), Some("22012"));
+            let mut said = Vec::new();
+            for group in behind {
+                wire.send(&group).await;
+                said.extend(answers(&mut wire, 1).await);
+            }
+            assert_eq!(said, expected, "{mode:?} {id}");
+            assert_eq!(pair.router.counts().reads_returned, returned, "{mode:?} {id}");
+            let found = format!("SELECT count(*) FROM t WHERE id = {id}");
+            let is_there = if expected == both { "1" } else { "0" };
+            assert_eq!(pair.source.scalar(&found).await.as_deref(), Some(is_there), "{mode:?} {id}");
+            assert_eq!(pair.target.scalar(&found).await.as_deref(), Some("0"), "{mode:?} {id}");
+        }
+        pair.router.drain().await;
+    }
+}
