@@ -424,3 +424,27 @@ async fn what_stands_beside_the_end_of_a_failed_transaction_of_reads_is_the_owne
         pair.router.drain().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_does_not_open_a_transaction_again_is_given_up() {
+    for mode in BOTH {
+        let limits = |config: &mut Config| config.limits.connect_max = Duration::from_secs(1);
+        let pair = Pair::start_with(mode, limits).await;
+        let mut wire = pair.wire().await;
+        // So that there is a connection to the owner.
+        wire.send(&query("SELECT pg_backend_pid() IS NULL")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["f", "ok"]);
+        wire.send(&query("BEGIN READ ONLY")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+        wire.send(&query(READ)).await;
+        assert_eq!(answers(&mut wire, 1).await, ["target", "ok"], "{mode:?}");
+        pair.source.freeze();
+        let since = Instant::now();
+        wire.send(&query("SHOW work_mem")).await;
+        let said: Vec<_> = wire.rest().await.iter().filter_map(told).collect();
+        assert_eq!(said, ["08006"], "{mode:?}");
+        assert!(since.elapsed() < Duration::from_secs(20), "{mode:?}");
+        pair.source.thaw();
+        pair.router.drain().await;
+    }
+}

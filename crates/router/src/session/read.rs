@@ -5,7 +5,7 @@
 //! a unit, and returns to the owner at the first statement that is not proved to be a read.
 
 use super::group::{GROUP_BYTES_MAX, Group};
-use super::link::shutting_down;
+use super::link::{shutting_down, within};
 use super::{End, Link, Session};
 use crate::frames::Refusal;
 use crate::gate::{DRAIN, END};
@@ -372,12 +372,13 @@ impl Session {
             return Err(End::Refused(Refusal::fatal("08006", why).hint("Connect again.")));
         }
         let (Some(link), Some(begin)) = (&mut self.link, opened_by) else { return Ok(()) };
-        if let Some(why) = link.server.ask(&[&begin]).await? {
+        let limit = self.config.limits.connect_max;
+        if let Some(why) = within(limit, link.server.ask(&[&begin])).await? {
             let why = format!("a transaction of reads could not go on where the writes are: {why}");
             return Err(End::Refused(Refusal::fatal("40001", why).hint("Try again.")));
         }
         if has_failed {
-            link.server.ask(&[FAILS]).await?;
+            within(limit, link.server.ask(&[FAILS])).await?;
         }
         link.server.statements.drop_unnamed();
         self.pipeline =
