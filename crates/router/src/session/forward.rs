@@ -240,7 +240,7 @@ impl Session {
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
         self.executes = true;
-        self.tenants_in_text.extend(effects.tenants.iter().cloned());
+        effects.tenants.iter().for_each(|tenant| self.named.insert(tenant));
         if !self.pending.note(effects, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }
@@ -262,7 +262,9 @@ impl Session {
             Some(statement) => {
                 let class = statement.class.get_or_init(|| self.shared.classifier.class(statement.text()));
                 self.note_class(class, tally::trace_in(statement.text()));
-                self.tenants_in_text.extend(reads::tenant_in(statement.text()));
+                if let Some(tenant) = reads::tenant_in(statement.text()) {
+                    self.named.insert(&tenant);
+                }
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
@@ -305,7 +307,9 @@ impl Session {
         let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
         let effects = class.plain.map_or_else(|| effects::read(text), Effects::none);
         let deallocates = self.is_shared().then(|| deallocating(text, &effects)).flatten();
-        self.tenants_in_text.extend(reads::tenant_in(text));
+        if let Some(tenant) = reads::tenant_in(text) {
+            self.named.insert(&tenant);
+        }
         self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();

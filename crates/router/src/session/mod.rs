@@ -34,6 +34,7 @@ use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
 use crate::pool::{Place, Pool};
+use crate::reads::Named;
 use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
@@ -50,7 +51,7 @@ use forward::Forward;
 use pending::Pending;
 use read::Failure;
 use segue_model::switch::Side;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -166,7 +167,7 @@ struct Session {
     /// It has had servers of its own on both sides: either may have a name that the client has closed on the other.
     uses_both: bool,
     /// Whom what is under way is for, as comments and settings in it say.
-    tenants_in_text: BTreeSet<String>,
+    named: Named,
     /// What the client wished at its start makes what it reads depend on the server.
     differs_at_start: bool,
     /// What the owner is asked is proved to be a read, up to so many ReadyForQuery that are not sent for yet.

@@ -151,7 +151,9 @@ impl Session {
         }
         self.unlike = false;
         // What was done before this was for whoever is named so far.
-        self.tenants_in_text.extend(self.tenant());
+        if let Some(tenant) = self.tenant() {
+            self.named.insert(&tenant);
+        }
         let settings = Arc::make_mut(&mut self.settings);
         let (mut too_many, mut starts_anew) = (false, false);
         for change in changes {

@@ -398,15 +398,15 @@ impl Session {
         if !self.has_written {
             return;
         }
-        let session = self.tenant();
-        for tenant in self.tenants_in_text.iter().map(String::as_str).chain(session.as_deref()) {
-            self.shared.tenants.saw(tenant, now);
+        self.shared.tenants.saw_all(&self.named, now);
+        if let Some(tenant) = self.tenant() {
+            self.shared.tenants.saw(&tenant, now);
         }
     }
 
     /// A transaction has ended.
     pub(super) fn settle_reading(&mut self) {
-        self.tenants_in_text.clear();
+        self.named.clear();
         (self.reads_owner, self.executes) = (None, false);
         if self.reading.take().is_none() {
             return;
