@@ -173,6 +173,17 @@ pub(crate) fn deallocations(sql: &[u8]) -> Vec<(Range<usize>, String)> {
     found
 }
 
+/// The name, of a text that deallocates one and does nothing else.
+pub(crate) fn deallocation(sql: &[u8]) -> Option<String> {
+    let is_deallocate =
+        |(_, from, to): (Token, usize, usize)| sql[from..to].eq_ignore_ascii_case(b"deallocate");
+    // Most texts are told by their first word.
+    Words::of(sql).next_token().filter(|word| is_deallocate(*word))?;
+    let mut rest = Words::of(sql);
+    let name = Statement::next(&mut rest)?.deallocated()?;
+    Statement::next(&mut rest).is_none().then_some(name)
+}
+
 /// What it does, and whether any word of it tells something.
 fn scan(sql: &[u8]) -> (Effects, bool) {
     let mut effects = Effects::default();

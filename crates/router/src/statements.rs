@@ -45,6 +45,11 @@ pub(crate) fn shared_name(id: u64) -> Vec<u8> {
     format!("segue_{id}").into_bytes()
 }
 
+/// Which shared statement servers know by this name, if one could be.
+pub(crate) fn shared_id(name: &[u8]) -> Option<u64> {
+    std::str::from_utf8(name.strip_prefix(b"segue_")?).ok()?.parse().ok()
+}
+
 struct ByBody(Arc<Statement>);
 
 impl Borrow<[u8]> for ByBody {
@@ -92,6 +97,13 @@ impl Texts {
             server_name: name.into(),
             class: OnceLock::new(),
         })
+    }
+
+    /// A statement of one session only, under a name that no other one has on any server.
+    pub(crate) fn own_on_shared(&self, body: &[u8], effects: Effects) -> Arc<Statement> {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let server_name = shared_name(id).into_boxed_slice();
+        Arc::new(Statement { id, body: body.into(), effects, server_name, class: OnceLock::new() })
     }
 
     /// The one statement that has this text and these types.

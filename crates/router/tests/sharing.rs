@@ -363,3 +363,83 @@ async fn the_modes_of_a_sessions_transactions_are_carried_one_by_one() {
     }
     router.drain().await;
 }
+
+/// Executes a text with the extended protocol.
+fn execute(name: &str, sql: &str) -> Vec<u8> {
+    let parse = frame(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+    [parse, execute_again(name)].concat()
+}
+
+fn execute_again(name: &str) -> Vec<u8> {
+    let bind = frame(b'B', &[b"\0", name.as_bytes(), &[0; 7]]);
+    [bind, frame(b'E', &[&[0; 5]]), frame(b'S', &[])].concat()
+}
+
+/// The code of an error that comes before the next ReadyForQuery.
+async fn refused(wire: &mut Wire) -> Option<String> {
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(answers.last().map(|(tag, _)| *tag), Some(b'Z'), "{answers:?}");
+    answers.iter().find(|(tag, _)| *tag == b'E').map(|(_, body)| field(body, b'C'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_can_be_deallocated_by_the_protocol_that_made_it() {
+    let cluster = Cluster::start(Options::default()).await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&cluster, &cluster, mode);
+        config.auth = ClientAuth::Trust;
+        config.limits.connections_max = 1;
+        let router = Running::start(config, cluster.password()).await;
+        let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+        for deallocates in ["", "d"] {
+            for name in ["a", "b"] {
+                wire.send(&execute(name, "SELECT 1")).await;
+                assert_eq!(refused(&mut wire).await, None);
+            }
+            wire.send(&execute(deallocates, "DEALLOCATE PREPARE a")).await;
+            assert_eq!(refused(&mut wire).await, None, "{mode:?} {deallocates:?}");
+            wire.send(&execute_again("a")).await;
+            assert_eq!(refused(&mut wire).await.as_deref(), Some("26000"), "{mode:?} {deallocates:?}");
+            wire.send(&execute_again("b")).await;
+            assert_eq!(refused(&mut wire).await, None, "{mode:?} {deallocates:?}");
+            wire.send(&execute("", "DEALLOCATE b")).await;
+            assert_eq!(refused(&mut wire).await, None);
+        }
+        assert_eq!(router.counts().pins, 0, "{mode:?}");
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_throws_away_what_another_client_has_prepared() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let port = router.handle.address().port();
+    let mut wire = Wire::through(port, "postgres").await;
+    wire.send(&execute("mine", "SELECT 1")).await;
+    assert_eq!(refused(&mut wire).await, None);
+    let name = "SELECT name FROM pg_prepared_statements WHERE statement = 'SELECT 1'";
+    for is_extended in [false, true] {
+        let mut other = Wire::through(port, "postgres").await;
+        other.send(&frame(b'Q', &[name.as_bytes(), b"\0"])).await;
+        let answers = other.until(|(tag, _)| *tag == b'Z').await;
+        let row = answers.iter().find(|(tag, _)| *tag == b'D').expect("it is on the server");
+        let deallocate = format!("DEALLOCATE {}", String::from_utf8_lossy(&row.1[6..]));
+        let query = frame(b'Q', &[deallocate.as_bytes(), b"\0"]);
+        other.send(&if is_extended { execute("", &deallocate) } else { query }).await;
+        assert_eq!(refused(&mut other).await, None, "it is there, whosever it is");
+        wire.send(&execute_again("mine")).await;
+        assert_eq!(refused(&mut wire).await, None, "extended: {is_extended}");
+    }
+    // What a function does is not seen; what comes of it once is seen.
+    let hidden = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    router.connect().await.batch_execute(hidden).await.unwrap();
+    wire.send(&execute_again("mine")).await;
+    assert_eq!(refused(&mut wire).await.as_deref(), Some("26000"));
+    wire.send(&execute_again("mine")).await;
+    assert_eq!(refused(&mut wire).await, None);
+    router.drain().await;
+}

@@ -137,6 +137,19 @@ fn each_deallocation_of_a_string_is_found_where_it_is() {
 }
 
 #[test]
+fn a_text_that_only_deallocates_is_known() {
+    for (sql, name) in [
+        ("/* a */ deallocate prepare \"A\" ;", Some("A")),
+        ("DEALLOCATE ALL", None),
+        ("DEALLOCATE a; SELECT 1", None),
+        ("SELECT deallocate", None),
+        ("", None),
+    ] {
+        assert_eq!(deallocation(sql.as_bytes()).as_deref(), name, "{sql}");
+    }
+}
+
+#[test]
 fn what_cannot_be_carried_pins() {
     for (sql, pin) in [
         ("CREATE TEMP TABLE t (i int)", Some(Pin::Temporary)),

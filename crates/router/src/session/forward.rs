@@ -8,6 +8,8 @@ use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
 use crate::reads;
+use crate::serve::PoolMode;
+use crate::statements::shared_id;
 use bytes::Buf;
 
 /// What to do next.
@@ -288,14 +290,22 @@ impl Session {
                     // Of several, the first has all there was.
                     self.dropped.get_or_insert(dropped);
                 }
-                Change::Deallocate { name } if !self.is_shared() => {
-                    let removed = self.statements.remove(name.as_bytes());
-                    if let (Some(statement), Some(link)) = (removed, &mut self.link) {
-                        link.server.statements.remove(statement.id);
-                    }
-                }
+                Change::Deallocate { name } => self.note_deallocated(name.as_bytes()),
                 _ => {}
             }
+        }
+    }
+
+    fn note_deallocated(&mut self, name: &[u8]) {
+        let (is_shared, removed) = (self.config.pool == PoolMode::Transaction, self.statements.remove(name));
+        let Some(link) = &mut self.link else { return };
+        match removed {
+            Some(statement) if !is_shared => link.server.statements.remove(statement.id),
+            // Executed, it is not said by its name.
+            Some(_) => drop(link.server.statements.take()),
+            // Somebody's, perhaps, who parses it again then.
+            None if is_shared => shared_id(name).into_iter().for_each(|id| link.server.statements.remove(id)),
+            None => {}
         }
     }
 
