@@ -3,8 +3,10 @@
 //! Words are told apart from strings, quoted names and comments, and that is all: it does not parse. Where words leave
 //! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
 
+mod parsing;
 mod set;
 
+pub(crate) use parsing::{Parsing, decides_parsing};
 pub(crate) use set::assigned;
 
 use crate::lexer::{Token, Words};
@@ -77,6 +79,8 @@ pub(crate) struct Effects {
     pub(crate) pin: Option<Pin>,
     /// Whom it says that the session, or the transaction, is for: `SET LOCAL segue.tenant = 'acme'`.
     pub(crate) tenants: Vec<String>,
+    /// What becomes of how later texts are parsed.
+    pub(crate) parsing: Parsing,
 }
 
 impl Effects {
@@ -302,7 +306,10 @@ impl<'a> Statement<'a> {
                 None => Change::DeallocateAll,
             }),
             b'd' if self.is(0, "discard") => match () {
-                () if self.is(1, "all") => effects.changes.push(Change::DiscardAll),
+                () if self.is(1, "all") => {
+                    effects.changes.push(Change::DiscardAll);
+                    effects.parsing = Parsing::Unknown;
+                }
                 () => {}
             },
             b'd' if self.is(0, "declare") && self.has(Tell::Hold) => self.pin(effects, Pin::HoldCursor),
@@ -313,6 +320,9 @@ impl<'a> Statement<'a> {
         }
         if self.has(Tell::AdvisoryLock) {
             self.pin(effects, Pin::AdvisoryLock);
+        }
+        if self.has(Tell::SetConfig) && self.may_set_parsing() {
+            effects.parsing = Parsing::Unknown;
         }
         let doubtful = self.has(Tell::SetConfig) && (!self.sets_locally() || self.names_temporary());
         if doubtful || self.has(Tell::Leaves) {

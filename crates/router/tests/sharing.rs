@@ -443,3 +443,43 @@ async fn nobody_throws_away_what_another_client_has_prepared() {
     assert_eq!(refused(&mut wire).await, None);
     router.drain().await;
 }
+
+/// What a constant is, is told when a text is parsed: here, by the time zone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_understood_by_the_settings_of_its_own_session() {
+    let cluster = Cluster::start(Options::default()).await;
+    let router = narrow(&cluster).await;
+    let zone = async |zone: &str| {
+        let url = format!("{} options='-c TimeZone={zone}'", router.url());
+        router.try_connect(&url).await.unwrap()
+    };
+    let midnight = "SELECT extract(epoch FROM '2020-01-01 00:00:00'::timestamptz)::int8";
+    let (london, tokyo) = (1_577_836_800_i64, 1_577_836_800 - 9 * 3_600);
+    let first = zone("UTC").await;
+    let statement = first.prepare(midnight).await.unwrap();
+    let again = async || first.query_one(&statement, &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(again().await, london);
+    assert_eq!(zone("Asia/Tokyo").await.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), tokyo);
+    assert_eq!(again().await, london);
+    // For a transaction only, and in each way to say so.
+    for set in [
+        "SET LOCAL TimeZone = 'Asia/Tokyo'",
+        "SELECT set_config('TimeZone', 'Asia/Tokyo', true)",
+        "SET TimeZone = 'Asia/Tokyo'",
+    ] {
+        let second = zone("UTC").await;
+        for ends in ["ROLLBACK", "COMMIT"] {
+            second.batch_execute("BEGIN").await.unwrap();
+            second.batch_execute(set).await.unwrap();
+            assert_eq!(second.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), tokyo, "{set}");
+            second.batch_execute(ends).await.unwrap();
+            assert_eq!(again().await, london, "{set}, {ends}");
+        }
+        let stays = if set.starts_with("SET T") { tokyo } else { london };
+        assert_eq!(second.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), stays, "{set}");
+    }
+    // Where servers are shared it is understood anew by whoever sets something else.
+    first.batch_execute("SET TimeZone = 'Asia/Tokyo'").await.unwrap();
+    assert_eq!(again().await, tokyo);
+    router.drain().await;
+}

@@ -1,6 +1,6 @@
 //! What SET and RESET do: by which name a setting is carried, and what it says besides.
 
-use super::{Change, Effects, Pin, Statement, is_temporary};
+use super::{Change, Effects, Pin, Statement, decides_parsing, is_temporary};
 use crate::lexer::Words;
 
 impl Statement<'_> {
@@ -25,7 +25,6 @@ impl Statement<'_> {
         }
         let name = match self.word(at).as_str() {
             // These hold for the transaction.
-            _ if self.is(1, "local") => return,
             "transaction" | "constraints" => return,
             "" => return,
             "time" => "timezone".to_owned(),
@@ -43,6 +42,13 @@ impl Statement<'_> {
             Some(second) => format!("{name}.{second}"),
             None => name,
         };
+        if decides_parsing(&name) {
+            effects.parsing.set_by(self.text);
+        }
+        if self.is(1, "local") {
+            // It holds for the transaction.
+            return;
+        }
         effects.changes.push(match self.ends_with_default() {
             true => Change::Reset { name, sql: self.sql() },
             false => Change::Set { name, sql: self.sql() },
@@ -98,12 +104,18 @@ impl Statement<'_> {
 
     pub(super) fn read_reset(&self, effects: &mut Effects) {
         let name = match self.word(1).as_str() {
-            "all" => return effects.changes.push(Change::ResetAll),
+            "all" => {
+                effects.parsing.set_by(self.text);
+                return effects.changes.push(Change::ResetAll);
+            }
             "time" => "timezone".to_owned(),
             "session" => "session_authorization".to_owned(),
             name => name.to_owned(),
         };
         let name = self.dotted(1).map_or(name.clone(), |second| format!("{name}.{second}"));
+        if decides_parsing(&name) {
+            effects.parsing.set_by(self.text);
+        }
         effects.changes.push(Change::Reset { name, sql: self.sql() });
     }
 }

@@ -88,6 +88,7 @@ fn a_plain_text_is_plain_whatever_its_constants_are() {
         ("SET LOCAL x = 1", Some(false)),
         ("SET LOCAL segue.tenant = 'it''s'", None),
         ("SET LOCAL search_path = 'public'", None),
+        ("SET LOCAL TimeZone = 'UTC'", None),
         ("DISCARD TEMP", None),
         ("SET x = 1", None),
         ("RESET x", None),
@@ -146,6 +147,40 @@ fn a_text_that_only_deallocates_is_known() {
         ("", None),
     ] {
         assert_eq!(deallocation(sql.as_bytes()).as_deref(), name, "{sql}");
+    }
+}
+
+#[test]
+fn what_later_texts_are_parsed_by_is_seen() {
+    let parsing = |sql: &str| read(sql.as_bytes()).parsing;
+    for sql in [
+        "SELECT 1",
+        "SET work_mem = '1MB'",
+        "SET LOCAL x.timezone = 'a'",
+        "SELECT set_config('role', 'a', true), set_config('app.user', 'timezone', true)",
+        "BEGIN; COMMIT",
+    ] {
+        assert_eq!(parsing(sql), Parsing::Same, "{sql}");
+    }
+    for sql in [
+        "SET TIME ZONE 'UTC'",
+        "SET LOCAL \"TimeZone\" = 'UTC'",
+        "RESET timezone",
+        "RESET ALL",
+        "SET NAMES 'latin1'",
+        "SET LOCAL ROLE a",
+        "SET LOCAL search_path = a",
+        "SET LOCAL search_path = a; SET LOCAL search_path = b",
+    ] {
+        assert!(matches!(parsing(sql), Parsing::By(_)) && parsing(sql) == parsing(sql), "{sql}");
+    }
+    assert_ne!(parsing("SET LOCAL DateStyle = 'SQL'"), parsing("SET LOCAL DateStyle = 'ISO'"));
+    for sql in [
+        "SELECT set_config('TimeZone', $1, true)",
+        "SELECT \"set_config\"($1, 'a', true)",
+        "DISCARD ALL; SET ROLE a",
+    ] {
+        assert_eq!(parsing(sql), Parsing::Unknown, "{sql}");
     }
 }
 

@@ -3,7 +3,7 @@
 use super::link::shutting_down;
 use super::tally;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
-use crate::effects::{self, Change, Effects, Ending, Pin};
+use crate::effects::{self, Change, Effects, Ending, Parsing, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
@@ -242,6 +242,7 @@ impl Session {
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
         self.executes = true;
+        self.note_parsing(effects);
         effects.tenants.iter().for_each(|tenant| self.named.insert(tenant));
         if !self.pending.note(effects, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
@@ -253,6 +254,19 @@ impl Session {
         {
             // Which of the changes are taken back is the server's knowledge.
             self.pin(Pin::Setting);
+        }
+    }
+
+    /// What is parsed from here on is parsed by what was said, if that holds for certain: within a transaction that is open.
+    fn note_parsing(&mut self, effects: &Effects) {
+        let is_certain =
+            self.pipeline.is_in_transaction() && !self.pipeline.awaits_ready() && effects.endings.is_empty();
+        match effects.parsing {
+            Parsing::Same if effects.endings.is_empty() || self.parsed_by.now == self.parsed_by.settled => {}
+            Parsing::By(said) if is_certain => self.parsed_by.now = self.parsed_by.now.rotate_left(1) ^ said,
+            Parsing::By(_) | Parsing::Unknown | Parsing::Same => {
+                self.parsed_by.now = self.shared.texts.unknown_parsing();
+            }
         }
     }
 

@@ -31,6 +31,7 @@ impl Session {
     /// A transaction is about to begin: on the route as it is now, with a server that is ready.
     pub(super) async fn begin(&mut self) -> Result<(), End> {
         self.lone.armed = false;
+        self.parsed_by.now = self.parsed_by.settled;
         self.take_route();
         self.begin_sample();
         let begun = match self.wants_reading() {

@@ -2,7 +2,7 @@
 
 use super::lone::Lone;
 use super::pending::Pending;
-use super::{End, Session};
+use super::{End, ParsedBy, Session};
 use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};
 use crate::frames::{Fields, Refusal, put, put_ready, put_string};
@@ -308,6 +308,7 @@ fn open(
         boundary_waits: false,
         discarding: false,
         told: Arc::default(),
+        parsed_by: ParsedBy { settled: settings.parsed_by(), now: settings.parsed_by() },
         settings: shared.settings.one(&Arc::new(settings)),
         pool: None,
         pending: Pending::default(),

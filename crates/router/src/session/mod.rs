@@ -126,6 +126,14 @@ struct Link {
     reads: bool,
 }
 
+/// By which settings texts are parsed, as hashes.
+struct ParsedBy {
+    /// Between transactions.
+    settled: u64,
+    /// By what is being set as well.
+    now: u64,
+}
+
 /// Prepared statements that SQL throws away, until it is known that it did.
 struct Dropped {
     /// So many ReadyForQuery are to come, and the last one tells.
@@ -197,6 +205,7 @@ struct Session {
     /// What the client was told.
     told: Arc<Parameters>,
     settings: Arc<Settings>,
+    parsed_by: ParsedBy,
     /// Where its servers come from, on the side that it was linked to last.
     pool: Option<(Side, Arc<Pool>)>,
     /// What holds once the transaction has succeeded.

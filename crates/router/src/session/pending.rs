@@ -169,6 +169,7 @@ impl Session {
             let wishes = Settings::at_start(&self.startup.settings);
             self.settings = self.shared.settings.one(&Arc::new(self.settings.over(wishes)));
         }
+        self.parsed_by.settled = self.settings.parsed_by();
         if too_many {
             self.pin(crate::Pin::Size);
         }

@@ -31,7 +31,7 @@ impl Session {
         let body = fields.rest();
         let text = fields.string().map_err(End::client)?;
         let is_shared = self.config.pool == PoolMode::Transaction;
-        let known = self.statements.get(name).cloned();
+        let known = self.statements.parsed_by(name, self.parsed_by.now, &self.shared.texts);
         let statement = match &known {
             // A name that is in use: the server says so itself, and what it means stays.
             Some(known) if !name.is_empty() && (!is_shared || known.body[..] != *body) => {
@@ -41,7 +41,7 @@ impl Session {
             _ if is_shared => match self.deallocating(name, body) {
                 Some(statement) => statement,
                 None if name.is_empty() => self.shared.texts.own(name, body, effects::read(text)),
-                None => self.shared.texts.shared(body, || effects::read(text)),
+                None => self.shared.texts.shared(self.parsed_by.now, body, || effects::read(text)),
             },
             _ => self.shared.texts.own(name, body, effects::read(text)),
         };
@@ -176,7 +176,7 @@ impl Session {
             Err(error) => return Err(End::client(error)),
         };
         let after_names = frame.len() - fields.rest().len();
-        let statement = self.statements.get(name).cloned();
+        let statement = self.statements.parsed_by(name, self.parsed_by.now, &self.shared.texts);
         let rename = statement.as_ref().filter(|statement| *statement.server_name != *name);
         let renamed = rename.map(|statement| {
             let bytes = head.bytes - name.len() + statement.server_name.len() - 1;
@@ -234,7 +234,8 @@ impl Session {
         if head.tag == b'C' {
             return Ok(self.close(run, head, &name));
         }
-        let Some(statement) = self.statements.get(&name).cloned() else {
+        let statement = self.statements.parsed_by(&name, self.parsed_by.now, &self.shared.texts);
+        let Some(statement) = statement else {
             self.pipeline.sent(owed);
             return Ok(Frame::Pass);
         };
