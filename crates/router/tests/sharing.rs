@@ -240,11 +240,14 @@ async fn what_stands_beside_a_deallocation_is_done() {
     config.limits.connections_max = 1;
     let router = Running::start(config, cluster.password()).await;
     let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
-    for name in ["a1", "a2"] {
+    for name in ["a1", "a2", "a3"] {
         let text = format!("{name}\0SELECT '{name}'\0\0\0");
         wire.send(&[frame(b'P', &[text.as_bytes()]), frame(b'S', &[])].concat()).await;
         wire.until(|(tag, _)| *tag == b'Z').await;
     }
+    wire.send(&frame(b'Q', &[b"DEALLOCATE a3; INSERT INTO t VALUES (3)\0"])).await;
+    wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("1"));
     let text =
         b"INSERT INTO t VALUES (1); DEALLOCATE a1; DEALLOCATE PREPARE \"a2\"; INSERT INTO t VALUES (2)\0";
     wire.send(&frame(b'Q', &[text])).await;
@@ -255,7 +258,7 @@ async fn what_stands_beside_a_deallocation_is_done() {
         [&b"INSERT 0 1\0"[..], b"DEALLOCATE\0", b"DEALLOCATE\0", b"INSERT 0 1\0"],
         "{answers:?}"
     );
-    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("2"));
+    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("3"));
     wire.send(&[frame(b'B', &[b"\0a1\0\0\0\0\0\0\0"]), frame(b'S', &[])].concat()).await;
     let answers = wire.until(|(tag, _)| *tag == b'Z').await;
     assert_eq!(field(&answers[0].1, b'C'), "26000", "{answers:?}");
