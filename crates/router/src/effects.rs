@@ -3,7 +3,14 @@
 //! Words are told apart from strings, quoted names and comments, and that is all: it does not parse. Where words leave
 //! a doubt, the session is pinned. What a function does inside is not seen, here as in every pooler.
 
+mod parsing;
+mod set;
+
+pub(crate) use parsing::{Parsing, decides_parsing};
+pub(crate) use set::assigned;
+
 use crate::lexer::{Token, Words};
+use std::ops::Range;
 
 /// Why a session needs the very server connection that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,18 +57,30 @@ pub(crate) enum Change {
     DiscardAll,
 }
 
+/// A statement that decides whether what was set before it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Or a rollback, where the transaction had failed.
+    Commit,
+    Rollback,
+    /// It takes back what was set since a savepoint, and the transaction goes on, even if it had failed.
+    RollbackTo,
+}
+
 /// What a string of statements does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Effects {
     /// It is one statement that runs as a whole or not at all, and cannot commit inside.
     pub(crate) repeatable: bool,
-    /// It takes back what was set in the transaction.
-    pub(crate) rolls_back: bool,
-    /// It takes back what was set since a savepoint.
-    pub(crate) rolls_back_part: bool,
     /// What holds once it has succeeded.
     pub(crate) changes: Vec<Change>,
+    /// What decides on changes before it, and before how many of these it stands.
+    pub(crate) endings: Vec<(usize, Ending)>,
     pub(crate) pin: Option<Pin>,
+    /// Whom it says that the session, or the transaction, is for: `SET LOCAL segue.tenant = 'acme'`.
+    pub(crate) tenants: Vec<String>,
+    /// What becomes of how later texts are parsed.
+    pub(crate) parsing: Parsing,
 }
 
 impl Effects {
@@ -83,9 +102,14 @@ enum Tell {
     Hold,
     SetConfig,
     AdvisoryLock,
+    Tenant,
+    /// Which schemas are looked at, and where a table is made.
+    Path,
+    /// A function that leaves something with the session.
+    Leaves,
 }
 
-/// `first` is the word's first byte, in lower case.
+/// `first` is the first byte, in lower case, of a word without its quotes.
 fn tell(first: u8, word: &[u8]) -> Option<Tell> {
     let is = |text: &str| word.eq_ignore_ascii_case(text.as_bytes());
     match first {
@@ -93,7 +117,12 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
         b'i' if is("into") => Some(Tell::Into),
         b'h' if is("hold") => Some(Tell::Hold),
         b's' if is("set_config") => Some(Tell::SetConfig),
-        b'p' if is("pg_temp") => Some(Tell::Temporary),
+        b's' if is("segue") => Some(Tell::Tenant),
+        b's' if is("search_path") || is("schema") => Some(Tell::Path),
+        b's' if is("set_limit") => Some(Tell::Leaves),
+        b'd' if is("dblink_connect") || is("dblink_connect_u") => Some(Tell::Leaves),
+        // By any of its names: no schema of a user's begins so.
+        b'p' if is_temporary(word) => Some(Tell::Temporary),
         b'p' if is("pg_advisory_lock")
             || is("pg_advisory_lock_shared")
             || is("pg_try_advisory_lock")
@@ -105,6 +134,10 @@ fn tell(first: u8, word: &[u8]) -> Option<Tell> {
     }
 }
 
+fn is_temporary(schema: &[u8]) -> bool {
+    schema.get(..7).is_some_and(|begin| begin.eq_ignore_ascii_case(b"pg_temp"))
+}
+
 /// Reads a string of statements.
 pub(crate) fn read(sql: &[u8]) -> Effects {
     scan(sql).0
@@ -113,10 +146,46 @@ pub(crate) fn read(sql: &[u8]) -> Effects {
 /// Whether a string of statements can be sent again, if it does nothing to its session whatever its constants are; `None`:
 /// each text must be read.
 pub(crate) fn plain(sql: &[u8]) -> Option<bool> {
+    if is_commit(sql) {
+        return Some(false);
+    }
     let (effects, has_tells) = scan(sql);
     // Without a word that tells, what a statement does is told by its first words.
     let is_plain = !has_tells && effects == Effects::none(effects.repeatable);
     is_plain.then_some(effects.repeatable)
+}
+
+/// Whether it is a commit and nothing else: in a query of its own, its answer says all there is to say of it.
+fn is_commit(sql: &[u8]) -> bool {
+    let mut rest = Words::of(sql);
+    let is_commit = |first: Statement| first.count <= 2 && (first.is(0, "commit") || first.is(0, "end"));
+    Statement::next(&mut rest).is_some_and(is_commit) && Statement::next(&mut rest).is_none()
+}
+
+/// Where a string of statements throws single prepared statements away: the whole of each such statement, and the name.
+pub(crate) fn deallocations(sql: &[u8]) -> Vec<(Range<usize>, String)> {
+    let mut found = Vec::new();
+    let mut rest = Words::of(sql);
+    while let Some(statement) = Statement::next(&mut rest) {
+        if statement.is(0, "deallocate")
+            && let Some(name) = statement.deallocated()
+        {
+            let from = (statement.text.as_ptr() as usize).saturating_sub(sql.as_ptr() as usize);
+            found.push((from..from + statement.text.len(), name));
+        }
+    }
+    found
+}
+
+/// The name, of a text that deallocates one and does nothing else.
+pub(crate) fn deallocation(sql: &[u8]) -> Option<String> {
+    let is_deallocate =
+        |(_, from, to): (Token, usize, usize)| sql[from..to].eq_ignore_ascii_case(b"deallocate");
+    // Most texts are told by their first word.
+    Words::of(sql).next_token().filter(|word| is_deallocate(*word))?;
+    let mut rest = Words::of(sql);
+    let name = Statement::next(&mut rest)?.deallocated()?;
+    Statement::next(&mut rest).is_none().then_some(name)
 }
 
 /// What it does, and whether any word of it tells something.
@@ -168,6 +237,11 @@ impl<'a> Statement<'a> {
                     b'a' if word.eq_ignore_ascii_case(b"atomic") => in_body += 1,
                     b'c' if in_body > 0 && word.eq_ignore_ascii_case(b"case") => in_body += 1,
                     b'e' if word.eq_ignore_ascii_case(b"end") => in_body = in_body.saturating_sub(1),
+                    b'"' => {
+                        let name = unquoted(word);
+                        let first = name.first().map_or(0, u8::to_ascii_lowercase);
+                        statement.tells.extend(tell(first, name));
+                    }
                     first => statement.tells.extend(tell(first, word)),
                 }
             }
@@ -197,16 +271,26 @@ impl<'a> Statement<'a> {
         String::from_utf8_lossy(self.text).into_owned()
     }
 
+    /// What is prepared to be committed keeps its settings, and what becomes of it later is nobody's session's affair.
+    fn ending(&self) -> Option<Ending> {
+        match self.words[0].first()?.to_ascii_lowercase() {
+            b'c' | b'r' if self.is(1, "prepared") => None,
+            b'c' if self.is(0, "commit") => Some(Ending::Commit),
+            b'e' if self.is(0, "end") => Some(Ending::Commit),
+            b'p' if self.is(0, "prepare") && self.is(1, "transaction") => Some(Ending::Commit),
+            b'r' if self.is(0, "rollback") && (1..4).any(|at| self.is(at, "to")) => Some(Ending::RollbackTo),
+            b'r' if self.is(0, "rollback") => Some(Ending::Rollback),
+            b'a' if self.is(0, "abort") => Some(Ending::Rollback),
+            _ => None,
+        }
+    }
+
     fn read(&self, effects: &mut Effects) {
+        effects.endings.extend(self.ending().map(|ending| (effects.changes.len(), ending)));
         let first = self.words[0].first().map_or(0, u8::to_ascii_lowercase);
         match first {
             b's' if self.is(0, "set") => self.read_set(effects),
             b'r' if self.is(0, "reset") => self.read_reset(effects),
-            b'r' if self.is(0, "rollback") && (1..4).any(|at| self.is(at, "to")) => {
-                effects.rolls_back_part = true
-            }
-            b'r' if self.is(0, "rollback") => effects.rolls_back = true,
-            b'a' if self.is(0, "abort") => effects.rolls_back = true,
             b'l' if self.is(0, "listen") => {
                 effects.changes.push(Change::Listen { channel: self.name(1), sql: self.sql() });
             }
@@ -217,15 +301,15 @@ impl<'a> Statement<'a> {
             b'p' if self.is(0, "prepare") && !self.is(1, "transaction") => {
                 effects.changes.push(Change::Prepare { name: self.name(1), sql: self.sql() });
             }
-            b'd' if self.is(0, "deallocate") => {
-                let at = if self.is(1, "prepare") { 2 } else { 1 };
-                effects.changes.push(match self.is(at, "all") {
-                    true => Change::DeallocateAll,
-                    false => Change::Deallocate { name: self.name(at) },
-                });
-            }
+            b'd' if self.is(0, "deallocate") => effects.changes.push(match self.deallocated() {
+                Some(name) => Change::Deallocate { name },
+                None => Change::DeallocateAll,
+            }),
             b'd' if self.is(0, "discard") => match () {
-                () if self.is(1, "all") => effects.changes.push(Change::DiscardAll),
+                () if self.is(1, "all") => {
+                    effects.changes.push(Change::DiscardAll);
+                    effects.parsing = Parsing::Unknown;
+                }
                 () => {}
             },
             b'd' if self.is(0, "declare") && self.has(Tell::Hold) => self.pin(effects, Pin::HoldCursor),
@@ -237,9 +321,19 @@ impl<'a> Statement<'a> {
         if self.has(Tell::AdvisoryLock) {
             self.pin(effects, Pin::AdvisoryLock);
         }
-        if self.has(Tell::SetConfig) && !self.sets_locally() {
+        if self.has(Tell::SetConfig) && self.may_set_parsing() {
+            effects.parsing = Parsing::Unknown;
+        }
+        let doubtful = self.has(Tell::SetConfig) && (!self.sets_locally() || self.names_temporary());
+        if doubtful || self.has(Tell::Leaves) {
             self.pin(effects, Pin::Setting);
         }
+    }
+
+    /// Of a DEALLOCATE: the name; `None`: all.
+    fn deallocated(&self) -> Option<String> {
+        let at = if self.is(1, "prepare") { 2 } else { 1 };
+        (!self.is(at, "all")).then(|| self.name(at))
     }
 
     fn pin(&self, effects: &mut Effects, pin: Pin) {
@@ -262,64 +356,50 @@ impl<'a> Statement<'a> {
         if quoted { name.replace("\"\"", "\"") } else { name.to_ascii_lowercase() }
     }
 
-    /// Every `set_config` is given `true`: for the transaction only.
+    /// Every `set_config` is given `true` as the last argument of its own: for the transaction only.
     fn sets_locally(&self) -> bool {
-        let text: String = self.sql().to_ascii_lowercase().split_whitespace().collect();
-        let calls = text.matches("set_config(").count();
-        calls > 0 && calls == text.matches(",true)").count() + text.matches(",is_local=>true)").count()
-    }
-
-    fn read_set(&self, effects: &mut Effects) {
-        let at = if self.is(1, "session") && !self.is(2, "authorization") { 2 } else { 1 };
-        let name = match self.word(at).as_str() {
-            // These hold for the transaction.
-            "local" | "transaction" | "constraints" => return,
-            "" => return,
-            "time" => "timezone".to_owned(),
-            "names" => "client_encoding".to_owned(),
-            "session" => "session_authorization".to_owned(),
-            "characteristics" => "characteristics".to_owned(),
-            "schema" => "search_path".to_owned(),
-            "xml" => "xmloption".to_owned(),
-            name => name.to_owned(),
-        };
-        // A name in two parts: its second word follows the dot directly.
-        let name = match self.dotted(at) {
-            Some(second) => format!("{name}.{second}"),
-            None => name,
-        };
-        effects.changes.push(match self.ends_with_default() {
-            true => Change::Reset { name, sql: self.sql() },
-            false => Change::Set { name, sql: self.sql() },
-        });
-    }
-
-    /// The last word is DEFAULT, or LOCAL, which a time zone may be set to: the same as a reset.
-    fn ends_with_default(&self) -> bool {
-        let text = self.text.trim_ascii_end();
-        let is_default = |word: &str| self.count > 1 && self.is(self.count - 1, word);
-        (is_default("default") || is_default("local"))
-            && text.len() == self.place(self.count - 1) + self.words[self.count - 1].len()
-    }
-
-    fn dotted(&self, at: usize) -> Option<String> {
-        if at + 1 >= self.count {
-            return None;
+        let mut words = Words::of(self.text);
+        // What is in brackets now: whether as the arguments of that function, and the last argument so far.
+        let mut open: Vec<(bool, Vec<&[u8]>)> = Vec::new();
+        let mut before: &[u8] = &[];
+        while let Some((_, from, to)) = words.next_token() {
+            let token = &self.text[from..to];
+            match token {
+                b"(" => open.push((unquoted(before).eq_ignore_ascii_case(b"set_config"), Vec::new())),
+                b")" => match open.pop() {
+                    Some((true, argument)) if !is_true(&argument) => return false,
+                    _ => {}
+                },
+                b"," => open.iter_mut().last().into_iter().for_each(|(_, argument)| argument.clear()),
+                _ => {}
+            }
+            if let Some((true, argument)) = open.last_mut()
+                && !matches!(token, b"(" | b",")
+            {
+                argument.push(token);
+            }
+            before = token;
         }
-        let end = self.place(at) + self.words[at].len();
-        (self.text.get(end) == Some(&b'.')).then(|| self.word(at + 1))
+        // An end that is missing is refused by the server, or the tokens were not told apart as it does.
+        open.is_empty() && !words.is_doubtful()
     }
 
-    fn read_reset(&self, effects: &mut Effects) {
-        let name = match self.word(1).as_str() {
-            "all" => return effects.changes.push(Change::ResetAll),
-            "time" => "timezone".to_owned(),
-            "session" => "session_authorization".to_owned(),
-            name => name.to_owned(),
-        };
-        let name = self.dotted(1).map_or(name.clone(), |second| format!("{name}.{second}"));
-        effects.changes.push(Change::Reset { name, sql: self.sql() });
+    /// A text in it may name the schema of temporary tables.
+    fn names_temporary(&self) -> bool {
+        self.text.windows(7).any(is_temporary)
     }
+}
+
+/// An argument that is the word TRUE and nothing else, by its place or by its name.
+fn is_true(argument: &[&[u8]]) -> bool {
+    let value = match argument {
+        [name, b"=", b">", value] | [name, b":", b"=", value] if name.eq_ignore_ascii_case(b"is_local") => {
+            value
+        }
+        [value] => value,
+        _ => return false,
+    };
+    value.eq_ignore_ascii_case(b"true")
 }
 
 fn unquoted(word: &[u8]) -> &[u8] {

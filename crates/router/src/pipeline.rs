@@ -103,6 +103,11 @@ impl Pipeline {
         Pipeline { status: Status::InTransaction, ..Pipeline::default() }
     }
 
+    /// Of a server on which a transaction was opened on the session's behalf, and has failed.
+    pub(crate) fn in_failed_transaction() -> Pipeline {
+        Pipeline { status: Status::Failed, ..Pipeline::default() }
+    }
+
     /// Whether a transaction is open, as far as was answered.
     pub(crate) fn is_in_transaction(&self) -> bool {
         self.status != Status::Idle

@@ -110,9 +110,9 @@ impl Pool {
             let mut last = idle.iter().rev().take(LOOKED_AT_MAX);
             let near = last.position(|server| is_set(server)).unwrap_or(0);
             let at = idle.len().checked_sub(near + 1)?;
-            let server = idle.remove(at);
+            let mut server = idle.remove(at);
             // A server that says something to nobody is closing, or has a message that no client waits for.
-            if server.opened.elapsed() < age_max && server.input.is_empty() && server.stream.is_quiet() {
+            if server.opened.elapsed() < age_max && server.is_quiet() {
                 return Some(server);
             }
         }
@@ -121,7 +121,7 @@ impl Pool {
     /// Closes every idle connection that is older than it may be; returns how many are left.
     fn close_old(&self, age_max: Duration) -> usize {
         let mut idle = self.idle();
-        idle.retain(|server| server.opened.elapsed() < age_max && server.stream.is_quiet());
+        idle.retain_mut(|server| server.opened.elapsed() < age_max && server.is_quiet());
         idle.len()
     }
 }

@@ -8,7 +8,7 @@ use crate::classify::Catalog;
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -125,6 +125,36 @@ fn short(tenant: &str) -> Cow<'_, str> {
     }
 }
 
+/// A transaction that names more tenants may be for anybody.
+const NAMED_MAX: usize = 1_000;
+
+/// Whom a transaction is for, as far as it says so.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    tenants: BTreeSet<Box<str>>,
+    is_anybodys: bool,
+}
+
+impl Named {
+    pub(crate) fn insert(&mut self, tenant: &str) {
+        let tenant = &*short(tenant);
+        if self.is_anybodys || self.tenants.contains(tenant) {
+            return;
+        }
+        if self.tenants.len() < NAMED_MAX {
+            self.tenants.insert(tenant.into());
+        } else {
+            self.tenants.clear();
+            self.is_anybodys = true;
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.tenants.clear();
+        self.is_anybodys = false;
+    }
+}
+
 /// When each tenant's last transaction on an owner ended.
 #[derive(Debug, Default)]
 pub(crate) struct Tenants(Mutex<HashMap<Box<str>, Instant>>);
@@ -146,6 +176,19 @@ impl Tenants {
             seen.insert(Box::from(""), floor);
         }
         seen.insert(tenant.into(), now);
+    }
+
+    /// A transaction of all of these has ended now.
+    pub(crate) fn saw_all(&self, named: &Named, now: Instant) {
+        for tenant in &named.tenants {
+            self.saw(tenant, now);
+        }
+        if named.is_anybodys {
+            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let floor = seen.values().copied().fold(now, Instant::max);
+            seen.clear();
+            seen.insert(Box::from(""), floor);
+        }
     }
 
     /// What the follower must show before it serves this tenant.
@@ -244,6 +287,29 @@ mod tests {
         }
         assert!(tenants.0.lock().unwrap().len() <= TENANTS_MAX + 1);
         assert_eq!(tenants.seen("a"), Some(now), "forgotten, and taken for one that has just written");
+    }
+
+    #[test]
+    fn a_transaction_of_more_tenants_than_are_counted_is_everybodys() {
+        let (tenants, now) = (Tenants::default(), Instant::now());
+        let mut named = Named::default();
+        let long = "x".repeat(1 << 20);
+        for i in 0..NAMED_MAX - 1 {
+            named.insert(&i.to_string());
+            named.insert(&long);
+        }
+        assert!(named.tenants.iter().map(|tenant| tenant.len()).sum::<usize>() < 1 << 16);
+        tenants.saw_all(&named, now);
+        assert_eq!([tenants.seen("7"), tenants.seen(&long), tenants.seen("b")], [Some(now), Some(now), None]);
+        named.insert("one more");
+        let later = now + Duration::from_secs(1);
+        tenants.saw_all(&named, later);
+        assert_eq!([tenants.seen("7"), tenants.seen("b")], [Some(later); 2]);
+        assert!(named.tenants.is_empty() && tenants.0.lock().unwrap().len() == 1);
+        named.clear();
+        named.insert("a");
+        tenants.saw_all(&named, later + Duration::from_secs(1));
+        assert_eq!(tenants.seen("b"), Some(later));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! It does not read SQL ([`effects`](crate::effects)) and sends nothing.
 
-use crate::effects::Change;
+use crate::effects::{Change, assigned, decides_parsing};
 use crate::frames::{Fields, Malformed, put_parameter};
 use bytes::BytesMut;
 use segue_model::sqltext::quote_literal;
 use std::collections::{BTreeMap, HashSet};
-use std::hash::Hash;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What ParameterStatus said, by name.
@@ -181,16 +181,25 @@ impl Settings {
     pub(crate) fn reads_differ(&self) -> bool {
         let names_schema = |sql: &String| sql.to_ascii_lowercase().contains("information_schema");
         !self.roles.is_empty()
-            || self
-                .set
-                .keys()
-                .any(|name| name.starts_with("default_transaction_") || name == "characteristics")
+            || self.set.keys().any(|name| name.starts_with("default_transaction_"))
             || self.set.get("search_path").is_some_and(names_schema)
     }
 
     /// Whom the session's statements are for: `SET segue.tenant = 'acme'`.
     pub(crate) fn tenant(&self) -> Option<String> {
         assigned(self.set.get("segue.tenant")?)
+    }
+
+    /// By what a text is parsed where these hold, as a hash; where nothing is set, 0.
+    pub(crate) fn parsed_by(&self) -> u64 {
+        let mut deciding =
+            self.set.iter().chain(&self.roles).filter(|(name, _)| decides_parsing(name)).peekable();
+        if deciding.peek().is_none() {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        deciding.for_each(|set| set.hash(&mut hasher));
+        hasher.finish()
     }
 
     /// These without what pins: all that a single read can depend on.
@@ -214,20 +223,6 @@ impl Settings {
         }
         statements.extend(self.prepared.values().chain(self.listens.values()).cloned());
         statements
-    }
-}
-
-/// The value that a `SET name TO value` or `set_config` assigns, where it is one literal or word.
-fn assigned(sql: &str) -> Option<String> {
-    let literals: Vec<&str> = sql.split('\'').collect();
-    match (literals.as_slice(), sql.contains("set_config(")) {
-        ([_, _, _, value, _], true) | ([_, value, _], false) => Some((*value).to_owned()),
-        ([_], false) => {
-            let (_, value) = sql.rsplit_once(['=', ' '])?;
-            Some(value.trim().to_owned())
-        }
-        // Quotes within quotes: a tenant is not called so.
-        _ => None,
     }
 }
 
@@ -289,6 +284,22 @@ mod tests {
             Settings::default().statements(&there),
             ["RESET SESSION AUTHORIZATION", "RESET ROLE", "RESET ALL"]
         );
+    }
+
+    #[test]
+    fn what_texts_are_parsed_by_is_told_apart() {
+        let by = |changes: &[Change]| {
+            let mut settings = Settings::default();
+            changes.iter().for_each(|change| settings.apply(change.clone()).unwrap());
+            settings.parsed_by()
+        };
+        let (here, there) = (set("timezone", "SET TimeZone = 'a'"), set("timezone", "SET TimeZone = 'b'"));
+        assert_eq!([by(&[]), by(&[set("work_mem", "SET work_mem = '1MB'")])], [0, 0]);
+        let [here_too, role] = [by(&[there.clone(), here.clone()]), by(&[set("role", "SET ROLE a")])];
+        assert_eq!(by(std::slice::from_ref(&here)), here_too);
+        assert!(![by(&[there]), role, 0].contains(&here_too) && role != 0);
+        let zone = |name: &str| Settings::at_start(&[(name.into(), "UTC".into())]).parsed_by();
+        assert!(zone("TimeZone") != 0 && zone("application_name") == 0);
     }
 
     #[test]

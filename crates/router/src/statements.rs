@@ -1,13 +1,13 @@
 //! Prepared statements of the protocol: what a client named, what a server has, and the names under which both meet.
 //!
-//! Where servers are shared, every statement goes under a name made from its text and types, so that one server's
-//! statement serves many clients. Where a server belongs to a session, names stay as they are. It sends nothing.
+//! Where servers are shared, every statement goes under a name made from its text and types, and from the settings by which
+//! it is parsed, so that one server's statement serves many clients. Where a server belongs to a session, names stay as they are. It sends nothing.
 
 use crate::classify::Class;
 use crate::effects::Effects;
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -27,6 +27,8 @@ pub(crate) struct Statement {
     /// A Parse's body behind its name: text, zero, types.
     pub(crate) body: Box<[u8]>,
     pub(crate) effects: Effects,
+    /// By which settings it is parsed, as a hash, where it is anybody's.
+    pub(crate) parsed_by: Option<u64>,
     /// What servers know it by; empty: the unnamed one.
     pub(crate) server_name: Box<[u8]>,
     /// Of what class it was when it was first used: its kind and its shape stay what they are.
@@ -34,6 +36,22 @@ pub(crate) struct Statement {
 }
 
 impl Statement {
+    fn new(
+        id: u64,
+        body: &[u8],
+        effects: Effects,
+        parsed_by: Option<u64>,
+        server_name: Box<[u8]>,
+    ) -> Arc<Statement> {
+        let class = OnceLock::new();
+        Arc::new(Statement { id, body: body.into(), effects, parsed_by, server_name, class })
+    }
+
+    /// Whether it is what its text is where these settings hold.
+    pub(crate) fn is_parsed_by(&self, settings: u64) -> bool {
+        self.parsed_by.is_none_or(|parsed_by| parsed_by == settings)
+    }
+
     /// Its text, without the types.
     pub(crate) fn text(&self) -> &[u8] {
         self.body.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -45,23 +63,59 @@ pub(crate) fn shared_name(id: u64) -> Vec<u8> {
     format!("segue_{id}").into_bytes()
 }
 
+/// Which shared statement servers know by this name, if one could be.
+pub(crate) fn shared_id(name: &[u8]) -> Option<u64> {
+    std::str::from_utf8(name.strip_prefix(b"segue_")?).ok()?.parse().ok()
+}
+
+/// What makes shared statements the same one.
+trait Key {
+    fn key(&self) -> (Option<u64>, &[u8]);
+}
+
 struct ByBody(Arc<Statement>);
 
-impl Borrow<[u8]> for ByBody {
-    fn borrow(&self) -> &[u8] {
-        &self.0.body
+impl Key for ByBody {
+    fn key(&self) -> (Option<u64>, &[u8]) {
+        (self.0.parsed_by, &self.0.body)
     }
 }
 
+impl Key for (u64, &[u8]) {
+    fn key(&self) -> (Option<u64>, &[u8]) {
+        (Some(self.0), self.1)
+    }
+}
+
+impl<'a> Borrow<dyn Key + 'a> for ByBody {
+    fn borrow(&self) -> &(dyn Key + 'a) {
+        self
+    }
+}
+
+impl Hash for dyn Key + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl PartialEq for dyn Key + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for dyn Key + '_ {}
+
 impl Hash for ByBody {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.body.hash(state);
+        self.key().hash(state);
     }
 }
 
 impl PartialEq for ByBody {
     fn eq(&self, other: &ByBody) -> bool {
-        self.0.body == other.0.body
+        self.key() == other.key()
     }
 }
 
@@ -82,22 +136,38 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
-    /// A statement of one session only, under the name that it gave.
-    pub(crate) fn own(&self, name: &[u8], body: &[u8], effects: Effects) -> Arc<Statement> {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        Arc::new(Statement {
-            id,
-            body: body.into(),
-            effects,
-            server_name: name.into(),
-            class: OnceLock::new(),
-        })
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// The one statement that has this text and these types.
-    pub(crate) fn shared(&self, body: &[u8], effects: impl FnOnce() -> Effects) -> Arc<Statement> {
+    /// Stands for settings that nobody else has.
+    pub(crate) fn unknown_parsing(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        ("unknown", self.next_id()).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// A statement of one session only, under the name that it gave.
+    pub(crate) fn own(&self, name: &[u8], body: &[u8], effects: Effects) -> Arc<Statement> {
+        Statement::new(self.next_id(), body, effects, None, name.into())
+    }
+
+    /// A statement of one session only, under a name that no other one has on any server.
+    pub(crate) fn own_on_shared(&self, body: &[u8], effects: Effects) -> Arc<Statement> {
+        let id = self.next_id();
+        Statement::new(id, body, effects, None, shared_name(id).into())
+    }
+
+    /// The one statement that has this text and these types, parsed by these settings.
+    pub(crate) fn shared(
+        &self,
+        parsed_by: u64,
+        body: &[u8],
+        effects: impl FnOnce() -> Effects,
+    ) -> Arc<Statement> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = shared.texts.get(body) {
+        let key: &dyn Key = &(parsed_by, body);
+        if let Some(known) = shared.texts.get(key) {
             return Arc::clone(&known.0);
         }
         shared.bytes += body.len();
@@ -105,15 +175,8 @@ impl Texts {
             shared.texts.retain(|known| Arc::strong_count(&known.0) > 1);
             shared.bytes = body.len();
         }
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let server_name = shared_name(id).into_boxed_slice();
-        let statement = Arc::new(Statement {
-            id,
-            body: body.into(),
-            effects: effects(),
-            server_name,
-            class: OnceLock::new(),
-        });
+        let id = self.next_id();
+        let statement = Statement::new(id, body, effects(), Some(parsed_by), shared_name(id).into());
         shared.texts.insert(ByBody(Arc::clone(&statement)));
         statement
     }
@@ -140,6 +203,16 @@ impl OfClient {
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         let named = if name.is_empty() { self.unnamed.as_ref() } else { self.named.get(name) };
         named.map(|named| &named.statement)
+    }
+
+    /// What a name means where texts are parsed by these settings: by others, the same text is another statement.
+    pub(crate) fn parsed_by(&mut self, name: &[u8], settings: u64, texts: &Texts) -> Option<Arc<Statement>> {
+        let named = if name.is_empty() { self.unnamed.as_mut() } else { self.named.get_mut(name) }?;
+        let statement = &mut named.statement;
+        if !statement.is_parsed_by(settings) {
+            *statement = texts.shared(settings, &statement.body, || statement.effects.clone());
+        }
+        Some(Arc::clone(statement))
     }
 
     /// Remembers a statement, and returns by which number it is forgotten; `None`: there are too many.
@@ -272,28 +345,45 @@ mod tests {
     #[test]
     fn one_text_is_one_statement_for_everybody() {
         let texts = Texts::default();
-        let a = texts.shared(b"SELECT 1\0\0\0", Effects::default);
-        let b = texts.shared(b"SELECT 1\0\0\0", Effects::default);
-        let c = texts.shared(b"SELECT 1\0\0\x01\0\0\0\x17", Effects::default);
+        let a = texts.shared(0, b"SELECT 1\0\0\0", Effects::default);
+        let b = texts.shared(0, b"SELECT 1\0\0\0", Effects::default);
+        let c = texts.shared(0, b"SELECT 1\0\0\x01\0\0\0\x17", Effects::default);
         assert!(Arc::ptr_eq(&a, &b) && a.id != c.id && a.server_name != c.server_name);
+    }
+
+    #[test]
+    fn a_text_is_another_statement_where_it_is_parsed_by_other_settings() {
+        let (texts, mut client) = (Texts::default(), OfClient::default());
+        let a = texts.shared(0, b"a", Effects::default);
+        client.insert(b"x", Arc::clone(&a));
+        client.insert(b"y", texts.own_on_shared(b"a", Effects::default()));
+        let mine = client.parsed_by(b"y", 0, &texts).unwrap();
+        assert!(Arc::ptr_eq(&client.parsed_by(b"x", 0, &texts).unwrap(), &a));
+        let b = client.parsed_by(b"x", 1, &texts).unwrap();
+        assert!(b.id != a.id && b.server_name != a.server_name && b.body == a.body);
+        assert!(Arc::ptr_eq(&b, &texts.shared(1, b"a", Effects::default)));
+        assert!(Arc::ptr_eq(&client.parsed_by(b"x", 0, &texts).unwrap(), &a));
+        assert!(Arc::ptr_eq(&client.parsed_by(b"y", 1, &texts).unwrap(), &mine) && mine.id != a.id);
+        assert!(client.parsed_by(b"z", 0, &texts).is_none());
     }
 
     #[test]
     fn texts_that_nobody_names_are_forgotten() {
         let texts = Texts::default();
-        let kept = texts.shared(b"kept", Effects::default);
+        let kept = texts.shared(0, b"kept", Effects::default);
         for i in 0..2 * UNUSED_MAX {
-            texts.shared(format!("{i}").as_bytes(), Effects::default);
+            texts.shared(0, format!("{i}").as_bytes(), Effects::default);
         }
         assert!(texts.shared.lock().unwrap().texts.len() <= UNUSED_MAX);
-        assert!(Arc::ptr_eq(&kept, &texts.shared(b"kept", Effects::default)));
+        assert!(Arc::ptr_eq(&kept, &texts.shared(0, b"kept", Effects::default)));
     }
 
     #[test]
     fn a_shared_server_gives_up_what_was_used_longest_ago() {
         let texts = Texts::default();
-        let statements: Vec<_> =
-            (0..=ON_SERVER_MAX).map(|i| texts.shared(format!("{i}").as_bytes(), Effects::default)).collect();
+        let statements: Vec<_> = (0..=ON_SERVER_MAX)
+            .map(|i| texts.shared(0, format!("{i}").as_bytes(), Effects::default))
+            .collect();
         let mut server = OnServer::default();
         for statement in &statements[..ON_SERVER_MAX] {
             assert_eq!(server.insert(statement, true), None);
@@ -320,7 +410,7 @@ mod tests {
         let (texts, mut client) = (Texts::default(), OfClient::default());
         let body = |i: usize| [i.to_string().as_bytes(), &vec![b'x'; TEXT_BYTES_MAX / 4]].concat();
         let named = |i: usize, client: &mut OfClient| {
-            client.insert(i.to_string().as_bytes(), texts.shared(&body(i), Effects::default)).is_some()
+            client.insert(i.to_string().as_bytes(), texts.shared(0, &body(i), Effects::default)).is_some()
         };
         assert_eq!([0, 1, 2, 3].map(|i| named(i, &mut client)), [true, true, true, false]);
         client.remove(b"0");
@@ -331,13 +421,13 @@ mod tests {
         client.put_back(taken);
         assert!(client.take_named().get(b"1").is_some() && client.bytes == 0);
         drop(client);
-        texts.shared(&body(5), Effects::default);
+        texts.shared(0, &body(5), Effects::default);
         assert!(texts.shared.lock().unwrap().texts.len() <= 5);
     }
 
     fn client_of(texts: &Texts, body: &[u8]) -> OfClient {
         let mut client = OfClient::default();
-        client.insert(b"back", texts.shared(body, Effects::default));
+        client.insert(b"back", texts.shared(0, body, Effects::default));
         client
     }
 

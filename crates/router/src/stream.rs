@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -17,6 +18,9 @@ pub(crate) const READ_BYTES: usize = 16 * 1024;
 pub(crate) const FIRST_BYTES: usize = 1024;
 /// A frame that is awaited as a whole before anything is relayed: none of a login's is near it.
 const LOGIN_FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// A peer from which nothing has come for so long, although it was asked, is gone.
+const GONE_AFTER: Duration = Duration::from_secs(120);
 
 /// A connection.
 #[derive(Debug)]
@@ -58,29 +62,37 @@ impl Stream {
     /// Small frames leave at once, and a peer that is gone is noticed within two minutes.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         let keepalive = socket2::TcpKeepalive::new()
-            .with_time(std::time::Duration::from_secs(60))
-            .with_interval(std::time::Duration::from_secs(15))
+            .with_time(GONE_AFTER / 2)
+            .with_interval(GONE_AFTER / 8)
             .with_retries(4);
         socket2::SockRef::from(self.tcp()).set_tcp_keepalive(&keepalive)?;
         self.tcp().set_nodelay(true)
     }
 
-    /// Whether nothing can be read: neither bytes, nor that the peer has closed.
-    pub(crate) fn is_quiet(&self) -> bool {
-        match self {
-            Stream::Plain(stream) => {
-                matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-            }
-            // Records may come at any time, and what they hold is seen when the connection is used; only its end counts.
-            Stream::Accepted(_) | Stream::Opened(_) => {
-                let mut cx = Context::from_waker(std::task::Waker::noop());
-                let mut byte = [0];
-                match self.tcp().poll_peek(&mut cx, &mut ReadBuf::new(&mut byte)) {
-                    Poll::Pending => true,
-                    Poll::Ready(peeked) => peeked.is_ok_and(|bytes| bytes > 0),
-                }
-            }
+    /// A server that takes nothing any more is noticed as soon, where a statement is on its way to it: keepalive is silent
+    /// then. (A client that does not read for a while is not gone, and a socket cannot tell the one from the other.)
+    pub(crate) fn prepare_to_server(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(self.tcp()).set_tcp_user_timeout(Some(GONE_AFTER))?;
+        self.prepare()
+    }
+
+    /// Whether nothing can be read: neither bytes, nor that the peer has closed. What TLS had for `input` is in it afterwards.
+    pub(crate) fn is_quiet(&mut self, input: &mut BytesMut) -> bool {
+        if let Stream::Plain(stream) = self {
+            return matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         }
+        // Bytes on the wire tell nothing: a record is a session's ticket, or a server's last word.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut bytes = [0; 256];
+        let mut read = ReadBuf::new(&mut bytes);
+        let is_quiet = {
+            let reading = std::future::poll_fn(|cx| Pin::new(&mut *self).poll_read(cx, &mut read));
+            // A task that has done much would be told that there is nothing.
+            std::pin::pin!(tokio::task::unconstrained(reading)).poll(&mut cx).is_pending()
+        };
+        input.extend_from_slice(read.filled());
+        is_quiet
     }
 
     /// Writes as much of `out` as is taken now. `Ready` when nothing is left.
@@ -236,6 +248,18 @@ mod tests {
     use std::future::poll_fn;
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_server_that_takes_nothing_any_more_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Stream::Plain(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let limit = || socket2::SockRef::from(stream.tcp()).tcp_user_timeout().unwrap();
+        stream.prepare().unwrap();
+        assert_eq!(limit(), None, "a client may take its time");
+        stream.prepare_to_server().unwrap();
+        assert_eq!(limit(), Some(GONE_AFTER));
+    }
 
     #[tokio::test]
     async fn a_buffer_grows_where_a_read_has_filled_it() {

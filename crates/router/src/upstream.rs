@@ -125,7 +125,7 @@ async fn reach(upstream: &Upstream) -> Result<Stream, ConnectError> {
     let mut tcp = TcpStream::connect((upstream.host.as_str(), upstream.port)).await?;
     let Some(tls) = &upstream.tls else {
         let stream = Stream::Plain(tcp);
-        stream.prepare()?;
+        stream.prepare_to_server()?;
         return Ok(stream);
     };
     tcp.write_all(&startup::tls_request()).await?;
@@ -140,7 +140,7 @@ async fn reach(upstream: &Upstream) -> Result<Stream, ConnectError> {
         b'N' if tls.optional => Stream::Plain(tcp),
         _ => return Err(ConnectError::Login("the server does not offer TLS")),
     };
-    stream.prepare()?;
+    stream.prepare_to_server()?;
     Ok(stream)
 }
 
@@ -367,6 +367,11 @@ impl Server {
                 _ => {}
             }
         }
+    }
+
+    /// Whether it has nothing to say, and has not closed: what it says while nobody asks is its last word, or nobody's.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.input.is_empty() && self.stream.is_quiet(&mut self.input)
     }
 
     /// Says good-bye, so that the server does not log a lost connection.

@@ -4,8 +4,10 @@
 
 mod support;
 
-use segue_router::PoolMode;
+use segue_router::{PoolMode, Upstream};
+use segue_testkit::proxy::Proxy;
 use segue_testkit::{Cluster, Options};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{Running, config};
 use tokio_postgres::NoTls;
@@ -96,4 +98,24 @@ async fn the_end_waits_for_transactions_and_not_for_who_is_idle() {
         assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("1"));
         cluster.execute("DROP TABLE t").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_take_a_sessions_settings_is_given_up() {
+    let cluster = Cluster::start(Options::default()).await;
+    let proxy = Proxy::start(cluster.port()).await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.source = Arc::new(Upstream { host: "127.0.0.1".into(), port: proxy.port(), tls: None });
+    config.limits.connections_max = 1;
+    config.limits.connect_max = Duration::from_secs(1);
+    let router = Running::start(config, cluster.password()).await;
+    let (set, plain) = (router.connect().await, router.connect().await);
+    set.batch_execute("SET work_mem = '5MB'").await.unwrap();
+    plain.batch_execute("SELECT 1").await.unwrap();
+    proxy.half_open();
+    let waiting = tokio::time::timeout(Duration::from_secs(20), set.batch_execute("SELECT 1"));
+    assert_eq!(code(&waiting.await.expect("it is given up").unwrap_err()), "08006");
+    plain.batch_execute("SELECT 1").await.expect("the place is free again");
+    drop((set, plain));
+    router.drain().await;
 }

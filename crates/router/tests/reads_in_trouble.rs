@@ -5,7 +5,7 @@
 mod support;
 
 use segue_model::switch::Side;
-use segue_router::PoolMode;
+use segue_router::{BreakerState, Config, PoolMode};
 use std::time::{Duration, Instant};
 use support::pair::{Pair, READ, side, simple};
 use support::wire::{Frame, Wire, field, frame};
@@ -286,6 +286,165 @@ async fn a_transaction_of_reads_outlives_the_follower_and_what_it_has_not_seen()
         assert_eq!(side(&client).await, "source");
         assert_eq!(simple(&client, "SHOW transaction_read_only").await, "on");
         client.batch_execute("COMMIT").await.unwrap();
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_bye_within_a_transaction_of_reads_leaves_nothing_behind() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        // So often that failures in a row would open the breaker.
+        for _ in 0..6 {
+            let mut wire = pair.wire().await;
+            wire.send(&query("BEGIN READ ONLY")).await;
+            assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+            wire.send(&query(READ)).await;
+            assert_eq!(answers(&mut wire, 1).await, ["target", "ok"], "{mode:?}");
+            wire.send(&frame(b'X', &[])).await;
+            assert_eq!(wire.rest().await, [], "{mode:?}");
+        }
+        let until = Instant::now() + Duration::from_secs(10);
+        while pair.router.handle.clients() > 0 {
+            assert!(Instant::now() < until, "{mode:?}: a session does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(pair.router.hold().await.is_quiet());
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'";
+        assert_eq!(pair.source.scalar(open).await.as_deref(), Some("0"), "{mode:?}");
+        assert_eq!(pair.router.handle.breaker().0, BreakerState::Closed, "{mode:?}");
+        assert_eq!(pair.router.counts().reads_failed, 0, "{mode:?}");
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_is_named_beside_the_write_reads_it() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        drop(pair.client().await);
+        let of = async |tenant: &str| {
+            let url = format!("{} options='-c segue.tenant={tenant}'", pair.router.url());
+            pair.router.try_connect(&url).await.unwrap()
+        };
+        let write = "UPDATE t SET side = 'written' WHERE id = 1";
+        for (own, names, tenants) in [
+            ("o1", format!("SET segue.tenant = 'a1'; {write}"), &["a1"][..]),
+            ("o2", format!("SET LOCAL segue.tenant = 'a2'; {write}"), &["a2", "o2"]),
+            ("o3", format!("SET segue.tenant = 'a3'; {write}; SET segue.tenant = 'a4'"), &["a3", "a4", "o3"]),
+        ] {
+            let writer = of(own).await;
+            pair.shows(Instant::now() - Duration::from_millis(500));
+            for tenant in tenants {
+                assert_eq!(
+                    side(&of(tenant).await).await,
+                    "target",
+                    "{mode:?}: {tenant} has written nothing yet"
+                );
+            }
+            writer.batch_execute("BEGIN").await.unwrap();
+            for statement in names.split("; ") {
+                writer.batch_execute(statement).await.unwrap();
+            }
+            writer.batch_execute("COMMIT").await.unwrap();
+            for tenant in tenants {
+                assert_eq!(side(&of(tenant).await).await, "written", "{mode:?}: {names} for {tenant}");
+            }
+        }
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_behind_a_close_is_sent_as_a_whole_although_the_route_changes() {
+    for mode in BOTH {
+        let waits = |config: &mut Config| config.reads.wait_max = Duration::from_secs(10);
+        let pair = Pair::start_with(mode, waits).await;
+        let mut wire = pair.wire().await;
+        // It has seen what the follower does not show yet.
+        pair.shows(Instant::now() - Duration::from_secs(60));
+        let read = [parse("", READ), bind("", ""), execute("", 0), sync()].concat();
+        wire.send(&read).await;
+        assert_eq!(answers(&mut wire, 1).await, ["source", "ok"]);
+        let lock = pair.target.connect("postgres").await;
+        lock.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+        // While it waits for the follower a route comes that leads to the same place; and then the follower is late.
+        wire.send(&[close("gone"), sync(), read].concat()).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        pair.router.routes.send_modify(|heard| heard.revision += 1);
+        pair.shows_all();
+        assert_eq!(answers(&mut wire, 2).await, ["source", "ok"], "{mode:?}");
+        assert_eq!(pair.router.counts().reads_repeated, 1, "{mode:?}");
+        wire.send(&query("SELECT 7")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["7", "ok"], "{mode:?}: an answer to something else");
+        drop(lock);
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_beside_the_end_of_a_failed_transaction_of_reads_is_the_owners() {
+    for mode in BOTH {
+        let pair = Pair::start(mode).await;
+        let mut wire = pair.wire().await;
+        let fill = "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(2, 200) i";
+        pair.source.execute(fill).await;
+        pair.target.execute(fill).await;
+        let execute = |sql: &str| [parse("", sql), bind("", ""), execute("", 0)].concat();
+        let insert = |id: u32| format!("INSERT INTO t VALUES ({id}, 'x')");
+        let (both, none) = (&["ok", "ok"][..], &["25P02", "ok"][..]);
+        for (returned, id, behind, expected) in [
+            (0, 1_000, vec![query("ROLLBACK"), query("SELECT 1")], &["ok", "1", "ok"][..]),
+            (1, 1_001, vec![query(&format!("ROLLBACK; {}", insert(1_001)))], both),
+            (2, 1_002, vec![[execute("COMMIT"), execute(&insert(1_002)), sync()].concat()], both),
+            // It fails at the first, as it would anywhere.
+            (
+                3,
+                1_003,
+                vec![query(&format!("SELECT 1; ROLLBACK; {}", insert(1_003))), query("ROLLBACK")],
+                none,
+            ),
+        ] {
+            wire.send(&query("BEGIN READ ONLY")).await;
+            assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+            wire.send(&query("SELECT 1 / (150 - id) FROM t ORDER BY id")).await;
+            assert_eq!(answers(&mut wire, 1).await.last().map(String::as_str), Some("22012"));
+            let mut said = Vec::new();
+            for group in behind {
+                wire.send(&group).await;
+                said.extend(answers(&mut wire, 1).await);
+            }
+            assert_eq!(said, expected, "{mode:?} {id}");
+            assert_eq!(pair.router.counts().reads_returned, returned, "{mode:?} {id}");
+            let found = format!("SELECT count(*) FROM t WHERE id = {id}");
+            let is_there = if expected == both { "1" } else { "0" };
+            assert_eq!(pair.source.scalar(&found).await.as_deref(), Some(is_there), "{mode:?} {id}");
+            assert_eq!(pair.target.scalar(&found).await.as_deref(), Some("0"), "{mode:?} {id}");
+        }
+        pair.router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_does_not_open_a_transaction_again_is_given_up() {
+    for mode in BOTH {
+        let limits = |config: &mut Config| config.limits.connect_max = Duration::from_secs(1);
+        let pair = Pair::start_with(mode, limits).await;
+        let mut wire = pair.wire().await;
+        // So that there is a connection to the owner.
+        wire.send(&query("SELECT pg_backend_pid() IS NULL")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["f", "ok"]);
+        wire.send(&query("BEGIN READ ONLY")).await;
+        assert_eq!(answers(&mut wire, 1).await, ["ok"]);
+        wire.send(&query(READ)).await;
+        assert_eq!(answers(&mut wire, 1).await, ["target", "ok"], "{mode:?}");
+        pair.source.freeze();
+        let since = Instant::now();
+        wire.send(&query("SHOW work_mem")).await;
+        let said: Vec<_> = wire.rest().await.iter().filter_map(told).collect();
+        assert_eq!(said, ["08006"], "{mode:?}");
+        assert!(since.elapsed() < Duration::from_secs(20), "{mode:?}");
+        pair.source.thaw();
         pair.router.drain().await;
     }
 }

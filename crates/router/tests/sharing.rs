@@ -230,3 +230,259 @@ async fn a_good_bye_that_does_not_wait_for_its_answer_leaves_nothing_behind() {
     }
     assert_eq!(cluster.scalar("SELECT string_agg(i::text, ' ') FROM t").await.as_deref(), Some("1 1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_beside_a_deallocation_is_done() {
+    let cluster = Cluster::start(Options::default()).await;
+    cluster.execute("CREATE TABLE t (i int)").await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+    for name in ["a1", "a2", "a3"] {
+        let text = format!("{name}\0SELECT '{name}'\0\0\0");
+        wire.send(&[frame(b'P', &[text.as_bytes()]), frame(b'S', &[])].concat()).await;
+        wire.until(|(tag, _)| *tag == b'Z').await;
+    }
+    wire.send(&frame(b'Q', &[b"DEALLOCATE a3; INSERT INTO t VALUES (3)\0"])).await;
+    wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("1"));
+    let text =
+        b"INSERT INTO t VALUES (1); DEALLOCATE a1; DEALLOCATE PREPARE \"a2\"; INSERT INTO t VALUES (2)\0";
+    wire.send(&frame(b'Q', &[text])).await;
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    let done: Vec<_> = answers.iter().filter(|(tag, _)| *tag == b'C').map(|(_, body)| &body[..]).collect();
+    assert_eq!(
+        done,
+        [&b"INSERT 0 1\0"[..], b"DEALLOCATE\0", b"DEALLOCATE\0", b"INSERT 0 1\0"],
+        "{answers:?}"
+    );
+    assert_eq!(cluster.scalar("SELECT count(*) FROM t").await.as_deref(), Some("3"));
+    wire.send(&[frame(b'B', &[b"\0a1\0\0\0\0\0\0\0"]), frame(b'S', &[])].concat()).await;
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(field(&answers[0].1, b'C'), "26000", "{answers:?}");
+    router.drain().await;
+}
+
+/// What is sent at once, and what is set afterwards, are the same as with a server of one's own; and nobody else sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_beside_the_end_of_a_transaction_is_known_or_keeps_its_server() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let query = |sql: &str| frame(b'Q', &[sql.as_bytes(), b"\0"]);
+    let execute = |sql: &str| {
+        let text = format!("\0{sql}\0\0\0");
+        let (bind, execute) = (frame(b'B', &[&[0; 8]]), frame(b'E', &[&[0; 5]]));
+        [frame(b'P', &[text.as_bytes()]), bind, execute].concat()
+    };
+    let sync = || frame(b'S', &[]);
+    const SET: &str = "SET work_mem = '5MB'";
+    let cases: [(&str, Vec<Vec<u8>>, u64); 11] = [
+        ("behind a rollback", vec![query(&format!("ROLLBACK; {SET}"))], 0),
+        ("before an error", vec![query(&format!("{SET}; COMMIT; SELECT 1/0"))], 1),
+        ("committed", vec![query("BEGIN"), query(SET), query("COMMIT; SELECT 1/0")], 1),
+        (
+            "once it had failed",
+            vec![query("BEGIN"), query("SELECT 1/0"), query(&format!("COMMIT; {SET}"))],
+            0,
+        ),
+        ("not in a transaction", vec![[query(SET), query("ROLLBACK")].concat()], 0),
+        ("in a chain", vec![query("BEGIN"), query(SET), query("COMMIT AND CHAIN"), query("ROLLBACK")], 0),
+        ("taken back", vec![query("BEGIN"), query(SET), query("ROLLBACK")], 0),
+        ("taken back at once", vec![[query("BEGIN"), query(SET), query("ROLLBACK")].concat()], 0),
+        ("kept at once", vec![[query("BEGIN"), query(SET), query("COMMIT")].concat()], 0),
+        (
+            "behind a rollback in a group",
+            vec![query("BEGIN"), query("SELECT 1/0"), [execute("ROLLBACK"), execute(SET), sync()].concat()],
+            0,
+        ),
+        (
+            "behind a savepoint",
+            vec![
+                query("BEGIN; SAVEPOINT a"),
+                query("SELECT 1/0"),
+                [execute("ROLLBACK TO a"), execute(SET), execute("COMMIT"), sync()].concat(),
+            ],
+            0,
+        ),
+    ];
+    let mut pins = 0;
+    for (what, sends, pinned) in cases {
+        let mut direct = Wire::direct(&cluster, "postgres").await;
+        let mut routed = Wire::through(router.handle.address().port(), "postgres").await;
+        let mut set = Vec::new();
+        for wire in [&mut direct, &mut routed] {
+            for send in &sends {
+                wire.send(send).await;
+                for _ in 0..boundaries(send) {
+                    wire.until(|(tag, _)| *tag == b'Z').await;
+                }
+            }
+            wire.send(&query("SHOW work_mem")).await;
+            let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+            set.push(answers.into_iter().find(|(tag, _)| *tag == b'D'));
+        }
+        assert!(set[0].is_some() && set[0] == set[1], "{what}: {set:?}");
+        routed.send(&frame(b'X', &[])).await;
+        routed.rest().await;
+        assert_eq!(show(&router.connect().await, "work_mem").await, "4MB", "{what}");
+        pins += pinned;
+        assert_eq!(router.counts().pins, pins, "{what}");
+    }
+    router.drain().await;
+}
+
+/// How many ReadyForQuery come for it.
+fn boundaries(mut sent: &[u8]) -> usize {
+    let mut boundaries = 0;
+    while let [tag, a, b, c, d, ..] = sent {
+        boundaries += usize::from(matches!(tag, b'Q' | b'S'));
+        sent = &sent[1 + u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
+    }
+    boundaries
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_modes_of_a_sessions_transactions_are_carried_one_by_one() {
+    let cluster = Cluster::start(Options::default()).await;
+    let router = narrow(&cluster).await;
+    let (client, other) = (router.connect().await, router.connect().await);
+    for modes in ["ISOLATION LEVEL REPEATABLE READ", "READ ONLY, DEFERRABLE"] {
+        let sql = format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}");
+        client.batch_execute(&sql).await.unwrap();
+    }
+    client.batch_execute("SET default_transaction_deferrable = off").await.unwrap();
+    for (name, mine, others) in [
+        ("default_transaction_isolation", "repeatable read", "read committed"),
+        ("default_transaction_read_only", "on", "off"),
+        ("default_transaction_deferrable", "off", "off"),
+    ] {
+        assert_eq!(show(&other, name).await, others, "{name}");
+        assert_eq!(show(&client, name).await, mine, "{name}");
+    }
+    router.drain().await;
+}
+
+/// Executes a text with the extended protocol.
+fn execute(name: &str, sql: &str) -> Vec<u8> {
+    let parse = frame(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+    [parse, execute_again(name)].concat()
+}
+
+fn execute_again(name: &str) -> Vec<u8> {
+    let bind = frame(b'B', &[b"\0", name.as_bytes(), &[0; 7]]);
+    [bind, frame(b'E', &[&[0; 5]]), frame(b'S', &[])].concat()
+}
+
+/// The code of an error that comes before the next ReadyForQuery.
+async fn refused(wire: &mut Wire) -> Option<String> {
+    let answers = wire.until(|(tag, _)| *tag == b'Z').await;
+    assert_eq!(answers.last().map(|(tag, _)| *tag), Some(b'Z'), "{answers:?}");
+    answers.iter().find(|(tag, _)| *tag == b'E').map(|(_, body)| field(body, b'C'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_can_be_deallocated_by_the_protocol_that_made_it() {
+    let cluster = Cluster::start(Options::default()).await;
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut config = config(&cluster, &cluster, mode);
+        config.auth = ClientAuth::Trust;
+        config.limits.connections_max = 1;
+        let router = Running::start(config, cluster.password()).await;
+        let mut wire = Wire::through(router.handle.address().port(), "postgres").await;
+        for deallocates in ["", "d"] {
+            for name in ["a", "b"] {
+                wire.send(&execute(name, "SELECT 1")).await;
+                assert_eq!(refused(&mut wire).await, None);
+            }
+            wire.send(&execute(deallocates, "DEALLOCATE PREPARE a")).await;
+            assert_eq!(refused(&mut wire).await, None, "{mode:?} {deallocates:?}");
+            wire.send(&execute_again("a")).await;
+            assert_eq!(refused(&mut wire).await.as_deref(), Some("26000"), "{mode:?} {deallocates:?}");
+            wire.send(&execute_again("b")).await;
+            assert_eq!(refused(&mut wire).await, None, "{mode:?} {deallocates:?}");
+            wire.send(&execute("", "DEALLOCATE b")).await;
+            assert_eq!(refused(&mut wire).await, None);
+        }
+        assert_eq!(router.counts().pins, 0, "{mode:?}");
+        router.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_throws_away_what_another_client_has_prepared() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut config = config(&cluster, &cluster, PoolMode::Transaction);
+    config.auth = ClientAuth::Trust;
+    config.limits.connections_max = 1;
+    let router = Running::start(config, cluster.password()).await;
+    let port = router.handle.address().port();
+    let mut wire = Wire::through(port, "postgres").await;
+    wire.send(&execute("mine", "SELECT 1")).await;
+    assert_eq!(refused(&mut wire).await, None);
+    let name = "SELECT name FROM pg_prepared_statements WHERE statement = 'SELECT 1'";
+    for is_extended in [false, true] {
+        let mut other = Wire::through(port, "postgres").await;
+        other.send(&frame(b'Q', &[name.as_bytes(), b"\0"])).await;
+        let answers = other.until(|(tag, _)| *tag == b'Z').await;
+        let row = answers.iter().find(|(tag, _)| *tag == b'D').expect("it is on the server");
+        let deallocate = format!("DEALLOCATE {}", String::from_utf8_lossy(&row.1[6..]));
+        let query = frame(b'Q', &[deallocate.as_bytes(), b"\0"]);
+        other.send(&if is_extended { execute("", &deallocate) } else { query }).await;
+        assert_eq!(refused(&mut other).await, None, "it is there, whosever it is");
+        wire.send(&execute_again("mine")).await;
+        assert_eq!(refused(&mut wire).await, None, "extended: {is_extended}");
+    }
+    // What a function does is not seen; what comes of it once is seen.
+    let hidden = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    router.connect().await.batch_execute(hidden).await.unwrap();
+    wire.send(&execute_again("mine")).await;
+    assert_eq!(refused(&mut wire).await.as_deref(), Some("26000"));
+    wire.send(&execute_again("mine")).await;
+    assert_eq!(refused(&mut wire).await, None);
+    router.drain().await;
+}
+
+/// What a constant is, is told when a text is parsed: here, by the time zone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_understood_by_the_settings_of_its_own_session() {
+    let cluster = Cluster::start(Options::default()).await;
+    let router = narrow(&cluster).await;
+    let zone = async |zone: &str| {
+        let url = format!("{} options='-c TimeZone={zone}'", router.url());
+        router.try_connect(&url).await.unwrap()
+    };
+    let midnight = "SELECT extract(epoch FROM '2020-01-01 00:00:00'::timestamptz)::int8";
+    let (london, tokyo) = (1_577_836_800_i64, 1_577_836_800 - 9 * 3_600);
+    let first = zone("UTC").await;
+    let statement = first.prepare(midnight).await.unwrap();
+    let again = async || first.query_one(&statement, &[]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(again().await, london);
+    assert_eq!(zone("Asia/Tokyo").await.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), tokyo);
+    assert_eq!(again().await, london);
+    // For a transaction only, and in each way to say so.
+    for set in [
+        "SET LOCAL TimeZone = 'Asia/Tokyo'",
+        "SELECT set_config('TimeZone', 'Asia/Tokyo', true)",
+        "SET TimeZone = 'Asia/Tokyo'",
+    ] {
+        let second = zone("UTC").await;
+        for ends in ["ROLLBACK", "COMMIT"] {
+            second.batch_execute("BEGIN").await.unwrap();
+            second.batch_execute(set).await.unwrap();
+            assert_eq!(second.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), tokyo, "{set}");
+            second.batch_execute(ends).await.unwrap();
+            assert_eq!(again().await, london, "{set}, {ends}");
+        }
+        let stays = if set.starts_with("SET T") { tokyo } else { london };
+        assert_eq!(second.query_one(midnight, &[]).await.unwrap().get::<_, i64>(0), stays, "{set}");
+    }
+    // Where servers are shared it is understood anew by whoever sets something else.
+    first.batch_execute("SET TimeZone = 'Asia/Tokyo'").await.unwrap();
+    assert_eq!(again().await, tokyo);
+    router.drain().await;
+}

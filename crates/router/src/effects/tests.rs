@@ -19,7 +19,6 @@ fn settings_are_carried_by_name() {
         ("SET NAMES 'utf8'", "client_encoding"),
         ("SET ROLE bob", "role"),
         ("SET SESSION AUTHORIZATION bob", "session_authorization"),
-        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "characteristics"),
         ("SET my.thing = 'x'", "my.thing"),
         ("SET \"TimeZone\" = 'UTC'", "timezone"),
     ] {
@@ -44,6 +43,42 @@ fn settings_are_carried_by_name() {
 }
 
 #[test]
+fn each_mode_of_a_sessions_transactions_is_a_setting() {
+    let level = set("default_transaction_isolation", "SET default_transaction_isolation = 'repeatable read'");
+    let read_only = set("default_transaction_read_only", "SET default_transaction_read_only = 'on'");
+    let deferrable = set("default_transaction_deferrable", "SET default_transaction_deferrable = 'off'");
+    for (modes, expected) in [
+        ("ISOLATION LEVEL REPEATABLE READ", &[level.clone()][..]),
+        ("read only", std::slice::from_ref(&read_only)),
+        (
+            "READ ONLY, NOT DEFERRABLE isolation level\nrepeatable read",
+            &[read_only.clone(), deferrable, level],
+        ),
+    ] {
+        assert_eq!(
+            changes(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION {modes}")),
+            expected,
+            "{modes}"
+        );
+    }
+    let unknown = read(b"SET SESSION CHARACTERISTICS AS TRANSACTION READ BACKWARDS");
+    assert_eq!((unknown.changes, unknown.pin), (vec![], Some(Pin::Setting)));
+}
+
+#[test]
+fn whom_a_session_or_a_transaction_is_for_is_seen() {
+    for (sql, tenants) in [
+        ("SET segue.tenant = 'a'", &["a"][..]),
+        ("SET SESSION segue.tenant TO a; SET LOCAL segue.tenant = 'b'", &["a", "b"]),
+        ("SET LOCAL \"segue\".\"tenant\" = 'a'", &["a"]),
+        ("SET LOCAL segue.tenant = 'it''s'", &[]),
+        ("SET segue.other = 'a'", &[]),
+    ] {
+        assert_eq!(read(sql.as_bytes()).tenants, tenants, "{sql}");
+    }
+}
+
+#[test]
 fn a_plain_text_is_plain_whatever_its_constants_are() {
     for (sql, plain) in [
         ("SELECT a FROM t WHERE b = 1", Some(true)),
@@ -51,10 +86,17 @@ fn a_plain_text_is_plain_whatever_its_constants_are() {
         ("BEGIN", Some(false)),
         ("SELECT 1; SELECT 2", Some(false)),
         ("SET LOCAL x = 1", Some(false)),
+        ("SET LOCAL segue.tenant = 'it''s'", None),
+        ("SET LOCAL search_path = 'public'", None),
+        ("SET LOCAL TimeZone = 'UTC'", None),
         ("DISCARD TEMP", None),
         ("SET x = 1", None),
         ("RESET x", None),
         ("SELECT 1; SET x = 1", None),
+        ("COMMIT", Some(false)),
+        ("END;", Some(false)),
+        ("COMMIT AND CHAIN", None),
+        ("COMMIT; SELECT 1", None),
         ("ROLLBACK", None),
         ("ROLLBACK TO s", None),
         ("SELECT 1 INTO TEMP t", None),
@@ -88,6 +130,61 @@ fn channels_and_prepared_statements_are_known() {
 }
 
 #[test]
+fn each_deallocation_of_a_string_is_found_where_it_is() {
+    let sql = "/* a */ DEALLOCATE a; INSERT INTO t VALUES ('DEALLOCATE b'); deallocate prepare \"B\" ;DEALLOCATE ALL";
+    let found = deallocations(sql.as_bytes());
+    let found: Vec<_> = found.into_iter().map(|(span, name)| (&sql[span], name)).collect();
+    assert_eq!(found, [("DEALLOCATE a", "a".to_owned()), ("deallocate prepare \"B\"", "B".to_owned())]);
+}
+
+#[test]
+fn a_text_that_only_deallocates_is_known() {
+    for (sql, name) in [
+        ("/* a */ deallocate prepare \"A\" ;", Some("A")),
+        ("DEALLOCATE ALL", None),
+        ("DEALLOCATE a; SELECT 1", None),
+        ("SELECT deallocate", None),
+        ("", None),
+    ] {
+        assert_eq!(deallocation(sql.as_bytes()).as_deref(), name, "{sql}");
+    }
+}
+
+#[test]
+fn what_later_texts_are_parsed_by_is_seen() {
+    let parsing = |sql: &str| read(sql.as_bytes()).parsing;
+    for sql in [
+        "SELECT 1",
+        "SET work_mem = '1MB'",
+        "SET LOCAL x.timezone = 'a'",
+        "SELECT set_config('role', 'a', true), set_config('app.user', 'timezone', true)",
+        "BEGIN; COMMIT",
+    ] {
+        assert_eq!(parsing(sql), Parsing::Same, "{sql}");
+    }
+    for sql in [
+        "SET TIME ZONE 'UTC'",
+        "SET LOCAL \"TimeZone\" = 'UTC'",
+        "RESET timezone",
+        "RESET ALL",
+        "SET NAMES 'latin1'",
+        "SET LOCAL ROLE a",
+        "SET LOCAL search_path = a",
+        "SET LOCAL search_path = a; SET LOCAL search_path = b",
+    ] {
+        assert!(matches!(parsing(sql), Parsing::By(_)) && parsing(sql) == parsing(sql), "{sql}");
+    }
+    assert_ne!(parsing("SET LOCAL DateStyle = 'SQL'"), parsing("SET LOCAL DateStyle = 'ISO'"));
+    for sql in [
+        "SELECT set_config('TimeZone', $1, true)",
+        "SELECT \"set_config\"($1, 'a', true)",
+        "DISCARD ALL; SET ROLE a",
+    ] {
+        assert_eq!(parsing(sql), Parsing::Unknown, "{sql}");
+    }
+}
+
+#[test]
 fn what_cannot_be_carried_pins() {
     for (sql, pin) in [
         ("CREATE TEMP TABLE t (i int)", Some(Pin::Temporary)),
@@ -103,6 +200,25 @@ fn what_cannot_be_carried_pins() {
         ("SELECT set_config('a.b', 'x', false)", Some(Pin::Setting)),
         ("SELECT set_config('a.b', $1, true)", None),
         ("SELECT set_config('a.b', 'x', true), set_config('a.c', 'x', $1)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', coalesce(current_setting('a.b', true), 'x'), false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', set_config('a.c', 'x', false), true)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', coalesce(current_setting('a.b', false), 'x'), TRUE )", None),
+        ("SELECT set_config(setting_name => 'a.b', new_value => 'x', is_local => true)", None),
+        ("SELECT set_config('a.b', 'x', is_local => false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', 'x', true AND false)", Some(Pin::Setting)),
+        ("SELECT set_config('a.b', ',true)', $1)", Some(Pin::Setting)),
+        ("SELECT \"set_config\"('a.b', 'x', false)", Some(Pin::Setting)),
+        ("SELECT pg_catalog.\"set_config\"('a.b', 'x', true)", None),
+        ("SELECT set_config('search_path', 'pg_temp', true)", Some(Pin::Setting)),
+        ("SELECT \"pg_advisory_lock\"(1)", Some(Pin::AdvisoryLock)),
+        ("CREATE TABLE \"pg_temp\".\"x\" (i int)", Some(Pin::Temporary)),
+        ("CREATE TABLE pg_temp_3.x (i int)", Some(Pin::Temporary)),
+        ("SET search_path = pg_temp, public", Some(Pin::Temporary)),
+        ("SET LOCAL search_path TO \"$user\", 'pg_temp'", Some(Pin::Temporary)),
+        ("SET SCHEMA 'pg_temp'", Some(Pin::Temporary)),
+        ("SET search_path = public, pg_temp", None),
+        ("SELECT dblink_connect('a', 'dbname=b')", Some(Pin::Setting)),
+        ("SELECT set_limit(0.5)", Some(Pin::Setting)),
         ("LOAD 'x'", Some(Pin::Setting)),
     ] {
         assert_eq!(read(sql.as_bytes()).pin, pin, "{sql}");
@@ -141,16 +257,21 @@ fn bytes_inside_strings_are_not_words() {
 }
 
 #[test]
-fn rolling_back_is_seen() {
-    for (sql, all, part) in [
-        ("ROLLBACK", true, false),
-        ("abort", true, false),
-        ("rollback work to savepoint a", false, true),
-        ("ROLLBACK TO a", false, true),
-        ("COMMIT", false, false),
+fn what_decides_on_changes_is_seen_and_where_it_stands() {
+    use Ending::{Commit, Rollback, RollbackTo};
+    for (sql, endings) in [
+        ("ROLLBACK", &[(0, Rollback)][..]),
+        ("abort", &[(0, Rollback)]),
+        ("rollback work to savepoint a", &[(0, RollbackTo)]),
+        ("ROLLBACK TO a", &[(0, RollbackTo)]),
+        ("COMMIT", &[(0, Commit)]),
+        ("end and chain", &[(0, Commit)]),
+        ("PREPARE TRANSACTION 'x'", &[(0, Commit)]),
+        ("COMMIT PREPARED 'x'; ROLLBACK PREPARED 'x'", &[]),
+        ("BEGIN; SAVEPOINT a; RELEASE a", &[]),
+        ("SET a = 1; COMMIT; SET b = 1; SET c = 1; ROLLBACK", &[(1, Commit), (3, Rollback)]),
     ] {
-        let effects = read(sql.as_bytes());
-        assert_eq!((effects.rolls_back, effects.rolls_back_part), (all, part), "{sql}");
+        assert_eq!(read(sql.as_bytes()).endings, endings, "{sql}");
     }
 }
 

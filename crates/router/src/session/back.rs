@@ -12,6 +12,9 @@ use std::time::Instant;
 /// A frame up to this length is awaited as a whole; of a longer one nothing is looked at.
 const LOOKED_AT_MAX: usize = WAITING_BYTES_MAX;
 
+/// A prepared statement that is not there.
+const UNKNOWN_STATEMENT: &[u8] = b"26000";
+
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Back {
@@ -121,8 +124,13 @@ impl Session {
         }
         if head.tag == b'E' {
             self.server_said_why = frames::is_fatal(input);
-            if frames::is_fence(&input[..head.bytes.min(input.len())]) {
+            let error = &input[..head.bytes.min(input.len())];
+            if frames::is_fence(error) {
                 self.shared.met_fence.notify_one();
+            }
+            if frames::error_field(error, b'C') == Ok(UNKNOWN_STATEMENT) {
+                // Somebody may have thrown away what the router believes to be there, by means that it does not see.
+                link.server.statements.take();
             }
         }
         if answer == Answer::Ours {
@@ -165,7 +173,6 @@ impl Session {
         }
         let now = Instant::now();
         self.tally(now);
-        self.saw_owner(now);
         if self.pipeline.owes_nothing() && status == Status::Idle {
             self.end_sample();
         } else {
@@ -178,20 +185,10 @@ impl Session {
         if failed || status != Status::Idle {
             self.settle_prepared(failed);
         }
-        match status {
-            Status::InTransaction => {}
-            Status::Failed => self.transaction_failed = true,
-            Status::Idle => {
-                // What was set in a transaction that failed was never set.
-                if failed || self.transaction_failed {
-                    drop(self.pending.take_due());
-                }
-                self.transaction_failed = false;
-            }
-        }
-        if status == Status::Idle {
-            self.settle();
-        }
+        let had_failed = std::mem::replace(&mut self.transaction_failed, status == Status::Failed);
+        self.settle(status, failed, had_failed);
+        // Whom the session is for from here on has seen it as well.
+        self.saw_owner(now);
     }
 }
 

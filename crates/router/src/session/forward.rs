@@ -3,11 +3,13 @@
 use super::link::shutting_down;
 use super::tally;
 use super::{Dropped, End, Session, WAITING_BYTES_MAX};
-use crate::effects::{self, Change, Effects, Pin};
+use crate::effects::{self, Change, Effects, Ending, Parsing, Pin};
 use crate::frames::{self, Fields, Head, Malformed, Refusal, put_query};
 use crate::gate::DRAIN;
 use crate::pipeline::Owed;
 use crate::reads;
+use crate::serve::PoolMode;
+use crate::statements::shared_id;
 use bytes::Buf;
 
 /// What to do next.
@@ -158,9 +160,13 @@ impl Session {
 
     pub(super) fn must_wait(&self, run: usize) -> bool {
         let waiting = self.link.as_ref().map_or(0, |link| link.out.len());
-        if self.reading.as_ref().is_some_and(|reading| reading.unsent == 0) && self.pipeline.awaits_ready() {
+        match self.reading.as_ref().map(|reading| reading.unsent) {
             // What comes next is looked at once the follower has answered this.
-            return true;
+            Some(0) if self.pipeline.awaits_ready() => return true,
+            // A group that is kept goes as a whole, and there is room for it: what stayed here would be sent twice if the
+            // owner answers instead.
+            Some(1..) => return false,
+            Some(0) | None => {}
         }
         if waiting + run >= 2 * WAITING_BYTES_MAX || self.pipeline.is_full() {
             return true;
@@ -236,20 +242,31 @@ impl Session {
     fn note(&mut self, effects: &Effects) {
         self.lone.armed &= effects.repeatable || self.reading.is_some();
         self.executes = true;
-        if !self.pending.note(&effects.changes, self.pipeline.boundaries()) {
+        self.note_parsing(effects);
+        effects.tenants.iter().for_each(|tenant| self.named.insert(tenant));
+        if !self.pending.note(effects, self.pipeline.boundaries()) {
             self.pin(Pin::Size);
         }
         if let Some(pin) = effects.pin {
             self.pin(pin);
         }
-        if effects.rolls_back {
-            self.pending.roll_back();
-        } else if effects.rolls_back_part {
-            if self.pending.roll_back() {
-                // Which of the changes are taken back is the server's knowledge.
-                self.pin(Pin::Setting);
+        if effects.endings.iter().any(|(_, ending)| *ending == Ending::RollbackTo) && self.pending.roll_back()
+        {
+            // Which of the changes are taken back is the server's knowledge.
+            self.pin(Pin::Setting);
+        }
+    }
+
+    /// What is parsed from here on is parsed by what was said, if that holds for certain: within a transaction that is open.
+    fn note_parsing(&mut self, effects: &Effects) {
+        let is_certain =
+            self.pipeline.is_in_transaction() && !self.pipeline.awaits_ready() && effects.endings.is_empty();
+        match effects.parsing {
+            Parsing::Same if effects.endings.is_empty() || self.parsed_by.now == self.parsed_by.settled => {}
+            Parsing::By(said) if is_certain => self.parsed_by.now = self.parsed_by.now.rotate_left(1) ^ said,
+            Parsing::By(_) | Parsing::Unknown | Parsing::Same => {
+                self.parsed_by.now = self.shared.texts.unknown_parsing();
             }
-            self.transaction_failed = false;
         }
     }
 
@@ -261,7 +278,9 @@ impl Session {
             Some(statement) => {
                 let class = statement.class.get_or_init(|| self.shared.classifier.class(statement.text()));
                 self.note_class(class, tally::trace_in(statement.text()));
-                self.tenants_in_text.extend(reads::tenant_in(statement.text()));
+                if let Some(tenant) = reads::tenant_in(statement.text()) {
+                    self.named.insert(&tenant);
+                }
                 self.note(&statement.effects);
                 self.note_on_server(&statement.effects.changes);
             }
@@ -285,14 +304,22 @@ impl Session {
                     // Of several, the first has all there was.
                     self.dropped.get_or_insert(dropped);
                 }
-                Change::Deallocate { name } if !self.is_shared() => {
-                    let removed = self.statements.remove(name.as_bytes());
-                    if let (Some(statement), Some(link)) = (removed, &mut self.link) {
-                        link.server.statements.remove(statement.id);
-                    }
-                }
+                Change::Deallocate { name } => self.note_deallocated(name.as_bytes()),
                 _ => {}
             }
+        }
+    }
+
+    fn note_deallocated(&mut self, name: &[u8]) {
+        let (is_shared, removed) = (self.config.pool == PoolMode::Transaction, self.statements.remove(name));
+        let Some(link) = &mut self.link else { return };
+        match removed {
+            Some(statement) if !is_shared => link.server.statements.remove(statement.id),
+            // Executed, it is not said by its name.
+            Some(_) => drop(link.server.statements.take()),
+            // Somebody's, perhaps, who parses it again then.
+            None if is_shared => shared_id(name).into_iter().for_each(|id| link.server.statements.remove(id)),
+            None => {}
         }
     }
 
@@ -303,13 +330,16 @@ impl Session {
         let text = Fields::of(&self.input[run..run + head.bytes]).string().map_err(End::client)?;
         let (class, trace) = (self.shared.classifier.class(text), tally::trace_in(text));
         let effects = class.plain.map_or_else(|| effects::read(text), Effects::none);
-        self.tenants_in_text.extend(reads::tenant_in(text));
+        let deallocates = self.is_shared().then(|| deallocating(text, &effects)).flatten();
+        if let Some(tenant) = reads::tenant_in(text) {
+            self.named.insert(&tenant);
+        }
         self.note_class(&class, trace);
         if let Some(link) = &mut self.link {
             link.server.statements.drop_unnamed();
         }
         self.note(&effects);
-        let deallocated = self.deallocated(&effects.changes);
+        let deallocated = deallocates.and_then(|text| self.deallocated(&text));
         self.note_on_server(&effects.changes);
         self.note_boundary();
         self.pipeline.sent(Owed::Query);
@@ -322,12 +352,22 @@ impl Session {
         Ok(Frame::Replaced)
     }
 
-    /// What a shared server is told instead of `DEALLOCATE`, where the name is one of the protocol's.
-    fn deallocated(&mut self, changes: &[Change]) -> Option<Vec<u8>> {
-        let [Change::Deallocate { name }] = changes else { return None };
-        if !self.is_shared() {
-            return None;
+    /// What a shared server is told instead of a text, where a name that it deallocates is one of the protocol's: the same, but
+    /// for that.
+    fn deallocated(&mut self, text: &[u8]) -> Option<Vec<u8>> {
+        let (mut sql, mut copied) = (Vec::new(), 0);
+        for (span, name) in effects::deallocations(text) {
+            let Some(said) = self.deallocate(&name) else { continue };
+            sql.extend_from_slice(&text[copied..span.start]);
+            sql.extend(said);
+            copied = span.end;
         }
+        sql.extend_from_slice(&text[copied..]);
+        (copied > 0).then_some(sql)
+    }
+
+    /// What a shared server is told instead of `DEALLOCATE name`; `None`: the name is none of the protocol's.
+    fn deallocate(&mut self, name: &str) -> Option<Vec<u8>> {
         let statement = self.statements.remove(name.as_bytes())?;
         let link = self.link.as_mut()?;
         if link.server.statements.uses(&statement) {
@@ -338,6 +378,11 @@ impl Session {
         link.server.statements.take();
         Some(b"DEALLOCATE ALL".to_vec())
     }
+}
+
+/// The text, if it deallocates by name.
+fn deallocating(text: &[u8], effects: &Effects) -> Option<Vec<u8>> {
+    effects.changes.iter().any(|change| matches!(change, Change::Deallocate { .. })).then(|| text.to_vec())
 }
 
 fn is_of_client(tag: u8) -> bool {

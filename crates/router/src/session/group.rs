@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// A longer group is the owner's: it would have to be kept.
 pub(super) const GROUP_BYTES_MAX: usize = 64 * 1024;
 
+/// So is one of more messages: as a whole it must have room among what may be owed, with a Parse and a Close for each.
+const GROUP_MESSAGES_MAX: usize = 1_024;
+
 /// What a group of messages is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Group {
@@ -95,7 +98,7 @@ impl Session {
             parsed: Vec::new(),
             bound: Vec::new(),
         };
-        let (mut rest, mut starts) = (input, true);
+        let (mut rest, mut starts, mut messages) = (input, true, 0);
         loop {
             let head = match frames::head(rest) {
                 Ok(Some(head)) => head,
@@ -103,7 +106,8 @@ impl Session {
                 Err(_) => return Group::Owner(None),
             };
             let end = input.len() - rest.len() + head.bytes;
-            if end > GROUP_BYTES_MAX {
+            messages += 1;
+            if end > GROUP_BYTES_MAX || messages > GROUP_MESSAGES_MAX {
                 return Group::Owner(None);
             }
             let Some(behind) = rest.get(head.bytes..) else { return Group::Partial };

@@ -5,16 +5,17 @@ use crate::frames::{self, Refusal, put_ready};
 use crate::gate::{CANCEL, DRAIN, END};
 use crate::pipeline::Pipeline;
 use crate::settings::Parameters;
-use crate::upstream::Server;
+use crate::upstream::{NotReady, Server};
 use bytes::BytesMut;
 use segue_model::switch::Side;
 use segue_model::switch::ownership::Epoch;
 use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// No route has it.
 const NO_EPOCH: Epoch = Epoch(u64::MAX);
@@ -30,6 +31,7 @@ impl Session {
     /// A transaction is about to begin: on the route as it is now, with a server that is ready.
     pub(super) async fn begin(&mut self) -> Result<(), End> {
         self.lone.armed = false;
+        self.parsed_by.now = self.parsed_by.settled;
         self.take_route();
         self.begin_sample();
         let begun = match self.wants_reading() {
@@ -205,12 +207,12 @@ impl Session {
             if let Some(former) = former {
                 self.leave_former_owner(former)?;
             }
-            match reader {
-                Some(reader) if reader.server.side == side && reader.server.stream.is_quiet() => {
-                    left = Some(*reader)
+            if let Some(mut reader) = reader {
+                if reader.server.side == side && reader.server.is_quiet() {
+                    left = Some(*reader);
+                } else {
+                    self.end_link(*reader, true);
                 }
-                Some(unwanted) => self.end_link(*unwanted, true),
-                None => {}
             }
         }
         // One on a side that owned the writes once is in the way of whoever wants to be done with that side.
@@ -289,9 +291,9 @@ impl Session {
 
     /// Says on `server` what the session has set, and takes back what somebody else had.
     async fn make_ready(&mut self, mut server: Box<Server>) -> Result<Option<Box<Server>>, End> {
-        let settings = Arc::clone(&self.settings);
-        let ready = self.in_queue(async move { server.make_ready(&settings).await.map(|()| server) }).await?;
-        ready.transpose().map_err(End::from)
+        let (settings, limit) = (Arc::clone(&self.settings), self.config.limits.connect_max);
+        let readying = within(limit, async move { server.make_ready(&settings).await.map(|()| server) });
+        self.in_queue(readying).await?.transpose()
     }
 
     /// Nothing is owed, and no transaction is open.
@@ -301,7 +303,6 @@ impl Session {
             self.link = None;
             return Err(End::Left);
         }
-        self.settle();
         self.settle_reading();
         self.active = false;
         self.last_bound = None;
@@ -373,6 +374,19 @@ impl Session {
             self.statements.forget(serial);
         }
     }
+}
+
+/// What is said to a server on the router's own behalf is not waited for longer than a login: one that is stuck would keep a
+/// place of the pool, and its client.
+pub(super) async fn within<T>(
+    limit: Duration,
+    said: impl Future<Output = Result<T, NotReady>>,
+) -> Result<T, End> {
+    let late = || {
+        let why = format!("it has not answered the router within {} ms", limit.as_millis());
+        End::Server(io::Error::new(io::ErrorKind::TimedOut, why))
+    };
+    tokio::time::timeout(limit, said).await.map_err(|_| late())?.map_err(End::from)
 }
 
 /// What a session is told when the router ends.

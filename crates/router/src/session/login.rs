@@ -2,12 +2,12 @@
 
 use super::lone::Lone;
 use super::pending::Pending;
-use super::{End, Session};
+use super::{End, ParsedBy, Session};
 use crate::auth::scram::{MECHANISM, ScramError, ServerEnd};
 use crate::auth::{ClientAuth, Login, Secret, Verifier};
 use crate::frames::{Fields, Refusal, put, put_ready, put_string};
 use crate::pipeline::Pipeline;
-use crate::reads::LOTS;
+use crate::reads::{LOTS, Named};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::Settings;
 use crate::startup::{self, First, Startup};
@@ -15,7 +15,7 @@ use crate::statements::OfClient;
 use crate::stream::{FIRST_BYTES, FrameError, Out, Stream};
 use bytes::{BufMut, BytesMut};
 use rand::{Rng, RngCore};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -291,7 +291,7 @@ fn open(
         suspects: false,
         unlike: false,
         uses_both: false,
-        tenants_in_text: BTreeSet::new(),
+        named: Named::default(),
         differs_at_start,
         reads_owner: None,
         has_written: true,
@@ -308,6 +308,7 @@ fn open(
         boundary_waits: false,
         discarding: false,
         told: Arc::default(),
+        parsed_by: ParsedBy { settled: settings.parsed_by(), now: settings.parsed_by() },
         settings: shared.settings.one(&Arc::new(settings)),
         pool: None,
         pending: Pending::default(),

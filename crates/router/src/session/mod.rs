@@ -34,6 +34,7 @@ use crate::frames::{Malformed, Refusal};
 use crate::gate::{CANCEL, Cell, DRAIN, END};
 use crate::pipeline::{Pipeline, Unasked};
 use crate::pool::{Place, Pool};
+use crate::reads::Named;
 use crate::route::{Heard, Routes};
 use crate::serve::{Config, PoolMode, Shared};
 use crate::settings::{Parameters, Settings};
@@ -50,7 +51,7 @@ use forward::Forward;
 use pending::Pending;
 use read::Failure;
 use segue_model::switch::Side;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -125,6 +126,14 @@ struct Link {
     reads: bool,
 }
 
+/// By which settings texts are parsed, as hashes.
+struct ParsedBy {
+    /// Between transactions.
+    settled: u64,
+    /// By what is being set as well.
+    now: u64,
+}
+
 /// Prepared statements that SQL throws away, until it is known that it did.
 struct Dropped {
     /// So many ReadyForQuery are to come, and the last one tells.
@@ -165,8 +174,8 @@ struct Session {
     unlike: bool,
     /// It has had servers of its own on both sides: either may have a name that the client has closed on the other.
     uses_both: bool,
-    /// Whom what is under way is for, as comments in it say.
-    tenants_in_text: BTreeSet<String>,
+    /// Whom what is under way is for, as comments and settings in it say.
+    named: Named,
     /// What the client wished at its start makes what it reads depend on the server.
     differs_at_start: bool,
     /// What the owner is asked is proved to be a read, up to so many ReadyForQuery that are not sent for yet.
@@ -196,6 +205,7 @@ struct Session {
     /// What the client was told.
     told: Arc<Parameters>,
     settings: Arc<Settings>,
+    parsed_by: ParsedBy,
     /// Where its servers come from, on the side that it was linked to last.
     pool: Option<(Side, Arc<Pool>)>,
     /// What holds once the transaction has succeeded.
@@ -254,7 +264,7 @@ impl Session {
         loop {
             match self.turn().await {
                 Ok(()) => {}
-                Err(End::ServerGone) if self.leaving => return End::Left,
+                Err(End::ServerGone | End::Server(_)) if self.leaving => return End::Left,
                 Err(end) => return end,
             }
         }
@@ -267,7 +277,8 @@ impl Session {
             Err(End::ServerGone | End::Server(_)) if self.reading.is_some() && self.lone.armed => {
                 Box::pin(self.fall_back(Failure::Lost)).await?;
             }
-            Err(End::ServerGone | End::Server(_)) if self.rests_reading() => {
+            // For a client that has said good-bye nothing is resumed: that the follower closes is the answer.
+            Err(End::ServerGone | End::Server(_)) if self.rests_reading() && !self.leaving => {
                 Box::pin(self.resume_after_loss()).await?;
             }
             relayed => relayed?,

@@ -57,10 +57,11 @@ impl Session {
         if let Some(mut ahead) = self.ahead.take().filter(|ahead| ahead.side == side) {
             let opened = async move { (&mut ahead.opened).await.ok() };
             let Some(opened) = self.in_queue(opened).await? else { return Ok(None) };
-            match opened {
-                Some(server) if is_good(&server) => return Ok(link(server)),
-                Some(unwanted) => drop(tokio::spawn(unwanted.close())),
-                None => {}
+            if let Some(mut server) = opened {
+                if is_good(&mut server) {
+                    return Ok(link(server));
+                }
+                drop(tokio::spawn(server.close()));
             }
         }
         let opening = self.opening(side, self.startup.settings.clone(), self.patience(side));
@@ -206,8 +207,8 @@ impl Session {
 }
 
 /// Whether what was opened ahead can be used still.
-fn is_good(server: &Server) -> bool {
-    server.opened.elapsed() < AHEAD_AGE_MAX && server.input.is_empty() && server.stream.is_quiet()
+fn is_good(server: &mut Server) -> bool {
+    server.opened.elapsed() < AHEAD_AGE_MAX && server.is_quiet()
 }
 
 /// A server that is starting, stopping or recovering will let clients in in a moment.

@@ -31,14 +31,18 @@ impl Session {
         let body = fields.rest();
         let text = fields.string().map_err(End::client)?;
         let is_shared = self.config.pool == PoolMode::Transaction;
-        let known = self.statements.get(name).cloned();
+        let known = self.statements.parsed_by(name, self.parsed_by.now, &self.shared.texts);
         let statement = match &known {
             // A name that is in use: the server says so itself, and what it means stays.
             Some(known) if !name.is_empty() && (!is_shared || known.body[..] != *body) => {
                 return Ok(self.parse_again(run, head, &Arc::clone(known)));
             }
             Some(known) if known.body[..] == *body => Arc::clone(known),
-            _ if is_shared && !name.is_empty() => self.shared.texts.shared(body, || effects::read(text)),
+            _ if is_shared => match self.deallocating(name, body) {
+                Some(statement) => statement,
+                None if name.is_empty() => self.shared.texts.own(name, body, effects::read(text)),
+                None => self.shared.texts.shared(self.parsed_by.now, body, || effects::read(text)),
+            },
             _ => self.shared.texts.own(name, body, effects::read(text)),
         };
         let Some(serial) = self.statements.insert(name, Arc::clone(&statement)) else {
@@ -47,12 +51,32 @@ impl Session {
         Ok(self.send_parse(run, head, &statement, serial))
     }
 
+    /// What a shared server is told to parse instead of a DEALLOCATE of one of the protocol's names. Whether the server has it
+    /// is known once it is executed: it throws away whatever it has, which costs others no more than to parse again.
+    fn deallocating(&self, name: &[u8], body: &[u8]) -> Option<Arc<Statement>> {
+        let text_bytes = body.iter().position(|byte| *byte == 0)?;
+        let (text, types) = body.split_at(text_bytes);
+        let deallocated = effects::deallocation(text)?;
+        self.statements.get(deallocated.as_bytes()).filter(|_| !deallocated.is_empty())?;
+        let effects = effects::read(text);
+        let body = [b"DEALLOCATE ALL", types].concat();
+        Some(match name {
+            b"" => self.shared.texts.own(name, &body, effects),
+            _ => self.shared.texts.own_on_shared(&body, effects),
+        })
+    }
+
     /// A Parse under a name that means something already.
     fn parse_again(&mut self, run: usize, head: Head, known: &Arc<Statement>) -> Frame {
         let was_sent = self.ensure(run, known);
         self.pipeline.sent(Owed::Parse { statement: NO_ID, serial: NO_SERIAL });
         if self.is_shared() {
-            self.rename_parse(if was_sent { 0 } else { run }, head, known);
+            let run = if was_sent { 0 } else { run };
+            let mut fields = Fields::of(&self.input[run..run + head.bytes]);
+            // It was read before.
+            let _ = fields.string();
+            let body = fields.rest().to_vec();
+            self.replace_parse(run, head, &known.server_name, &body);
             return Frame::Replaced;
         }
         if was_sent { self.pass_replaced(head) } else { Frame::Pass }
@@ -69,6 +93,10 @@ impl Session {
                 self.lone.parsed.push(serial);
             }
             self.pipeline.sent(owed);
+            if !self.input[..run + head.bytes].ends_with(&statement.body) {
+                self.replace_parse(run, head, b"", &statement.body);
+                return Frame::Replaced;
+            }
             return Frame::Pass;
         }
         if !self.is_shared() {
@@ -78,21 +106,18 @@ impl Session {
         self.send(run);
         self.make_room(statement);
         self.pipeline.sent(owed);
-        self.rename_parse(0, head, statement);
+        self.replace_parse(0, head, &statement.server_name, &statement.body);
         Frame::Replaced
     }
 
-    /// Sends the Parse at `run` under its shared name; what is before it goes first.
-    fn rename_parse(&mut self, run: usize, head: Head, statement: &Statement) {
+    /// Sends another name, and perhaps another body, with the Parse at `run`; what is before it goes first.
+    fn replace_parse(&mut self, run: usize, head: Head, name: &[u8], body: &[u8]) {
         self.send(run);
-        let frame = self.input.split_to(head.bytes);
-        let mut fields = Fields::of(&frame);
-        // It was read before.
-        let _ = fields.string();
+        self.input.advance(head.bytes);
         if let Some(link) = &mut self.link {
             put(link.out.buffer(), b'P', |out| {
-                put_string(out, &statement.server_name);
-                out.put_slice(fields.rest());
+                put_string(out, name);
+                out.put_slice(body);
             });
         }
     }
@@ -151,7 +176,7 @@ impl Session {
             Err(error) => return Err(End::client(error)),
         };
         let after_names = frame.len() - fields.rest().len();
-        let statement = self.statements.get(name).cloned();
+        let statement = self.statements.parsed_by(name, self.parsed_by.now, &self.shared.texts);
         let rename = statement.as_ref().filter(|statement| *statement.server_name != *name);
         let renamed = rename.map(|statement| {
             let bytes = head.bytes - name.len() + statement.server_name.len() - 1;
@@ -209,7 +234,8 @@ impl Session {
         if head.tag == b'C' {
             return Ok(self.close(run, head, &name));
         }
-        let Some(statement) = self.statements.get(&name).cloned() else {
+        let statement = self.statements.parsed_by(&name, self.parsed_by.now, &self.shared.texts);
+        let Some(statement) = statement else {
             self.pipeline.sent(owed);
             return Ok(Frame::Pass);
         };

@@ -5,7 +5,7 @@
 //! a unit, and returns to the owner at the first statement that is not proved to be a read.
 
 use super::group::{GROUP_BYTES_MAX, Group};
-use super::link::shutting_down;
+use super::link::{shutting_down, within};
 use super::{End, Link, Session};
 use crate::frames::Refusal;
 use crate::gate::{DRAIN, END};
@@ -22,6 +22,9 @@ use tokio::time::Sleep;
 const OPENING_MAX: Duration = Duration::from_secs(1);
 /// Ending a transaction on the follower.
 const ROLLBACK_MAX: Duration = Duration::from_secs(1);
+
+/// Makes a transaction fail, and says in the server's log why.
+const FAILS: &str = "SELECT 'a transaction that has failed on the follower'::pg_catalog.int4";
 
 /// The share is the target's; once it owns the writes, it serves everything.
 const READER: Side = Side::Target;
@@ -122,7 +125,7 @@ impl Session {
     }
 
     /// Whom the session's statements are for, if it says so.
-    fn tenant(&self) -> Option<String> {
+    pub(super) fn tenant(&self) -> Option<String> {
         self.settings.tenant().or_else(|| self.tenant_at_start.clone())
     }
 
@@ -208,19 +211,21 @@ impl Session {
 
     /// Within a transaction of reads, before its next group: `None`: it is not all there yet; `false`: it is the owner's.
     pub(super) fn proves_next(&mut self, run: usize) -> Option<bool> {
-        if self.pipeline.is_in_failed_transaction() {
-            // Whatever comes is refused until the transaction ends, and it must not come to life elsewhere.
-            if let Some(reading) = &mut self.reading {
-                (reading.proved, reading.empties, reading.unsent) = (true, 0, 1);
-            }
-            self.lone.first = false;
-            return Some(true);
-        }
         let group = match self.group(&self.input[run..]) {
             Group::Partial if self.input.len() - run <= GROUP_BYTES_MAX => return None,
             Group::Reads(group) if group.opens.is_none() => group,
             Group::Reads(_) | Group::Partial | Group::Owner(_) => return Some(false),
         };
+        if self.pipeline.is_in_failed_transaction() {
+            // What ends it and does nothing else can go on here, and is not sent again; the owner judges all the rest.
+            let only_ends = group.ends && group.reads == 0;
+            if let Some(reading) = self.reading.as_mut().filter(|_| only_ends) {
+                (reading.proved, reading.empties) = (true, group.empties);
+                reading.unsent = group.empties + 1;
+            }
+            self.lone.first = false;
+            return Some(only_ends);
+        }
         let tenant = self.reading.as_ref().and_then(|reading| reading.tenant.clone());
         let is_served = !self.shared.feeds.reads.borrow().contained
             && self.shows(tenant.as_deref())(&self.shared.feeds.fresh.borrow());
@@ -288,7 +293,7 @@ impl Session {
             }
         }
         if in_transaction {
-            self.resume_on_owner(reading.opened_by).await
+            self.resume_on_owner(reading.opened_by, false).await
         } else {
             self.portals.clear();
             Ok(())
@@ -319,11 +324,13 @@ impl Session {
     }
 
     /// A statement comes that is not proved to be a read: the transaction goes on with the owner, where nothing of it was done
-    /// yet. Only READ COMMITTED gets here, where each statement has a snapshot of its own.
+    /// yet, and has failed there too if it has failed here. Only READ COMMITTED gets here, where each statement has a snapshot
+    /// of its own.
     pub(super) async fn return_to_owner(&mut self) -> Result<(), End> {
         let Some(reading) = self.reading.take() else { return Ok(()) };
         self.shared.counters.reads_returned.add_one();
         (self.lone.armed, self.active) = (false, false);
+        let has_failed = self.pipeline.is_in_failed_transaction();
         self.pipeline = Pipeline::default();
         self.shared.gate.leave(&self.cell);
         if let Some(mut link) = self.link.take() {
@@ -332,7 +339,7 @@ impl Session {
             link.server.statements.drop_unnamed();
             self.leave_reader(link, is_clean);
         }
-        self.resume_on_owner(reading.opened_by).await
+        self.resume_on_owner(reading.opened_by, has_failed).await
     }
 
     /// The follower is gone between two statements of a transaction of reads, of which nothing is owed.
@@ -345,7 +352,7 @@ impl Session {
         if let Some(link) = self.link.take() {
             self.leave_reader(link, false);
         }
-        self.resume_on_owner(reading.opened_by).await
+        self.resume_on_owner(reading.opened_by, false).await
     }
 
     /// Whether a transaction of reads is open, and nothing is owed of it.
@@ -354,19 +361,28 @@ impl Session {
         self.reading.is_some() && is_open && self.pipeline.owes_nothing() && self.client_rest == 0
     }
 
-    async fn resume_on_owner(&mut self, opened_by: Option<Box<[u8]>>) -> Result<(), End> {
+    async fn resume_on_owner(&mut self, opened_by: Option<Box<[u8]>>, has_failed: bool) -> Result<(), End> {
+        if self.leaving {
+            // Nobody would ever end it there.
+            return Err(End::Left);
+        }
         self.portals.clear();
         if !self.enter_owner().await? {
             let why = "a transaction of reads could not go on where the writes are";
             return Err(End::Refused(Refusal::fatal("08006", why).hint("Connect again.")));
         }
         let (Some(link), Some(begin)) = (&mut self.link, opened_by) else { return Ok(()) };
-        if let Some(why) = link.server.ask(&[&begin]).await? {
+        let limit = self.config.limits.connect_max;
+        if let Some(why) = within(limit, link.server.ask(&[&begin])).await? {
             let why = format!("a transaction of reads could not go on where the writes are: {why}");
             return Err(End::Refused(Refusal::fatal("40001", why).hint("Try again.")));
         }
+        if has_failed {
+            within(limit, link.server.ask(&[FAILS])).await?;
+        }
         link.server.statements.drop_unnamed();
-        self.pipeline = Pipeline::in_transaction();
+        self.pipeline =
+            if has_failed { Pipeline::in_failed_transaction() } else { Pipeline::in_transaction() };
         (self.active, self.lone.first) = (true, false);
         Ok(())
     }
@@ -382,15 +398,15 @@ impl Session {
         if !self.has_written {
             return;
         }
-        let session = self.tenant();
-        for tenant in self.tenants_in_text.iter().map(String::as_str).chain(session.as_deref()) {
-            self.shared.tenants.saw(tenant, now);
+        self.shared.tenants.saw_all(&self.named, now);
+        if let Some(tenant) = self.tenant() {
+            self.shared.tenants.saw(&tenant, now);
         }
     }
 
     /// A transaction has ended.
     pub(super) fn settle_reading(&mut self) {
-        self.tenants_in_text.clear();
+        self.named.clear();
         (self.reads_owner, self.executes) = (None, false);
         if self.reading.take().is_none() {
             return;

@@ -141,9 +141,9 @@ impl Links {
         let mut kept = self.kept();
         loop {
             let at = kept.idle.iter().rposition(|idle| idle.key == *key)?;
-            let server = kept.idle.remove(at).server;
+            let mut server = kept.idle.remove(at).server;
             // A server that says something to nobody is closing.
-            if server.opened.elapsed() < age_max && server.input.is_empty() && server.stream.is_quiet() {
+            if server.opened.elapsed() < age_max && server.is_quiet() {
                 return Some(server);
             }
         }

@@ -1,7 +1,7 @@
 //! Two servers whose rows say which one they are from, and a router whose reads are all the target's.
 
 use super::{Running, config};
-use segue_router::{Catalog, ClientAuth, Fresh, PoolMode, Reads};
+use segue_router::{Catalog, ClientAuth, Config, Fresh, PoolMode, Reads};
 use segue_testkit::{Cluster, Options};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,10 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn start(mode: PoolMode) -> Pair {
+        Pair::start_with(mode, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(mode: PoolMode, change: impl FnOnce(&mut Config)) -> Pair {
         let (source, target) =
             tokio::join!(Cluster::start(Options::default()), Cluster::start(Options::default()));
         target.execute(&format!("ALTER ROLE postgres PASSWORD '{}'", source.password())).await;
@@ -26,6 +30,7 @@ impl Pair {
         }
         let mut config = config(&source, &target, mode);
         config.auth = ClientAuth::Trust;
+        change(&mut config);
         let router = Running::start(config, source.password()).await;
         let pair = Pair { source, target, router };
         pair.learn().await;
