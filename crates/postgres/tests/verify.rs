@@ -9,15 +9,16 @@ use segue_engine::throttle::{Limits, Throttle};
 use segue_engine::verify::ports::{Comparable, Item, Passage, Repairer, Store};
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_engine::verify::{Parts, Verifier};
-use segue_model::divergence::Class;
+use segue_model::divergence::{Class, Difference, Divergence};
 use segue_model::key::KeyText;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::region::Extent;
-use segue_model::table::Table;
+use segue_model::table::{Table, TableId};
 use segue_postgres::birth::Direction;
 use segue_postgres::catalog;
 use segue_postgres::connect::Endpoint;
+use segue_postgres::control::Control;
 use segue_postgres::schema;
 use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use segue_testkit::cluster::{Cluster, Options, available_majors};
@@ -94,6 +95,7 @@ impl Pair {
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: Arc::new(Progress::new([], Position(0))),
             unsettled: Default::default(),
+            differences: Default::default(),
         });
         Pair { source, target, tables, parts }
     }
@@ -370,4 +372,44 @@ async fn what_was_cut_off_goes_on_only_where_its_ranges_still_say_something() {
         pair.target.execute(&record).await;
         assert_eq!(begun(Direction::Forward).await, 3 + seq as i64, "after {kind}");
     }
+}
+
+#[tokio::test]
+async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
+    let cluster = Cluster::start(Options::default()).await;
+    let endpoint = Endpoint::parse(&cluster.url("postgres")).unwrap();
+    let control = Control::connect(&endpoint, "m").await.unwrap();
+    // As an earlier build has left it.
+    cluster.execute("ALTER TABLE segue.divergence DROP COLUMN equal_at").await;
+    schema::ensure(&mut endpoint.connect("test").await.unwrap()).await.unwrap();
+    let store = PgStore::new(endpoint, "m".into(), Direction::Forward);
+    let open = async || control.standing(0, 0).await.unwrap().open;
+    let differs = |key: &str| Divergence {
+        table_id: TableId(1),
+        table: "public.t".into(),
+        key: Some(KeyText::from_texts([key.to_owned()])),
+        difference: Difference { class: Class::Changed, columns: vec![] },
+        owner_row: None,
+        other_row: None,
+        owner_rows: 1,
+        other_rows: 1,
+        owner_hash: 1,
+        other_hash: 2,
+        owner_position: Position(0),
+        other_position: Position(0),
+        remedy: None,
+        repaired: false,
+    };
+    let earlier = store.diverged(&[differs("1"), differs("2")]).await.unwrap();
+    let later = store.diverged(&[differs("1")]).await.unwrap();
+    assert_eq!(open().await, 2, "one row was found twice");
+    store.found_equal(&earlier[..1]).await.unwrap();
+    assert_eq!(open().await, 2, "it was found to differ again since");
+    store.found_equal(&later).await.unwrap();
+    assert_eq!(open().await, 1, "and equal");
+    let adopt = "INSERT INTO segue.verification (migration, mode, tables) VALUES ('m', 'digest', '{1}');
+        UPDATE segue.divergence SET verification = 1 WHERE no = 2";
+    cluster.execute(adopt).await;
+    store.found_equal(&earlier).await.unwrap();
+    assert_eq!(open().await, 1, "another verification has to say so of what one has found");
 }

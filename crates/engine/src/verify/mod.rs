@@ -8,6 +8,7 @@
 //! Reads only. It knows no SQL, does not decide who owns the data, and mends nothing itself ([`ports::Repairer`]).
 
 pub mod at_rest;
+pub mod differences;
 mod digest;
 pub mod live;
 pub mod passage;
@@ -25,6 +26,7 @@ use crate::ports::Outcome;
 use crate::progress::Progress;
 use crate::throttle::Throttle;
 use at_rest::Unsettled;
+use differences::Differences;
 use ports::{Comparable, Cost, Item, Passage, RangeCounts, Repairer, Store, VerificationId, VerifiedRange};
 use report::{DIVERGENCES_MAX, HOT_KEYS_MAX, Mode, Repair, Report, Request, TableReport};
 use segue_model::divergence::Divergence;
@@ -68,6 +70,8 @@ pub struct Parts<O, X, P, S, R> {
     pub progress: Arc<Progress>,
     /// Rows that changed too often to be compared.
     pub unsettled: Unsettled,
+    /// Differences found outside of a verification.
+    pub differences: Differences,
 }
 
 /// Compares tables on request.
@@ -239,6 +243,9 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
 
     async fn store(&self, run: &Run<'_>, table: &Table, done: Done) -> Outcome<()> {
         self.parts.store.verified(run.id, table.id, &done.range, &done.divergences).await?;
+        // They are the verification's now: they stay open until another one finds none, and need no fence to be found.
+        let keys = done.divergences.iter().filter_map(|d| d.key.clone());
+        self.parts.unsettled.forget(table.id, &keys.map(Item::Key).collect::<Vec<_>>());
         run.report.send_modify(|report| {
             let room = DIVERGENCES_MAX.saturating_sub(report.divergences.len());
             report.divergences.extend(done.divergences.into_iter().take(room));

@@ -217,6 +217,10 @@ impl Cost {
 #[serde(transparent)]
 pub struct VerificationId(pub i64);
 
+/// The number of a difference in its store: what is found later has a higher one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DivergenceId(pub i64);
+
 /// A verification as the store has it at its beginning.
 #[derive(Clone, Debug)]
 pub struct Begun {
@@ -241,8 +245,12 @@ pub trait Store: Send + Sync + 'static {
         range: &VerifiedRange,
         divergences: &[Divergence],
     ) -> impl Future<Output = Outcome<()>> + Send;
-    /// Stores differences found outside a verification.
-    fn diverged(&self, divergences: &[Divergence]) -> impl Future<Output = Outcome<()>> + Send;
+    /// Stores differences found outside a verification, and returns their numbers in the same order.
+    fn diverged(&self, divergences: &[Divergence])
+    -> impl Future<Output = Outcome<Vec<DivergenceId>>> + Send;
+    /// The rows of these differences have been found equal since: they, and what was found of the same rows before, are open
+    /// no more. Only those found outside a verification are meant: a verification's are closed by another one.
+    fn found_equal(&self, ids: &[DivergenceId]) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends a verification.
     fn end(&self, id: VerificationId, report: &Report) -> impl Future<Output = Outcome<()>> + Send;
 }

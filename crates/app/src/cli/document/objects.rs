@@ -203,7 +203,7 @@ const STATUS: &[Field] = &[
     ("live.compared", "keys compared"),
     ("live.hot", "keys that changed too often to be compared"),
     ("live.divergent", "differences confirmed"),
-    ("live.open", "of them, those not found equal since"),
+    ("live.open", "of them, and of those found under a fence, those not found equal since"),
     ("warnings", "what an operator should know"),
 ];
 

@@ -2,28 +2,23 @@
 //!
 //! The owner's commits reach the log before they are visible; the other side applies the log with a lag, in batches.
 
+mod kept;
 mod leaf;
 
-use crate::fault::Fault;
 use crate::ports::Outcome;
-use crate::verify::ports::{
-    Begun, Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repairer, Store, VerificationId,
-    VerifiedRange,
-};
-use crate::verify::report::{Report, Request};
+use crate::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repairer};
+pub(super) use kept::Kept;
 use leaf::{Leaf, of_leaf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_model::change::{Row, Value};
-use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
 use segue_model::position::Position;
 use segue_model::region::Extent;
-use segue_model::table::{Identity, Table, TableId};
+use segue_model::table::{Identity, Table};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Barrier;
 
@@ -432,55 +427,6 @@ impl Repairer for Stream {
             let value = world.owner.get(&key).map(|s| s.value.clone());
             world.plant(key, value.as_deref());
         }
-        Ok(())
-    }
-}
-
-/// A store that forgets nothing, and can be made to fail.
-#[derive(Default)]
-pub(super) struct Kept {
-    pub(super) ranges: Mutex<BTreeMap<TableId, Vec<VerifiedRange>>>,
-    pub(super) divergences: Mutex<Vec<Divergence>>,
-    pub(super) live: Mutex<Vec<Divergence>>,
-    /// Ranges that can be stored before it fails.
-    pub(super) room: Mutex<Option<usize>>,
-    /// What is found outside of a verification cannot be stored.
-    pub(super) is_away: AtomicBool,
-}
-
-impl Store for Kept {
-    async fn begin(&self, request: &Request, _: &[TableId]) -> Outcome<Begun> {
-        let (ranges, divergences) = match request.resume {
-            true => (self.ranges.lock().expect("ok").clone(), self.divergences.lock().expect("ok").clone()),
-            false => Default::default(),
-        };
-        Ok(Begun { id: VerificationId(1), ranges, divergences })
-    }
-
-    async fn verified(
-        &self,
-        _: VerificationId,
-        table: TableId,
-        range: &VerifiedRange,
-        divergences: &[Divergence],
-    ) -> Outcome<()> {
-        if let Some(room) = self.room.lock().expect("ok").as_mut() {
-            *room = room.checked_sub(1).ok_or_else(|| Fault::retry("SEGUE-TEST", "killed"))?;
-        }
-        self.ranges.lock().expect("ok").entry(table).or_default().push(range.clone());
-        self.divergences.lock().expect("ok").extend_from_slice(divergences);
-        Ok(())
-    }
-
-    async fn diverged(&self, divergences: &[Divergence]) -> Outcome<()> {
-        if self.is_away.load(Ordering::Relaxed) {
-            return Err(Fault::retry("SEGUE-TEST", "away"));
-        }
-        self.live.lock().expect("ok").extend_from_slice(divergences);
-        Ok(())
-    }
-
-    async fn end(&self, _: VerificationId, _: &Report) -> Outcome<()> {
         Ok(())
     }
 }
