@@ -115,7 +115,7 @@ pub struct Report {
     pub divergences: Vec<Divergence>,
     /// Differences confirmed, listed or not.
     pub divergent: u64,
-    /// Rows compared.
+    /// Rows compared; a count compares none.
     #[serde(rename = "rows_compared")]
     pub rows: u64,
     /// Rows that could not be settled.

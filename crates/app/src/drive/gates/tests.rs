@@ -3,6 +3,7 @@
 use super::*;
 use crate::drive::plan;
 use segue_engine::verify::ports::{DivergenceId, Store as _};
+use segue_engine::verify::report::{Mode, Report};
 use segue_model::name::QualifiedName;
 use segue_model::switch::gates::blockers;
 use segue_postgres::birth::Direction;
@@ -118,7 +119,12 @@ async fn gates_open_one_by_one_as_what_they_ask_for_is_done() {
     world.verified().await;
     gates.look(measured(Side::Source)).await.unwrap();
     assert_eq!(red(&gates, Move::Writes), [Gate::Drift]);
-    gates.comparisons().compared(1000, 0).await.unwrap();
+    // Counting compares no row, whatever its report says.
+    let counted = Report { mode: Mode::Aggregate, rows: 1000, complete: true, ..Report::default() };
+    gates.comparisons().reported(&counted).await.unwrap();
+    gates.look(measured(Side::Source)).await.unwrap();
+    assert_eq!(world.control.samples(VERIFICATIONS, Bounds::WINDOW_MAX).await.unwrap().len(), 0);
+    gates.comparisons().reported(&Report { mode: Mode::Digest, ..counted }).await.unwrap();
     let evidence = until_green(&mut gates, Move::Writes, Side::Source).await;
     assert_eq!(blockers(Move::Writes, Profile::Dev, &evidence, &[]), []);
     assert_eq!(gates.trouble(), [""; 0]);

@@ -231,6 +231,7 @@ async fn counts_are_settled_only_while_nothing_changes() {
     let quiet = run(&parts(World::new(1, 50, []), Order::Number), table(true), request.clone()).await;
     assert!(quiet.shows_no_difference() && !quiet.is_equal(), "a count is no proof");
     assert!(quiet.tables[0].counted.as_ref().is_some_and(|c| c.settled && c.owner == 50));
+    assert_eq!((quiet.rows, quiet.tables[0].counts.rows), (0, 0), "and no row was compared");
     let mut world = World::new(1, 50, []);
     world.plant(3, None);
     let unequal = run(&parts(world, Order::Number), table(true), request).await;
