@@ -138,7 +138,9 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
     ) -> Outcome<Report> {
         let start = Instant::now();
         let ids: Vec<TableId> = tables.iter().map(|t| t.id).collect();
-        let mut begun = self.parts.store.begin(request, &ids).await?;
+        // What a count came to is in nothing that is stored of it: tables are counted again.
+        let resume = request.resume && request.mode != Mode::Aggregate;
+        let mut begun = self.parts.store.begin(&Request { resume, ..request.clone() }, &ids).await?;
         let divergences = std::mem::take(&mut begun.divergences);
         let empty = |t: &Arc<Table>| TableReport {
             table_id: t.id.0,

@@ -234,9 +234,17 @@ async fn counts_are_settled_only_while_nothing_changes() {
     assert_eq!((quiet.rows, quiet.tables[0].counts.rows), (0, 0), "and no row was compared");
     let mut world = World::new(1, 50, []);
     world.plant(3, None);
-    let unequal = run(&parts(world, Order::Number), table(true), request).await;
+    let parts = parts(world, Order::Number);
+    let unequal = run(&parts, table(true), request.clone()).await;
     let counted = unequal.tables[0].counted.as_ref().expect("counted");
     assert!(!unequal.shows_no_difference() && !counted.settled && counted.advice.contains("digest"));
+    // One that was cut off behind this table counts it again.
+    let resumed = run(&parts, table(true), Request { resume: true, ..request }).await;
+    assert_eq!(resumed.tables[0].counted.as_ref(), Some(counted));
+    assert!(!resumed.shows_no_difference());
+    let mut uncounted = resumed.clone();
+    uncounted.tables[0].counted = None;
+    assert!(!uncounted.shows_no_difference(), "what was not counted does not agree");
 }
 
 fn touch(key: i64) -> Change {
