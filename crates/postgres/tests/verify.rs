@@ -375,6 +375,30 @@ async fn what_was_cut_off_goes_on_only_where_its_ranges_still_say_something() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_there_twice_is_a_difference_though_both_are_equal_to_the_owners() {
+    let clusters = Pair::start(Options::default(), Options::default()).await;
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 100) g";
+    clusters.0.execute(tables).await;
+    clusters.1.execute(tables).await;
+    let pair = Pair::of(clusters, &["t"]).await;
+    let twice = "ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO t VALUES (7, 'v7'), (8, 'other'), (200, 'x'), (200, 'x')";
+    pair.target.execute(twice).await;
+    let dry = pair.run(Request { repair: Repair::DryRun, ..Request::default() }).await;
+    let of = |d: &Divergence| {
+        (d.key.as_ref().unwrap().to_string(), d.difference.class, d.owner_rows, d.other_rows)
+    };
+    let found: BTreeSet<_> = dry.divergences.iter().map(of).collect();
+    let expected = [("(7)", 1), ("(8)", 1), ("(200)", 0)];
+    assert_eq!(found, expected.map(|(key, rows)| (key.to_owned(), Class::Extra, rows, 2)).into());
+    let remedies = dry.divergences.iter().map(|d| (d.key.clone(), d.remedy.clone().unwrap()));
+    *pair.parts.repairer.remedies.lock().unwrap() = remedies.collect();
+    let mended = pair.run(Request { repair: Repair::Write, ..Request::default() }).await;
+    assert!(mended.is_equal(), "{:?}", mended.divergences);
+    let count = pair.target.scalar("SELECT count(*) || ' ' || count(DISTINCT id) FROM t").await;
+    assert_eq!(count.as_deref(), Some("100 100"));
+}
+
+#[tokio::test]
 async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
     let cluster = Cluster::start(Options::default()).await;
     let endpoint = Endpoint::parse(&cluster.url("postgres")).unwrap();

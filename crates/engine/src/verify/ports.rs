@@ -55,9 +55,9 @@ pub struct Hashed {
 /// What a side has for one [`Item`] at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// How many rows; 0: none.
+    /// How many rows; 0: none. More than one with a key only where the side has lost its key.
     pub rows: u64,
-    /// Their hash; 0 when there is none.
+    /// Their hash, or the sum of them; 0 when there is none.
     pub hash: i64,
     /// Bytes of one of them.
     pub bytes: u64,
@@ -111,7 +111,7 @@ pub trait Comparable: Send + Sync + 'static {
     ) -> impl Future<Output = Outcome<Vec<Hashed>>> + Send;
     /// What is there for each item, in one snapshot, in the order of `items`.
     fn read(&self, table: &Table, items: &[Item]) -> impl Future<Output = Outcome<Vec<Reading>>> + Send;
-    /// The rows in full, in one snapshot; of several with one image any one.
+    /// The rows in full, in one snapshot; of several with one image, or one key, any one with the versions of all.
     fn rows(
         &self,
         table: &Table,
@@ -123,7 +123,8 @@ pub trait Comparable: Send + Sync + 'static {
     fn sample(&self, table: &Table, rows: u64) -> impl Future<Output = Outcome<Vec<Item>>> + Send;
     /// Where this side's log ends now.
     fn position(&self) -> impl Future<Output = Outcome<Position>> + Send;
-    /// The statement that would give *this* side the owner's row; `here` is the row it has.
+    /// The statement that would give *this* side the owner's row; `here` is the row it has, `owner` itself if it has it more
+    /// than once.
     fn remedy(&self, table: &Table, owner: Option<&Row>, here: Option<&Row>) -> String;
 }
 

@@ -98,7 +98,7 @@ pub struct Divergence {
     pub owner_row: Option<Vec<Option<String>>>,
     /// The other side's row likewise.
     pub other_row: Option<Vec<Option<String>>>,
-    /// How many such rows the owner has: 0 or 1 with a key.
+    /// How many such rows the owner has: 0 or 1 with a key that nobody has dropped.
     pub owner_rows: u64,
     /// How many such rows the other side has.
     pub other_rows: u64,
@@ -122,7 +122,7 @@ impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = self.key.as_ref().map_or_else(|| "a row".to_owned(), |key| format!("row {key}"));
         write!(f, "{} {row}: {}", self.table, self.difference.class)?;
-        if self.key.is_none() {
+        if self.key.is_none() || self.owner_rows.max(self.other_rows) > 1 {
             write!(f, " ({} on the owner, {} on the other side)", self.owner_rows, self.other_rows)?;
         }
         let shown = |v: &Option<String>| v.as_ref().map_or_else(|| "NULL".to_owned(), |v| format!("{v:?}"));

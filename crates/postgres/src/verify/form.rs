@@ -253,7 +253,8 @@ impl TableForm {
             (Some(owner), None) => self.insert(table, &name, owner),
             (Some(owner), Some(here)) => {
                 let changed = changed(owner, here);
-                if changed.iter().any(|&c| table.columns[c].identity_always) {
+                // The row itself is right, and there more than once.
+                if changed.is_empty() || changed.iter().any(|&c| table.columns[c].identity_always) {
                     return format!("{} {}", delete(here), self.insert(table, &name, owner));
                 }
                 let set = |&c: &usize| {

@@ -214,6 +214,14 @@ fn full_row(row: &SimpleQueryRow, columns: std::ops::Range<usize>) -> Outcome<Ro
     columns.map(one).collect()
 }
 
+/// The versions of all rows with one key, in an order of their own: a side whose key was dropped can have several.
+fn versions(known: &str, more: &str) -> String {
+    let mut all: Vec<&str> = known.split(' ').filter(|version| !version.is_empty()).collect();
+    all.push(more);
+    all.sort_unstable();
+    all.join(" ")
+}
+
 impl PgComparable {
     /// The hash that digests are sums of, as SQL over the bytes of a row, `i`.
     pub fn hash(&self) -> String {
@@ -338,8 +346,10 @@ impl Comparable for PgComparable {
         let mut readings = vec![Reading::default(); items.len()];
         for row in rows_of(&self.ask(&statement).await?) {
             if let Some(place) = readings.get_mut(number::<usize>(row, 0)?) {
-                let version = text(row, 3)?.to_owned();
-                *place = Reading { rows: 1, hash: number(row, 1)?, bytes: number(row, 2)?, version };
+                place.rows += 1;
+                place.hash = place.hash.wrapping_add(number(row, 1)?);
+                place.bytes = place.bytes.max(number(row, 2)?);
+                place.version = versions(&place.version, text(row, 3)?);
             }
         }
         Ok(readings)
@@ -351,7 +361,8 @@ impl Comparable for PgComparable {
         if let Some(statement) = form.rows_of_keys(table, items) {
             for row in rows_of(&self.ask(&statement).await?) {
                 if let Some(place) = found.get_mut(number::<usize>(row, 0)?) {
-                    let version = text(row, 1)?.to_owned();
+                    let before = place.take().map_or_else(String::new, |row: FullRow| row.version);
+                    let version = versions(&before, text(row, 1)?);
                     *place = Some(FullRow { row: full_row(row, 2..row.len())?, version });
                 }
             }
