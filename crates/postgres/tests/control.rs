@@ -441,6 +441,11 @@ async fn a_verification_does_not_count_past_what_it_cannot_know() {
         .execute("UPDATE segue.verification SET body = jsonb_set(body, '{report,hot}', '2001')")
         .await;
     assert_eq!(verified(0).await.0, [0]);
+    // Or one of them found no room beside those of others.
+    let forgotten = "UPDATE segue.verification SET body = jsonb_set(jsonb_set(body, '{report,hot}', '7'),
+         '{report,tables,1,counts,forgotten}', '1')";
+    setting.cluster.execute(forgotten).await;
+    assert_eq!(verified(0).await.0, [0]);
     // It was cut off, and ended an hour later.
     let resumed =
         verification("clock_timestamp()", true, 0).replace("\"ranges_resumed\":0", "\"ranges_resumed\":1");

@@ -144,6 +144,12 @@ fn render(report: &Report) -> String {
         text =
             format!("{text}  … {} differences in all; `segue verify --json` lists them\n", report.divergent);
     }
+    let forgotten: u64 = report.tables.iter().map(|t| t.counts.forgotten).sum();
+    if forgotten > 0 {
+        text = format!(
+            "{text}  {forgotten} of the hot rows found no room to be compared at a switch: their tables do not count as verified\n"
+        );
+    }
     let seconds = report.took_ms as f64 / 1000.0;
     let verdict = match verdict(report) {
         // A count is no comparison.

@@ -38,12 +38,12 @@ impl Unsettled {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of these rows the hot ones are remembered, and the others need not be any more.
-    pub(super) fn settled(&self, table: TableId, all: &[Item], hot: &[Item]) {
+    /// Of these rows the hot ones are remembered, and the others need not be any more. Returns how many found no room.
+    pub(super) fn settled(&self, table: TableId, all: &[Item], hot: &[Item]) -> u64 {
         let hot_ones: BTreeSet<&Item> = hot.iter().collect();
         let cool: Vec<Item> = all.iter().filter(|item| !hot_ones.contains(item)).cloned().collect();
         self.forget(table, &cool);
-        self.remember(table, hot, UNSETTLED_MAX);
+        self.remember(table, hot, UNSETTLED_MAX)
     }
 
     /// A comparison is at these rows, and nobody else has them any more: whatever ends it, they stay to be compared at rest.
@@ -58,15 +58,17 @@ impl Unsettled {
         }
     }
 
-    fn remember(&self, table: TableId, items: &[Item], max: usize) {
+    fn remember(&self, table: TableId, items: &[Item], max: usize) -> u64 {
         if items.is_empty() {
-            return;
+            return 0;
         }
         let mut rows = self.lock();
         let room = max.saturating_sub(rows.values().map(BTreeSet::len).sum());
         let known = rows.entry(table).or_default();
-        let new: Vec<Item> = items.iter().filter(|item| !known.contains(item)).take(room).cloned().collect();
-        known.extend(new);
+        let new: Vec<&Item> = items.iter().filter(|item| !known.contains(item)).collect();
+        let forgotten = new.len().saturating_sub(room) as u64;
+        known.extend(new.into_iter().take(room).cloned());
+        forgotten
     }
 
     /// How many are remembered.
@@ -165,8 +167,9 @@ mod tests {
         assert_eq!(unsettled.len(), 2, "another table's");
         unsettled.settled(TableId(1), &items(3..4), &[]);
         assert_eq!(unsettled.len(), 1);
-        unsettled.settled(TableId(1), &items(0..5000), &items(0..5000));
-        assert_eq!(unsettled.len(), UNSETTLED_MAX);
+        let forgotten = unsettled.settled(TableId(1), &items(0..5000), &items(0..5000));
+        assert_eq!((unsettled.len(), forgotten), (UNSETTLED_MAX, 3000));
+        assert_eq!(unsettled.settled(TableId(1), &items(0..9), &items(0..9)), 0, "they are remembered");
         unsettled.settled(TableId(1), &items(0..5000), &[]);
         assert!(unsettled.is_empty());
     }

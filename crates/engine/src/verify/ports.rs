@@ -169,6 +169,9 @@ pub struct RangeCounts {
     pub unsettled: u64,
     /// Rows that changed too often to be settled.
     pub hot: u64,
+    /// Of them those that nobody remembers, for lack of room: no fence will have them compared.
+    #[serde(default)]
+    pub forgotten: u64,
     /// Differences confirmed.
     pub divergent: u64,
     /// Of them repaired and found equal afterwards.
@@ -186,6 +189,7 @@ impl RangeCounts {
         self.digests += more.digests;
         self.unsettled += more.unsettled;
         self.hot += more.hot;
+        self.forgotten += more.forgotten;
         self.divergent += more.divergent;
         self.repaired += more.repaired;
         self.owner.add(more.owner);

@@ -91,7 +91,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         // What differs stays remembered, if it was, until whoever asked has it stored.
         let differing: BTreeSet<&Item> = settled.divergent.iter().map(|(item, _)| item).collect();
         let known: Vec<Item> = items.iter().filter(|item| !differing.contains(item)).cloned().collect();
-        self.unsettled.settled(table.id, &known, &settled.hot);
+        counts.forgotten += self.unsettled.settled(table.id, &known, &settled.hot);
         settled.divergent.retain(|(_, d)| d.key.as_ref().is_none_or(|key| met.insert(key.clone())));
         Ok(settled)
     }

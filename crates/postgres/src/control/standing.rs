@@ -42,6 +42,7 @@ impl Control {
                                     WHERE r.verification = v.id AND r.table_id = (t ->> 'table_id')::int) END AS as_of,
                         coalesce(t #>> '{{counts,hot}}' = '0', false) AS settled,
                         coalesce((v.body #>> '{{report,hot}}')::bigint, 0) <= {UNSETTLED_MAX}
+                            AND coalesce((t #>> '{{counts,forgotten}}')::bigint, 0) = 0
                             AND v.started_at >= {since_live} AS remembered
                    FROM segue.verification v CROSS JOIN LATERAL jsonb_array_elements(v.body #> '{{report,tables}}') t
                   WHERE v.migration = $1 AND v.mode = 'digest' AND v.ended_at IS NOT NULL

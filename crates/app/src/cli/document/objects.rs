@@ -249,7 +249,8 @@ const VERIFY: &[Field] = &[
     ("tables[].ranges_resumed", "of them, those that an earlier driver compared"),
     (
         "tables[].counts.*",
-        "`rows` compared, `digests` read, rows `unsettled` at first, `hot` ones left, `divergent` and `repaired` ones; \
+        "`rows` compared, `digests` read, rows `unsettled` at first, `hot` ones left, of them those `forgotten`, which no switch \
+         compares for lack of room, `divergent` and `repaired` ones; \
          what reading the `owner` and the `other` side cost, each in `ms`, `rows` and `bytes`",
     ),
     ("tables[].hot_keys", "some of the rows that changed too often to be compared"),

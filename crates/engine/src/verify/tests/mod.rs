@@ -324,6 +324,20 @@ async fn what_does_not_stand_still_at_rest_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn hot_rows_that_find_no_room_are_counted() {
+    let others: Vec<Item> = (0..at_rest::UNSETTLED_MAX as i64 - 1).map(Item::Image).collect();
+    let mut met = 0;
+    for seed in 0..20 {
+        let parts = parts(World::new(seed, 50, 0..50), Order::Number);
+        assert_eq!(parts.unsettled.settled(TableId(1), &[], &others), 0);
+        let counts = run(&parts, table(false), Request::default()).await.tables[0].counts;
+        assert_eq!(counts.forgotten, counts.hot.saturating_sub(1), "seed {seed}: there is room for one");
+        met += counts.forgotten;
+    }
+    assert!(met > 0, "rows are hot in one of the schedules");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     let parts = parts(planted(5).quiet(), Order::Number);
     let tables = BTreeMap::from([(TableId(7), table(true))]);
