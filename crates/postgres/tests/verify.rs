@@ -6,7 +6,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
 use segue_engine::throttle::{Limits, Throttle};
-use segue_engine::verify::ports::{Comparable, Item, Passage, Repairer, Store};
+use segue_engine::verify::ports::{Comparable, Item, Passage, Repaired, Repairer, Store};
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_engine::verify::{Parts, Verifier};
 use segue_model::divergence::{Class, Difference, Divergence};
@@ -48,7 +48,7 @@ struct ByHand {
 }
 
 impl Repairer for ByHand {
-    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<Repaired> {
         let name = format!("{} ", table.target.sql());
         let wanted = |(key, statement): &(Option<KeyText>, String)| match extent {
             Extent::Key(wanted) => key.as_ref() == Some(wanted),
@@ -59,7 +59,7 @@ impl Repairer for ByHand {
             let run = self.target.batch_execute(statement).await;
             run.map_err(|e| Fault::bug("SEGUE-TEST", format!("{statement}: {e:?}")))?;
         }
-        Ok(())
+        Ok(Repaired::Copied)
     }
 }
 
@@ -423,6 +423,7 @@ async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
         other_position: Position(0),
         remedy: None,
         repaired: false,
+        refused: None,
     };
     let earlier = store.diverged(&[differs("1"), differs("2")]).await.unwrap();
     let later = store.diverged(&[differs("1")]).await.unwrap();

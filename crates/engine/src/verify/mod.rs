@@ -13,6 +13,7 @@ mod digest;
 pub mod live;
 pub mod passage;
 pub mod ports;
+mod repair;
 pub mod report;
 mod sample;
 mod settle;
@@ -346,7 +347,7 @@ async fn conclude<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repaire
     counts.hot += settled.hot.len() as u64;
     counts.divergent += settled.divergent.len() as u64;
     if request.repair == Repair::Write && !settled.divergent.is_empty() {
-        repair(parts, table, &mut settled, counts).await?;
+        repair::repair(parts, table, &mut settled, counts).await?;
         counts.repaired += settled.divergent.iter().filter(|(_, d)| d.repaired).count() as u64;
     }
     let name = |item: &Item| match item {
@@ -355,38 +356,6 @@ async fn conclude<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repaire
     };
     let hot_keys = settled.hot.iter().take(HOT_KEYS_MAX).map(name).collect();
     Ok((settled.divergent.into_iter().map(|(_, d)| d).collect(), hot_keys))
-}
-
-/// Writes the owner's rows over the differences, and settles them once more.
-async fn repair<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>(
-    parts: &Parts<O, X, P, S, R>,
-    table: &Table,
-    settled: &mut Settled,
-    counts: &mut RangeCounts,
-) -> Outcome<()> {
-    match &table.identity {
-        // Where equal keys can have different text, no single row has a seam: the table is copied anew, once.
-        Identity::Key(key) if !key.bytewise => parts.repairer.repair(table, &Extent::ALL).await?,
-        Identity::Key(_) => {
-            for (item, divergence) in &settled.divergent {
-                if let (Item::Key(key), divergence) = (item, divergence) {
-                    let key = divergence.key.as_ref().unwrap_or(key);
-                    parts.repairer.repair(table, &Extent::Key(key.clone())).await?;
-                }
-            }
-        }
-        Identity::WholeRow => parts.repairer.repair(table, &Extent::ALL).await?,
-    }
-    let items = settled.divergent.iter().map(|(item, _)| item.clone()).collect();
-    let again = parts.settle(table, items, false, counts).await?;
-    let still: Vec<&Item> = again.divergent.iter().map(|(item, _)| item).chain(&again.hot).collect();
-    for (item, divergence) in &mut settled.divergent {
-        divergence.repaired = !still.contains(&&*item);
-        if !divergence.repaired {
-            tracing::warn!("{}: {item:?} was repaired and is not settled as equal", table.source);
-        }
-    }
-    Ok(())
 }
 
 /// Awaits `call` and adds what it cost.

@@ -1,6 +1,7 @@
 //! What verifying asks of the two sides, of the stream between them, and of the place where results are kept.
 
 use super::report::{Report, Request};
+use crate::fault::Fault;
 use crate::ports::Outcome;
 use segue_model::change::Row;
 use segue_model::divergence::Divergence;
@@ -141,10 +142,19 @@ pub trait Passage: Send + Sync + 'static {
     fn parts(&self, table: &Table) -> impl Future<Output = Outcome<Option<String>>> + Send;
 }
 
+/// What a repair came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repaired {
+    /// The rows are the owner's, durably.
+    Copied,
+    /// The other side does not take them as it is now, for this reason; nothing was changed.
+    Refused(Fault),
+}
+
 /// Writes the owner's rows over differences.
 pub trait Repairer: Send + Sync + 'static {
-    /// Copies the rows of `extent` again, through the same path as the stream. Returns when that is durable.
-    fn repair(&self, table: &Table, extent: &Extent) -> impl Future<Output = Outcome<()>> + Send;
+    /// Copies the rows of `extent` again, through the same path as the stream.
+    fn repair(&self, table: &Table, extent: &Extent) -> impl Future<Output = Outcome<Repaired>> + Send;
 }
 
 /// A range whose rows have been compared, unsettled ones settled.

@@ -319,6 +319,7 @@ fn divergence(
         other_position: Default::default(),
         remedy: None,
         repaired: false,
+        refused: None,
     }
 }
 

@@ -116,6 +116,9 @@ pub struct Divergence {
     /// It was repaired and found equal afterwards.
     #[serde(default)]
     pub repaired: bool,
+    /// Why it could not be repaired, and what to do about that, where it was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl fmt::Display for Divergence {

@@ -257,8 +257,8 @@ const VERIFY: &[Field] = &[
     ("tables[].complete", "all of it was gone through; with `--mode aggregate`, `counted` has both counts"),
     (
         "divergences",
-        "the differences, a thousand at most: table, key, class, differing columns, both rows, and with --repair \
-         --dry-run the `remedy`",
+        "the differences, a thousand at most: table, key, class, differing columns, both rows, with --repair \
+         --dry-run the `remedy`, and with --repair why a row was `refused`",
     ),
     ("divergent", "how many there are"),
     ("rows_compared", "rows compared"),

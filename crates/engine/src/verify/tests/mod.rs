@@ -1,5 +1,6 @@
 //! Verifying two sides in memory while both of them change, under seeded schedules.
 
+mod repairs;
 mod world;
 
 use super::live::{Live, LiveQueue};
@@ -201,18 +202,6 @@ async fn a_verification_that_was_cut_off_goes_on_with_what_is_not_stored() {
         assert_eq!(again.tables[0].ranges_resumed, again.tables[0].ranges, "nothing is left to compare");
         assert_eq!(again.divergent, 4);
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn repaired_rows_are_compared_again() {
-    let parts = parts(planted(1), Order::Number);
-    let dry = run(&parts, table(true), Request { repair: Repair::DryRun, ..small_ranges() }).await;
-    assert!(dry.divergences.iter().all(|d| d.remedy.is_some() && !d.repaired));
-    let report = run(&parts, table(true), Request { repair: Repair::Write, ..small_ranges() }).await;
-    assert_eq!((report.divergent, report.tables[0].counts.repaired), (4, 4));
-    assert!(report.divergences.iter().all(|d| d.repaired) && report.is_equal());
-    assert_eq!(report.drift, 0.0);
-    assert_eq!(run(&parts, table(true), small_ranges()).await.divergent, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,8 +5,9 @@
 mod kept;
 mod leaf;
 
+use crate::fault::Fault;
 use crate::ports::Outcome;
-use crate::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repairer};
+use crate::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repaired, Repairer};
 pub(super) use kept::Kept;
 use leaf::{Leaf, of_leaf};
 use rand::rngs::StdRng;
@@ -61,6 +62,8 @@ pub(super) struct World {
     values: u32,
     leaf: Option<Leaf>,
     broken: Broken,
+    /// The other side takes no value twice.
+    pub(super) unique: bool,
 }
 
 impl World {
@@ -77,6 +80,7 @@ impl World {
             values: 3,
             leaf: None,
             broken: Broken::default(),
+            unique: false,
         };
         for key in 0..rows {
             let value = format!("v{}", key % 7);
@@ -417,7 +421,7 @@ impl Passage for Stream {
 }
 
 impl Repairer for Stream {
-    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<()> {
+    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<Repaired> {
         let mut world = self.world();
         let keys: Vec<i64> = match extent {
             Extent::Key(key) => vec![number(key)],
@@ -425,8 +429,12 @@ impl Repairer for Stream {
         };
         for key in keys {
             let value = world.owner.get(&key).map(|s| s.value.clone());
+            let holds = |(at, s): (&i64, &Stored)| *at != key && Some(&s.value) == value.as_ref();
+            if world.unique && world.other.iter().any(holds) {
+                return Ok(Repaired::Refused(Fault::operator("SEGUE-TEST", "the value is taken", "free it")));
+            }
             world.plant(key, value.as_deref());
         }
-        Ok(())
+        Ok(Repaired::Copied)
     }
 }
