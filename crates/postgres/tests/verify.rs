@@ -399,6 +399,25 @@ async fn a_row_that_is_there_twice_is_a_difference_though_both_are_equal_to_the_
 }
 
 #[tokio::test]
+async fn columns_that_do_not_travel_are_named_as_not_compared() {
+    let clusters = Pair::start(Options::default(), Options::default()).await;
+    let table = |factor: u32| {
+        format!(
+            "CREATE TABLE t (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * {factor}) STORED);
+             CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO t SELECT g, g FROM generate_series(1, 9) g;"
+        )
+    };
+    clusters.0.execute(&table(2)).await;
+    clusters.1.execute(&format!("{} ALTER TABLE t ADD note text", table(3))).await;
+    let pair = Pair::of(clusters, &["t", "plain"]).await;
+    let report = pair.run(Request::default()).await;
+    assert!(report.is_equal(), "{report:?}");
+    let named = report.tables.iter().map(|t| (t.table.as_str(), t.columns_not_compared.join(" ")));
+    let named: Vec<_> = named.collect();
+    assert_eq!(named, [("public.t", "note twice".to_owned()), ("public.plain", String::new())]);
+}
+
+#[tokio::test]
 async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
     let cluster = Cluster::start(Options::default()).await;
     let endpoint = Endpoint::parse(&cluster.url("postgres")).unwrap();

@@ -153,6 +153,11 @@ fn render(report: &Report) -> String {
             "{text}{:<40} {:>12} rows compared  {:>6} differ  {:>6} repaired  {:>6} hot{counted}\n",
             t.table, c.rows, c.divergent, c.repaired, c.hot
         );
+        // A count looks at none.
+        if report.mode != Mode::Aggregate && !t.columns_not_compared.is_empty() {
+            let columns = t.columns_not_compared.join(", ");
+            text = format!("{text}    not compared, since they do not travel: {columns}\n");
+        }
     }
     for d in report.divergences.iter().take(SHOWN_MAX) {
         text = format!("{text}  {d}\n");
@@ -183,6 +188,9 @@ fn render(report: &Report) -> String {
             );
         }
         Verdict::Equal if report.mode == Mode::Sample => "no difference in a sample".to_owned(),
+        Verdict::Equal if report.tables.iter().any(|t| !t.columns_not_compared.is_empty()) => {
+            "equal, but for the columns that were not compared".to_owned()
+        }
         Verdict::Equal => "equal".to_owned(),
         Verdict::ButHot => format!("no difference; {} row(s) changed too often to be compared", report.hot),
         Verdict::NotCompared => {
@@ -200,6 +208,7 @@ fn render(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_engine::verify::report::TableReport;
 
     #[test]
     fn an_order_whose_driver_has_died_goes_on_unless_it_was_to_write() {
@@ -217,5 +226,16 @@ mod tests {
             |answer: &Value| unanswered(&order, fault_in(answer).unwrap_or_else(|| panic!("no fault")));
         assert!(said(&died).next_step.contains("`--repair` again"));
         assert_eq!(said(&other).next_step, "resume");
+    }
+
+    #[test]
+    fn columns_that_were_not_compared_are_named_beside_the_verdict() {
+        let table = TableReport { table: "public.t".into(), complete: true, ..TableReport::default() };
+        let mut report = Report { tables: vec![table], complete: true, ..Report::default() };
+        assert!(render(&report).contains("equal: 0 rows compared"), "{}", render(&report));
+        report.tables[0].columns_not_compared = vec!["total".into(), "note".into()];
+        let text = render(&report);
+        assert!(text.contains("do not travel: total, note\nequal, but for the columns"), "{text}");
+        assert_eq!(object(&report)["tables"][0]["columns_not_compared"], json!(["total", "note"]));
     }
 }

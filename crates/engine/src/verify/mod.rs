@@ -34,7 +34,7 @@ use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
 use segue_model::region::Extent;
 use segue_model::table::{Identity, Table, TableId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,6 +147,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
             table_id: t.id.0,
             table: t.source.to_string(),
             rows_estimated: t.estimate.rows,
+            columns_not_compared: self.parts.uncompared(t),
             ..TableReport::default()
         };
         let tables_empty = tables.iter().map(empty).collect();
@@ -261,6 +262,14 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
             report.total();
         });
         Ok(())
+    }
+}
+
+impl<O: Comparable, X: Comparable, P, S, R> Parts<O, X, P, S, R> {
+    /// Columns of either side that no comparison sees.
+    fn uncompared(&self, table: &Table) -> Vec<String> {
+        let both = self.owner.uncompared(table).into_iter().chain(self.other.uncompared(table));
+        both.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 

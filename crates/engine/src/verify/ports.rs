@@ -124,6 +124,8 @@ pub trait Comparable: Send + Sync + 'static {
     fn sample(&self, table: &Table, rows: u64) -> impl Future<Output = Outcome<Vec<Item>>> + Send;
     /// Where this side's log ends now.
     fn position(&self) -> impl Future<Output = Outcome<Position>> + Send;
+    /// This side's columns that no comparison sees, because they do not travel: generated ones, and those the mapping leaves out.
+    fn uncompared(&self, table: &Table) -> Vec<String>;
     /// The statement that would give *this* side the owner's row; `here` is the row it has, `owner` itself if it has it more
     /// than once.
     fn remedy(&self, table: &Table, owner: Option<&Row>, here: Option<&Row>) -> String;

@@ -84,6 +84,10 @@ pub struct TableReport {
     pub counts: RangeCounts,
     /// Some of the rows that changed too often to be settled: to be compared again, at the latest under the fence.
     pub hot_keys: Vec<String>,
+    /// Columns of either side that were not compared, because they do not travel: each side computes them, or keeps them for
+    /// itself.
+    #[serde(default)]
+    pub columns_not_compared: Vec<String>,
     /// Mode aggregate: what counting came to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counted: Option<Counted>,
@@ -136,7 +140,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every row was compared and is equal. A hot row was not compared, so it is not called equal; and a count, or a
+    /// Whether every row was compared and is equal, but for [`TableReport::columns_not_compared`]. A hot row was not compared, so it is not called equal; and a count, or a
     /// sample, compares no more than it looks at.
     pub fn is_equal(&self) -> bool {
         self.mode == Mode::Digest && self.hot == 0 && self.shows_no_difference()

@@ -53,6 +53,8 @@ pub(super) struct TableForm {
     /// Whether each column goes into the image as text.
     pub(super) as_text: Vec<bool>,
     pub(super) hash: HashForm,
+    /// Columns that are not in the image.
+    pub(super) uncompared: Vec<String>,
 }
 
 /// Which rows a version is made of: a row version that was replaced never comes back under the same three numbers.

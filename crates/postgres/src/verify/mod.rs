@@ -76,6 +76,16 @@ struct Catalog {
     key_schemas: Vec<String>,
 }
 
+impl Catalog {
+    /// Columns that do not travel, by name.
+    fn uncompared(&self, table: &Table, side: Side) -> Vec<String> {
+        let travels = |name: &&String| table.columns.iter().any(|c| name_on(c, side) == name.as_str());
+        let mut names: Vec<String> = self.columns.keys().filter(|name| !travels(name)).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+}
+
 impl PgSides {
     /// Looks at both servers and settles how `tables` are read on both.
     pub async fn open(source: &Endpoint, target: &Endpoint, tables: &[Arc<Table>]) -> Outcome<PgSides> {
@@ -106,7 +116,8 @@ impl PgSides {
             for (at, (side, name)) in sides.into_iter().enumerate() {
                 let only = if catalogs[at].partitioned { "" } else { "ONLY " };
                 let from = format!("{only}{} AS t", name.sql());
-                forms[at].insert(table.id, TableForm { side, from, as_text: as_text.clone(), hash });
+                let (as_text, uncompared) = (as_text.clone(), catalogs[at].uncompared(table, side));
+                forms[at].insert(table.id, TableForm { side, from, as_text, hash, uncompared });
             }
         }
         let path: Vec<String> = schemas.iter().map(|s| format!(", {}", quote_ident(s))).collect();
@@ -400,6 +411,10 @@ impl Comparable for PgComparable {
         let messages = self.ask("SELECT pg_current_wal_insert_lsn()").await?;
         let position = rows_of(&messages).next().map_or(Ok(""), |row| text(row, 0))?;
         position.parse().map_err(|e| Fault::bug("SEGUE-POSITION", format!("{e}")))
+    }
+
+    fn uncompared(&self, table: &Table) -> Vec<String> {
+        self.forms.get(&table.id).map_or_else(Vec::new, |form| form.uncompared.clone())
     }
 
     fn remedy(&self, table: &Table, owner: Option<&Row>, here: Option<&Row>) -> String {

@@ -239,7 +239,7 @@ pub(super) fn verify() -> Vec<Object> {
 }
 
 const VERIFY: &[Field] = &[
-    ("equal", "every row was compared, and none differs"),
+    ("equal", "every row was compared, and none differs in a column that travels"),
     ("mode", "`aggregate`, `digest` or `sample`"),
     ("tables", "each table that was asked for"),
     ("tables[].table_id", "its number in the migration"),
@@ -254,6 +254,7 @@ const VERIFY: &[Field] = &[
          what reading the `owner` and the `other` side cost, each in `ms`, `rows` and `bytes`",
     ),
     ("tables[].hot_keys", "some of the rows that changed too often to be compared"),
+    ("tables[].columns_not_compared", "columns that do not travel: generated, or only on one side"),
     ("tables[].complete", "all of it was gone through; with `--mode aggregate`, `counted` has both counts"),
     (
         "divergences",

@@ -164,6 +164,7 @@ async fn planted_differences_are_always_found_and_nothing_else() {
         let report = run(&parts(planted(seed), order), table(true), request).await;
         assert_eq!(found(&report), planted_keys(), "seed {seed}");
         assert_eq!(report.divergent, 4, "seed {seed}");
+        assert_eq!(report.tables[0].columns_not_compared, ["of both", "of the other side", "of the owner"]);
         assert!(report.drift > 0.0 && !report.is_equal());
     }
 }

@@ -374,6 +374,11 @@ impl Comparable for Side {
         Ok(Position(self.look(|_, _| 1)))
     }
 
+    fn uncompared(&self, _: &Table) -> Vec<String> {
+        let own = if self.is_owner { "of the owner" } else { "of the other side" };
+        vec![own.to_owned(), "of both".to_owned()]
+    }
+
     fn remedy(&self, _: &Table, owner: Option<&Row>, here: Option<&Row>) -> String {
         format!("{:?} instead of {:?}", owner.is_some(), here.is_some())
     }
