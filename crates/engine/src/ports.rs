@@ -313,7 +313,7 @@ pub trait RegionWriter: Send {
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends the rows; returns how many there were. Nothing is committed yet.
     fn finish(&mut self) -> impl Future<Output = Outcome<u64>> + Send;
-    /// Stores the record and commits, durably.
+    /// Stores the record and commits, durably. After an ambiguous fault it may be committed; after any other one it is not.
     fn commit(&mut self, record: &RegionRecord) -> impl Future<Output = Outcome<()>> + Send;
     /// Throws everything since `begin` away.
     fn abandon(&mut self) -> impl Future<Output = Outcome<()>> + Send;

@@ -4,7 +4,7 @@
 
 use segue_model::change::Change;
 use segue_model::key::{KeyIncomplete, KeyText};
-use segue_model::region::{Extent, RegionId, SeamTooOld, UnitRegions};
+use segue_model::region::{Extent, KeyOverride, RegionId, SeamTooOld, UnitRegions};
 use segue_model::route::{Routed, ToldPlaces, route};
 use segue_model::seam::{Seam, Xid, Xid32};
 use segue_model::table::{Table, UnitId};
@@ -14,6 +14,15 @@ use tokio::sync::watch;
 
 /// What the source has told about keys, by the unit among whose bounds it placed them.
 pub type Told = BTreeMap<UnitId, ToldPlaces>;
+
+/// What was known of an extent's rows, to be put back where a copy comes to nothing.
+#[derive(Debug)]
+pub enum Before {
+    /// Of a single row.
+    Key(KeyText, KeyOverride),
+    /// Of the whole unit; `None`: it had no map.
+    Unit(Option<UnitRegions>),
+}
 
 /// The regions of all units that are not yet wholly in the stream's hands.
 #[derive(Debug)]
@@ -120,6 +129,33 @@ impl Regions {
             s.marked += 1;
             Some(s.units.get_mut(&unit)?.begin_key(key, Xid(0)))
         })
+    }
+
+    /// What is known of the rows of `extent`, before they are marked to be copied anew.
+    pub fn before(&self, unit: UnitId, extent: &Extent) -> Before {
+        let state = self.lock();
+        let regions = state.units.get(&unit);
+        match extent {
+            Extent::Key(key) => {
+                let known = regions.map_or_else(KeyOverride::default, |unit| unit.key_override(key));
+                Before::Key(key.clone(), known)
+            }
+            Extent::Range { .. } => Before::Unit(regions.cloned()),
+        }
+    }
+
+    /// The copy has come to nothing, and is known not to be committed: events are judged as before it was marked. None of the
+    /// unit's may have been judged in between.
+    pub fn put_back(&self, unit: UnitId, before: Before) {
+        self.change(|s| match before {
+            Before::Key(key, known) => {
+                if let Some(regions) = s.units.get_mut(&unit) {
+                    regions.put_back_key(key, known);
+                }
+            }
+            Before::Unit(Some(regions)) => drop(s.units.insert(unit, regions)),
+            Before::Unit(None) => drop(s.units.remove(&unit)),
+        });
     }
 
     /// Gives a unit a map if it has none.

@@ -111,7 +111,15 @@ CREATE TABLE IF NOT EXISTS segue.verified_range (
 CREATE TABLE IF NOT EXISTS segue.divergence (
     no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, migration text NOT NULL,
     verification bigint REFERENCES segue.verification ON DELETE CASCADE, table_id int NOT NULL, key jsonb,
-    class text NOT NULL, found_at timestamptz NOT NULL DEFAULT now(), repaired boolean NOT NULL, body jsonb NOT NULL);
+    class text NOT NULL, found_at timestamptz NOT NULL DEFAULT now(), repaired boolean NOT NULL, body jsonb NOT NULL,
+    equal_at timestamptz);
+
+-- (an earlier build made it without: when live verification has found the row equal since)
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = 'segue.divergence'::regclass AND a.attname = 'equal_at') THEN
+        ALTER TABLE segue.divergence ADD COLUMN IF NOT EXISTS equal_at timestamptz;
+    END IF;
+END $$;
 
 -- what was measured over time, for the gates of a switch (control database)
 CREATE TABLE IF NOT EXISTS segue.sample (

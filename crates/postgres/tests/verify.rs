@@ -6,18 +6,19 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::progress::Progress;
 use segue_engine::throttle::{Limits, Throttle};
-use segue_engine::verify::ports::{Comparable, Item, Passage, Repairer, Store};
+use segue_engine::verify::ports::{Comparable, Item, Passage, Repaired, Repairer, Store};
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_engine::verify::{Parts, Verifier};
-use segue_model::divergence::Class;
+use segue_model::divergence::{Class, Difference, Divergence};
 use segue_model::key::KeyText;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_model::region::Extent;
-use segue_model::table::Table;
+use segue_model::table::{Table, TableId};
 use segue_postgres::birth::Direction;
 use segue_postgres::catalog;
 use segue_postgres::connect::Endpoint;
+use segue_postgres::control::Control;
 use segue_postgres::schema;
 use segue_postgres::verify::{PgComparable, PgSides, PgStore};
 use segue_testkit::cluster::{Cluster, Options, available_majors};
@@ -47,7 +48,7 @@ struct ByHand {
 }
 
 impl Repairer for ByHand {
-    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<Repaired> {
         let name = format!("{} ", table.target.sql());
         let wanted = |(key, statement): &(Option<KeyText>, String)| match extent {
             Extent::Key(wanted) => key.as_ref() == Some(wanted),
@@ -58,7 +59,7 @@ impl Repairer for ByHand {
             let run = self.target.batch_execute(statement).await;
             run.map_err(|e| Fault::bug("SEGUE-TEST", format!("{statement}: {e:?}")))?;
         }
-        Ok(())
+        Ok(Repaired::Copied)
     }
 }
 
@@ -94,6 +95,7 @@ impl Pair {
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: Arc::new(Progress::new([], Position(0))),
             unsettled: Default::default(),
+            differences: Default::default(),
         });
         Pair { source, target, tables, parts }
     }
@@ -370,4 +372,88 @@ async fn what_was_cut_off_goes_on_only_where_its_ranges_still_say_something() {
         pair.target.execute(&record).await;
         assert_eq!(begun(Direction::Forward).await, 3 + seq as i64, "after {kind}");
     }
+}
+
+#[tokio::test]
+async fn a_row_that_is_there_twice_is_a_difference_though_both_are_equal_to_the_owners() {
+    let clusters = Pair::start(Options::default(), Options::default()).await;
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 100) g";
+    clusters.0.execute(tables).await;
+    clusters.1.execute(tables).await;
+    let pair = Pair::of(clusters, &["t"]).await;
+    let twice = "ALTER TABLE t DROP CONSTRAINT t_pkey; INSERT INTO t VALUES (7, 'v7'), (8, 'other'), (200, 'x'), (200, 'x')";
+    pair.target.execute(twice).await;
+    let dry = pair.run(Request { repair: Repair::DryRun, ..Request::default() }).await;
+    let of = |d: &Divergence| {
+        (d.key.as_ref().unwrap().to_string(), d.difference.class, d.owner_rows, d.other_rows)
+    };
+    let found: BTreeSet<_> = dry.divergences.iter().map(of).collect();
+    let expected = [("(7)", 1), ("(8)", 1), ("(200)", 0)];
+    assert_eq!(found, expected.map(|(key, rows)| (key.to_owned(), Class::Extra, rows, 2)).into());
+    let remedies = dry.divergences.iter().map(|d| (d.key.clone(), d.remedy.clone().unwrap()));
+    *pair.parts.repairer.remedies.lock().unwrap() = remedies.collect();
+    let mended = pair.run(Request { repair: Repair::Write, ..Request::default() }).await;
+    assert!(mended.is_equal(), "{:?}", mended.divergences);
+    let count = pair.target.scalar("SELECT count(*) || ' ' || count(DISTINCT id) FROM t").await;
+    assert_eq!(count.as_deref(), Some("100 100"));
+}
+
+#[tokio::test]
+async fn columns_that_do_not_travel_are_named_as_not_compared() {
+    let clusters = Pair::start(Options::default(), Options::default()).await;
+    let table = |factor: u32| {
+        format!(
+            "CREATE TABLE t (id int PRIMARY KEY, v int, twice int GENERATED ALWAYS AS (v * {factor}) STORED);
+             CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO t SELECT g, g FROM generate_series(1, 9) g;"
+        )
+    };
+    clusters.0.execute(&table(2)).await;
+    clusters.1.execute(&format!("{} ALTER TABLE t ADD note text", table(3))).await;
+    let pair = Pair::of(clusters, &["t", "plain"]).await;
+    let report = pair.run(Request::default()).await;
+    assert!(report.is_equal(), "{report:?}");
+    let named = report.tables.iter().map(|t| (t.table.as_str(), t.columns_not_compared.join(" ")));
+    let named: Vec<_> = named.collect();
+    assert_eq!(named, [("public.t", "note twice".to_owned()), ("public.plain", String::new())]);
+}
+
+#[tokio::test]
+async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
+    let cluster = Cluster::start(Options::default()).await;
+    let endpoint = Endpoint::parse(&cluster.url("postgres")).unwrap();
+    let control = Control::connect(&endpoint, "m").await.unwrap();
+    // As an earlier build has left it.
+    cluster.execute("ALTER TABLE segue.divergence DROP COLUMN equal_at").await;
+    schema::ensure(&mut endpoint.connect("test").await.unwrap()).await.unwrap();
+    let store = PgStore::new(endpoint, "m".into(), Direction::Forward);
+    let open = async || control.standing(0, 0).await.unwrap().open;
+    let differs = |key: &str| Divergence {
+        table_id: TableId(1),
+        table: "public.t".into(),
+        key: Some(KeyText::from_texts([key.to_owned()])),
+        difference: Difference { class: Class::Changed, columns: vec![] },
+        owner_row: None,
+        other_row: None,
+        owner_rows: 1,
+        other_rows: 1,
+        owner_hash: 1,
+        other_hash: 2,
+        owner_position: Position(0),
+        other_position: Position(0),
+        remedy: None,
+        repaired: false,
+        refused: None,
+    };
+    let earlier = store.diverged(&[differs("1"), differs("2")]).await.unwrap();
+    let later = store.diverged(&[differs("1")]).await.unwrap();
+    assert_eq!(open().await, 2, "one row was found twice");
+    store.found_equal(&earlier[..1]).await.unwrap();
+    assert_eq!(open().await, 2, "it was found to differ again since");
+    store.found_equal(&later).await.unwrap();
+    assert_eq!(open().await, 1, "and equal");
+    let adopt = "INSERT INTO segue.verification (migration, mode, tables) VALUES ('m', 'digest', '{1}');
+        UPDATE segue.divergence SET verification = 1 WHERE no = 2";
+    cluster.execute(adopt).await;
+    store.found_equal(&earlier).await.unwrap();
+    assert_eq!(open().await, 1, "another verification has to say so of what one has found");
 }

@@ -5,6 +5,7 @@ use crate::cli::{Verify, VerifyMode};
 use crate::drive::VerifyOrder;
 use crate::drive::complete::{self, Life};
 use crate::exit::Exit;
+use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_engine::verify::report::{Mode, Repair, Report, Request};
 use segue_model::spec::Spec;
@@ -16,6 +17,9 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Differences shown on a screen.
 const SHOWN_MAX: usize = 20;
+
+/// The answer for an order whose driver has died.
+const DIED: &str = "SEGUE-DRIVER-DIED";
 
 /// Runs a verification.
 pub(crate) async fn run(spec: &Spec, asked: &Verify, json: bool) -> Exit {
@@ -100,16 +104,32 @@ async fn ask(spec: &Spec, asked: &Verify, json: bool) -> Outcome<Report> {
         if live {
             eprint!("\r\x1b[K");
         }
-        // A driver that died or lost a connection leaves what was compared; the next one continues there.
-        if answer.get("code").and_then(Value::as_str) == Some("SEGUE-DRIVER-DIED") {
-            order.request.resume = true;
+        if goes_on(&mut order, &answer) {
             continue;
         }
         if let Some(fault) = fault_in(&answer) {
-            return Err(fault);
+            return Err(unanswered(&order, fault));
         }
         return serde_json::from_value(answer).map_err(|e| unreadable(&e));
     }
+}
+
+/// Whether the order is given once more. A driver that died or lost a connection leaves what was compared; the next one
+/// continues there. One that was to write may have ended because it did: that is for a person to repeat.
+fn goes_on(order: &mut VerifyOrder, answer: &Value) -> bool {
+    let has_died = answer.get("code").and_then(Value::as_str) == Some(DIED);
+    order.request.resume |= has_died;
+    has_died && order.request.repair != Repair::Write
+}
+
+/// What is said of an order that came to nothing.
+fn unanswered(order: &VerifyOrder, fault: Fault) -> Fault {
+    if fault.code != DIED || order.request.repair != Repair::Write {
+        return fault;
+    }
+    let next_step = "`segue status` says whether `segue run` goes on; then `segue verify`, and `--repair` again: rows that were \
+                     repaired are equal";
+    Fault { next_step: next_step.to_owned(), ..fault }
 }
 
 fn show(progress: &Value, live: bool) {
@@ -133,16 +153,30 @@ fn render(report: &Report) -> String {
             "{text}{:<40} {:>12} rows compared  {:>6} differ  {:>6} repaired  {:>6} hot{counted}\n",
             t.table, c.rows, c.divergent, c.repaired, c.hot
         );
+        // A count looks at none.
+        if report.mode != Mode::Aggregate && !t.columns_not_compared.is_empty() {
+            let columns = t.columns_not_compared.join(", ");
+            text = format!("{text}    not compared, since they do not travel: {columns}\n");
+        }
     }
     for d in report.divergences.iter().take(SHOWN_MAX) {
         text = format!("{text}  {d}\n");
         if let Some(sql) = &d.remedy {
             text = format!("{text}    {sql}\n");
         }
+        if let Some(why) = &d.refused {
+            text = format!("{text}    not repaired: {why}\n");
+        }
     }
     if report.divergent > SHOWN_MAX as u64 {
         text =
             format!("{text}  … {} differences in all; `segue verify --json` lists them\n", report.divergent);
+    }
+    let forgotten: u64 = report.tables.iter().map(|t| t.counts.forgotten).sum();
+    if forgotten > 0 {
+        text = format!(
+            "{text}  {forgotten} of the hot rows found no room to be compared at a switch: their tables do not count as verified\n"
+        );
     }
     let seconds = report.took_ms as f64 / 1000.0;
     let verdict = match verdict(report) {
@@ -154,6 +188,9 @@ fn render(report: &Report) -> String {
             );
         }
         Verdict::Equal if report.mode == Mode::Sample => "no difference in a sample".to_owned(),
+        Verdict::Equal if report.tables.iter().any(|t| !t.columns_not_compared.is_empty()) => {
+            "equal, but for the columns that were not compared".to_owned()
+        }
         Verdict::Equal => "equal".to_owned(),
         Verdict::ButHot => format!("no difference; {} row(s) changed too often to be compared", report.hot),
         Verdict::NotCompared => {
@@ -166,4 +203,39 @@ fn render(report: &Report) -> String {
         report.rows,
         report.drift * 100.0
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use segue_engine::verify::report::TableReport;
+
+    #[test]
+    fn an_order_whose_driver_has_died_goes_on_unless_it_was_to_write() {
+        let died = json!({ "fault": "it has died", "code": DIED, "next_step": "ask again" });
+        let other = json!({ "fault": "it is paused", "code": "SEGUE-PAUSED", "next_step": "resume" });
+        for (repair, again) in [(Repair::Report, true), (Repair::DryRun, true), (Repair::Write, false)] {
+            let request = Request { repair, ..Request::default() };
+            let mut order = VerifyOrder { request, ..VerifyOrder::default() };
+            assert!(!goes_on(&mut order, &other) && !order.request.resume);
+            assert_eq!(goes_on(&mut order, &died), again, "{repair:?}");
+        }
+        let request = Request { repair: Repair::Write, ..Request::default() };
+        let order = VerifyOrder { request, ..VerifyOrder::default() };
+        let said =
+            |answer: &Value| unanswered(&order, fault_in(answer).unwrap_or_else(|| panic!("no fault")));
+        assert!(said(&died).next_step.contains("`--repair` again"));
+        assert_eq!(said(&other).next_step, "resume");
+    }
+
+    #[test]
+    fn columns_that_were_not_compared_are_named_beside_the_verdict() {
+        let table = TableReport { table: "public.t".into(), complete: true, ..TableReport::default() };
+        let mut report = Report { tables: vec![table], complete: true, ..Report::default() };
+        assert!(render(&report).contains("equal: 0 rows compared"), "{}", render(&report));
+        report.tables[0].columns_not_compared = vec!["total".into(), "note".into()];
+        let text = render(&report);
+        assert!(text.contains("do not travel: total, note\nequal, but for the columns"), "{text}");
+        assert_eq!(object(&report)["tables"][0]["columns_not_compared"], json!(["total", "note"]));
+    }
 }

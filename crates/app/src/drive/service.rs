@@ -395,7 +395,7 @@ impl Service<'_> {
                     )
                 })?;
                 let done = verifying.verify(&order, &report).await?;
-                comparisons.compared(done.rows, done.divergent).await?;
+                comparisons.reported(&done).await?;
                 Ok(done)
             };
             let tell = async {

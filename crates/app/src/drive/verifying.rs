@@ -9,6 +9,7 @@ use segue_engine::moving::Frozen;
 use segue_engine::ports::Outcome;
 use segue_engine::throttle::{Left, Limits, Throttle};
 use segue_engine::verify::at_rest::{AtRest, Unsettled};
+use segue_engine::verify::differences::Differences;
 use segue_engine::verify::live::{Live, LiveQueue};
 use segue_engine::verify::passage::StreamPassage;
 use segue_engine::verify::ports::Passage;
@@ -106,6 +107,7 @@ impl Verifying {
             throttle: Arc::new(Throttle::new(Limits::default())),
             progress: handles.progress,
             unsettled: Unsettled::default(),
+            differences: Differences::default(),
         });
         let rate = if driver.spec.verify.live { driver.spec.verify.live_keys_per_second_max } else { 0 };
         let (recent, by_id) = (handles.live.clone(), handles.tables.clone());

@@ -4,6 +4,7 @@
 #![cfg(feature = "killpoints")]
 
 mod faults;
+mod repairs;
 #[path = "../support/mod.rs"]
 mod support;
 mod way_back;

@@ -7,13 +7,14 @@
 
 use super::build::{Batch, Builder, gone};
 use crate::admission::Admissions;
-use crate::backfill::{Work, copy_region};
-use crate::fault::Fault;
+use crate::backfill::{Shared, Work, copy_region};
+use crate::fault::{Fault, Recovery};
 use crate::moving::Moving;
-use crate::ports::{Onto, Outcome, Source, Target};
+use crate::ports::{Onto, Outcome, RegionReader, RegionWriter, Source, Target};
+use crate::regions::Regions;
 use crate::verify::passage::StreamPassage;
-use crate::verify::ports::{Passage, Repairer};
-use segue_model::region::{Extent, UnitRegions};
+use crate::verify::ports::{Passage, Repaired, Repairer};
+use segue_model::region::{Extent, RegionId, UnitRegions};
 use segue_model::table::{Table, TableId, UnitId};
 use std::sync::Arc;
 use tokio::sync::{OwnedRwLockReadGuard, mpsc, oneshot};
@@ -26,7 +27,7 @@ const REQUESTS_MAX: usize = 16;
 pub struct RepairRequest {
     table: TableId,
     extent: Extent,
-    done: oneshot::Sender<Outcome<()>>,
+    done: oneshot::Sender<Outcome<Repaired>>,
     /// No part is moved while this is repaired, whether or not anybody still waits for it.
     _still: OwnedRwLockReadGuard<()>,
 }
@@ -52,7 +53,7 @@ impl StreamRepairer {
 }
 
 impl Repairer for StreamRepairer {
-    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<()> {
+    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<Repaired> {
         // Also here: a stream that waits for the decision does not hear of requests.
         self.admissions.owner_only(&what(table))?;
         // Where equal keys can have different text, an event could not be matched to a single row's seam.
@@ -71,49 +72,83 @@ fn what(table: &Table) -> String {
 }
 
 impl<S: Source, T: Target> Builder<S, T> {
-    /// Repairs what is asked for. Only a fault that ends the stream is returned; the asker hears of any other.
+    /// Repairs what is asked for. Only a fault that ends the stream is returned; the asker hears of any other. Whatever a
+    /// server says before the commit was asked for is of the second kind: the rows are as they were.
     pub(super) async fn repair(&mut self, batch: &mut Batch, request: RepairRequest) -> Outcome<()> {
         let RepairRequest { table, extent, done, _still } = request;
         self.flush(batch).await?;
         let what = what(&*self.table(table)?);
-        let allowed = allowed(self.shared.admissions.clone(), &self.passage, &what).await?;
-        if allowed.is_ok() {
-            self.copy_again(table, extent).await?;
-        }
-        let _ = done.send(allowed);
+        let answer = match allowed(self.shared.admissions.clone(), &self.passage, &what).await? {
+            Ok(()) => self.copy_again(table, extent).await?,
+            Err(refused) => Err(refused),
+        };
+        let _ = done.send(answer);
         Ok(())
     }
 
-    async fn copy_again(&mut self, id: TableId, extent: Extent) -> Outcome<()> {
-        let table = self.table(id)?;
-        let unit = UnitId::from(id);
-        let order = table.key().map_or_else(Vec::new, |key| key.order.clone());
-        let (mut reader, mut writer) = self.sessions().await?;
-        let work = Work::new(unit, table, Onto::Replaced);
-        loop {
-            let marked = match &extent {
-                Extent::Key(key) => {
-                    self.regions().ensure(unit, || UnitRegions::followed(order.clone()));
-                    self.regions().begin_shown_key(unit, key.clone())
-                }
-                Extent::Range { .. } => {
-                    self.regions().add(unit, UnitRegions::new(order.clone()));
-                    let gap = self.regions().next_gap(unit);
-                    gap.and_then(|(id, _)| self.regions().begin(unit, id, None)).map(|(id, _)| id)
-                }
-            };
-            let Some(id) = marked else {
-                return Err(Fault::bug(
-                    "SEGUE-REPAIR",
-                    format!("{} cannot be marked for a copy", work.table.source),
-                ));
-            };
-            if copy_region(&self.shared, &mut reader, &mut writer, &work, id, &extent).await?.is_some() {
-                break;
-            }
+    async fn copy_again(&mut self, id: TableId, extent: Extent) -> Outcome<Outcome<Repaired>> {
+        let work = Work::new(UnitId::from(id), self.table(id)?, Onto::Replaced);
+        let (mut reader, mut writer) = match self.sessions().await {
+            Ok(sessions) => sessions,
+            Err(fault) => return answer(fault),
+        };
+        let before = self.regions().before(work.unit, &extent);
+        let copied = copy_marked(&self.shared, (&mut reader, &mut writer), &work, &extent).await;
+        let Err(fault) = copied else {
+            self.sessions = Some((reader, writer));
+            return Ok(Ok(Repaired::Copied));
+        };
+        let answer = answer(fault)?;
+        // Not given up: its events would be taken for those of a row that is copied later.
+        self.regions().put_back(work.unit, before);
+        if writer.abandon().await.is_ok() && reader.end().await.is_ok() {
+            self.sessions = Some((reader, writer));
         }
-        self.sessions = Some((reader, writer));
-        Ok(())
+        Ok(answer)
+    }
+}
+
+/// Marks the rows, and copies them.
+async fn copy_marked<S: Source, T: Target>(
+    shared: &Shared<S, T>,
+    (reader, writer): (&mut S::Reader, &mut T::Writer),
+    work: &Work,
+    extent: &Extent,
+) -> Outcome<()> {
+    loop {
+        let Some(id) = mark(&shared.regions, work, extent) else {
+            let what = format!("{} cannot be marked for a copy", work.table.source);
+            return Err(Fault::bug("SEGUE-REPAIR", what));
+        };
+        if copy_region(shared, reader, writer, work, id, extent).await?.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// Marks rows as being copied anew.
+fn mark(regions: &Regions, work: &Work, extent: &Extent) -> Option<RegionId> {
+    let (unit, order) = (work.unit, work.table.key().map_or_else(Vec::new, |key| key.order.clone()));
+    match extent {
+        Extent::Key(key) => {
+            regions.ensure(unit, || UnitRegions::followed(order));
+            regions.begin_shown_key(unit, key.clone())
+        }
+        Extent::Range { .. } => {
+            regions.add(unit, UnitRegions::new(order));
+            let (id, _) = regions.next_gap(unit)?;
+            regions.begin(unit, id, None).map(|(id, _)| id)
+        }
+    }
+}
+
+/// What the asker hears of a copy that has failed; or the fault that ends the stream, because it cannot be known whether the
+/// rows were committed, or because Segue is wrong.
+fn answer(fault: Fault) -> Outcome<Outcome<Repaired>> {
+    match fault.recovery {
+        Recovery::Operator => Ok(Ok(Repaired::Refused(fault))),
+        Recovery::Retry => Ok(Err(fault.during("copying the owner's row"))),
+        Recovery::Ambiguous | Recovery::Bug => Err(fault),
     }
 }
 

@@ -9,7 +9,6 @@ use crate::fault::Recovery;
 use crate::ports::Outcome;
 use rand::Rng;
 use segue_model::change::{Action, Change};
-use segue_model::divergence::{Class, Divergence};
 use segue_model::key::KeyText;
 use segue_model::table::{Key, Table, TableId};
 use serde::{Deserialize, Serialize};
@@ -25,8 +24,6 @@ const QUEUE_KEYS_MAX: usize = 50_000;
 const QUEUED_KEY_BYTES_MAX: usize = 512;
 /// A batch is compared this often: one signal serves all of its keys.
 const BATCH_EVERY: Duration = Duration::from_millis(200);
-/// Differences that are remembered as still there.
-const OPEN_MAX: usize = 10_000;
 /// After a passing fault the next batch waits this long.
 const FAULT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -193,7 +190,7 @@ pub struct LiveCounts {
     pub dropped: u64,
     /// Keys that wait.
     pub queued: u64,
-    /// Differences that have not been found equal since; at most [`OPEN_MAX`] are told apart.
+    /// Differences, of those and of those found at rest, that have not been found equal since; some thousands are told apart.
     pub open: u64,
 }
 
@@ -204,7 +201,6 @@ pub struct Live<O, X, P, S, R> {
     tables: BTreeMap<TableId, Arc<Table>>,
     keys_per_s_max: u64,
     counts: Mutex<LiveCounts>,
-    open: Mutex<BTreeMap<Touched, Class>>,
 }
 
 impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X, P, S, R> {
@@ -215,7 +211,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
         tables: BTreeMap<TableId, Arc<Table>>,
         keys_per_s_max: u64,
     ) -> Self {
-        Live { parts, queue, tables, keys_per_s_max, counts: Mutex::default(), open: Mutex::default() }
+        Live { parts, queue, tables, keys_per_s_max, counts: Mutex::default() }
     }
 
     /// The counts now.
@@ -223,7 +219,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         counts.dropped = self.queue.dropped();
         counts.queued = self.queue.len() as u64;
-        counts.open = self.open.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+        counts.open = self.parts.differences.len() as u64;
         counts
     }
 
@@ -235,7 +231,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
             return std::future::pending().await;
         }
         loop {
-            while self.queue.is_empty() {
+            while self.queue.is_empty() && !self.parts.differences.has_to_close() {
                 self.queue.filled.notified().await;
             }
             self.parts.throttle.admit(0, &self.parts.progress).await;
@@ -270,7 +266,7 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
             let Some(table) = self.tables.get(&id) else { continue };
             let all: Vec<Item> = keys.into_iter().map(Item::Key).collect();
             // Nobody else has them any more: whatever ends this, they stay to be compared at rest.
-            self.parts.unsettled.settled(id, &[], &all);
+            self.parts.unsettled.keep(id, &all);
             // The other side first: it has applied these keys, so the owner most likely still shows the same.
             let other = self.parts.other.read(table, &all).await?;
             let owner = self.parts.owner.read(table, &all).await?;
@@ -279,26 +275,25 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
                 pairs.partition(|(_, (owner, other))| !owner.same(other));
             let items = |some: Vec<(&Item, _)>| some.into_iter().map(|(item, _)| item.clone()).collect();
             let (suspects, equal): (Vec<Item>, Vec<Item>) = (items(suspects), items(equal));
-            self.parts.unsettled.settled(id, &equal, &[]);
+            self.parts.unsettled.forget(id, &equal);
             let unequal = suspects.len();
             let mut cost = RangeCounts::default();
             let settled = self.parts.settle(table, suspects, false, &mut cost).await?;
-            let (differing, divergences): (Vec<Item>, Vec<Divergence>) =
-                settled.divergent.into_iter().unzip();
+            let (differing, divergences): (Vec<Item>, Vec<_>) = settled.divergent.into_iter().unzip();
             self.count(all.len(), unequal, settled.equal, settled.hot.len(), divergences.len());
-            self.remember(id, &all, &settled.hot, &divergences);
+            self.remember(id, &all, &settled.hot, &differing);
             if !divergences.is_empty() {
                 tracing::warn!(
                     "{}: {} row(s) differ after they were applied",
                     table.source,
                     divergences.len()
                 );
-                let stored = self.parts.store.diverged(&divergences).await;
-                // No gate knows of what is not stored.
-                stored.inspect_err(|_| self.parts.unsettled.settled(id, &[], &differing))?;
+                self.parts.diverged(&divergences).await?;
+                // No gate knows of what is not stored; of these they do now.
+                self.parts.unsettled.forget(id, &differing);
             }
         }
-        Ok(())
+        self.parts.close_equal().await
     }
 
     fn count(&self, all: usize, unequal: usize, settled_equal: u64, hot: usize, divergent: usize) {
@@ -310,17 +305,8 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Live<O, X,
     }
 
     /// What was found equal is no longer known to differ. What was too hot to tell still is, if it was.
-    pub(super) fn remember(&self, id: TableId, compared: &[Item], hot: &[Item], divergences: &[Divergence]) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for item in compared.iter().filter(|item| !hot.contains(item)) {
-            if let Item::Key(key) = item {
-                open.remove(&(id, key.clone()));
-            }
-        }
-        for divergence in divergences {
-            if let (Some(key), true) = (&divergence.key, open.len() < OPEN_MAX) {
-                open.insert((id, key.clone()), divergence.difference.class);
-            }
-        }
+    pub(super) fn remember(&self, id: TableId, compared: &[Item], hot: &[Item], differing: &[Item]) {
+        let is_equal = |item: &&Item| !hot.contains(item) && !differing.contains(item);
+        self.parts.differences.equal(id, compared.iter().filter(is_equal));
     }
 }

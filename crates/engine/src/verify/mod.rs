@@ -8,10 +8,12 @@
 //! Reads only. It knows no SQL, does not decide who owns the data, and mends nothing itself ([`ports::Repairer`]).
 
 pub mod at_rest;
+pub mod differences;
 mod digest;
 pub mod live;
 pub mod passage;
 pub mod ports;
+mod repair;
 pub mod report;
 mod sample;
 mod settle;
@@ -25,13 +27,14 @@ use crate::ports::Outcome;
 use crate::progress::Progress;
 use crate::throttle::Throttle;
 use at_rest::Unsettled;
+use differences::Differences;
 use ports::{Comparable, Cost, Item, Passage, RangeCounts, Repairer, Store, VerificationId, VerifiedRange};
 use report::{DIVERGENCES_MAX, HOT_KEYS_MAX, Mode, Repair, Report, Request, TableReport};
 use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
 use segue_model::region::Extent;
 use segue_model::table::{Identity, Table, TableId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +71,8 @@ pub struct Parts<O, X, P, S, R> {
     pub progress: Arc<Progress>,
     /// Rows that changed too often to be compared.
     pub unsettled: Unsettled,
+    /// Differences found outside of a verification.
+    pub differences: Differences,
 }
 
 /// Compares tables on request.
@@ -134,12 +139,15 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
     ) -> Outcome<Report> {
         let start = Instant::now();
         let ids: Vec<TableId> = tables.iter().map(|t| t.id).collect();
-        let mut begun = self.parts.store.begin(request, &ids).await?;
+        // What a count came to is in nothing that is stored of it: tables are counted again.
+        let resume = request.resume && request.mode != Mode::Aggregate;
+        let mut begun = self.parts.store.begin(&Request { resume, ..request.clone() }, &ids).await?;
         let divergences = std::mem::take(&mut begun.divergences);
         let empty = |t: &Arc<Table>| TableReport {
             table_id: t.id.0,
             table: t.source.to_string(),
             rows_estimated: t.estimate.rows,
+            columns_not_compared: self.parts.uncompared(t),
             ..TableReport::default()
         };
         let tables_empty = tables.iter().map(empty).collect();
@@ -239,6 +247,9 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
 
     async fn store(&self, run: &Run<'_>, table: &Table, done: Done) -> Outcome<()> {
         self.parts.store.verified(run.id, table.id, &done.range, &done.divergences).await?;
+        // They are the verification's now: they stay open until another one finds none, and need no fence to be found.
+        let keys = done.divergences.iter().filter_map(|d| d.key.clone());
+        self.parts.unsettled.forget(table.id, &keys.map(Item::Key).collect::<Vec<_>>());
         run.report.send_modify(|report| {
             let room = DIVERGENCES_MAX.saturating_sub(report.divergences.len());
             report.divergences.extend(done.divergences.into_iter().take(room));
@@ -251,6 +262,14 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Verifier<O
             report.total();
         });
         Ok(())
+    }
+}
+
+impl<O: Comparable, X: Comparable, P, S, R> Parts<O, X, P, S, R> {
+    /// Columns of either side that no comparison sees.
+    fn uncompared(&self, table: &Table) -> Vec<String> {
+        let both = self.owner.uncompared(table).into_iter().chain(self.other.uncompared(table));
+        both.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -337,7 +356,7 @@ async fn conclude<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repaire
     counts.hot += settled.hot.len() as u64;
     counts.divergent += settled.divergent.len() as u64;
     if request.repair == Repair::Write && !settled.divergent.is_empty() {
-        repair(parts, table, &mut settled, counts).await?;
+        repair::repair(parts, table, &mut settled, counts).await?;
         counts.repaired += settled.divergent.iter().filter(|(_, d)| d.repaired).count() as u64;
     }
     let name = |item: &Item| match item {
@@ -346,38 +365,6 @@ async fn conclude<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repaire
     };
     let hot_keys = settled.hot.iter().take(HOT_KEYS_MAX).map(name).collect();
     Ok((settled.divergent.into_iter().map(|(_, d)| d).collect(), hot_keys))
-}
-
-/// Writes the owner's rows over the differences, and settles them once more.
-async fn repair<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>(
-    parts: &Parts<O, X, P, S, R>,
-    table: &Table,
-    settled: &mut Settled,
-    counts: &mut RangeCounts,
-) -> Outcome<()> {
-    match &table.identity {
-        // Where equal keys can have different text, no single row has a seam: the table is copied anew, once.
-        Identity::Key(key) if !key.bytewise => parts.repairer.repair(table, &Extent::ALL).await?,
-        Identity::Key(_) => {
-            for (item, divergence) in &settled.divergent {
-                if let (Item::Key(key), divergence) = (item, divergence) {
-                    let key = divergence.key.as_ref().unwrap_or(key);
-                    parts.repairer.repair(table, &Extent::Key(key.clone())).await?;
-                }
-            }
-        }
-        Identity::WholeRow => parts.repairer.repair(table, &Extent::ALL).await?,
-    }
-    let items = settled.divergent.iter().map(|(item, _)| item.clone()).collect();
-    let again = parts.settle(table, items, false, counts).await?;
-    let still: Vec<&Item> = again.divergent.iter().map(|(item, _)| item).chain(&again.hot).collect();
-    for (item, divergence) in &mut settled.divergent {
-        divergence.repaired = !still.contains(&&*item);
-        if !divergence.repaired {
-            tracing::warn!("{}: {item:?} was repaired and is not settled as equal", table.source);
-        }
-    }
-    Ok(())
 }
 
 /// Awaits `call` and adds what it cost.

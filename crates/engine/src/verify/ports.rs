@@ -1,6 +1,7 @@
 //! What verifying asks of the two sides, of the stream between them, and of the place where results are kept.
 
 use super::report::{Report, Request};
+use crate::fault::Fault;
 use crate::ports::Outcome;
 use segue_model::change::Row;
 use segue_model::divergence::Divergence;
@@ -55,9 +56,9 @@ pub struct Hashed {
 /// What a side has for one [`Item`] at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// How many rows; 0: none.
+    /// How many rows; 0: none. More than one with a key only where the side has lost its key.
     pub rows: u64,
-    /// Their hash; 0 when there is none.
+    /// Their hash, or the sum of them; 0 when there is none.
     pub hash: i64,
     /// Bytes of one of them.
     pub bytes: u64,
@@ -111,7 +112,7 @@ pub trait Comparable: Send + Sync + 'static {
     ) -> impl Future<Output = Outcome<Vec<Hashed>>> + Send;
     /// What is there for each item, in one snapshot, in the order of `items`.
     fn read(&self, table: &Table, items: &[Item]) -> impl Future<Output = Outcome<Vec<Reading>>> + Send;
-    /// The rows in full, in one snapshot; of several with one image any one.
+    /// The rows in full, in one snapshot; of several with one image, or one key, any one with the versions of all.
     fn rows(
         &self,
         table: &Table,
@@ -123,7 +124,10 @@ pub trait Comparable: Send + Sync + 'static {
     fn sample(&self, table: &Table, rows: u64) -> impl Future<Output = Outcome<Vec<Item>>> + Send;
     /// Where this side's log ends now.
     fn position(&self) -> impl Future<Output = Outcome<Position>> + Send;
-    /// The statement that would give *this* side the owner's row; `here` is the row it has.
+    /// This side's columns that no comparison sees, because they do not travel: generated ones, and those the mapping leaves out.
+    fn uncompared(&self, table: &Table) -> Vec<String>;
+    /// The statement that would give *this* side the owner's row; `here` is the row it has, `owner` itself if it has it more
+    /// than once.
     fn remedy(&self, table: &Table, owner: Option<&Row>, here: Option<&Row>) -> String;
 }
 
@@ -140,10 +144,19 @@ pub trait Passage: Send + Sync + 'static {
     fn parts(&self, table: &Table) -> impl Future<Output = Outcome<Option<String>>> + Send;
 }
 
+/// What a repair came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repaired {
+    /// The rows are the owner's, durably.
+    Copied,
+    /// The other side does not take them as it is now, for this reason; nothing was changed.
+    Refused(Fault),
+}
+
 /// Writes the owner's rows over differences.
 pub trait Repairer: Send + Sync + 'static {
-    /// Copies the rows of `extent` again, through the same path as the stream. Returns when that is durable.
-    fn repair(&self, table: &Table, extent: &Extent) -> impl Future<Output = Outcome<()>> + Send;
+    /// Copies the rows of `extent` again, through the same path as the stream.
+    fn repair(&self, table: &Table, extent: &Extent) -> impl Future<Output = Outcome<Repaired>> + Send;
 }
 
 /// A range whose rows have been compared, unsettled ones settled.
@@ -168,6 +181,9 @@ pub struct RangeCounts {
     pub unsettled: u64,
     /// Rows that changed too often to be settled.
     pub hot: u64,
+    /// Of them those that nobody remembers, for lack of room: no fence will have them compared.
+    #[serde(default)]
+    pub forgotten: u64,
     /// Differences confirmed.
     pub divergent: u64,
     /// Of them repaired and found equal afterwards.
@@ -185,6 +201,7 @@ impl RangeCounts {
         self.digests += more.digests;
         self.unsettled += more.unsettled;
         self.hot += more.hot;
+        self.forgotten += more.forgotten;
         self.divergent += more.divergent;
         self.repaired += more.repaired;
         self.owner.add(more.owner);
@@ -217,6 +234,10 @@ impl Cost {
 #[serde(transparent)]
 pub struct VerificationId(pub i64);
 
+/// The number of a difference in its store: what is found later has a higher one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DivergenceId(pub i64);
+
 /// A verification as the store has it at its beginning.
 #[derive(Clone, Debug)]
 pub struct Begun {
@@ -241,8 +262,12 @@ pub trait Store: Send + Sync + 'static {
         range: &VerifiedRange,
         divergences: &[Divergence],
     ) -> impl Future<Output = Outcome<()>> + Send;
-    /// Stores differences found outside a verification.
-    fn diverged(&self, divergences: &[Divergence]) -> impl Future<Output = Outcome<()>> + Send;
+    /// Stores differences found outside a verification, and returns their numbers in the same order.
+    fn diverged(&self, divergences: &[Divergence])
+    -> impl Future<Output = Outcome<Vec<DivergenceId>>> + Send;
+    /// The rows of these differences have been found equal since: they, and what was found of the same rows before, are open
+    /// no more. Only those found outside a verification are meant: a verification's are closed by another one.
+    fn found_equal(&self, ids: &[DivergenceId]) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends a verification.
     fn end(&self, id: VerificationId, report: &Report) -> impl Future<Output = Outcome<()>> + Send;
 }

@@ -84,11 +84,22 @@ pub struct TableReport {
     pub counts: RangeCounts,
     /// Some of the rows that changed too often to be settled: to be compared again, at the latest under the fence.
     pub hot_keys: Vec<String>,
+    /// Columns of either side that were not compared, because they do not travel: each side computes them, or keeps them for
+    /// itself.
+    #[serde(default)]
+    pub columns_not_compared: Vec<String>,
     /// Mode aggregate: what counting came to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counted: Option<Counted>,
     /// Everything asked about the table has been compared.
     pub complete: bool,
+}
+
+impl TableReport {
+    /// Whether the table was counted, and nothing was left open.
+    fn counts_agree(&self) -> bool {
+        self.counted.as_ref().is_some_and(|counted| counted.settled)
+    }
 }
 
 /// What counting a table on both sides came to.
@@ -115,7 +126,7 @@ pub struct Report {
     pub divergences: Vec<Divergence>,
     /// Differences confirmed, listed or not.
     pub divergent: u64,
-    /// Rows compared.
+    /// Rows compared; a count compares none.
     #[serde(rename = "rows_compared")]
     pub rows: u64,
     /// Rows that could not be settled.
@@ -129,7 +140,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every row was compared and is equal. A hot row was not compared, so it is not called equal; and a count, or a
+    /// Whether every row was compared and is equal, but for [`TableReport::columns_not_compared`]. A hot row was not compared, so it is not called equal; and a count, or a
     /// sample, compares no more than it looks at.
     pub fn is_equal(&self) -> bool {
         self.mode == Mode::Digest && self.hot == 0 && self.shows_no_difference()
@@ -139,7 +150,7 @@ impl Report {
     pub fn shows_no_difference(&self) -> bool {
         self.complete
             && self.tables.iter().all(|t| t.counts.divergent == t.counts.repaired)
-            && self.tables.iter().all(|t| t.counted.as_ref().is_none_or(|c| c.settled))
+            && (self.mode != Mode::Aggregate || self.tables.iter().all(TableReport::counts_agree))
     }
 
     /// The report about table `id`.

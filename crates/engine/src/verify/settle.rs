@@ -26,6 +26,7 @@ use segue_model::change::Row;
 use segue_model::divergence::{Class, Difference, Divergence, classify, excerpts};
 use segue_model::key::KeyText;
 use segue_model::table::Table;
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -87,7 +88,10 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
         }
         // Where equal keys can be written differently, both spellings were suspects, and both led to the same row.
         let mut met = BTreeSet::new();
-        self.unsettled.settled(table.id, &items, &settled.hot);
+        // What differs stays remembered, if it was, until whoever asked has it stored.
+        let differing: BTreeSet<&Item> = settled.divergent.iter().map(|(item, _)| item).collect();
+        let known: Vec<Item> = items.iter().filter(|item| !differing.contains(item)).cloned().collect();
+        counts.forgotten += self.unsettled.settled(table.id, &known, &settled.hot);
         settled.divergent.retain(|(_, d)| d.key.as_ref().is_none_or(|key| met.insert(key.clone())));
         Ok(settled)
     }
@@ -252,7 +256,10 @@ impl<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer> Parts<O, X
                         };
                         let mut d = divergence(table, &o, &reading, difference, rows);
                         (d.owner_position, d.other_position) = positions;
-                        d.remedy = remedies.then(|| short(self.other.remedy(table, rows.0, rows.1)));
+                        // Of several with one key all have to go, whatever the one that was read is like.
+                        let here =
+                            if o.is_one_row() && reading.rows > 1 { rows.0.or(rows.1) } else { rows.1 };
+                        d.remedy = remedies.then(|| short(self.other.remedy(table, rows.0, here)));
                         settled.divergent.push((o.item, d));
                     }
                 }
@@ -273,13 +280,15 @@ fn difference(
     owner_row: Option<&Row>,
     other_row: Option<&Row>,
 ) -> Option<Difference> {
+    let more_often = |class| Some(Difference { class, columns: Vec::new() });
     match open.item {
-        Item::Key(_) => classify(table, owner_row, other_row),
-        // One image, on one side more often than on the other.
-        Item::Image(_) => {
-            let class = if open.owner.rows > other.rows { Class::Missing } else { Class::Extra };
-            Some(Difference { class, columns: Vec::new() })
-        }
+        Item::Key(_) if open.owner.rows.max(other.rows) <= 1 => classify(table, owner_row, other_row),
+        // One image, or one key, on one side more often than on the other: that one of them is equal says nothing.
+        Item::Key(_) | Item::Image(_) => match open.owner.rows.cmp(&other.rows) {
+            Ordering::Greater => more_often(Class::Missing),
+            Ordering::Less => more_often(Class::Extra),
+            Ordering::Equal => more_often(Class::Changed),
+        },
     }
 }
 
@@ -310,6 +319,7 @@ fn divergence(
         other_position: Default::default(),
         remedy: None,
         repaired: false,
+        refused: None,
     }
 }
 

@@ -27,13 +27,20 @@ pub struct FakeTarget {
     pub durable: Arc<Mutex<Durable>>,
     /// What sessions see: with commits that are not durable yet.
     committed: Arc<Mutex<Durable>>,
+    /// What it says to a region that is to be committed, if it does not take it.
+    pub refuses: Arc<Mutex<Option<Fault>>>,
     /// Only for its randomness.
     pub source: FakeSource,
 }
 
 impl FakeTarget {
     pub fn new(source: &FakeSource) -> FakeTarget {
-        FakeTarget { durable: Arc::default(), committed: Arc::default(), source: source.clone() }
+        FakeTarget {
+            durable: Arc::default(),
+            committed: Arc::default(),
+            refuses: Arc::default(),
+            source: source.clone(),
+        }
     }
     /// A target that has `rows` already, which another stream has brought.
     pub fn over(source: &FakeSource, rows: Rows) -> FakeTarget {
@@ -141,6 +148,9 @@ impl RegionWriter for FakeWriter {
     }
     async fn commit(&mut self, record: &RegionRecord) -> Outcome<()> {
         dither(&self.target.source.db).await;
+        if let Some(fault) = self.target.refuses.lock().unwrap().clone() {
+            return Err(fault);
+        }
         self.target.commit(Durability::Now, |committed| {
             if self.onto != Onto::Nothing {
                 committed.rows.retain(|id, _| !within(&self.copying, *id));

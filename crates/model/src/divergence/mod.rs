@@ -98,7 +98,7 @@ pub struct Divergence {
     pub owner_row: Option<Vec<Option<String>>>,
     /// The other side's row likewise.
     pub other_row: Option<Vec<Option<String>>>,
-    /// How many such rows the owner has: 0 or 1 with a key.
+    /// How many such rows the owner has: 0 or 1 with a key that nobody has dropped.
     pub owner_rows: u64,
     /// How many such rows the other side has.
     pub other_rows: u64,
@@ -116,13 +116,16 @@ pub struct Divergence {
     /// It was repaired and found equal afterwards.
     #[serde(default)]
     pub repaired: bool,
+    /// Why it could not be repaired, and what to do about that, where it was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = self.key.as_ref().map_or_else(|| "a row".to_owned(), |key| format!("row {key}"));
         write!(f, "{} {row}: {}", self.table, self.difference.class)?;
-        if self.key.is_none() {
+        if self.key.is_none() || self.owner_rows.max(self.other_rows) > 1 {
             write!(f, " ({} on the owner, {} on the other side)", self.owner_rows, self.other_rows)?;
         }
         let shown = |v: &Option<String>| v.as_ref().map_or_else(|| "NULL".to_owned(), |v| format!("{v:?}"));

@@ -111,6 +111,7 @@ fn a_divergence_survives_its_stored_form_and_long_values_are_cut() {
         other_position: Position(2),
         remedy: None,
         repaired: false,
+        refused: None,
     };
     let kept = divergence.difference.columns[0].owner.as_deref().expect("not NULL");
     assert!(

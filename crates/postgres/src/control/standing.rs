@@ -19,29 +19,15 @@ pub struct Standing {
     pub now_us: i64,
     /// The last digest verification of each table that has gone all through it.
     pub verified: Verified,
-    /// Differences that verifications, or earlier processes' live comparison, have found and that are open.
+    /// Differences that verifications, live comparison and comparisons at rest have found and that are open.
     pub open: u64,
-    /// Differences that live comparison has found since the moment asked about, and that no verification has cleared.
-    pub open_live: u64,
-}
-
-/// What no later verification has cleared: neither repaired, nor in a table that was compared in full since without a row
-/// left unsettled. What that verification found again has a row of its own. `live` picks those since `$2`.
-fn open(live: &str) -> String {
-    format!(
-        "(SELECT count(DISTINCT (o.table_id, o.key)) FROM (
-             SELECT d.table_id, coalesce(d.key::text, d.no::text) AS key FROM segue.divergence d
-              WHERE d.migration = $1 AND NOT d.repaired AND {live}
-                AND NOT EXISTS (SELECT FROM compared c WHERE c.table_id = d.table_id AND c.settled
-                                   AND c.started_at > d.found_at)
-              LIMIT {OPEN_MAX}) o)"
-    )
 }
 
 impl Control {
     /// Looks where the comparison stands. Verifications that began before `born_us` were of another copy of the rows.
-    /// Of differences found by live comparison, those since `live_us` are counted apart: whoever compares knows better
-    /// which of these have been found equal since.
+    ///
+    /// A difference is open until it is repaired, its row is found equal by whoever found it, or its table was compared in
+    /// full since without a row left unsettled. What that verification found again has a row of its own.
     ///
     /// A verification does not count if something was written past a fence after it began, nor if it left more rows
     /// unsettled than are remembered, or began before `live_us`, when this process did: it remembers none of them then.
@@ -56,6 +42,7 @@ impl Control {
                                     WHERE r.verification = v.id AND r.table_id = (t ->> 'table_id')::int) END AS as_of,
                         coalesce(t #>> '{{counts,hot}}' = '0', false) AS settled,
                         coalesce((v.body #>> '{{report,hot}}')::bigint, 0) <= {UNSETTLED_MAX}
+                            AND coalesce((t #>> '{{counts,forgotten}}')::bigint, 0) = 0
                             AND v.started_at >= {since_live} AS remembered
                    FROM segue.verification v CROSS JOIN LATERAL jsonb_array_elements(v.body #> '{{report,tables}}') t
                   WHERE v.migration = $1 AND v.mode = 'digest' AND v.ended_at IS NOT NULL
@@ -69,21 +56,19 @@ impl Control {
                     coalesce((SELECT array_agg(x.table_id ORDER BY x.table_id) FROM counting x), '{{}}') AS tables,
                     coalesce((SELECT array_agg((extract(epoch FROM x.as_of) * 1000000)::bigint ORDER BY x.table_id)
                                 FROM counting x), '{{}}') AS ended,
-                    {} AS open, {} AS open_live",
-            open(&format!("(d.verification IS NOT NULL OR d.found_at < {since_live})")),
-            open(&format!("d.verification IS NULL AND d.found_at >= {since_live}")),
+                    (SELECT count(DISTINCT (o.table_id, o.key)) FROM (
+                         SELECT d.table_id, coalesce(d.key::text, d.no::text) AS key FROM segue.divergence d
+                          WHERE d.migration = $1 AND NOT d.repaired AND d.equal_at IS NULL
+                            AND NOT EXISTS (SELECT FROM compared c WHERE c.table_id = d.table_id AND c.settled
+                                               AND c.started_at > d.found_at)
+                          LIMIT {OPEN_MAX}) o) AS open"
         );
         let session = self.session().await?;
         let row = session.query_one(&sql, &[&self.migration, &live_us, &born_us]).await;
         let row = row.map_err(|e| self.failed(&e))?;
         let (tables, ended): (Vec<i32>, Vec<i64>) = (row.get("tables"), row.get("ended"));
         let verified = tables.into_iter().map(|table| TableId(table.unsigned_abs())).zip(ended).collect();
-        let count = |name: &str| u64::try_from(row.get::<_, i64>(name)).unwrap_or(0);
-        Ok(Standing {
-            now_us: row.get("now_us"),
-            verified,
-            open: count("open"),
-            open_live: count("open_live"),
-        })
+        let open = u64::try_from(row.get::<_, i64>("open")).unwrap_or(0);
+        Ok(Standing { now_us: row.get("now_us"), verified, open })
     }
 }

@@ -17,6 +17,7 @@ use segue_model::table::{Table, UnitId};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, CopyInSink};
 
 /// Rows are handed to the session in parts of at most this size.
@@ -209,7 +210,7 @@ impl RegionWriter for PgWriter {
         let Some(mut sink) = self.sink.take() else {
             return Err(Fault::bug("SEGUE-COPY", "a region ended that was not begun"));
         };
-        self.rows = sink.as_mut().finish().await.map_err(|e| fault_of(&e))?;
+        self.rows = sink.as_mut().finish().await.map_err(|e| fault_of_rows(&e))?;
         Ok(self.rows)
     }
 
@@ -238,13 +239,27 @@ impl RegionWriter for PgWriter {
             .await
             .map_err(|e| fault_of(&e))?;
         killpoint::pass("region.stored");
-        self.client.batch_execute("COMMIT").await.map_err(|e| commit_fault(fault_of(&e)))
+        self.client.batch_execute("COMMIT").await.map_err(|e| commit_fault(fault_of_rows(&e)))
     }
 
     async fn abandon(&mut self) -> Outcome<()> {
         (self.sink, self.onto) = (None, Settling::Nothing);
         self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
     }
+}
+
+/// A row that another one of the target keeps out says what to do about that one.
+fn fault_of_rows(error: &tokio_postgres::Error) -> Fault {
+    let fault = fault_of(error);
+    let is_taken = error
+        .code()
+        .is_some_and(|code| [SqlState::UNIQUE_VIOLATION, SqlState::EXCLUSION_VIOLATION].contains(code));
+    if !is_taken {
+        return fault;
+    }
+    let next_step = "another row of the target has what the message names: mend that one first, or delete it there; of rows \
+                     that hold each other's values, delete one";
+    Fault { next_step: next_step.to_owned(), ..fault }
 }
 
 /// A commit whose answer was lost may have taken effect.

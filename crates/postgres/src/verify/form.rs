@@ -53,6 +53,8 @@ pub(super) struct TableForm {
     /// Whether each column goes into the image as text.
     pub(super) as_text: Vec<bool>,
     pub(super) hash: HashForm,
+    /// Columns that are not in the image.
+    pub(super) uncompared: Vec<String>,
 }
 
 /// Which rows a version is made of: a row version that was replaced never comes back under the same three numbers.
@@ -253,7 +255,8 @@ impl TableForm {
             (Some(owner), None) => self.insert(table, &name, owner),
             (Some(owner), Some(here)) => {
                 let changed = changed(owner, here);
-                if changed.iter().any(|&c| table.columns[c].identity_always) {
+                // The row itself is right, and there more than once.
+                if changed.is_empty() || changed.iter().any(|&c| table.columns[c].identity_always) {
                     return format!("{} {}", delete(here), self.insert(table, &name, owner));
                 }
                 let set = |&c: &usize| {

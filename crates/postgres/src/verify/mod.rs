@@ -76,6 +76,16 @@ struct Catalog {
     key_schemas: Vec<String>,
 }
 
+impl Catalog {
+    /// Columns that do not travel, by name.
+    fn uncompared(&self, table: &Table, side: Side) -> Vec<String> {
+        let travels = |name: &&String| table.columns.iter().any(|c| name_on(c, side) == name.as_str());
+        let mut names: Vec<String> = self.columns.keys().filter(|name| !travels(name)).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+}
+
 impl PgSides {
     /// Looks at both servers and settles how `tables` are read on both.
     pub async fn open(source: &Endpoint, target: &Endpoint, tables: &[Arc<Table>]) -> Outcome<PgSides> {
@@ -106,7 +116,8 @@ impl PgSides {
             for (at, (side, name)) in sides.into_iter().enumerate() {
                 let only = if catalogs[at].partitioned { "" } else { "ONLY " };
                 let from = format!("{only}{} AS t", name.sql());
-                forms[at].insert(table.id, TableForm { side, from, as_text: as_text.clone(), hash });
+                let (as_text, uncompared) = (as_text.clone(), catalogs[at].uncompared(table, side));
+                forms[at].insert(table.id, TableForm { side, from, as_text, hash, uncompared });
             }
         }
         let path: Vec<String> = schemas.iter().map(|s| format!(", {}", quote_ident(s))).collect();
@@ -212,6 +223,14 @@ fn key_of(row: &SimpleQueryRow, columns: std::ops::Range<usize>) -> Outcome<KeyT
 fn full_row(row: &SimpleQueryRow, columns: std::ops::Range<usize>) -> Outcome<Row> {
     let one = |c| Ok(value(row, c)?.map_or(Value::Null, |text| Value::Text(text.to_owned().into())));
     columns.map(one).collect()
+}
+
+/// The versions of all rows with one key, in an order of their own: a side whose key was dropped can have several.
+fn versions(known: &str, more: &str) -> String {
+    let mut all: Vec<&str> = known.split(' ').filter(|version| !version.is_empty()).collect();
+    all.push(more);
+    all.sort_unstable();
+    all.join(" ")
 }
 
 impl PgComparable {
@@ -338,8 +357,10 @@ impl Comparable for PgComparable {
         let mut readings = vec![Reading::default(); items.len()];
         for row in rows_of(&self.ask(&statement).await?) {
             if let Some(place) = readings.get_mut(number::<usize>(row, 0)?) {
-                let version = text(row, 3)?.to_owned();
-                *place = Reading { rows: 1, hash: number(row, 1)?, bytes: number(row, 2)?, version };
+                place.rows += 1;
+                place.hash = place.hash.wrapping_add(number(row, 1)?);
+                place.bytes = place.bytes.max(number(row, 2)?);
+                place.version = versions(&place.version, text(row, 3)?);
             }
         }
         Ok(readings)
@@ -351,7 +372,8 @@ impl Comparable for PgComparable {
         if let Some(statement) = form.rows_of_keys(table, items) {
             for row in rows_of(&self.ask(&statement).await?) {
                 if let Some(place) = found.get_mut(number::<usize>(row, 0)?) {
-                    let version = text(row, 1)?.to_owned();
+                    let before = place.take().map_or_else(String::new, |row: FullRow| row.version);
+                    let version = versions(&before, text(row, 1)?);
                     *place = Some(FullRow { row: full_row(row, 2..row.len())?, version });
                 }
             }
@@ -389,6 +411,10 @@ impl Comparable for PgComparable {
         let messages = self.ask("SELECT pg_current_wal_insert_lsn()").await?;
         let position = rows_of(&messages).next().map_or(Ok(""), |row| text(row, 0))?;
         position.parse().map_err(|e| Fault::bug("SEGUE-POSITION", format!("{e}")))
+    }
+
+    fn uncompared(&self, table: &Table) -> Vec<String> {
+        self.forms.get(&table.id).map_or_else(Vec::new, |form| form.uncompared.clone())
     }
 
     fn remedy(&self, table: &Table, owner: Option<&Row>, here: Option<&Row>) -> String {

@@ -5,7 +5,7 @@ use crate::connect::Endpoint;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_engine::verify::ports::{Begun, Store, VerificationId, VerifiedRange};
+use segue_engine::verify::ports::{Begun, DivergenceId, Store, VerificationId, VerifiedRange};
 use segue_engine::verify::report::{DIVERGENCES_MAX, Report, Request};
 use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
@@ -58,15 +58,16 @@ impl PgStore {
         transaction: &Transaction<'_>,
         id: Option<VerificationId>,
         divergences: &[Divergence],
-    ) -> Outcome<()> {
+    ) -> Outcome<Vec<DivergenceId>> {
+        let mut numbers = Vec::with_capacity(divergences.len());
         for d in divergences {
             let key = d.key.as_ref().map(to_json).transpose()?;
             let insert = "INSERT INTO segue.divergence (migration, verification, table_id, key, class, repaired, body) \
-                 VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb)";
+                 VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb) RETURNING no";
             let class = d.difference.class.to_string();
             let id = id.map(|id| id.0);
-            transaction
-                .execute(
+            let row = transaction
+                .query_one(
                     insert,
                     &[
                         &self.migration,
@@ -80,8 +81,9 @@ impl PgStore {
                 )
                 .await
                 .map_err(|e| fault_of(&e))?;
+            numbers.push(DivergenceId(row.get(0)));
         }
-        Ok(())
+        Ok(numbers)
     }
 
     async fn ranges(client: &Client, id: VerificationId) -> Outcome<BTreeMap<TableId, Vec<VerifiedRange>>> {
@@ -160,12 +162,24 @@ impl Store for PgStore {
         transaction.commit().await.map_err(|e| fault_of(&e))
     }
 
-    async fn diverged(&self, divergences: &[Divergence]) -> Outcome<()> {
+    async fn diverged(&self, divergences: &[Divergence]) -> Outcome<Vec<DivergenceId>> {
         let mut session = self.session().await?;
         let Some(client) = session.as_mut() else { return Err(lost()) };
         let transaction = client.transaction().await.map_err(|e| fault_of(&e))?;
-        self.insert(&transaction, None, divergences).await?;
-        transaction.commit().await.map_err(|e| fault_of(&e))
+        let numbers = self.insert(&transaction, None, divergences).await?;
+        transaction.commit().await.map_err(|e| fault_of(&e))?;
+        Ok(numbers)
+    }
+
+    async fn found_equal(&self, ids: &[DivergenceId]) -> Outcome<()> {
+        let session = self.session().await?;
+        let Some(client) = session.as_ref() else { return Err(lost()) };
+        let numbers: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let update = "UPDATE segue.divergence d SET equal_at = clock_timestamp() FROM segue.divergence n \
+             WHERE n.no = ANY ($2) AND n.migration = $1 AND d.migration = $1 AND d.table_id = n.table_id \
+               AND d.key = n.key AND d.no <= n.no AND d.verification IS NULL AND d.equal_at IS NULL";
+        client.execute(update, &[&self.migration, &numbers]).await.map_err(|e| fault_of(&e))?;
+        Ok(())
     }
 
     async fn end(&self, id: VerificationId, report: &Report) -> Outcome<()> {

@@ -203,7 +203,7 @@ const STATUS: &[Field] = &[
     ("live.compared", "keys compared"),
     ("live.hot", "keys that changed too often to be compared"),
     ("live.divergent", "differences confirmed"),
-    ("live.open", "of them, those not found equal since"),
+    ("live.open", "of them, and of those found under a fence, those not found equal since"),
     ("warnings", "what an operator should know"),
 ];
 
@@ -239,7 +239,7 @@ pub(super) fn verify() -> Vec<Object> {
 }
 
 const VERIFY: &[Field] = &[
-    ("equal", "every row was compared, and none differs"),
+    ("equal", "every row was compared, and none differs in a column that travels"),
     ("mode", "`aggregate`, `digest` or `sample`"),
     ("tables", "each table that was asked for"),
     ("tables[].table_id", "its number in the migration"),
@@ -249,15 +249,17 @@ const VERIFY: &[Field] = &[
     ("tables[].ranges_resumed", "of them, those that an earlier driver compared"),
     (
         "tables[].counts.*",
-        "`rows` compared, `digests` read, rows `unsettled` at first, `hot` ones left, `divergent` and `repaired` ones; \
+        "`rows` compared, `digests` read, rows `unsettled` at first, `hot` ones left, of them those `forgotten`, which no switch \
+         compares for lack of room, `divergent` and `repaired` ones; \
          what reading the `owner` and the `other` side cost, each in `ms`, `rows` and `bytes`",
     ),
     ("tables[].hot_keys", "some of the rows that changed too often to be compared"),
+    ("tables[].columns_not_compared", "columns that do not travel: generated, or only on one side"),
     ("tables[].complete", "all of it was gone through; with `--mode aggregate`, `counted` has both counts"),
     (
         "divergences",
-        "the differences, a thousand at most: table, key, class, differing columns, both rows, and with --repair \
-         --dry-run the `remedy`",
+        "the differences, a thousand at most: table, key, class, differing columns, both rows, with --repair \
+         --dry-run the `remedy`, and with --repair why a row was `refused`",
     ),
     ("divergent", "how many there are"),
     ("rows_compared", "rows compared"),

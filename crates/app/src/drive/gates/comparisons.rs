@@ -1,6 +1,7 @@
 //! What verifications have compared: stored by whoever carries one out, and seen by the next look.
 
 use segue_engine::ports::Outcome;
+use segue_engine::verify::report::{Mode, Report};
 use segue_model::switch::gates::{Sample, Share};
 use segue_postgres::control::{Control, Lease, NewSample};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,15 @@ pub(crate) struct Comparisons {
 impl Comparisons {
     pub(super) fn new(control: Arc<Control>, lease: Lease) -> Comparisons {
         Comparisons { control, lease, fresh: Arc::default() }
+    }
+
+    /// A verification has come to this.
+    pub(crate) async fn reported(&self, report: &Report) -> Outcome<()> {
+        match report.mode {
+            Mode::Digest | Mode::Sample => self.compared(report.rows, report.divergent).await,
+            // It says nothing about any row.
+            Mode::Aggregate => Ok(()),
+        }
     }
 
     /// A verification has compared so many rows and confirmed so many differences, those included that it has repaired:

@@ -120,7 +120,7 @@ pub(crate) struct Gates<'d> {
     accept_session_state: bool,
     /// How many of the compared reads may differ.
     mismatch_percent_max: f64,
-    /// Since when differences found by live comparison are this attempt's.
+    /// Since when rows that verifications leave unsettled are remembered by this attempt.
     opened_us: i64,
     source: Watch,
     target: Watch,
@@ -350,8 +350,7 @@ impl<'d> Gates<'d> {
             matches: self.measurements.matches(),
             mirrored: None,
             verified: Some(self.verified(standing)),
-            // What this attempt has found it may have found equal since; a verification may have cleared it.
-            divergences_open: Some(standing.open + standing.open_live.min(measured.live.open)),
+            divergences_open: Some(standing.open),
             opposite: measured.opposite,
             sequences_unready: measured.sequences_unready,
             rehearsed_us: measured.rehearsed_us,

@@ -2,13 +2,17 @@
 
 use super::*;
 use crate::drive::plan;
+use segue_engine::verify::ports::{DivergenceId, Store as _};
+use segue_engine::verify::report::{Mode, Report};
 use segue_model::name::QualifiedName;
 use segue_model::switch::gates::blockers;
+use segue_postgres::birth::Direction;
 use segue_postgres::catalog;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Acquired, NewEntry, shut_out};
 use segue_postgres::fence::{Role, prepare};
 use segue_postgres::schema;
+use segue_postgres::verify::PgStore;
 use segue_testkit::{Cluster, Options};
 use serde_json::json;
 use tokio_postgres::Client;
@@ -115,7 +119,12 @@ async fn gates_open_one_by_one_as_what_they_ask_for_is_done() {
     world.verified().await;
     gates.look(measured(Side::Source)).await.unwrap();
     assert_eq!(red(&gates, Move::Writes), [Gate::Drift]);
-    gates.comparisons().compared(1000, 0).await.unwrap();
+    // Counting compares no row, whatever its report says.
+    let counted = Report { mode: Mode::Aggregate, rows: 1000, complete: true, ..Report::default() };
+    gates.comparisons().reported(&counted).await.unwrap();
+    gates.look(measured(Side::Source)).await.unwrap();
+    assert_eq!(world.control.samples(VERIFICATIONS, Bounds::WINDOW_MAX).await.unwrap().len(), 0);
+    gates.comparisons().reported(&Report { mode: Mode::Digest, ..counted }).await.unwrap();
     let evidence = until_green(&mut gates, Move::Writes, Side::Source).await;
     assert_eq!(blockers(Move::Writes, Profile::Dev, &evidence, &[]), []);
     assert_eq!(gates.trouble(), [""; 0]);
@@ -227,16 +236,18 @@ async fn divergences_and_what_was_measured_outlive_the_attempt() {
         let evidence = gates.look(Measured { live, ..measured(Side::Source) }).await.unwrap();
         assert_eq!(evidence.divergences_open, Some(1));
         assert_eq!(evidence.drift.0[0].value, Share { part: 4, whole: 1005 });
+        // Whoever found it may have forgotten it: what is stored counts.
+        let evidence = gates.look(measured(Side::Source)).await.unwrap();
+        assert_eq!(evidence.divergences_open, Some(1), "nobody has said that it is equal");
+        let store = PgStore::new(world.sides.control.clone(), MIGRATION.into(), Direction::Forward);
+        store.found_equal(&[DivergenceId(1)]).await.unwrap();
         let evidence = gates.look(measured(Side::Source)).await.unwrap();
         assert_eq!(evidence.divergences_open, Some(0), "it was found equal since");
+        world.target.execute(&found("NULL")).await;
     }
     let mut gates = world.gates().await;
     let evidence = gates.look(measured(Side::Source)).await.unwrap();
-    assert_eq!(
-        evidence.divergences_open,
-        Some(1),
-        "nobody knows that any more: a verification has to say so"
-    );
+    assert_eq!(evidence.divergences_open, Some(1), "nobody has found it equal: a verification has to say so");
     assert_eq!(evidence.drift.0[0].value, Share { part: 3, whole: 1000 });
     world.verified().await;
     assert_eq!(gates.look(measured(Side::Source)).await.unwrap().divergences_open, Some(0));

@@ -1,5 +1,6 @@
 //! Verifying two sides in memory while both of them change, under seeded schedules.
 
+mod repairs;
 mod world;
 
 use super::live::{Live, LiveQueue};
@@ -52,6 +53,7 @@ fn parts(world: World, order: Order) -> Arc<TestParts> {
         throttle: Arc::new(Throttle::new(Limits::default())),
         progress: Arc::new(Progress::new([], Position(0))),
         unsettled: Unsettled::default(),
+        differences: Differences::default(),
     })
 }
 
@@ -162,6 +164,7 @@ async fn planted_differences_are_always_found_and_nothing_else() {
         let report = run(&parts(planted(seed), order), table(true), request).await;
         assert_eq!(found(&report), planted_keys(), "seed {seed}");
         assert_eq!(report.divergent, 4, "seed {seed}");
+        assert_eq!(report.tables[0].columns_not_compared, ["of both", "of the other side", "of the owner"]);
         assert!(report.drift > 0.0 && !report.is_equal());
     }
 }
@@ -203,18 +206,6 @@ async fn a_verification_that_was_cut_off_goes_on_with_what_is_not_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn repaired_rows_are_compared_again() {
-    let parts = parts(planted(1), Order::Number);
-    let dry = run(&parts, table(true), Request { repair: Repair::DryRun, ..small_ranges() }).await;
-    assert!(dry.divergences.iter().all(|d| d.remedy.is_some() && !d.repaired));
-    let report = run(&parts, table(true), Request { repair: Repair::Write, ..small_ranges() }).await;
-    assert_eq!((report.divergent, report.tables[0].counts.repaired), (4, 4));
-    assert!(report.divergences.iter().all(|d| d.repaired) && report.is_equal());
-    assert_eq!(report.drift, 0.0);
-    assert_eq!(run(&parts, table(true), small_ranges()).await.divergent, 0);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_sample_compares_the_rows_it_picked() {
     let request = Request { mode: Mode::Sample, sample_rows: 200, ..Request::default() };
     let report = run(&parts(planted(2), Order::Number), table(true), request.clone()).await;
@@ -230,11 +221,20 @@ async fn counts_are_settled_only_while_nothing_changes() {
     let quiet = run(&parts(World::new(1, 50, []), Order::Number), table(true), request.clone()).await;
     assert!(quiet.shows_no_difference() && !quiet.is_equal(), "a count is no proof");
     assert!(quiet.tables[0].counted.as_ref().is_some_and(|c| c.settled && c.owner == 50));
+    assert_eq!((quiet.rows, quiet.tables[0].counts.rows), (0, 0), "and no row was compared");
     let mut world = World::new(1, 50, []);
     world.plant(3, None);
-    let unequal = run(&parts(world, Order::Number), table(true), request).await;
+    let parts = parts(world, Order::Number);
+    let unequal = run(&parts, table(true), request.clone()).await;
     let counted = unequal.tables[0].counted.as_ref().expect("counted");
     assert!(!unequal.shows_no_difference() && !counted.settled && counted.advice.contains("digest"));
+    // One that was cut off behind this table counts it again.
+    let resumed = run(&parts, table(true), Request { resume: true, ..request }).await;
+    assert_eq!(resumed.tables[0].counted.as_ref(), Some(counted));
+    assert!(!resumed.shows_no_difference());
+    let mut uncounted = resumed.clone();
+    uncounted.tables[0].counted = None;
+    assert!(!uncounted.shows_no_difference(), "what was not counted does not agree");
 }
 
 fn touch(key: i64) -> Change {
@@ -314,6 +314,20 @@ async fn what_does_not_stand_still_at_rest_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn hot_rows_that_find_no_room_are_counted() {
+    let others: Vec<Item> = (0..at_rest::UNSETTLED_MAX as i64 - 1).map(Item::Image).collect();
+    let mut met = 0;
+    for seed in 0..20 {
+        let parts = parts(World::new(seed, 50, 0..50), Order::Number);
+        assert_eq!(parts.unsettled.settled(TableId(1), &[], &others), 0);
+        let counts = run(&parts, table(false), Request::default()).await.tables[0].counts;
+        assert_eq!(counts.forgotten, counts.hot.saturating_sub(1), "seed {seed}: there is room for one");
+        met += counts.forgotten;
+    }
+    assert!(met > 0, "rows are hot in one of the schedules");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     let parts = parts(planted(5).quiet(), Order::Number);
     let tables = BTreeMap::from([(TableId(7), table(true))]);
@@ -322,10 +336,90 @@ async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     queue.applied(&tables, &[touch(113), touch(4)]);
     let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
     assert_eq!((found.compared, found.divergences.len()), (5, 2), "rows 3 and 113 were tampered with");
-    assert!(parts.unsettled.is_empty() && queue.is_empty());
+    assert!(queue.is_empty());
     assert_eq!(parts.store.live.lock().expect("ok").len(), 2);
+    // What differs is compared at every fence, until somebody has mended it.
     let again = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
-    assert_eq!(again.compared, 0);
+    assert_eq!((again.compared, again.divergences.len()), (2, 2));
+    parts.repairer.repair(&table(true), &Extent::ALL).await.expect("no fault");
+    let mended = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!((mended.compared, mended.divergences.len()), (2, 0));
+    assert!(parts.unsettled.is_empty(), "nothing is left to be compared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_at_rest_outlives_a_store_that_is_away_and_whoever_gives_up_waiting() {
+    let parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    parts.unsettled.settled(TableId(7), &[], &items(&[3]));
+    let queue = LiveQueue::default();
+    queue.applied(&tables, &[touch(113)]);
+    parts.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+    let waiting = tokio::time::timeout(Duration::from_millis(500), parts.compare_at_rest(&tables, &queue));
+    assert!(waiting.await.is_err(), "it tries again");
+    parts.compare_at_rest(&tables, &queue).await.expect_err("not for ever");
+    parts.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+    let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!((found.compared, found.divergences.len()), (2, 2));
+    assert_eq!(parts.store.live.lock().expect("ok").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readings_at_rest_that_fail_forget_no_row_that_was_just_applied() {
+    let mut parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    let queue = LiveQueue::default();
+    queue.applied(&tables, &[touch(113)]);
+    // A reading that never comes back, as that of a server that is stopped.
+    let owner = Arc::get_mut(&mut parts).and_then(|own| Arc::get_mut(&mut own.owner)).expect("not shared");
+    owner.together = Some(Barrier::new(2));
+    let waiting = tokio::time::timeout(Duration::from_millis(500), parts.compare_at_rest(&tables, &queue));
+    assert!(waiting.await.is_err() && queue.is_empty());
+    let owner = Arc::get_mut(&mut parts).and_then(|own| Arc::get_mut(&mut own.owner)).expect("not shared");
+    owner.together = None;
+    let found = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!((found.compared, found.divergences.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_difference_is_closed_in_the_store_once_live_comparison_finds_its_row_equal() {
+    let parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    // One is found live, and one at rest.
+    let queue = Arc::new(LiveQueue::default());
+    queue.applied(&tables, &[touch(3)]);
+    let live = Live::new(parts.clone(), queue.clone(), tables.clone(), 1000);
+    let second = Duration::from_secs(1);
+    assert!(tokio::time::timeout(second, live.run()).await.is_err());
+    queue.applied(&tables, &[touch(113)]);
+    parts.compare_at_rest(&tables, &queue).await.expect("no fault");
+    assert_eq!(live.counts().open, 2);
+    parts.repairer.repair(&table(true), &Extent::ALL).await.expect("no fault");
+    // The store is away just then, and is told later, though no other row is touched.
+    parts.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+    queue.applied(&tables, &[touch(3), touch(113)]);
+    assert!(tokio::time::timeout(second, live.run()).await.is_err());
+    assert!(live.counts().open == 0 && parts.store.equal.lock().expect("ok").is_empty());
+    parts.store.is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(tokio::time::timeout(second * 5, live.run()).await.is_err());
+    let told: Vec<i64> = parts.store.equal.lock().expect("ok").iter().map(|id| id.0).collect();
+    assert_eq!(told, [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_verification_has_in_its_list_needs_no_fence_to_be_found() {
+    let parts = parts(planted(5).quiet(), Order::Number);
+    let tables = BTreeMap::from([(TableId(7), table(true))]);
+    parts.unsettled.settled(TableId(7), &[], &items(&[3]));
+    *parts.store.room.lock().expect("ok") = Some(0);
+    let (report, _watch) = watch::channel(Report::default());
+    let verifier = Verifier::new(parts.clone());
+    verifier.run(&[table(true)], &small_ranges(), &report).await.expect_err("the store is away");
+    assert_eq!(parts.unsettled.len(), 1, "nobody else knows of it");
+    *parts.store.room.lock().expect("ok") = None;
+    assert_eq!(found(&run(&parts, table(true), small_ranges()).await), planted_keys());
+    let at_rest = parts.compare_at_rest(&tables, &LiveQueue::default()).await.expect("no fault");
+    assert_eq!(at_rest.compared, 0);
 }
 
 #[tokio::test(start_paused = true)]

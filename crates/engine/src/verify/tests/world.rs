@@ -2,28 +2,24 @@
 //!
 //! The owner's commits reach the log before they are visible; the other side applies the log with a lag, in batches.
 
+mod kept;
 mod leaf;
 
 use crate::fault::Fault;
 use crate::ports::Outcome;
-use crate::verify::ports::{
-    Begun, Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repairer, Store, VerificationId,
-    VerifiedRange,
-};
-use crate::verify::report::{Report, Request};
+use crate::verify::ports::{Comparable, Digest, FullRow, Hashed, Item, Passage, Reading, Repaired, Repairer};
+pub(super) use kept::Kept;
 use leaf::{Leaf, of_leaf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use segue_model::change::{Row, Value};
-use segue_model::divergence::Divergence;
 use segue_model::key::KeyText;
 use segue_model::position::Position;
 use segue_model::region::Extent;
-use segue_model::table::{Identity, Table, TableId};
+use segue_model::table::{Identity, Table};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Barrier;
 
@@ -66,6 +62,8 @@ pub(super) struct World {
     values: u32,
     leaf: Option<Leaf>,
     broken: Broken,
+    /// The other side takes no value twice.
+    pub(super) unique: bool,
 }
 
 impl World {
@@ -82,6 +80,7 @@ impl World {
             values: 3,
             leaf: None,
             broken: Broken::default(),
+            unique: false,
         };
         for key in 0..rows {
             let value = format!("v{}", key % 7);
@@ -375,6 +374,11 @@ impl Comparable for Side {
         Ok(Position(self.look(|_, _| 1)))
     }
 
+    fn uncompared(&self, _: &Table) -> Vec<String> {
+        let own = if self.is_owner { "of the owner" } else { "of the other side" };
+        vec![own.to_owned(), "of both".to_owned()]
+    }
+
     fn remedy(&self, _: &Table, owner: Option<&Row>, here: Option<&Row>) -> String {
         format!("{:?} instead of {:?}", owner.is_some(), here.is_some())
     }
@@ -422,7 +426,7 @@ impl Passage for Stream {
 }
 
 impl Repairer for Stream {
-    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<()> {
+    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<Repaired> {
         let mut world = self.world();
         let keys: Vec<i64> = match extent {
             Extent::Key(key) => vec![number(key)],
@@ -430,57 +434,12 @@ impl Repairer for Stream {
         };
         for key in keys {
             let value = world.owner.get(&key).map(|s| s.value.clone());
+            let holds = |(at, s): (&i64, &Stored)| *at != key && Some(&s.value) == value.as_ref();
+            if world.unique && world.other.iter().any(holds) {
+                return Ok(Repaired::Refused(Fault::operator("SEGUE-TEST", "the value is taken", "free it")));
+            }
             world.plant(key, value.as_deref());
         }
-        Ok(())
-    }
-}
-
-/// A store that forgets nothing, and can be made to fail.
-#[derive(Default)]
-pub(super) struct Kept {
-    pub(super) ranges: Mutex<BTreeMap<TableId, Vec<VerifiedRange>>>,
-    pub(super) divergences: Mutex<Vec<Divergence>>,
-    pub(super) live: Mutex<Vec<Divergence>>,
-    /// Ranges that can be stored before it fails.
-    pub(super) room: Mutex<Option<usize>>,
-    /// What is found outside of a verification cannot be stored.
-    pub(super) is_away: AtomicBool,
-}
-
-impl Store for Kept {
-    async fn begin(&self, request: &Request, _: &[TableId]) -> Outcome<Begun> {
-        let (ranges, divergences) = match request.resume {
-            true => (self.ranges.lock().expect("ok").clone(), self.divergences.lock().expect("ok").clone()),
-            false => Default::default(),
-        };
-        Ok(Begun { id: VerificationId(1), ranges, divergences })
-    }
-
-    async fn verified(
-        &self,
-        _: VerificationId,
-        table: TableId,
-        range: &VerifiedRange,
-        divergences: &[Divergence],
-    ) -> Outcome<()> {
-        if let Some(room) = self.room.lock().expect("ok").as_mut() {
-            *room = room.checked_sub(1).ok_or_else(|| Fault::retry("SEGUE-TEST", "killed"))?;
-        }
-        self.ranges.lock().expect("ok").entry(table).or_default().push(range.clone());
-        self.divergences.lock().expect("ok").extend_from_slice(divergences);
-        Ok(())
-    }
-
-    async fn diverged(&self, divergences: &[Divergence]) -> Outcome<()> {
-        if self.is_away.load(Ordering::Relaxed) {
-            return Err(Fault::retry("SEGUE-TEST", "away"));
-        }
-        self.live.lock().expect("ok").extend_from_slice(divergences);
-        Ok(())
-    }
-
-    async fn end(&self, _: VerificationId, _: &Report) -> Outcome<()> {
-        Ok(())
+        Ok(Repaired::Copied)
     }
 }
