@@ -128,9 +128,8 @@ async fn a_table_that_is_swapped_while_it_is_copied_is_not_copied_from_the_other
     assert!(!ended.success(), "{}", run.lines().join("\n"));
     ddl(&pair, "DROP TABLE events; ALTER TABLE events_old RENAME TO events").await;
     let run = pair.run();
-    pair.reaches(&run, "backfilling").await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(run.status().is_none(), "{}", run.lines().join("\n"));
+    // The stage in the control database is that of the process before.
+    run.wait_for("backfilling", PATIENCE).await.unwrap();
     pair.segue(&["throttle", "--off"], 0);
     pair.reaches(&run, "following").await;
     equal_in_the_end(&pair, Load::start(&pair).await, run).await;
