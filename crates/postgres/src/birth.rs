@@ -21,7 +21,7 @@ mod wait;
 
 pub use complete::{
     close_source, close_target, dependents, drop_source_tables, end_streams, forget_all_but_records,
-    has_records, listed,
+    has_records, listed, stranger,
 };
 pub use end::{drop_objects, drop_reverse, forget, is_there};
 pub use renew::{Differences, clear, differences, last_applied, succeed};

@@ -126,7 +126,7 @@ impl<'d> WayBack<'d> {
             }
             let done = if flows.has_the_newest(Side::Source) {
                 self.lose(fault).await
-            } else if flows.has_the_newest(Side::Target) {
+            } else if *flows.owner.borrow() == Some(Side::Target) {
                 self.stand_still(fault).await
             } else {
                 return fault;
@@ -169,7 +169,13 @@ impl<'d> WayBack<'d> {
     /// Ends with a fault only.
     async fn goes_on(&self, flow: &Flow) -> Fault {
         let proven = async {
-            flow.verifying.passed().await?;
+            // Whether the stream has ended is for others to say.
+            while let Err(fault) = flow.verifying.passed().await {
+                if fault.recovery != Recovery::Retry {
+                    return Err(fault);
+                }
+                tokio::time::sleep(PROVEN).await;
+            }
             tokio::time::sleep(PROVEN).await;
             self.stands_still.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.driver.screen.say("the way back goes on");

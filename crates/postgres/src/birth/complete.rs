@@ -128,7 +128,7 @@ pub async fn drop_source_tables(
                 format!(
                     "{other} is not what was moved, or came to it since: it does not carry the migration's fence"
                 ),
-                "see what it is, and give it another name; then `segue run` goes on",
+                "see what it is: give a table another name, DETACH or DROP a partition; then `segue run` goes on",
             ));
         }
         let Err(fault) = bounded_lock(source, &sql).await else { break };
@@ -152,8 +152,8 @@ pub async fn drop_source_tables(
     Ok(())
 }
 
-/// One of `tables`, or of what is below them, that does not carry the fence.
-async fn stranger(source: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<Option<String>> {
+/// One of `tables`, or of what is below them, that does not carry the fence: it is not what was moved.
+pub async fn stranger(source: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<Option<String>> {
     let sql = format!(
         "{TREE} SELECT t.relation::regclass::text FROM tree t
           WHERE NOT EXISTS (SELECT FROM segue.fence_carriers($2) c WHERE c.relation = t.relation) ORDER BY 1 LIMIT 1"

@@ -34,7 +34,7 @@ mod sql;
 pub use blockers::blockers;
 pub use ownership::{Answer, Row, row};
 pub(crate) use prepare::removal;
-pub use prepare::{Removed, Role, bypasses, prepare, remove, retire, tree};
+pub use prepare::{Removed, Role, bare, bypasses, prepare, remove, retire, tree};
 pub(crate) use sql::DDL;
 
 use crate::asking::PLANNED_ONCE;

@@ -148,9 +148,9 @@ async fn held(client: &Client, relations: &[u32], fault: &Fault) -> Fault {
     Fault::retry("SEGUE-LOCKED", format!("waits for a lock that is held by {by} ({})", fault.what))
 }
 
-/// Ways around the fence, a line each, for a gate and for the watch afterwards: subscriptions that write its tables, and, of a
-/// side that is closed, tables whose trigger somebody has disabled, and partitions that came since and have none.
-pub async fn bypasses(client: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
+/// Ways around the fence, a line each, for a gate and for the watch afterwards: subscriptions that write its tables, and
+/// tables of a side that is closed whose trigger somebody has disabled.
+pub async fn bypasses(client: &Client, migration: &str) -> Outcome<Vec<String>> {
     let sql = "
         SELECT format('the subscription %I writes %s, and the fence lets it pass', s.subname, c.sql_name)
           FROM segue.fence_carriers($1) c JOIN pg_subscription_rel r ON r.srrelid = c.relation
@@ -158,14 +158,20 @@ pub async fn bypasses(client: &Client, migration: &str, tables: &[QualifiedName]
         UNION ALL
         SELECT format('the trigger %I of %s is not enabled, and this side is %s', c.trigger_name, c.sql_name, o.state)
           FROM segue.fence_carriers($1) c JOIN segue.owner o ON o.migration = $1 AND o.state <> 'owner'
-         WHERE c.enabled <> 'O'
-        UNION ALL
-        SELECT format('%s of this side, which is %s, has no fence: what is written there reaches nobody', bare, o.state)
+         WHERE c.enabled <> 'O'";
+    let rows = client.query(sql, &[&migration]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Partitions of a side that is closed which came since and carry no fence yet, in words. The next hand-over gives them theirs.
+pub async fn bare(client: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<Option<String>> {
+    let sql = "
+        SELECT format('%s of this side, which is %s, has no fence yet: what is written there reaches nobody', bare, o.state)
           FROM segue.owner o, segue.unfenced($1, $2) bare
          WHERE o.migration = $1 AND o.state IN ('follower', 'handed_over') AND bare IS NOT NULL";
     let tables: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let rows = client.query(sql, &[&migration, &tables]).await.map_err(|e| fault_of(&e))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let row = client.query_opt(sql, &[&migration, &tables]).await.map_err(|e| fault_of(&e))?;
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// What was taken away.

@@ -219,6 +219,12 @@ impl Completer<'_> {
             if dependents.is_empty() {
                 judged.proved("what depends on the source's tables", "no foreign key, view or other table");
             }
+            if let Some(other) = birth::stranger(&source, spec.name.as_str(), &tables).await? {
+                let why = format!(
+                    "{other} came to the source's tables since, or in place of one, and was not moved"
+                );
+                judged.against("drop-source", why, "DETACH or DROP it, or complete without --drop-source");
+            }
             for line in dependents {
                 judged.against("drop-source", line, "drop or change it, or complete without --drop-source");
             }

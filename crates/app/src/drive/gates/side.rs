@@ -110,8 +110,9 @@ impl Watch {
     pub(super) async fn slowly(&mut self, migration: &str, tables: &[QualifiedName]) -> Outcome<SlowLook> {
         self.bounded(async |client| {
             let columns = catalog::columns::columns(client, tables).await?;
-            let trouble = health::old_trouble(client).await?;
-            let past_fence = fence::bypasses(client, migration, tables).await?;
+            let mut trouble = health::old_trouble(client).await?;
+            trouble.extend(fence::bare(client, migration, tables).await?);
+            let past_fence = fence::bypasses(client, migration).await?;
             Ok(SlowLook { columns, trouble, past_fence })
         })
         .await

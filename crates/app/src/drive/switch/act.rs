@@ -392,10 +392,7 @@ impl Switch<'_> {
                 // Its fence stands meanwhile, with the old deadline, past which the row refuses all the same.
                 Ok(Answer::Blocked { .. }) => sleep(PAUSE).await,
                 // A partition was made there since, by whatever makes them every night.
-                Err(fault) if fault.code == "SEGUE-NOT-FENCED" => match self.prepare_fence(old).await {
-                    Err(fault) if fault.code != "SEGUE-LOCKED" => return Err(fault),
-                    Ok(()) | Err(_) => sleep(PAUSE).await,
-                },
+                Err(fault) if fault.code == "SEGUE-NOT-FENCED" => self.prepare_fence(old).await?,
                 Err(fault) => return Err(fault),
             }
         }
