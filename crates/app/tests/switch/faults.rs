@@ -1,10 +1,10 @@
 //! What can come between two steps of a hand-over, put there: the fault says so, and nothing is lost by it.
 
-use super::{following, refuses, takes};
+use super::{dies_switching, following, refuses, takes};
 use crate::support::moving::Driving;
 use crate::support::slow::{locked, standby, synchronous, until};
 use crate::support::{PATIENCE, Pair, orders};
-use segue_testkit::kill::{Process, kill_at, was_killed};
+use segue_testkit::kill::Process;
 use segue_testkit::proxy::Proxy;
 use segue_testkit::{Cluster, Options};
 
@@ -224,11 +224,7 @@ async fn a_partition_that_comes_to_the_old_owner_before_it_is_closed_is_fenced()
     let (pair, run) = following().await;
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     drop(run);
-    let mut dying = pair.command(&["run"]);
-    kill_at(&mut dying, "switch.opened", 1);
-    let dying = Process::start(dying);
-    orders::order(&pair.target, "switch", &orders::for_real()).await;
-    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    dies_switching(&pair, "switch.opened").await;
     let nightly = "CREATE TABLE public.nightly PARTITION OF public.p FOR VALUES FROM (9000) TO (9100)";
     pair.source.execute(nightly).await;
     let run = pair.run();
@@ -265,4 +261,26 @@ async fn a_run_until_switched_finishes_the_hand_over() {
     assert_eq!(pair.source.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("follower"));
     let switched = "SELECT count(*) FROM segue.journal WHERE kind = 'switched'";
     assert_eq!(pair.target.scalar(switched).await.as_deref(), Some("1"));
+}
+
+/// What is committed and not applied is waited for before anybody is held, whoever overrides the gate that tells of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_held_for_a_stream_that_has_not_caught_up() {
+    let (pair, _run) = following().await;
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    let in_the_way = pair.target.connect("postgres").await;
+    in_the_way.batch_execute("BEGIN; SELECT FROM public.t WHERE id = 1 FOR UPDATE").await.unwrap();
+    pair.source.execute("UPDATE public.t SET v = 'on its way' WHERE id = 1").await;
+    let mut order = orders::for_real();
+    let overridden = |gate| serde_json::json!({ "gate": gate, "reason": "to see what happens" });
+    order["overrides"] = serde_json::json!([overridden("lag")]);
+    let answer = orders::ask(&pair.target, "switch", order).await;
+    assert_eq!(answer["outcome"], "undone", "{answer:#}");
+    assert!(
+        answer["why"].as_str().is_some_and(|why| why.contains("the stream has not caught up")),
+        "{answer:#}"
+    );
+    assert_eq!(answer["stall_ms"], 0.0, "{answer:#}");
+    in_the_way.batch_execute("COMMIT").await.unwrap();
+    takes(&pair.source, "the source still owns the writes").await;
 }

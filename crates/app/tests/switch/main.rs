@@ -39,6 +39,18 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).expect(text)
 }
 
+/// A driver that is asked to move the writes to the target, and dies at a point of that. Returns the order, which the next
+/// driver has to answer.
+async fn dies_switching(pair: &Pair, point: &str) -> i64 {
+    let mut dying = pair.command(&["run"]);
+    kill_at(&mut dying, point, 1);
+    let dying = Process::start(dying);
+    // It waits until the driver is there.
+    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
+    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    order
+}
+
 async fn takes(side: &Cluster, value: &str) {
     let client = side.connect("postgres").await;
     client.execute("INSERT INTO public.t (v) VALUES ($1)", &[&value]).await.expect(value);

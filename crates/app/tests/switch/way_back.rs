@@ -1,6 +1,6 @@
 //! The way back beside a hand-over: partitions that it lacks, slots that are lost, and deaths in between.
 
-use super::{following, json, refuses, row, takes};
+use super::{dies_switching, following, json, refuses, row, takes};
 use crate::support::{self, PATIENCE, Pair, orders};
 use segue_testkit::Cluster;
 use segue_testkit::kill::{Process, kill_at, was_killed};
@@ -57,11 +57,7 @@ async fn a_way_back_that_was_to_be_made_anew_is_made_by_the_next_process() {
     let (pair, run) = following().await;
     comes_late(&pair).await;
     pair.stop(&run).await;
-    let mut dying = pair.command(&["run"]);
-    kill_at(&mut dying, "outdated.removed", 1);
-    let dying = Process::start(dying);
-    orders::order(&pair.target, "switch", &orders::for_real()).await;
-    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    dies_switching(&pair, "outdated.removed").await;
     late_partition_moves(&pair, &pair.run()).await;
 }
 
@@ -82,14 +78,7 @@ async fn the_new_owner_opens_although_the_way_back_is_lost_just_then() {
     let (pair, run) = following().await;
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     drop(run);
-    let mut dying = pair.command(&["run"]);
-    kill_at(&mut dying, "switch.flip.after", 1);
-    let dying = Process::start(dying);
-    let client = pair.target.connect("postgres").await;
-    // The order waits until the new driver is there.
-    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
-    dying.wait(PATIENCE).await.expect("it dies");
-    drop(client);
+    let order = dies_switching(&pair, "switch.flip.after").await;
     refuses(&pair.source, &pair.target).await;
     refuses(&pair.target, &pair.source).await;
     loses_its_slot(&pair.target).await;
@@ -124,21 +113,18 @@ async fn a_way_back_that_was_lost_just_before_the_new_owner_opens_is_made_first(
     let (pair, run) = following().await;
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     drop(run);
-    let dies = async |at: &str| {
-        let mut dying = pair.command(&["run"]);
-        kill_at(&mut dying, at, 1);
-        let dying = Process::start(dying);
-        // The order waits until a driver is there.
-        if at == "switch.flip.after" {
-            orders::order(&pair.target, "switch", &orders::for_real()).await;
-        }
-        assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    let nobody_takes = async || {
         refuses(&pair.source, &pair.target).await;
         refuses(&pair.target, &pair.source).await;
     };
-    dies("switch.flip.after").await;
+    dies_switching(&pair, "switch.flip.after").await;
+    nobody_takes().await;
     loses_its_slot(&pair.target).await;
-    dies("lost.removed").await;
+    let mut dying = pair.command(&["run"]);
+    kill_at(&mut dying, "lost.removed", 1);
+    let dying = Process::start(dying);
+    assert!(was_killed(dying.wait(PATIENCE).await.expect("it dies")), "{}", dying.lines().join("\n"));
+    nobody_takes().await;
     let run = pair.run();
     pair.reaches(&run, "switched").await;
     takes(&pair.target, "taken").await;
@@ -211,12 +197,8 @@ async fn writes_go_back_although_the_stream_to_the_target_is_lost() {
     let (pair, run) = following().await;
     pair.segue(&["switch", "writes", "--dry-run"], 0);
     drop(run);
-    let mut dying = pair.command(&["run"]);
     // The old side is not closed for good yet.
-    kill_at(&mut dying, "switch.opened", 1);
-    let dying = Process::start(dying);
-    let order = orders::order(&pair.target, "switch", &orders::for_real()).await;
-    dying.wait(PATIENCE).await.expect("it dies");
+    let order = dies_switching(&pair, "switch.opened").await;
     loses_its_slot(&pair.source).await;
 
     let run = pair.run();

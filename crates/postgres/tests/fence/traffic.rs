@@ -169,6 +169,14 @@ async fn tables_are_dropped_together_and_never_what_depends_on_them() {
     let refused = drop_source_tables(&world.client, ("m", 3), &roots, |_| {}).await.unwrap_err();
     assert!(refused.what.contains("plain is not what was moved"), "{refused}");
     world.cluster.execute("DROP TABLE plain; ALTER TABLE moved RENAME TO plain").await;
+    // Nor was a partition that came to one since: it would go with it, with its rows.
+    world
+        .cluster
+        .execute("CREATE TABLE parts_since PARTITION OF parts FOR VALUES FROM (100000) TO (100001)")
+        .await;
+    let refused = drop_source_tables(&world.client, ("m", 3), &roots, |_| {}).await.unwrap_err();
+    assert!(refused.what.contains("parts_since is not what was moved"), "{refused}");
+    world.cluster.execute("DROP TABLE parts_since").await;
 
     let reader = world.app().await;
     reader.batch_execute("BEGIN; SELECT * FROM heirs").await.unwrap();

@@ -4,7 +4,6 @@ use super::answer::Progress;
 use super::{PAIRED_FOR, Switch, move_from};
 use crate::drive::back::BackState;
 use crate::drive::gates::{BASELINE, Measured};
-use crate::report::LiveVerification;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::stage::Stage;
@@ -133,9 +132,6 @@ impl Switch<'_> {
     /// What the gates are judged by, as far as it is known here.
     pub(in crate::drive) async fn measured(&self, owner: Side) -> Outcome<Measured> {
         let active = self.flows.active();
-        // What either stream has found is open, whichever of them follows the owner now.
-        let flows = Side::ALL.into_iter().filter_map(|side| self.flows.landing_on(side));
-        let open = flows.map(|flow| flow.verifying.live().open).sum();
         let opposite = self.flows.landing_on(owner);
         let opposite = gates::Opposite {
             is_armed: opposite.is_some(),
@@ -144,7 +140,7 @@ impl Switch<'_> {
         };
         Ok(Measured {
             lag_ms: active.progress.snapshot().lag_ms,
-            live: LiveVerification { open, ..active.verifying.live() },
+            live: active.verifying.live(),
             opposite: Some(opposite),
             sequences_unready: self.unready_sequences(owner).await?,
             rehearsed_us: self.journal.rehearsed_us(),
