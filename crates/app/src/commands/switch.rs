@@ -179,8 +179,16 @@ fn details(moved: &Moved) -> String {
     };
     let differing: String = moved.divergences.iter().map(|d| format!("    {d}\n")).collect();
     let unlike: String = moved.unlike_baseline.iter().map(|what| format!("  unusual: {what}\n")).collect();
+    let unaware = |standby: &String| {
+        format!(
+            "  attention: {standby}, which follows the {}, had not received the hand-over: do not promote it before it has \
+             caught up, or it takes writes again\n",
+            moved.owner.other()
+        )
+    };
+    let unaware: String = moved.standbys_without.iter().map(unaware).collect();
     format!(
-        "{unlike}{steps}  sequences set: {}; rows compared while nobody could write: {}, {verdict}\n{differing}",
+        "{unlike}{unaware}{steps}  sequences set: {}; rows compared while nobody could write: {}, {verdict}\n{differing}",
         moved.sequences, moved.compared_under_fence
     )
 }

@@ -4,9 +4,11 @@ use super::{dies_switching, following, refuses, takes};
 use crate::support::moving::Driving;
 use crate::support::slow::{locked, standby, synchronous, until};
 use crate::support::{PATIENCE, Pair, orders};
+use segue_testkit::cluster::StandbyOptions;
 use segue_testkit::kill::Process;
 use segue_testkit::proxy::Proxy;
 use segue_testkit::{Cluster, Options};
+use serde_json::json;
 
 /// A migration that follows, driven by a process that can be frozen at any point.
 async fn driven() -> (Pair, Driving) {
@@ -122,6 +124,30 @@ async fn a_hand_over_that_is_on_no_standby_does_not_open_the_new_owner() {
     .await;
     takes(&pair.target, "newest").await;
     orders::answer(&pair.target, order).await;
+}
+
+/// No commit waits for such a standby, and nobody may write for ever because of one; whoever would promote it has to know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_has_not_received_the_hand_over_is_named() {
+    let pair = Pair::start(&["public.t"]).await;
+    let standby = Cluster::standby_of(&pair.source, StandbyOptions::named("east")).await;
+    pair.both("CREATE TABLE public.t (id bigserial PRIMARY KEY, v text)").await;
+    takes(&pair.source, "oldest").await;
+    let run = Driving::start(&pair);
+    pair.reaches(&run.process, "following").await;
+    pair.segue(&["verify"], 0);
+    let order = frozen_at(&pair, &run, "switch.flip.before").await;
+    standby.pause().await;
+    run.process.thaw();
+    let answer = orders::answer(&pair.target, order).await;
+    assert_eq!(answer["standbys_without"], json!(["east"]), "{answer}");
+    takes(&pair.target, "newest").await;
+    run.process.wait_for("east follows the source, and had not received", PATIENCE).await.unwrap();
+    standby.unpause();
+    until("it knows, and would refuse them", async || {
+        standby.scalar("SELECT state FROM segue.owner").await.as_deref() == Some("follower")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

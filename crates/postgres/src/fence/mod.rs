@@ -22,7 +22,7 @@
 //!   membership in the role that owns them, and CREATE on the schema `segue`;
 //! * [`autovacuum`]: ownership of every table;
 //! * [`Side::flip`]: the schema `segue` alone;
-//! * names and statements of blockers: `pg_read_all_stats`, without it only their process numbers;
+//! * names and statements of blockers, and where standbys are: `pg_read_all_stats`, without it only process numbers;
 //! * applications need nothing: a trigger's function runs with the rights of its owner.
 
 pub mod autovacuum;
@@ -30,6 +30,7 @@ mod blockers;
 mod ownership;
 mod prepare;
 mod sql;
+mod standbys;
 
 pub use blockers::blockers;
 pub use ownership::{Answer, Row, row};
@@ -37,7 +38,7 @@ pub(crate) use prepare::removal;
 pub use prepare::{Removed, Role, bare, bypasses, prepare, remove, retire, tree};
 pub(crate) use sql::DDL;
 
-use crate::asking::PLANNED_ONCE;
+use crate::asking::{PLANNED_ONCE, Remembering};
 use crate::birth::{Blocker, Direction, enter};
 use crate::connect::{Endpoint, Warnings};
 use crate::error::fault_of;
@@ -108,7 +109,7 @@ pub struct Side {
     warnings: Warnings,
     /// Of `client`, on the server.
     pid: i32,
-    watcher: Client,
+    watcher: Remembering,
     migration: String,
     token: i64,
     tables: Vec<QualifiedName>,
@@ -124,7 +125,7 @@ impl Side {
         limits: Limits,
     ) -> Outcome<Side> {
         let ((client, warnings), watcher) =
-            tokio::try_join!(endpoint.connect_heard("fence"), endpoint.connect("fence watch"))?;
+            tokio::try_join!(endpoint.connect_heard("fence"), Remembering::connect(endpoint, "fence watch"))?;
         // A host that is gone is noticed within the hold, and a process that was stopped between two statements holds
         // nothing for longer than half of it.
         let settings = format!(

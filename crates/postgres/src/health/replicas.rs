@@ -20,6 +20,8 @@ pub struct Standing {
     pub replica: Replica,
     /// Where it is in the log, in bytes from its beginning; `None`: nobody knows.
     pub replayed: Option<u64>,
+    /// How much of the log is on its disk, and survives with it; `None`: nobody knows.
+    pub flushed: Option<u64>,
 }
 
 /// A standby says after everything it has replayed how far it is, and otherwise every `wal_receiver_status_interval`. So
@@ -34,7 +36,8 @@ const REPLICAS: &str =
                  ELSE greatest(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0),
                                CASE WHEN silence.ms > 1000 THEN silence.ms ELSE 0 END)
             END::bigint AS lag_ms,
-            pg_wal_lsn_diff(r.replay_lsn, '0/0')::bigint AS replayed
+            pg_wal_lsn_diff(r.replay_lsn, '0/0')::bigint AS replayed,
+            pg_wal_lsn_diff(r.flush_lsn, '0/0')::bigint AS flushed
        FROM pg_stat_replication r
       CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - coalesce(r.reply_time, r.backend_start)) * 1000 AS ms) silence
       CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END AS flushed) here
@@ -54,7 +57,13 @@ pub async fn standings(client: &impl Asked) -> Outcome<Vec<Standing>> {
         name: row.get(0),
         lag_ms: row.get::<_, Option<i64>>(1).map_or(u64::MAX, |ms| u64::try_from(ms).unwrap_or(0)),
     };
-    let replayed =
-        |row: &tokio_postgres::Row| row.get::<_, Option<i64>>(2).and_then(|at| u64::try_from(at).ok());
-    Ok(rows.iter().map(|row| Standing { replica: replica(row), replayed: replayed(row) }).collect())
+    let place = |row: &tokio_postgres::Row, column: usize| {
+        row.get::<_, Option<i64>>(column).and_then(|at| u64::try_from(at).ok())
+    };
+    let standing = |row: &tokio_postgres::Row| Standing {
+        replica: replica(row),
+        replayed: place(row, 2),
+        flushed: place(row, 3),
+    };
+    Ok(rows.iter().map(standing).collect())
 }

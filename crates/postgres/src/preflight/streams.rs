@@ -158,7 +158,8 @@ pub(super) async fn failover(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         let what = format!(
             "the {side} has standbys ({names}), and the stream's slot is on the primary alone, unless a standby keeps it in step: \
              without that a failover loses the stream. Nothing is lost in silence, but the copied rows have to be compared, or \
-             copied, again"
+             copied, again. And a standby that is promoted before it has received a hand-over takes writes that the other side \
+             has, too: those that keep up are waited for, others are named"
         );
         let remedy = "plan no failover of that server for the time of the migration, or take one into account; from 17 on a \
              standby keeps the slot in step with sync_replication_slots and hot_standby_feedback on, a dbname in its \

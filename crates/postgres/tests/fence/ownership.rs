@@ -7,6 +7,7 @@ use segue_model::switch::ownership::{Attempt, Epoch, Ownership};
 use segue_postgres::birth::Direction;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::fence::{Answer, Applied, Role, Side, autovacuum, prepare};
+use segue_testkit::cluster::StandbyOptions;
 use segue_testkit::{Cluster, Options};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -201,6 +202,44 @@ async fn a_flip_whose_wait_for_the_standby_was_cut_short_is_not_called_durable()
     assert!(!durable.unwrap());
     world.cluster.set("synchronous_standby_names", "").await;
     assert!(world.side.is_durable().await.unwrap());
+}
+
+/// A commit waits for no standby that is not synchronous, and a failover may all the same go to it.
+#[tokio::test]
+async fn standbys_are_waited_for_until_they_have_what_was_committed() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    assert!(!world.side.has_standbys().await.unwrap());
+    let standby = Cluster::standby_of(&world.cluster, StandbyOptions::named("east")).await;
+    assert!(world.side.has_standbys().await.unwrap());
+    let patience = Duration::from_secs(60);
+    assert_eq!(world.side.standbys_without(patience).await.unwrap(), [""; 0]);
+    standby.pause().await;
+    world.fenced(0, 1).await;
+    done(world.side.flip(id(1, 1)).await.unwrap());
+    assert_eq!(world.side.standbys_without(Duration::from_millis(50)).await.unwrap(), ["east"]);
+    let go_on = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        standby.unpause();
+    };
+    let (without, ()) = tokio::join!(world.side.standbys_without(patience), go_on);
+    assert_eq!(without.unwrap(), [""; 0]);
+    standby.promote().await;
+    assert_eq!(standby.scalar("SELECT state FROM segue.owner").await.as_deref(), Some("handed_over"));
+}
+
+/// Its slot tells that it will come back, from where it was.
+#[tokio::test]
+async fn a_standby_that_is_away_is_named_by_its_slot() {
+    let world = World::owner(Options::default(), limits(60_000)).await;
+    let standby = Cluster::standby_of(&world.cluster, StandbyOptions::named("east")).await;
+    drop(standby);
+    let left = async || world.cluster.scalar("SELECT 1 FROM pg_replication_slots WHERE active").await;
+    while left().await.is_some() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(world.side.has_standbys().await.unwrap());
+    let without = world.side.standbys_without(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(without, ["whoever has the slot east"]);
 }
 
 /// The rights that the module's page names are enough: no superuser, and the tables are somebody else's.

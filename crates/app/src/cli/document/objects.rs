@@ -292,6 +292,7 @@ fn moved(owner: Side, epoch: u64) -> Moved {
             "source: 900 rows are written in a second, 200 in the baseline: the drain takes longer at a peak"
                 .into(),
         ],
+        standbys_without: vec!["east".into()],
         ..Moved::to(owner, Epoch(epoch)).stalled(Duration::from_micros(12_300))
     }
 }
@@ -313,6 +314,11 @@ const MOVED: &[Field] = &[
     (
         "unlike_baseline",
         "what was unusual about the old owner's activity when it began; absent if nothing was",
+    ),
+    (
+        "standbys_without",
+        "standbys of the old owner that had not received the hand-over when the new one was opened: promoted before they \
+         have, they take writes again; absent without any",
     ),
 ];
 

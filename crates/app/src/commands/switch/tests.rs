@@ -60,6 +60,15 @@ fn what_was_unusual_is_said_first() {
 }
 
 #[test]
+fn a_standby_that_does_not_know_of_the_hand_over_is_named_with_its_side() {
+    let standbys_without = vec!["east".to_owned()];
+    let text = render(&Answer::Switched(Moved { standbys_without, ..moved(Side::Target) }));
+    let line =
+        "  attention: east, which follows the source, had not received the hand-over: do not promote it";
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
 fn what_was_done_before_is_not_called_done_now() {
     let text = render(&Answer::already(Side::Target, Epoch(2)));
     assert!(text.starts_with("the target owns the writes already (epoch 2); nothing was done\n"), "{text}");

@@ -39,11 +39,11 @@ const FENCE_PAUSE_MIN: Duration = Duration::from_millis(10);
 /// … and no more.
 const FENCE_PAUSE: Duration = Duration::from_millis(40);
 /// Between two tries of what nothing depends on any more.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// The first transactions of the new owner have its processors, and its disk, to themselves.
 const BEFORE_CLOSING: Duration = Duration::from_millis(250);
 /// Tries to close the old owner's tables, or to make the hand-over durable, before the attempt begins anew.
-const AFTERWARDS_TRIES: u32 = 50;
+pub(super) const AFTERWARDS_TRIES: u32 = 50;
 
 /// What a step came to.
 pub(super) enum Did {
@@ -168,6 +168,7 @@ impl Switch<'_> {
             return Ok(not_yet);
         }
         flow.verifying.be_ready().await?;
+        walk.has_standbys = self.side(old).has_standbys().await?;
         walk.hands = Some(Hands { old: on_old, new: on_new, sequences });
         Ok(Did::Done)
     }
@@ -397,21 +398,6 @@ impl Switch<'_> {
             }
         }
         Err(Fault::retry("SEGUE-LOCKED", format!("the tables of the {old} could not be closed for good")))
-    }
-
-    /// The hand-over is where it must be before anybody relies on it.
-    async fn make_durable(&self, turn: Turn, walk: &mut Walk) -> Outcome<()> {
-        for _ in 0..AFTERWARDS_TRIES {
-            if walk.durable {
-                return Ok(());
-            }
-            walk.durable = self.side(turn.from).is_durable().await?;
-            if !walk.durable {
-                sleep(PAUSE).await;
-            }
-        }
-        let what = "the hand-over is not on the old owner's standbys yet, so the new owner is not opened";
-        Err(Fault::retry("SEGUE-FLIP-STANDBY", what))
     }
 
     /// Takes a step back.

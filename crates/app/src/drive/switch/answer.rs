@@ -129,6 +129,9 @@ pub(crate) struct Moved {
     /// What was unusual about the old owner's activity when it began, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) unlike_baseline: Vec<String>,
+    /// Standbys of the old owner that had not received the hand-over when the new one was opened.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) standbys_without: Vec<String>,
 }
 
 /// A switch that was undone.
@@ -182,6 +185,7 @@ impl Moved {
             compared_under_fence: 0,
             divergences: Vec::new(),
             unlike_baseline: Vec::new(),
+            standbys_without: Vec::new(),
         }
     }
 

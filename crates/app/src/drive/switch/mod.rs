@@ -7,6 +7,7 @@ mod act;
 pub(crate) mod answer;
 mod begin;
 mod drain;
+mod durable;
 pub(super) mod hand_over;
 mod pieces;
 mod routers;

@@ -83,6 +83,10 @@ pub(super) struct Walk {
     pub(super) not_lifted: u32,
     /// All that was committed on the old owner, the hand-over too, is where it must be.
     pub(super) durable: bool,
+    /// Somebody follows the old owner's server, or nobody has looked.
+    pub(super) has_standbys: bool,
+    /// Standbys of the old owner that do not have the hand-over yet, and were not waited for any longer.
+    pub(super) standbys_without: Option<Vec<String>>,
     /// Nothing that was written on the old owner past its fence is on its way to the new one.
     pub(super) passed: bool,
     /// The streams were paused, and had to go on for this.
@@ -130,6 +134,8 @@ impl Walk {
             in_the_way: Vec::new(),
             not_lifted: 0,
             durable: false,
+            has_standbys: true,
+            standbys_without: None,
             passed: false,
             paused: None,
             why: None,
@@ -217,6 +223,7 @@ impl Walk {
             steps: self.steps,
             sequences: self.sequences,
             unlike_baseline: self.unlike,
+            standbys_without: self.standbys_without.unwrap_or_default(),
             compared_under_fence: self.compared,
             ..Moved::to(now, epoch).stalled(stall)
         };

@@ -350,7 +350,7 @@ mod tests {
     fn found(standbys: &[(&str, u64)], ignored: &[String]) -> Vec<(String, Reading)> {
         let standing = |(name, lag_ms): &(&str, u64)| {
             let replica = Replica { name: (*name).to_owned(), lag_ms: *lag_ms };
-            Standing { replica, replayed: None }
+            Standing { replica, replayed: None, flushed: None }
         };
         let load = Load {
             clock_us: 0,
