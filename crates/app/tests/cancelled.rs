@@ -4,7 +4,7 @@
 
 mod support;
 
-use segue_testkit::kill::Process;
+use segue_testkit::kill::{Process, kill_at, was_killed};
 use std::time::Duration;
 use support::{PATIENCE, Pair};
 
@@ -55,6 +55,42 @@ async fn killed_on_either_side_it_can_be_repeated_after_writes_have_come_back() 
         let schema = side.scalar("SELECT to_regnamespace('segue') IS NULL").await;
         assert_eq!(schema.as_deref(), Some("t"));
     }
+}
+
+/// Whoever has swapped a table of the target has made another one: its rows are nobody's to drop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_only_has_the_name_of_one_is_not_dropped() {
+    let pair = Pair::start(&["public.a", "public.b"]).await;
+    pair.both("CREATE TABLE public.a (id int PRIMARY KEY); CREATE TABLE public.b (id int PRIMARY KEY)").await;
+    pair.source.execute("INSERT INTO public.b VALUES (1)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    pair.stop(&run).await;
+    pair.target.execute("ALTER TABLE a RENAME TO filled; CREATE TABLE a AS SELECT 'mine' AS v").await;
+    let said = pair.segue(&["cancel", "--drop-target-tables", "--json"], 1);
+    assert!(said.contains("SEGUE-DROP-TARGET") && said.contains("a is not what was moved"), "{said}");
+    assert_eq!(pair.target.scalar("SELECT v FROM a").await.as_deref(), Some("mine"));
+    assert_eq!(
+        pair.target.scalar("SELECT count(*) FROM b").await.as_deref(),
+        Some("1"),
+        "nothing was removed"
+    );
+    pair.target.execute("ALTER TABLE a RENAME TO mine; ALTER TABLE filled RENAME TO a").await;
+
+    // The tables go first, while their fence tells whose they are; whoever is killed then cancels again.
+    let mut cancel = pair.command(&["cancel", "--drop-target-tables"]);
+    kill_at(&mut cancel, "cancel.dropped", 1);
+    let ended = Process::start(cancel).wait(PATIENCE).await.unwrap();
+    assert!(was_killed(ended));
+    let left =
+        "SELECT concat(to_regclass('a'), to_regclass('b'), to_regnamespace('segue'), to_regclass('mine'))";
+    assert_eq!(pair.target.scalar(left).await.as_deref(), Some("seguemine"));
+    // One that was made since is somebody else's.
+    pair.target.execute("CREATE TABLE b AS SELECT 'mine' AS v").await;
+    pair.segue(&["cancel", "--drop-target-tables"], 1);
+    pair.target.execute("ALTER TABLE b RENAME TO mine_too").await;
+    pair.segue(&["cancel", "--drop-target-tables"], 0);
+    assert_eq!(pair.target.scalar(left).await.as_deref(), Some("mine"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,4 +120,5 @@ pub const ALL: &[&str] = &[
     "complete.forgotten",
     "complete.recorded",
     "rollback.triggered",
+    "cancel.dropped",
 ];

@@ -17,16 +17,15 @@ mod promoted;
 pub(crate) mod renew;
 mod resume;
 mod reverse;
+mod tables;
 mod wait;
 
-pub use complete::{
-    close_source, close_target, dependents, drop_source_tables, end_streams, forget_all_but_records,
-    has_records, listed, stranger,
-};
+pub use complete::{close_source, close_target, end_streams, forget_all_but_records, has_records, listed};
 pub use end::{drop_objects, drop_reverse, forget, is_there};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
 pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
+pub use tables::{dependents, drop_source_tables, drop_target_tables, drop_unfilled, stranger};
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
 

@@ -6,7 +6,8 @@ use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::position::Position;
 use segue_postgres::birth::{
-    Direction, StreamIdentity, WaitReport, WaitStep, birth, claim, drop_objects, forget, known, resume_check,
+    Direction, StreamIdentity, WaitReport, WaitStep, birth, claim, drop_objects, drop_unfilled, forget,
+    known, resume_check,
 };
 use segue_postgres::catalog::{self, SourceRelation};
 use segue_postgres::connect::Endpoint;
@@ -87,13 +88,8 @@ async fn until(mut what: impl AsyncFnMut() -> bool) {
 }
 
 /// As `segue cancel` does it.
-async fn drop_everything(
-    source: &Client,
-    target: &Client,
-    migration: &str,
-    tables: &[QualifiedName],
-) -> Outcome<Vec<String>> {
-    let mut removed = drop_objects(source, target, migration, tables, |_| {}).await?;
+async fn drop_everything(source: &Client, target: &Client, migration: &str) -> Outcome<Vec<String>> {
+    let mut removed = drop_objects(source, target, migration, |_| {}).await?;
     for (side, client) in [("source", source), ("target", target)] {
         removed.extend(forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }
@@ -257,8 +253,7 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
         .batch_execute("INSERT INTO segue.token VALUES ('other', 1)")
         .await
         .expect("another migration");
-    let removed =
-        drop_everything(&setting.source, &setting.target, "orders-move", &[]).await.expect("cancel");
+    let removed = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("cancel");
     let text = removed.join("\n");
     for line in [
         "source: replication slot segue_orders_move_fwd",
@@ -269,12 +264,15 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
-    let again = drop_everything(&setting.source, &setting.target, "orders-move", &[]).await.expect("again");
+    let again = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("again");
     assert_eq!(again, Vec::<String>::new());
     setting.target.batch_execute("DELETE FROM segue.token").await.expect("the other one ends");
     let tables = [QualifiedName::parse("public.t").expect("a name")];
-    let last = drop_everything(&setting.source, &setting.target, "orders-move", &tables).await.expect("last");
-    assert_eq!(last, ["target: table public.t", "target: the schema segue"]);
+    let dropped = drop_unfilled(&setting.target, &tables).await.expect("without a fence");
+    assert_eq!(dropped, tables);
+    assert_eq!(drop_unfilled(&setting.target, &tables).await.expect("again"), []);
+    let last = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("last");
+    assert_eq!(last, ["target: the schema segue"]);
     let kept: i64 =
         setting.source.query_one("SELECT count(*) FROM public.t", &[]).await.expect("source").get(0);
     assert_eq!(kept, 0);

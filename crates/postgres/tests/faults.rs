@@ -54,7 +54,7 @@ async fn an_origin_that_is_in_use_is_named() {
         Authority { migration: "m".into(), direction: Direction::Forward, token: 1, incarnation: 1 };
     let (applier, cancelled) = tokio::join!(
         PgApplier::open(&endpoint, authority),
-        birth::drop_objects(&client, &client, "m", &[], |_| {})
+        birth::drop_objects(&client, &client, "m", |_| {})
     );
     let busy = applier.map(drop).unwrap_err();
     assert_eq!((busy.recovery, busy.code), (Recovery::Retry, "SEGUE-ORIGIN-BUSY"), "{busy}");

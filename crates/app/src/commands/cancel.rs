@@ -7,6 +7,7 @@ use crate::drive::{holder, plan};
 use crate::exit::Exit;
 use crate::sides::Sides;
 use segue_engine::fault::Fault;
+use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::spec::Spec;
@@ -150,15 +151,26 @@ async fn remove(
     control.set_reads(lease, &ReadRules::default()).await?;
     // Nothing of an earlier process is under way any more: what the rows say now stays so.
     may_remove(control, (source, target), drop_target_tables).await?;
-    let tables = if drop_target_tables { ours(control, target).await? } else { Vec::new() };
     let mut said = false;
-    let report = |fault: &Fault| {
+    let mut report = |fault: &Fault| {
         if !said {
             complain(&format!("segue: {fault}; it goes on when that is over\n"));
             said = true;
         }
     };
-    let mut removed = birth::drop_objects(source, target, migration, &tables, report).await?;
+    let mut removed = Vec::new();
+    if drop_target_tables {
+        // First: the fence tells which tables they are.
+        let dropped = match ours(control, target).await? {
+            Ours::Filled(tables) => {
+                birth::drop_target_tables(target, (migration, lease.token), &tables, &mut report).await?
+            }
+            Ours::Made(tables) => birth::drop_unfilled(target, &tables).await?,
+        };
+        killpoint::pass("cancel.dropped");
+        removed.extend(dropped.iter().map(|table| format!("target: table {table}")));
+    }
+    removed.extend(birth::drop_objects(source, target, migration, report).await?);
     if drop_target_tables {
         removed.extend(target_schema::drop_made(target, migration).await?);
     }
@@ -166,18 +178,24 @@ async fn remove(
 }
 
 /// The target's tables that are Segue's to drop: not what the spec says now, but what it has created and what it has filled.
-async fn ours(control: &Control, target: &Client) -> Outcome<Vec<QualifiedName>> {
+enum Ours {
+    /// They have its fence, all of them.
+    Filled(Vec<QualifiedName>),
+    /// It was killed before it fenced or filled them.
+    Made(Vec<QualifiedName>),
+}
+
+async fn ours(control: &Control, target: &Client) -> Outcome<Ours> {
     let made = target_schema::made(target, control.migration()).await?;
     let mut tables: Vec<QualifiedName> = made.into_iter().filter_map(|made| made.table).collect();
     match plan::filled_tables(&control.journal(0).await?) {
         Ok(filled) => {
-            tables.extend(filled.into_iter().filter(|table| !tables.contains(table)).collect::<Vec<_>>())
+            tables.extend(filled.into_iter().filter(|table| !tables.contains(table)).collect::<Vec<_>>());
+            Ok(Ours::Filled(tables))
         }
-        // Killed before it has filled them.
-        Err(fault) if fault.code == "SEGUE-NOTHING-FILLED" && !tables.is_empty() => {}
-        Err(fault) => return Err(fault),
+        Err(fault) if fault.code == "SEGUE-NOTHING-FILLED" && !tables.is_empty() => Ok(Ours::Made(tables)),
+        Err(fault) => Err(fault),
     }
-    Ok(tables)
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

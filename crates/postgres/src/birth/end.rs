@@ -7,7 +7,6 @@ use crate::fence::{self, Removed};
 use crate::origin;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
-use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -42,8 +41,8 @@ pub(super) const TABLES: &[&str] = &[
 /// How long a session that still streams from the slot is waited for after it was told to end.
 const RELEASE_TRIES: u32 = 50;
 
-/// Removes slots, publications and origins of `migration` from both databases, and `drop_tables` on the target. Can be
-/// repeated. Returns what was removed, a line each. What Segue remembers of the migration stays: [`forget`] it last.
+/// Removes slots, publications, origins and fences of `migration` from both databases. Can be repeated. Returns what was
+/// removed, a line each. What Segue remembers of the migration stays: [`forget`] it last.
 ///
 /// The caller holds the migration's token, so that no other process makes anything meanwhile. A control database of
 /// its own is passed like a target without tables. `report` is called again and again while somebody reads a fenced table
@@ -52,7 +51,6 @@ pub async fn drop_objects(
     source: &Client,
     target: &Client,
     migration: &str,
-    drop_tables: &[QualifiedName],
     mut report: impl FnMut(&Fault),
 ) -> Outcome<Vec<String>> {
     let mut done = Vec::new();
@@ -61,28 +59,7 @@ pub async fn drop_objects(
         let removed = remove(client, migration, side, &mut report).await;
         done.extend(removed.map_err(|f| f.during(format_args!("removing Segue's objects from the {side}")))?);
     }
-    done.extend(drop_all(target, drop_tables).await?);
     Ok(done)
-}
-
-/// Drops tables, all of them at once: they may refer to each other.
-async fn drop_all(target: &Client, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
-    let mut there = Vec::new();
-    for table in tables {
-        let sql = "SELECT to_regclass($1) IS NOT NULL";
-        let row = target.query_one(sql, &[&table.sql()]).await.map_err(|e| fault_of(&e))?;
-        there.extend(row.get::<_, bool>(0).then_some(table));
-    }
-    if there.is_empty() {
-        return Ok(Vec::new());
-    }
-    let names: Vec<String> = there.iter().map(|table| table.sql()).collect();
-    let sql = format!("DROP TABLE IF EXISTS {}", names.join(", "));
-    target
-        .batch_execute(&sql)
-        .await
-        .map_err(|e| fault_of(&e).during(format_args!("dropping {}", names.join(", "))))?;
-    Ok(there.iter().map(|table| format!("target: table {table}")).collect())
 }
 
 /// Gives the way back up, without the rest of the migration: before writes were switched, or to make it anew. What was

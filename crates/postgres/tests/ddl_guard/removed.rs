@@ -29,7 +29,7 @@ async fn cancelling_takes_the_guard_along() {
     let world = World::guarded(15).await;
     world.cluster.execute("CREATE DATABASE target").await;
     let target = world.cluster.connect("target").await;
-    let removed = drop_objects(&world.client, &target, "m", &[], |_| {}).await.unwrap();
+    let removed = drop_objects(&world.client, &target, "m", |_| {}).await.unwrap();
     assert!(removed.contains(&"source: guard against DDL".to_owned()), "{removed:?}");
     assert_eq!(world.count(LEFT).await, 0);
     forget(&world.client, "n").await.unwrap();
@@ -49,7 +49,7 @@ async fn cancelling_waits_for_ddl_that_is_not_committed_and_says_so() {
         assert_eq!(fault.code, "SEGUE-LOCKED", "{fault}");
         told.notify_one();
     };
-    let (removed, ()) = tokio::join!(drop_objects(&world.client, &target, "m", &[], report), async {
+    let (removed, ()) = tokio::join!(drop_objects(&world.client, &target, "m", report), async {
         told.notified().await;
         app.batch_execute("COMMIT").await.unwrap();
     });

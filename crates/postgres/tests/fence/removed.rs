@@ -33,7 +33,7 @@ async fn cancelling_takes_the_fence_along_and_a_reader_in_the_way_is_named() {
     let (over, mut is_over) = tokio::sync::mpsc::unbounded_channel();
     let report = |fault: &Fault| over.send(fault.clone()).unwrap();
     let control = world.cluster.connect("postgres").await;
-    let (removed, ()) = tokio::join!(drop_objects(&world.client, &control, "m", &[], report), async {
+    let (removed, ()) = tokio::join!(drop_objects(&world.client, &control, "m", report), async {
         let fault = is_over.recv().await.unwrap();
         assert!(fault.code == "SEGUE-LOCKED" && fault.what.contains("report"), "{fault}");
         reader.batch_execute("COMMIT").await.unwrap();

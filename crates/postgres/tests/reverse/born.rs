@@ -43,7 +43,7 @@ async fn removal_leaves_nothing_on_either_side() {
     forward.kill().await;
     reverse.kill().await;
     let (source, target) = world.clients().await;
-    let removed = drop_objects(&source, &target, MIGRATION, &[], |_| {}).await.unwrap();
+    let removed = drop_objects(&source, &target, MIGRATION, |_| {}).await.unwrap();
     for line in [
         "target: replication slot segue_orders_move_rev",
         "target: publication segue_orders_move_rev",
@@ -57,10 +57,7 @@ async fn removal_leaves_nothing_on_either_side() {
             + (SELECT count(*) FROM pg_replication_origin) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'segue')";
         assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
     }
-    assert!(
-        drop_objects(&source, &target, MIGRATION, &[], |_| {}).await.unwrap().is_empty(),
-        "nothing is left"
-    );
+    assert!(drop_objects(&source, &target, MIGRATION, |_| {}).await.unwrap().is_empty(), "nothing is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -155,9 +155,7 @@ async fn rows_that_are_copied_anew_do_not_travel_back() {
     reverse.kill().await;
     drop(lost);
     let (source, target) = world.clients().await;
-    segue_postgres::birth::drop_objects(&source, &target, crate::world::MIGRATION, &[], |_| {})
-        .await
-        .unwrap();
+    segue_postgres::birth::drop_objects(&source, &target, crate::world::MIGRATION, |_| {}).await.unwrap();
     let origins = "SELECT count(*) FROM pg_replication_origin";
     assert_eq!(world.target.scalar(origins).await.as_deref(), Some("0"));
 }

@@ -158,6 +158,11 @@ pub(super) const FAULTS: &[Known] = &[
         "see what depends on them, or who owns them; then `segue run` goes on",
     ),
     known(
+        "SEGUE-DROP-TARGET",
+        "the target's tables cannot be dropped: something depends on one, or one is not what was filled",
+        "do what the message says, then cancel again; or `segue cancel` without --drop-target-tables",
+    ),
+    known(
         "SEGUE-FAILED",
         "the driver ended with a fault, which is in the message",
         "mend that, then `segue run`",
