@@ -32,10 +32,11 @@ use segue_postgres::schema;
 use segue_postgres::stream::Opening;
 use serde_json::json;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
@@ -125,20 +126,29 @@ impl<'d> Attempt<'d> {
         };
         let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
             ready;
+        let (over, is_over) = oneshot::channel();
+        let mut writing = pin!(scribe.run((self.driver, self.lease), is_over));
+        let mut is_writing = true;
         let ended = tokio::select! {
             fault = self.forward(run, &flows, &switch) => Err(fault),
             fault = back.run(&flows) => Err(fault),
             fault = guard::insist(self.driver, self.lease, unguarded) => Err(fault),
             fault = switch.run() => Err(fault),
             fault = rollback.run() => Err(fault),
-            fault = scribe.run(self.driver, self.lease) => Err(fault),
+            wrote = &mut writing => {
+                is_writing = false;
+                Err(wrote.err().unwrap_or_else(|| Fault::bug("SEGUE-JOURNAL", "its writer has ended")))
+            }
             never = traffic.run() => match never {},
             begun = completer.run() => begun.map(Box::new).map(Ended::Completing),
             ended = service.serve() => ended.map(Ended::Told),
         };
         switch.retreat().await;
         // What could not be written now is told by the rows.
-        let _ = tokio::time::timeout(RECORDS_PATIENCE, scribe.finish(self.driver, self.lease)).await;
+        drop(over);
+        if is_writing {
+            let _ = tokio::time::timeout(RECORDS_PATIENCE, writing).await;
+        }
         let (begun, command) = match ended? {
             Ended::Told(why) => return Ok(why),
             Ended::Completing(begun) => *begun,
@@ -323,16 +333,17 @@ impl<'d> Attempt<'d> {
         if told_trouble.swap(true, Ordering::Relaxed) {
             return;
         }
-        for (side, endpoint) in [(Side::Source, &sides.source), (Side::Target, &sides.target)] {
+        let look = async |endpoint| {
             let look = async {
                 let client = health::session(endpoint, TROUBLE_PATIENCE).await?;
                 health::old_trouble(&client).await
             };
             // What cannot be looked at now is met by what comes next, which says so.
-            let found = tokio::time::timeout(TROUBLE_PATIENCE, look).await;
-            for what in found.unwrap_or(Ok(Vec::new())).unwrap_or_default() {
-                screen.say(&format!("warning: {side}: {what}"));
-            }
+            tokio::time::timeout(TROUBLE_PATIENCE, look).await.unwrap_or(Ok(Vec::new())).unwrap_or_default()
+        };
+        let (source, target) = tokio::join!(look(&sides.source), look(&sides.target));
+        for (side, found) in [(Side::Source, source), (Side::Target, target)] {
+            found.iter().for_each(|what| screen.say(&format!("warning: {side}: {what}")));
         }
     }
 

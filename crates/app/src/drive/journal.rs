@@ -2,14 +2,14 @@
 //! held up. What is so is in the ownership rows; the journal tells it.
 
 use super::Driver;
-use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::switch::Side;
 use segue_postgres::control::{Entry, Lease};
 use serde_json::{Value, json};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{mpsc, oneshot};
 
 /// The kind of the record of a rehearsal that went as far as it should.
 pub(super) const REHEARSED: &str = "rehearsed";
@@ -24,7 +24,7 @@ pub(super) struct Journal {
 
 /// Writes them.
 pub(super) struct Scribe {
-    notes: Mutex<mpsc::UnboundedReceiver<(&'static str, Value)>>,
+    notes: mpsc::UnboundedReceiver<(&'static str, Value)>,
 }
 
 impl Journal {
@@ -36,7 +36,7 @@ impl Journal {
             entry.kind == REHEARSED && entry.body["owner"] == json!(Side::Source)
         });
         let rehearsed_us = Arc::new(AtomicI64::new(last.map_or(i64::MIN, |entry| entry.at_us)));
-        (Journal { notes, rehearsed_us }, Scribe { notes: Mutex::new(noted) })
+        (Journal { notes, rehearsed_us }, Scribe { notes: noted })
     }
 
     /// Notes a record; it is written soon.
@@ -57,24 +57,25 @@ impl Journal {
 }
 
 impl Scribe {
-    /// Writes what is noted, for ever; ends with the fault that keeps it from doing so.
-    pub(super) async fn run(&self, driver: &Driver, lease: &Lease) -> Fault {
-        let mut notes = self.notes.lock().await;
-        while let Some((kind, body)) = notes.recv().await {
-            if let Err(fault) = driver.record(lease, kind, body).await {
-                return fault;
+    /// Writes what is noted until `over` is dropped, and then what is still noted. Whoever drops this loses a record that is
+    /// being written.
+    pub(super) async fn run(
+        mut self,
+        (driver, lease): (&Driver, &Lease),
+        mut over: oneshot::Receiver<Infallible>,
+    ) -> Outcome<()> {
+        loop {
+            let note = tokio::select! {
+                biased;
+                note = self.notes.recv() => note,
+                _ = &mut over => return Ok(()),
+            };
+            match note {
+                Some((kind, body)) => driver.record(lease, kind, body).await.map(drop)?,
+                // Nobody is left to note anything.
+                None => return over.await.map_or(Ok(()), |never| match never {}),
             }
         }
-        std::future::pending().await
-    }
-
-    /// Writes what is still noted, and no more.
-    pub(super) async fn finish(&self, driver: &Driver, lease: &Lease) -> Outcome<()> {
-        let mut notes = self.notes.lock().await;
-        while let Ok((kind, body)) = notes.try_recv() {
-            driver.record(lease, kind, body).await?;
-        }
-        Ok(())
     }
 }
 

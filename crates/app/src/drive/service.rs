@@ -6,7 +6,7 @@ use super::flow::Flows;
 use super::gates::{BASELINE, Comparisons, Gates};
 use super::reads::ReadOrders;
 use super::rollback::{self, Rollback};
-use super::switch::{self, Order, Switch, hand_over};
+use super::switch::{self, Order, Switch};
 use super::throttle::Yielding;
 use super::verifying::VerifyOrder;
 use super::{Driver, contain, stream, throttle};
@@ -313,12 +313,10 @@ impl Service<'_> {
             }
             match command.verb.as_str() {
                 "verify" => drop(verifications.spawn(self.verification(command))),
-                "switch" | "reverse" => drop(verifications.spawn(hand_over::carry_out(
-                    self.driver.control.clone(),
-                    self.lease.clone(),
-                    self.orders.clone(),
-                    command,
-                ))),
+                "switch" | "reverse" => {
+                    let orders = self.orders.clone();
+                    drop(verifications.spawn(self.switch.carry_out_command(orders, command)));
+                }
                 "complete" => self.queue(&self.completions, command, "to complete").await?,
                 "reads" | "mirror" => self.queue(&self.read_orders.sender, command, "for reads").await?,
                 "contain" => {

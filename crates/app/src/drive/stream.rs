@@ -209,10 +209,11 @@ impl Attempt<'_> {
         let Driver { spec, sides, screen, .. } = self.driver;
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
-        self.tell_trouble().await;
-        self.fence_follower(&targets(catalog), target).await?;
-        let sources = guard::sources(&catalog.tables);
-        let unguarded = guard::prepare(self.driver, self.lease, Side::Source, &sources).await?;
+        let (tables, sources) = (targets(catalog), guard::sources(&catalog.tables));
+        let fenced = self.fence_follower(&tables, target);
+        let guarded = guard::prepare(self.driver, self.lease, Side::Source, &sources);
+        let ((), prepared) = tokio::join!(self.tell_trouble(), async { tokio::try_join!(fenced, guarded) });
+        let ((), unguarded) = prepared?;
         killpoint::pass("birth.fenced");
         let migration = spec.name.as_str();
         let mut said = String::new();

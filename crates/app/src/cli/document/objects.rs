@@ -311,15 +311,8 @@ const MOVED: &[Field] = &[
         "rows that were compared while nobody could write: those that never stood still before",
     ),
     ("divergences", "of them, those that differ, as [`verify`](#segue-verify) has them"),
-    (
-        "unlike_baseline",
-        "what was unusual about the old owner's activity when it began; absent if nothing was",
-    ),
-    (
-        "standbys_without",
-        "standbys of the old owner that had not received the hand-over when the new one was opened: promoted before they \
-         have, they take writes again; absent without any",
-    ),
+    ("unlike_baseline", "what was unusual about the old owner's activity; absent if nothing was"),
+    ("standbys_without", "standbys of the old owner without the hand-over: promoted, they take writes again"),
 ];
 
 const REFUSED: &[Field] = &[

@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How far it is is told no more often: each time is a commit, where writes are waited for.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -44,21 +44,27 @@ pub(in crate::drive) struct Order {
 impl Switch<'_> {
     /// For whoever ends the attempt: waits until what is under way is over, and told to whoever asked for it.
     pub(in crate::drive) async fn is_over(&self) {
-        let under_way = self.turn.try_lock().is_err();
         let _at_rest = self.at_rest().await;
-        if under_way {
-            sleep(LAST_WORDS).await;
+        let _ = timeout(LAST_WORDS, self.telling.write()).await;
+    }
+
+    /// Carries out a command, tells how far it is, and answers.
+    pub(in crate::drive) fn carry_out_command(
+        &self,
+        orders: mpsc::Sender<Order>,
+        command: Command,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (control, lease) = (self.driver.control.clone(), self.lease.clone());
+        // Not to be had only once the attempt ends: then nobody waits for this.
+        let telling = self.telling.clone().try_read_owned();
+        async move {
+            carry_out(control, lease, orders, command).await;
+            drop(telling);
         }
     }
 }
 
-/// Has the switch carry out a command, tells how far it is, and answers.
-pub(in crate::drive) async fn carry_out(
-    control: Arc<Control>,
-    lease: Lease,
-    orders: mpsc::Sender<Order>,
-    command: Command,
-) {
+async fn carry_out(control: Arc<Control>, lease: Lease, orders: mpsc::Sender<Order>, command: Command) {
     let carried_out = async {
         let (mut steps, answered) = give(&orders, &command).await?;
         let told = async {

@@ -41,7 +41,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
+use tokio::sync::{Mutex, MutexGuard, RwLock, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use walk::{Unpaused, Walk};
 
@@ -84,6 +84,8 @@ pub(super) struct Switch<'d> {
     is_asked: AtomicBool,
     /// Held while anything is done about who owns the writes.
     turn: Mutex<()>,
+    /// Shared by those who have yet to answer a command.
+    telling: Arc<RwLock<()>>,
     /// The side on which a fence of this attempt may stand.
     fenced: watch::Sender<Option<Side>>,
     routers: Routers<'d>,
@@ -126,6 +128,7 @@ impl<'d> Switch<'d> {
             owes_autovacuum: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             turn: Mutex::default(),
+            telling: Arc::default(),
             fenced: watch::Sender::new(None),
             routers: Routers::new(driver, lease),
         })
