@@ -4,6 +4,8 @@
 mod support;
 
 use segue_testkit::kill::Process;
+use serde_json::Value;
+use support::slow::until;
 use support::{PATIENCE, Pair};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,4 +58,23 @@ async fn who_waits_is_told_of_the_fault_that_comes_and_not_of_one_that_was_mende
     let said = waiting.wait_for("SEGUE-FAILED", PATIENCE).await.unwrap();
     assert!(said.contains("low"), "{said}");
     assert_eq!(waiting.wait(PATIENCE).await.unwrap().code(), Some(1));
+}
+
+/// A source that sends nothing is not one that has nothing to send: the stream would look as if it had caught up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_sent_is_seen_to_be_behind() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    let lag_ms = || {
+        let status: Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+        status["progress"]["lag_ms"].as_u64().unwrap()
+    };
+    pair.source.pause_senders();
+    pair.source.execute("INSERT INTO t VALUES (1)").await;
+    until("the stream is behind", async || lag_ms() > 3_000).await;
+    pair.source.unpause_senders();
+    until("it has caught up", async || lag_ms() < 1_000).await;
+    assert_eq!(pair.target.scalar("SELECT count(*) FROM t").await.as_deref(), Some("1"));
 }

@@ -31,6 +31,8 @@ struct TableCounters {
     rows_estimated: u64,
 }
 
+/// Signals that are remembered while none of them arrives; the oldest matters.
+const SIGNALS_MAX: usize = 1_000;
 /// Keeps at most this many lag samples, one for each transaction.
 const LAG_SAMPLES_MAX: usize = 100_000;
 
@@ -73,6 +75,8 @@ pub struct Progress {
     arrived: AtomicU64,
     /// Received and not yet durable: (end, committed at µs), oldest first.
     pending: Mutex<VecDeque<(Position, u64)>>,
+    /// Signals that were committed for this and are not known to be durable yet: (number, when in µs), oldest first.
+    signals: Mutex<VecDeque<(u64, u64)>>,
     applied: watch::Sender<Applied>,
     /// (when applied, commit-to-durable in µs)
     lags: Mutex<VecDeque<(Instant, u64)>>,
@@ -130,7 +134,8 @@ pub struct Snapshot {
     pub applied: Position,
     /// Bytes received and not yet durable on the target.
     pub lag_bytes: u64,
-    /// Age of the oldest change not yet durable on the target; 0 when there is none.
+    /// Age of the oldest change known not to be durable on the target: the oldest that was received, or that Segue itself
+    /// has committed ([`Progress::signalled`]) and that may not have been sent. 0 when there is none.
     pub lag_ms: u64,
     /// Commit on the source to durable on the target over the recent minute: median, 99th percentile, maximum.
     pub latency_ms: [f64; 3],
@@ -162,6 +167,7 @@ impl Progress {
             arrived: AtomicU64::new(0),
             received: AtomicU64::new(applied.0),
             pending: Mutex::default(),
+            signals: Mutex::default(),
             applied: watch::Sender::new(Applied { position: applied, signal: 0 }),
             lags: Mutex::default(),
             waits: Mutex::default(),
@@ -192,6 +198,15 @@ impl Progress {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).push_back((position, at_us));
     }
 
+    /// A signal was committed where the stream comes from. Until it arrives nobody can say that the stream is not behind,
+    /// however little of it is known here: the server may not have sent it.
+    pub fn signalled(&self, signal: u64) {
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        if signals.len() < SIGNALS_MAX && self.applied.borrow().signal < signal {
+            signals.push_back((signal, now_us()));
+        }
+    }
+
     /// Row changes were dropped because a copy has them.
     pub fn dropped(&self, changes: u64) {
         self.dropped.fetch_add(changes, Ordering::Relaxed);
@@ -220,6 +235,11 @@ impl Progress {
             pending.pop_front();
         }
         drop(pending);
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        while signals.front().is_some_and(|(signal, _)| *signal <= place.signal) {
+            signals.pop_front();
+        }
+        drop(signals);
         self.applied.send_modify(|applied| {
             applied.position = applied.position.max(place.position);
             applied.signal = applied.signal.max(place.signal);
@@ -269,8 +289,12 @@ impl Progress {
         let now_ms = now_us() / 1000;
         let lag_bytes = received.bytes_since(applied.position);
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let lag_ms = pending.front().map_or(0, |(_, at_us)| now_ms.saturating_sub(at_us / 1000));
+        let oldest_pending = pending.front().map(|(_, at_us)| *at_us);
         drop(pending);
+        let signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest_us = oldest_pending.into_iter().chain(signals.front().map(|(_, at_us)| *at_us)).min();
+        drop(signals);
+        let lag_ms = oldest_us.map_or(0, |at_us| now_ms.saturating_sub(at_us / 1000));
         let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut tables: Vec<TableProgress> = self
             .tables
@@ -315,5 +339,26 @@ impl Progress {
             lags.get(((lags.len() as f64 - 1.0) * share) as usize).map_or(0.0, |us| *us as f64 / 1000.0)
         };
         [at(0.5), at(0.99), at(1.0)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_has_not_arrived_is_lag_whatever_was_received() {
+        let progress = Progress::new([], Position(1));
+        progress.signalled(7);
+        progress.signalled(8);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(progress.snapshot().lag_ms >= 20);
+        progress.applied(Applied { position: Position(2), signal: 7 }, 0, &[]);
+        assert!(progress.snapshot().lag_ms >= 20, "the later one is still on its way");
+        progress.applied(Applied { position: Position(3), signal: 8 }, 0, &[]);
+        assert_eq!(progress.snapshot().lag_ms, 0);
+        progress.signalled(8);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(progress.snapshot().lag_ms, 0, "it had arrived before it was known here");
     }
 }

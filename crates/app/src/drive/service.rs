@@ -77,7 +77,7 @@ impl Service<'_> {
             ended = self.stages() => ended,
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
-            ended = self.number_source() => ended,
+            ended = self.number_owner() => ended,
             why = self.driver.told_to_stop() => Ok(why),
             never = yielding.run() => match never {},
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
@@ -205,19 +205,21 @@ impl Service<'_> {
         Ok(String::new())
     }
 
-    /// Numbers the source's history, as long as it is that of the writes: a source that was restored to what it was between
-    /// two numbers, and has grown over since, would else look as if it went on.
-    async fn number_source(&self) -> Outcome<String> {
+    /// Numbers the owner's history: a source that was restored to what it was between two numbers, and has grown over since,
+    /// would else look as if it went on, and a server that sends nothing as if it had nothing to send.
+    async fn number_owner(&self) -> Outcome<String> {
         loop {
-            if *self.flows.owner.borrow() == Some(Side::Source)
-                && let Err(fault) = self.flows.forward.verifying.number().await
-            {
-                // A source that takes no row of ours for a while is no reason to stop following it.
-                match fault.recovery {
-                    Recovery::Operator if fault.code != "SEGUE-SUPERSEDED" => {
-                        tracing::warn!("the source's history could not be numbered: {fault}");
+            let owner = *self.flows.owner.borrow();
+            if let Some(flow) = owner.and_then(|owner| self.flows.landing_on(owner.other())) {
+                match flow.verifying.number().await {
+                    Ok(signal) => flow.progress.signalled(signal),
+                    // An owner that takes no row of ours for a while is no reason to stop following it.
+                    Err(Fault { recovery: Recovery::Operator, code, what, .. })
+                        if code != "SEGUE-SUPERSEDED" =>
+                    {
+                        tracing::warn!("the owner's history could not be numbered: {what}");
                     }
-                    _ => return Err(fault),
+                    Err(fault) => return Err(fault),
                 }
             }
             tokio::time::sleep(NUMBER).await;

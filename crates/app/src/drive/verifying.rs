@@ -161,7 +161,8 @@ impl Verifying {
     }
 
     /// Gives the owner a number by which it is seen to have been restored, once it has been applied on the other side.
-    pub(super) async fn number(&self) -> Outcome<()> {
+    /// Returns it.
+    pub(super) async fn number(&self) -> Outcome<u64> {
         self.parts.passage.number().await
     }
 

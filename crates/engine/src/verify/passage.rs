@@ -151,9 +151,9 @@ impl<S: Source> StreamPassage<S> {
     }
 
     /// Gives the owner a number that it has not had, and waits for nothing: once it has come through, an owner that does not
-    /// know it any more was restored.
-    pub async fn number(&self) -> Outcome<()> {
-        self.source.signal().await.map(drop)
+    /// know it any more was restored. Returns it.
+    pub async fn number(&self) -> Outcome<u64> {
+        self.source.signal().await
     }
 
     /// The first of `tables` that is not made of the same parts on both sides. If there is none, and none was moved

@@ -155,6 +155,16 @@ impl Cluster {
         process::signal("CONT", &self.processes("walreceiver"));
     }
 
+    /// Freezes what sends this server's log: whoever streams from it hears nothing more, and all else goes on.
+    pub fn pause_senders(&self) {
+        process::signal("STOP", &self.processes("walsender"));
+    }
+
+    /// Lets frozen senders go on.
+    pub fn unpause_senders(&self) {
+        process::signal("CONT", &self.processes("walsender"));
+    }
+
     /// Makes a standby a primary and waits until it takes writes.
     pub async fn promote(&self) {
         self.unpause();

@@ -184,7 +184,7 @@ const STATUS: &[Field] = &[
     ("progress.received", "how far the log was received"),
     ("progress.applied", "how far it is applied, durably"),
     ("progress.lag_bytes", "received and not yet durable"),
-    ("progress.lag_ms", "age of the oldest change that is not durable yet; 0 without one"),
+    ("progress.lag_ms", "age of the oldest change known not to be durable, sent or not; 0 without one"),
     (
         "progress.latency_ms",
         "commit to durable on the other side, over the last minute: median, 99th percentile, maximum",
