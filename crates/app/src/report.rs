@@ -248,10 +248,12 @@ pub(crate) fn render(status: &Status, rates: Option<Rates>) -> Vec<String> {
     let p = &status.progress;
     if has_stream(status.stage) {
         let [p50, p99, max] = p.latency_ms;
+        let lag = format!("lag {} / {} ms", bytes_text(p.lag_bytes), p.lag_ms);
+        // What is not applied is not known any more.
+        let stands_still = status.owner == Owner::Target && status.way_back.is == WayBackIs::Lost;
+        let lag = if stands_still { "stands still".to_owned() } else { lag };
         lines.push(format!(
-            "  stream  lag {} / {} ms{}  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
-            bytes_text(p.lag_bytes),
-            p.lag_ms,
+            "  stream  {lag}{}  {} tx applied  commit-to-durable p50 {p50:.1} p99 {p99:.1} max {max:.1} ms",
             rates.map_or_else(String::new, |rates| format!("  {:.0} tx/s", rates.transactions_per_s)),
             p.transactions,
         ));

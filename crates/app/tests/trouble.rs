@@ -77,4 +77,28 @@ async fn a_stream_that_is_not_sent_is_seen_to_be_behind() {
     pair.source.unpause_senders();
     until("it has caught up", async || lag_ms() < 1_000).await;
     assert_eq!(pair.target.scalar("SELECT count(*) FROM t").await.as_deref(), Some("1"));
+    // The way back, too.
+    pair.segue(&["verify"], 0);
+    pair.segue(&["switch", "writes"], 0);
+    pair.target.pause_senders();
+    until("the way back is behind", async || lag_ms() > 3_000).await;
+    pair.target.unpause_senders();
+    until("it has caught up as well", async || lag_ms() < 1_000).await;
+}
+
+/// The last good report is an hour old by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_tries_again_says_so_in_the_status() {
+    let pair = Pair::start(&["public.t"]).await;
+    pair.both("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+    let is = || {
+        let status: Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+        status["run"]["is"].clone()
+    };
+    pair.source.stop_immediate().await;
+    until("it tries again", async || is() == "retrying").await;
+    pair.source.start_again().await;
+    until("it runs", async || is() == "running").await;
 }

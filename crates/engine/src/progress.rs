@@ -235,15 +235,15 @@ impl Progress {
             pending.pop_front();
         }
         drop(pending);
-        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
-        while signals.front().is_some_and(|(signal, _)| *signal <= place.signal) {
-            signals.pop_front();
-        }
-        drop(signals);
         self.applied.send_modify(|applied| {
             applied.position = applied.position.max(place.position);
             applied.signal = applied.signal.max(place.signal);
         });
+        // After that: one that is noted meanwhile is known to have arrived, or is found here.
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        while signals.front().is_some_and(|(signal, _)| *signal <= place.signal) {
+            signals.pop_front();
+        }
     }
 
     /// When the oldest change that is not durable yet was committed, by its server's clock, in microseconds since the Unix

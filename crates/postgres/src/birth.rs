@@ -25,7 +25,9 @@ pub use end::{drop_objects, drop_reverse, forget, is_there};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
 pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
-pub use tables::{dependents, drop_source_tables, drop_target_tables, drop_unfilled, stranger};
+pub use tables::{
+    dependents, drop_source_tables, drop_target_tables, drop_unfilled, may_drop_target, stranger,
+};
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
 

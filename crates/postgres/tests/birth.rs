@@ -253,6 +253,15 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
         .batch_execute("INSERT INTO segue.token VALUES ('other', 1)")
         .await
         .expect("another migration");
+    // Without a fence only a table that nobody has written into can be one that was just made.
+    let tables = [QualifiedName::parse("public.t").expect("a name")];
+    let drop_them = async || drop_unfilled(&setting.target, ("orders-move", 1), &tables, |_| {}).await;
+    setting.target.batch_execute("INSERT INTO public.t VALUES (1)").await.expect("somebody's row");
+    let kept = drop_them().await.expect_err("it is not empty");
+    assert!(kept.code == "SEGUE-DROP-TARGET" && kept.what.contains("has rows"), "{kept}");
+    setting.target.batch_execute("DELETE FROM public.t").await.expect("an empty table");
+    assert_eq!(drop_them().await.expect("without a fence"), tables);
+    assert_eq!(drop_them().await.expect("again"), []);
     let removed = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("cancel");
     let text = removed.join("\n");
     for line in [
@@ -267,10 +276,6 @@ async fn cancel_removes_what_was_made_and_nothing_else() {
     let again = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("again");
     assert_eq!(again, Vec::<String>::new());
     setting.target.batch_execute("DELETE FROM segue.token").await.expect("the other one ends");
-    let tables = [QualifiedName::parse("public.t").expect("a name")];
-    let dropped = drop_unfilled(&setting.target, &tables).await.expect("without a fence");
-    assert_eq!(dropped, tables);
-    assert_eq!(drop_unfilled(&setting.target, &tables).await.expect("again"), []);
     let last = drop_everything(&setting.source, &setting.target, "orders-move").await.expect("last");
     assert_eq!(last, ["target: the schema segue"]);
     let kept: i64 =

@@ -6,7 +6,7 @@ use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
 use crate::exit::Exit;
 use crate::sides::Sides;
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -62,23 +62,34 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         return Ok(Vec::new());
     }
     let control = Control::connect(&sides.control, migration).await?;
+    // Whatever can be refused is refused before anything is stopped.
     if drop_target_tables {
-        ours(&control, &target).await?;
+        let (Ours::Filled(tables) | Ours::Made(tables)) = ours(&control, &target).await?;
+        birth::may_drop_target(&target, migration, &tables).await?;
     }
     may_remove(&control, (&source, &target), drop_target_tables).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
             // It has died just now, and is as good as stopped.
-            Err(fault) if fault.code == "SEGUE-NO-DRIVER" => {}
+            Err(fault) if ["SEGUE-NO-DRIVER", "SEGUE-WITHDRAWN"].contains(&fault.code) => {}
             Err(fault) => return Err(fault),
         }
     }
     let lease = take_lease(&control).await?;
     let mut removed = tokio::select! {
-        removed = remove(&sides, &control, (&source, &target), &lease, drop_target_tables) => removed?,
-        fault = keep(&control, &lease) => return Err(fault),
+        removed = remove(&sides, &control, (&source, &target), &lease, drop_target_tables) => removed,
+        fault = keep(&control, &lease) => Err(fault),
     };
+    if let Err(fault) = &mut removed {
+        let _ = control.release(&lease).await;
+        if fault.recovery == Recovery::Operator {
+            fault
+                .next_step
+                .push_str(". Nobody drives it now, and reads go to the owner: `segue run` goes on");
+        }
+    }
+    let mut removed = removed?;
     // Last of all, and with nobody beating any more: the lease is part of it, and so are the names of the tables that
     // must go. Killed before, another cancel finds both.
     let mut all = vec![("source", source), ("target", target)];
@@ -165,7 +176,9 @@ async fn remove(
             Ours::Filled(tables) => {
                 birth::drop_target_tables(target, (migration, lease.token), &tables, &mut report).await?
             }
-            Ours::Made(tables) => birth::drop_unfilled(target, &tables).await?,
+            Ours::Made(tables) => {
+                birth::drop_unfilled(target, (migration, lease.token), &tables, &mut report).await?
+            }
         };
         killpoint::pass("cancel.dropped");
         removed.extend(dropped.iter().map(|table| format!("target: table {table}")));

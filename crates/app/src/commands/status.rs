@@ -18,6 +18,9 @@ use std::time::Duration;
 /// How often `--watch` looks.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A report that is older than this says so, whoever drives.
+const AGE_TOLD: Duration = Duration::from_secs(5);
+
 /// What is known of a migration now.
 pub(crate) struct Seen {
     /// The last report.
@@ -118,8 +121,11 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
                 lines.push(format!("  reads  {}", in_force(&seen.reads)));
             }
             lines.extend(seen.routers.iter().flat_map(router_lines));
+            let age_s = seen.age_ms / 1000;
+            if seen.alive && seen.age_ms > AGE_TOLD.as_millis() as i64 {
+                lines.push(format!("  this was reported {age_s} s ago; nothing has been since"));
+            }
             if !seen.alive && seen.status.stage != Stage::Completed {
-                let age_s = seen.age_ms / 1000;
                 lines.push(format!("  no `segue run` is alive; this is what it reported {age_s} s ago. Start it again to go on"));
             }
             print(&format!("{}{}\n", erase(drawn), lines.join("\n")));

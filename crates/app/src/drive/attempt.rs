@@ -189,6 +189,9 @@ impl<'d> Attempt<'d> {
         let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",
             "next_step": "see in `segue status` how things are, then ask again" });
         self.driver.control.answer_orphans(self.lease, &orphaned).await?;
+        let stale = json!({ "fault": "nobody took the order while it was waited for: nothing was begun", "code": "SEGUE-WITHDRAWN",
+            "next_step": "ask again" });
+        self.driver.control.answer_stale(self.lease, &stale).await?;
         Ok(())
     }
 
@@ -355,7 +358,7 @@ impl<'d> Attempt<'d> {
     ) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
-        let elsewhere = sides.source.to_string();
+        let elsewhere = sides.source.address();
         fence::prepare(target, authority, tables, fence::Role::Follower, &elsewhere).await?;
         Ok(())
     }

@@ -302,7 +302,7 @@ impl<'d> WayBack<'d> {
         let authority = (spec.name.as_str(), self.lease.token);
         // Its tables come from the target: here the target is where the rows come from.
         let tables: Vec<_> = catalog.tables.iter().map(|table| table.target.clone()).collect();
-        let elsewhere = sides.target.to_string();
+        let elsewhere = sides.target.address();
         loop {
             match fence::prepare(source, authority, &tables, fence::Role::Owner, &elsewhere).await {
                 Ok(_) => return Ok(()),

@@ -16,6 +16,7 @@ pub(crate) mod reads;
 mod rollback;
 mod screen;
 mod service;
+mod short;
 mod stream;
 pub(crate) mod switch;
 mod target_schema;
@@ -27,7 +28,7 @@ pub(crate) use screen::message;
 pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;
-use crate::report::{RunState, Status};
+use crate::report::{Owner, RunState, Status};
 use crate::router;
 use crate::sides::Sides;
 use attempt::Attempt;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Pauses between attempts, the last one repeated.
 const PAUSES: [Duration; 5] = [
@@ -62,6 +64,10 @@ const PAUSE_WHILE_CLOSED: Duration = Duration::from_millis(500);
 const PATIENCE_AT_START: Duration = Duration::from_secs(10);
 /// How long an attempt may take to end when the process is told to.
 const PATIENCE_AT_END: Duration = Duration::from_secs(3);
+/// How much longer, while nobody may take the writes.
+const PATIENCE_WHILE_CLOSED: Duration = Duration::from_secs(20);
+/// How long giving the lease back may take: it is free by itself soon.
+const PATIENCE_TO_HAND_BACK: Duration = Duration::from_secs(1);
 /// Between two tries to reach the control database.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 /// How often a stand-by asks for the lease.
@@ -163,7 +169,7 @@ impl Beside {
 
 impl Driver {
     async fn run_until_told(&self) -> Exit {
-        let mut drive = std::pin::pin!(self.drive());
+        let mut drive = Box::pin(self.drive());
         let signal = tokio::select! {
             exit = &mut drive => return exit,
             signal = interrupted() => signal,
@@ -171,14 +177,28 @@ impl Driver {
         let why = format!("stopped by {signal}; `segue run` goes on where it was");
         self.stop.send_replace(Some(why.clone()));
         // A hand-over that is under way is undone, and the end is written down.
-        match tokio::time::timeout(PATIENCE_AT_END, drive).await {
-            Ok(exit) => exit,
-            Err(_) => {
-                self.screen.say(&why);
-                let _ = self.control.hand_back().await;
-                Exit::Done
+        if let Ok(exit) = timeout(PATIENCE_AT_END, &mut drive).await {
+            return exit;
+        }
+        if self.nobody_owns.load(Ordering::Relaxed) {
+            self.screen
+                .say("the writes are being handed over, past the point of no return: that is finished first");
+            tokio::select! {
+                exit = &mut drive => return exit,
+                () = tokio::time::sleep(PATIENCE_WHILE_CLOSED) => {}
+                // Whoever asks twice means it.
+                _ = interrupted() => {}
             }
         }
+        self.screen.say(&why);
+        // It may hold what giving the lease back needs.
+        drop(drive);
+        let _ = timeout(PATIENCE_TO_HAND_BACK, self.control.hand_back()).await;
+        if self.nobody_owns.load(Ordering::Relaxed) {
+            self.screen.fault(&closed());
+            return Exit::Fault;
+        }
+        Exit::Done
     }
 }
 
@@ -271,10 +291,19 @@ impl Driver {
             Ok(lease) => lease,
             Err(fault) => return self.give_up(None, &fault).await,
         };
+        // The fault of an earlier process may be mended: this one tries again.
+        let again = self.tell_run(&lease, |run| match run {
+            RunState::Failed { fault, .. } => Some(RunState::Retrying { fault }),
+            _ => None,
+        });
+        let _ = timeout(PATIENCE_TO_HAND_BACK, again).await;
         let mut failures = 0;
         loop {
             let began = Instant::now();
             let fault = match Attempt::new(self, &lease).run().await {
+                Ok(_) if self.nobody_owns.load(Ordering::Relaxed) => {
+                    return self.give_up(Some(&lease), &closed()).await;
+                }
                 Ok(why) => {
                     self.screen.say(&why);
                     let _ = self.control.release(&lease).await;
@@ -295,8 +324,19 @@ impl Driver {
                 pause = pause.min(PAUSE_WHILE_CLOSED);
             }
             self.screen.say(&format!("{fault}; trying again in {} ms", pause.as_millis()));
+            let retrying = RunState::Retrying { fault: fault.to_string() };
+            let told = self.tell_run(&lease, |_| Some(retrying));
+            let _ = timeout(PATIENCE_TO_HAND_BACK, told).await;
             self.pause(&lease, pause).await;
-            lease = match self.renew().await {
+            let renewed = tokio::select! {
+                renewed = self.renew() => renewed,
+                why = self.told_to_stop() => {
+                    self.screen.say(&why);
+                    let _ = timeout(PATIENCE_TO_HAND_BACK, self.control.hand_back()).await;
+                    return Exit::Done;
+                }
+            };
+            lease = match renewed {
                 Ok(lease) => lease,
                 Err(fault) => return self.give_up(None, &fault).await,
             };
@@ -306,7 +346,7 @@ impl Driver {
     /// That another process has taken over, if it has: whatever this one then ran into is that one's doing, and no fault of
     /// the migration.
     async fn superseded(&self, lease: &Lease) -> Option<Fault> {
-        let beat = tokio::time::timeout(PATIENCE_AT_END, self.control.beat(lease)).await;
+        let beat = timeout(PATIENCE_AT_END, self.control.beat(lease)).await;
         beat.ok()?.err().filter(|fault| fault.code == "SEGUE-SUPERSEDED")
     }
 
@@ -382,17 +422,26 @@ impl Driver {
         self.screen.fault(fault);
         if let Some(lease) = lease {
             let failed = RunState::Failed { fault: fault.what.clone(), next_step: fault.next_step.clone() };
-            if let Ok(Some((body, _))) = self.control.read_status().await
-                && let Ok(mut status) = serde_json::from_value::<Status>(body)
-            {
-                status.run = failed;
-                let _ = self.control.publish_status(lease, &json!(status)).await;
-            }
+            self.tell_run(lease, |_| Some(failed)).await;
             let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
             let _ = self.record(lease, "fault", body).await;
             let _ = self.control.release(lease).await;
         }
         Exit::Fault
+    }
+
+    /// Reports again what was reported last, with what has become of the run since. A fault is that of the next attempt.
+    async fn tell_run(&self, lease: &Lease, now: impl FnOnce(RunState) -> Option<RunState>) {
+        if let Ok(Some((body, _))) = self.control.read_status().await
+            && let Ok(mut status) = serde_json::from_value::<Status>(body)
+            && let Some(run) = now(status.run.clone())
+        {
+            status.run = run;
+            if self.nobody_owns.load(Ordering::Relaxed) {
+                status.owner = Owner::Ambiguous;
+            }
+            let _ = self.control.publish_status(lease, &json!(status)).await;
+        }
     }
 
     /// Appends a record to the journal.
@@ -405,6 +454,15 @@ impl Driver {
     fn entry(&self, kind: &str, body: Value) -> NewEntry {
         NewEntry { version: 1, actor: self.holder.clone(), kind: kind.to_owned(), body }
     }
+}
+
+/// The run ends, and nobody takes the writes.
+fn closed() -> Fault {
+    Fault::operator(
+        "SEGUE-CLOSED",
+        "neither side takes the writes now: a hand-over was under way, and could be neither undone nor finished",
+        "start `segue run` at once, on any machine: it does",
+    )
 }
 
 /// Host and process, for people.

@@ -14,7 +14,6 @@ use crate::report::{GateState, Owner, RunState, SlotState, Status, WayBackIs, Wa
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
-use segue_engine::throttle::Limits;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::stage::Stage;
 use segue_model::switch::Side;
@@ -78,7 +77,7 @@ impl Service<'_> {
             ended = self.watch_gates() => ended,
             ended = self.tell_strays() => ended,
             ended = self.number_owner() => ended,
-            why = self.driver.told_to_stop() => Ok(why),
+            why = self.told_to_end() => Ok(why),
             never = yielding.run() => match never {},
             () = self.flows.forward.verifying.run_live() => std::future::pending().await,
         }
@@ -344,25 +343,6 @@ impl Service<'_> {
         self.driver.control.answer(self.lease, id, &fault_json(&busy)).await
     }
 
-    /// Carries out a short order; returns why the attempt ends, if it does.
-    async fn short(&self, command: &Command) -> Outcome<Option<String>> {
-        let (answer, end) = match self.obey(command) {
-            Ok(Obeyed::GoOn(answer)) => (answer, None),
-            Ok(Obeyed::End(answer, why)) => (answer, Some(why)),
-            Err(fault) => (fault_json(&fault), None),
-        };
-        if end.is_none() {
-            let body =
-                json!({ "command": command.verb, "arguments": command.arguments, "by": command.asked_by });
-            self.driver.record(self.lease, "command", body).await?;
-        }
-        if command.verb == "resume" {
-            self.driver.contain_reads(self.lease, &command.asked_by, false).await?;
-        }
-        self.driver.control.answer(self.lease, command.id, &answer).await?;
-        Ok(end)
-    }
-
     /// Carries out a verification and answers it.
     fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
         let (control, lease) = (self.driver.control.clone(), self.lease.clone());
@@ -422,40 +402,6 @@ impl Service<'_> {
             }
         }
     }
-
-    fn obey(&self, command: &Command) -> Outcome<Obeyed> {
-        let limits = &self.driver.throttle;
-        let done = match command.verb.as_str() {
-            "pause" => {
-                let reason = command.arguments.get("reason").and_then(Value::as_str);
-                let paused = contain::paused_by(&command.asked_by, reason);
-                limits.change(|limits| limits.paused = Some(paused));
-                "paused: the copy and the stream stand still; the source keeps its log until `segue resume`"
-            }
-            "resume" => {
-                limits.change(Limits::resume);
-                for side in Side::ALL {
-                    if let Some(flow) = self.flows.landing_on(side) {
-                        flow.verifying.hold(None);
-                    }
-                }
-                "resumed"
-            }
-            "throttle" => throttle::obey(self.driver, &command.arguments),
-            "stop" => {
-                let why = format!("stopped by {}", command.asked_by);
-                return Ok(Obeyed::End(json!({ "done": "stopped" }), why));
-            }
-            other => {
-                return Err(Fault::operator(
-                    "SEGUE-VERB",
-                    format!("the driver does not know the command `{other}`"),
-                    "use the same version of segue for the command and for `segue run`",
-                ));
-            }
-        };
-        Ok(Obeyed::GoOn(json!({ "done": done })))
-    }
 }
 
 /// Hands an order on, one at a time; its receiver lives as long as the attempt. Otherwise its number, and why.
@@ -471,11 +417,6 @@ fn progress_of(report: &Report) -> Value {
     let sum = |f: fn(&TableReport) -> u64| report.tables.iter().map(f).sum::<u64>();
     json!({ "rows": sum(|t| t.counts.rows), "rows_estimated": sum(|t| t.rows_estimated.max(t.counts.rows)),
         "divergent": sum(|t| t.counts.divergent) })
-}
-
-enum Obeyed {
-    GoOn(Value),
-    End(Value, String),
 }
 
 #[cfg(test)]

@@ -268,6 +268,22 @@ async fn a_partition_that_comes_to_the_old_owner_before_it_is_closed_is_fenced()
     }
 }
 
+/// Who ends the process past the point of no return would leave both sides closed until somebody starts another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_ended_past_the_point_of_no_return_finishes_the_hand_over() {
+    let (pair, run) = driven().await;
+    pair.segue(&["verify"], 0);
+    let order = frozen_at(&pair, &run, "switch.flip.after").await;
+    refuses(&pair.source, &pair.target).await;
+    run.process.terminate();
+    run.process.thaw();
+    let ended = run.process.wait(PATIENCE).await.unwrap();
+    assert!(ended.success(), "{}", run.process.lines().join("\n"));
+    takes(&pair.target, "newest").await;
+    let answer = orders::answer(&pair.target, order).await;
+    assert_eq!(answer["outcome"], "switched", "{answer}");
+}
+
 /// `--until switched` ends when nothing of the hand-over is left to do, and whoever asked for it knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_until_switched_finishes_the_hand_over() {

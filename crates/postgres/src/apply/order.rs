@@ -251,6 +251,19 @@ fn whole_update(target: &Target<'_>, old: &Row, new: &Row) -> Vec<Request> {
     vec![request(target.update_whole(&set), params, Some(1))]
 }
 
+/// A table was emptied while some of its ranges were copied, and its keys cannot tell here which of its rows those are.
+fn emptied_in_parts(table: &str) -> Fault {
+    Fault::operator(
+        "SEGUE-EMPTIED",
+        format!(
+            "{table} was emptied (TRUNCATE, or a partition that left) while it was copied, and both servers order its keys, which \
+             are text, by collations of their own: which rows on the target were copied before that cannot be told"
+        ),
+        "cancel the migration, with --drop-target-tables or after emptying the target's table, and start again; let nobody empty \
+         that table until `segue status` says `following`",
+    )
+}
+
 /// Empties a table (`plain`: by TRUNCATE), a leaf of it, or parts of either.
 fn truncate_requests(
     target: &Target<'_>,
@@ -266,6 +279,11 @@ fn truncate_requests(
         return Ok(vec![request(target.delete_where(&leaf), Vec::new(), None)]);
     };
     let key = target.table.key();
+    // The bounds were cut in the source's order; in another one they hold rows of regions that are to be spared.
+    let is_bounded = |extent: &Extent| matches!(extent, Extent::Range { lower, upper } if lower.is_some() || upper.is_some());
+    if !target.table.orders_alike() && within.iter().any(|(extent, _)| is_bounded(extent)) {
+        return Err(emptied_in_parts(&target.table.source.to_string()));
+    }
     within
         .iter()
         .map(|(extent, spared)| {

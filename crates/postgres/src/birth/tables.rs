@@ -60,25 +60,64 @@ pub async fn drop_target_tables(
         return Err(Fault::operator("SEGUE-DROP-TARGET", what, next));
     }
     unguard(target, authority.0, &mut report).await?;
-    let refusal = |what: String, next: &str| {
-        let next = format!("{next}; then cancel again, or without --drop-target-tables");
-        Fault::operator("SEGUE-DROP-TARGET", what, next)
-    };
-    drop_ours(target, authority, (&there, "SELECT 1"), refusal, &mut report).await?;
+    drop_ours(target, authority, (&there, "SELECT 1"), kept, &mut report).await?;
     Ok(there)
 }
 
-/// Drops tables that were made a moment ago and have no fence yet, nor any rows: by their names.
-pub async fn drop_unfilled(target: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {
+/// Drops tables that were made a moment ago, and that nothing was written into yet: as [`drop_target_tables`], but that
+/// without a fence it is their emptiness that tells.
+pub async fn drop_unfilled(
+    target: &Client,
+    authority: Authority<'_>,
+    tables: &[QualifiedName],
+    report: impl FnMut(&Fault),
+) -> Outcome<Vec<QualifiedName>> {
+    if fence::row(target, authority.0).await?.is_some() {
+        return drop_target_tables(target, authority, tables, report).await;
+    }
     let there = existing(target, tables).await?;
     if !there.is_empty() {
         let names: Vec<String> = there.iter().map(QualifiedName::sql).collect();
-        let names = names.join(", ");
-        let dropped = target.batch_execute(&format!("DROP TABLE IF EXISTS {names}")).await;
-        dropped.map_err(|e| fault_of(&e).during(format_args!("dropping {names}")))?;
+        let sql = format!(
+            "BEGIN; {}; SET LOCAL lock_timeout = {DROP_LOCK_MS}; {}; DROP TABLE IF EXISTS {} RESTRICT; COMMIT",
+            enter(authority),
+            locked_and_empty(&names),
+            names.join(", ")
+        );
+        bounded_lock(target, &sql).await.map_err(|fault| match fault.code {
+            "SEGUE-LOCKED" => fault,
+            _ => kept(fault.what, "see what is in them, and what depends on them"),
+        })?;
     }
     Ok(there)
 }
+
+/// The target's tables stay.
+fn kept(what: String, next: &str) -> Fault {
+    let next = format!("{next}; then cancel again, or without --drop-target-tables");
+    Fault::operator("SEGUE-DROP-TARGET", what, next)
+}
+
+/// Why [`drop_target_tables`] would refuse, as far as can be seen without a lock. Changes nothing.
+pub async fn may_drop_target(target: &Client, migration: &str, tables: &[QualifiedName]) -> Outcome<()> {
+    let there = existing(target, tables).await?;
+    if there.is_empty() || fence::row(target, migration).await?.is_none() {
+        return Ok(());
+    }
+    if let Some(other) = stranger(target, migration, &there).await? {
+        return Err(kept(not_ours(&other), WHAT_IT_IS));
+    }
+    match dependents(target, &there).await?.into_iter().next() {
+        Some(dependent) => Err(kept(dependent, "drop that first")),
+        None => Ok(()),
+    }
+}
+
+/// What is said of a table without the fence, and what to do about it.
+fn not_ours(other: &str) -> String {
+    format!("{other} is not what was moved, or came to it since: it does not carry the migration's fence")
+}
+const WHAT_IT_IS: &str = "see what it is: give a table another name, DETACH or DROP a partition";
 
 /// Those of `tables` that there are.
 async fn existing(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {
@@ -110,13 +149,7 @@ async fn drop_ours(
     );
     loop {
         if let Some(other) = stranger(client, authority.0, tables).await? {
-            let what = format!(
-                "{other} is not what was moved, or came to it since: it does not carry the migration's fence"
-            );
-            return Err(refusal(
-                what,
-                "see what it is: give a table another name, DETACH or DROP a partition",
-            ));
+            return Err(refusal(not_ours(&other), WHAT_IT_IS));
         }
         let Err(fault) = bounded_lock(client, &sql).await else { return Ok(()) };
         let fault = fault.during("dropping the tables");
@@ -165,7 +198,27 @@ fn locked_and_ours(migration: &str, names: &[String]) -> String {
     format!("DO {}", quote_literal(&body))
 }
 
-/// What keeps the source's tables from being dropped, a line each: foreign keys of other tables, views, and tables that
+/// A statement that locks what has these names, and fails if a row is in any of it.
+fn locked_and_empty(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quote_literal(name)).collect();
+    let body = format!(
+        "DECLARE name text; filled boolean; BEGIN
+             FOREACH name IN ARRAY ARRAY[{}]::text[] LOOP
+                 CONTINUE WHEN to_regclass(name) IS NULL;
+                 EXECUTE 'LOCK TABLE ' || name || ' IN ACCESS EXCLUSIVE MODE';
+                 EXECUTE 'SELECT EXISTS (SELECT FROM ' || name || ')' INTO filled;
+                 IF filled THEN
+                     RAISE EXCEPTION '% has rows, and Segue has written none into it', name
+                         USING ERRCODE = 'object_not_in_prerequisite_state';
+                 END IF;
+             END LOOP;
+         END",
+        names.join(", ")
+    );
+    format!("DO {}", quote_literal(&body))
+}
+
+/// What keeps tables from being dropped, a line each: foreign keys of other tables, views, and tables that
 /// inherit without being partitions.
 pub async fn dependents(source: &Client, tables: &[QualifiedName]) -> Outcome<Vec<String>> {
     let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();

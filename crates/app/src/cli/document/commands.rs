@@ -41,6 +41,7 @@ const FOLLOWED: &[&str] = &[
     "SEGUE-DRIVER-DIED",
     "SEGUE-NO-ANSWER",
     "SEGUE-NOT-AWAITED",
+    "SEGUE-WITHDRAWN",
     "SEGUE-COMPLETED",
     "SEGUE-COMPLETING",
     "SEGUE-VERB",
@@ -64,6 +65,7 @@ const ENDING: &[&str] = &[
     "SEGUE-DRIVER-DIED",
     "SEGUE-NO-ANSWER",
     "SEGUE-NOT-AWAITED",
+    "SEGUE-WITHDRAWN",
     "SEGUE-COMPLETING",
     "SEGUE-VERB",
 ];

@@ -163,6 +163,11 @@ pub(super) const FAULTS: &[Known] = &[
         "do what the message says, then cancel again; or `segue cancel` without --drop-target-tables",
     ),
     known(
+        "SEGUE-EMPTIED",
+        "a table with keys of text was emptied on the source while it was copied in ranges",
+        "cancel, and start again with empty tables on the target; nothing may empty that table before the stage `following`",
+    ),
+    known(
         "SEGUE-FAILED",
         "the driver ended with a fault, which is in the message",
         "mend that, then `segue run`",
@@ -239,6 +244,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-NOTHING-FILLED",
         "the migration has never filled a table, so there is none to drop",
         "`segue cancel` without --drop-target-tables",
+    ),
+    known(
+        "SEGUE-ORDER-UNKNOWN",
+        "the connection was lost while an order was given: it may be there",
+        "see `segue status` and `segue journal` before it is given again",
     ),
     known(
         "SEGUE-OTHER-SERVER",
@@ -374,6 +384,11 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-WAY-BACK-LOST",
         "the way back was lost before the target took the writes, so nothing leads back to the source",
         "`segue complete`, when it is time",
+    ),
+    known(
+        "SEGUE-WITHDRAWN",
+        "nobody took the order while it was waited for: nothing was begun, and it is withdrawn",
+        "see `segue status`; where nobody drives, start `segue run`; then ask again",
     ),
 ];
 

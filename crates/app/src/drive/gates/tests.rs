@@ -84,7 +84,7 @@ fn measured(owner: Side) -> Measured {
     Measured {
         lag_ms: 20,
         live: LiveVerification::default(),
-        opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0 }),
+        opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0, stands_still: false }),
         sequences_unready: Some(vec![]),
         rehearsed_us: None,
         owner,

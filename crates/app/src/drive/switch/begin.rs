@@ -137,6 +137,7 @@ impl Switch<'_> {
             is_armed: opposite.is_some(),
             is_lost: self.flows.has_lost(owner),
             behind_bytes: opposite.map_or(0, |flow| flow.progress.snapshot().lag_bytes),
+            stands_still: owner == Side::Target && matches!(self.back.state(), BackState::Lost(_)),
         };
         Ok(Measured {
             lag_ms: active.progress.snapshot().lag_ms,

@@ -6,11 +6,14 @@ use super::walk::Walk;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::switch::decide::Turn;
+use serde_json::json;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How long standbys that no commit waits for are waited for, at most: nobody may write meanwhile …
 const STANDBYS_PATIENCE: Duration = Duration::from_millis(500);
+/// … and so much longer for the answers …
+const ASKED_MAX: Duration = Duration::from_millis(200);
 /// … and no longer than this part of what the spec allows.
 const STANDBYS_SHARE: u32 = 4;
 
@@ -24,9 +27,18 @@ impl Switch<'_> {
                 if walk.has_standbys && walk.standbys_without.is_none() {
                     let hold_max = self.driver.spec.switch.max_write_hold;
                     let patience = STANDBYS_PATIENCE.min(hold_max / STANDBYS_SHARE);
-                    let without = old.standbys_without(patience).await?;
+                    // The old side may be dying: that no longer keeps the new one closed.
+                    let asked = timeout(patience + ASKED_MAX, old.standbys_without(patience)).await;
+                    let unasked =
+                        || vec![format!("whoever follows the {}, which did not say who does,", turn.from)];
+                    let without =
+                        asked.map_or_else(|_| unasked(), |asked| asked.unwrap_or_else(|_| unasked()));
                     for standby in &without {
                         self.driver.screen.say(&unaware(turn, standby));
+                    }
+                    if !without.is_empty() {
+                        self.journal
+                            .note("standbys-without", json!({ "side": turn.from, "standbys": without }));
                     }
                     walk.standbys_without = Some(without);
                 }

@@ -63,7 +63,7 @@ pub struct Verified {
     pub tables_left: u64,
 }
 
-/// The opposite stream.
+/// The opposite stream, and whether the one goes on that the writes would follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opposite {
     /// It stands, and has passed its barrier.
@@ -72,6 +72,8 @@ pub struct Opposite {
     pub is_lost: bool,
     /// How far it is behind, in bytes.
     pub behind_bytes: u64,
+    /// The stream to the side that the writes would go to stands still: what was written since is missing there.
+    pub stands_still: bool,
 }
 
 /// A replica of the new side.

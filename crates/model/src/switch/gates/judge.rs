@@ -228,6 +228,13 @@ fn divergences(evidence: &Evidence) -> Option<Red> {
 
 fn way_back(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
     let Some(opposite) = evidence.opposite else { return unmeasured() };
+    if opposite.stands_still {
+        return red(
+            "the stream to where the writes would go stands still: what was written since is missing there"
+                .to_owned(),
+            "do what `segue status` says of the way back: it is tried again by itself",
+        );
+    }
     if opposite.is_lost {
         return red(
             "the opposite stream is lost: after this, writes could not be moved again".to_owned(),

@@ -25,7 +25,7 @@ fn good() -> Evidence {
         mirrored: Some(Mirrored::default()),
         verified: Some(Verified { oldest_us: NOW_US - HOUR_US, tables_left: 0 }),
         divergences_open: Some(0),
-        opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0 }),
+        opposite: Some(Opposite { is_armed: true, is_lost: false, behind_bytes: 0, stands_still: false }),
         sequences_unready: Some(vec![]),
         rehearsed_us: Some(NOW_US - HOUR_US),
         ddl_differences: Some(vec![]),
@@ -117,7 +117,7 @@ fn what_makes_tables_equal_is_said_in_sql_and_may_be_refused_with_a_reason() {
 }
 
 fn opposite(is_armed: bool, is_lost: bool, behind_bytes: u64) -> Evidence {
-    Evidence { opposite: Some(Opposite { is_armed, is_lost, behind_bytes }), ..good() }
+    Evidence { opposite: Some(Opposite { is_armed, is_lost, behind_bytes, stands_still: false }), ..good() }
 }
 
 #[test]
@@ -292,6 +292,14 @@ fn an_age_that_cannot_be_seen_is_never_young_enough() {
 }
 
 #[test]
+fn writes_do_not_go_where_their_stream_stands_still() {
+    let mut evidence = opposite(true, false, 0);
+    evidence.opposite = evidence.opposite.map(|opposite| Opposite { stands_still: true, ..opposite });
+    let why = why(Gate::WayBack, Profile::Prod, &evidence);
+    assert!(why.contains("stands still"), "{why}");
+}
+
+#[test]
 fn what_is_hidden_about_a_replica_is_never_small_enough() {
     let hidden = vec![Replica { name: "b".to_owned(), lag_ms: u64::MAX }];
     let why = why(Gate::Replicas, Profile::Prod, &Evidence { replicas: Some(hidden), ..good() });
@@ -329,7 +337,8 @@ fn bad_for(gate: Gate) -> Evidence {
         Gate::Verified => evidence.verified = Some(Verified { oldest_us: NOW_US, tables_left: 1 }),
         Gate::Divergences => evidence.divergences_open = Some(1),
         Gate::WayBack => {
-            evidence.opposite = Some(Opposite { is_armed: false, is_lost: false, behind_bytes: 0 })
+            evidence.opposite =
+                Some(Opposite { is_armed: false, is_lost: false, behind_bytes: 0, stands_still: false })
         }
         Gate::Sequences => evidence.sequences_unready = Some(vec!["public.s".to_owned()]),
         Gate::Rehearsal => evidence.rehearsed_us = Some(NOW_US - 1_000 * HOUR_US),

@@ -10,6 +10,11 @@ pub(super) const FAULTS: &[Known] = &[
         "the old side could not be closed for good",
         "it is tried again; its fence stands meanwhile, and nothing is written there",
     ),
+    known(
+        "SEGUE-CLOSED",
+        "the run ended in the middle of a hand-over that could be neither undone nor finished: neither side takes the writes",
+        "`segue run` at once, on any machine: it does",
+    ),
     ambiguous("SEGUE-FENCE-UNKNOWN", "the answer to a step of the fence was lost: it may have been done"),
     retry(
         "SEGUE-FLIP-STANDBY",

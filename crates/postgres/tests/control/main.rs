@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, reason = "a test says with it what it relies on")]
 
+mod orders;
+
 use segue_engine::verify::ports::RangeCounts;
 use segue_engine::verify::report::{Report, TableReport};
 use segue_model::table::TableId;
@@ -100,57 +102,6 @@ async fn a_released_lease_is_free_at_once_and_its_token_is_never_used_again() {
     assert!(second.token > first.token);
     setting.control.release(&first).await.expect("harmless");
     assert_eq!(setting.control.live_driver().await.expect("alive").holder, "two");
-}
-
-#[tokio::test]
-async fn a_command_comes_back_with_progress_and_an_answer() {
-    let setting = Setting::new().await;
-    let fault = setting.control.ask("pause", &json!({}), "me").await.expect_err("nobody has ever run it");
-    assert!(fault.code == "SEGUE-NO-DRIVER" && fault.next_step.contains("segue run"), "{fault}");
-    let lease = setting.acquired("one").await;
-    let listener = setting.control.listen_for_commands().await.expect("listen");
-    let (control, driver_lease) = (setting.control.clone(), lease.clone());
-    let driver = tokio::spawn(async move {
-        let command = control.next_command(&driver_lease, &listener).await.expect("a command");
-        assert_eq!((command.verb.as_str(), &command.arguments), ("verify", &json!({ "table": "t" })));
-        for percent in [10, 60] {
-            control.progress(&driver_lease, command.id, &json!(percent)).await.expect("progress");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        control.answer(&driver_lease, command.id, &json!({ "ok": true })).await.expect("answer");
-    });
-    let id = setting.control.ask("verify", &json!({ "table": "t" }), "me").await.expect("ask");
-    let seen = Mutex::new(Vec::new());
-    let see = |body: &serde_json::Value| seen.lock().expect("seen").push(body.clone());
-    let answer = setting.control.await_answer(id, Duration::from_secs(20), see).await.expect("an answer");
-    assert_eq!(answer, json!({ "ok": true }));
-    assert_eq!(*seen.lock().expect("seen"), [json!(10), json!(60)]);
-    driver.await.expect("driver");
-    let twice = setting.control.answer(&lease, id, &json!({})).await;
-    assert!(twice.is_err(), "a command is answered once");
-}
-
-#[tokio::test]
-async fn a_command_whose_driver_died_is_answered_by_the_next_one() {
-    let setting = Setting::new().await;
-    let first = setting.acquired("one").await;
-    let listener = setting.control.listen_for_commands().await.expect("listen");
-    let id = setting.control.ask("pause", &json!({}), "me").await.expect("ask");
-    setting.control.next_command(&first, &listener).await.expect("taken");
-    setting.let_the_lease_expire().await;
-    let fault = setting.control.await_answer(id, Duration::from_secs(20), |_| {}).await.expect_err("dead");
-    assert!(fault.code == "SEGUE-NO-DRIVER" && fault.what.contains("one was last alive"), "{fault}");
-    let second = setting.acquired("two").await;
-    assert_eq!(
-        setting.control.next_command(&first, &listener).await.expect_err("late").code,
-        "SEGUE-SUPERSEDED"
-    );
-    assert_eq!(
-        setting.control.answer_orphans(&second, &json!({ "fault": "died" })).await.expect("orphans"),
-        1
-    );
-    let answer = setting.control.await_answer(id, Duration::from_secs(20), |_| {}).await.expect("an answer");
-    assert_eq!(answer, json!({ "fault": "died" }));
 }
 
 #[tokio::test]
