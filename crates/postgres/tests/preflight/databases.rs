@@ -73,6 +73,15 @@ pub(crate) const CASES: &[Case] = &[
         how: MOVER,
         ..case("privileges", "ALTER TABLE orders OWNER TO keeper", "ALTER TABLE orders OWNER TO keeper", "only its owner can publish")
     },
+    Case {
+        how: MOVER,
+        also: &["type-numbers"],
+        cure: Sql(
+            "ALTER TABLE customers DROP mood; DROP SCHEMA kinds CASCADE",
+            "ALTER TABLE customers DROP mood; DROP SCHEMA kinds CASCADE",
+        ),
+        ..case("privileges", KINDS, KINDS, "mover may not use the schema kinds of the source")
+    },
     Case { how: MOVER, ..case("row-security", FORCED, FORCED, "has row-level security that applies to Segue's role") },
     case(
         "row-security",
@@ -250,6 +259,8 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
+const KINDS: &str =
+    "CREATE SCHEMA kinds; CREATE TYPE kinds.mood AS ENUM ('a'); ALTER TABLE customers ADD mood kinds.mood";
 const FORCED: &str = "ALTER TABLE orders ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY";
 const LIMITED: &str =
     "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 50', current_database()); END $$";
