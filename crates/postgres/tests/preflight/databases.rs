@@ -213,6 +213,24 @@ pub(crate) const CASES: &[Case] = &[
         ..case("publications", "CREATE PUBLICATION cdc FOR TABLE orders", "", "the publication cdc sends public.orders from the source")
     },
     Case {
+        cure: Sql("DROP PUBLICATION everything", ""),
+        ..case(
+            "publications",
+            "CREATE PUBLICATION everything FOR ALL TABLES",
+            "",
+            "the publication everything on the source sends all tables, Segue's own too",
+        )
+    },
+    Case {
+        cure: Sql("", "DROP PUBLICATION everything; DROP SCHEMA segue"),
+        ..case(
+            "publications",
+            "",
+            "CREATE SCHEMA segue; CREATE PUBLICATION everything FOR TABLES IN SCHEMA segue",
+            "the publication everything on the target sends Segue's own tables",
+        )
+    },
+    Case {
         how: How { way_back: true, ..AS_EVER },
         ..case("way-back", "", "ALTER TABLE orders REPLICA IDENTITY NOTHING", "writes could not be handed over")
     },
