@@ -54,7 +54,7 @@ impl Attempt<'_> {
         let source = &sides.source.marked(spec.name.as_str());
         let resumed = birth::resume(source, target, self.lease.token, &identity, checkpoint).await;
         // What told of a restore then may have grown over since.
-        let resumed = resumed.and_then(|resumed| source_behind(journal).map_or(Ok(resumed), Err));
+        let resumed = resumed.and_then(|resumed| source_behind(journal, &identity).map_or(Ok(resumed), Err));
         match resumed {
             Ok(identity) if new_stream.load(Ordering::Relaxed) => match unreadable(journal) {
                 Some(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
@@ -251,10 +251,16 @@ fn is_given_up(journal: &[Entry], stream: &StreamIdentity) -> bool {
     given_up.any(|entry| incarnation(entry) == Some(stream.incarnation))
 }
 
-/// That the source was found restored since a stream was last opened: nothing has changed that.
-fn source_behind(journal: &[Entry]) -> Option<Fault> {
+/// That the source was found restored since a stream was last opened, or since `stream` was made in place of the one that
+/// this was found of: nothing has changed that.
+fn source_behind(journal: &[Entry], stream: &StreamIdentity) -> Option<Fault> {
     let opened = [Stage::Backfilling.name(), Stage::Following.name(), Stage::Switched.name()];
-    let mut since = journal.iter().rev().take_while(|entry| !opened.contains(&entry.entry.kind.as_str()));
+    let is_newer = |entry: &Entry| {
+        let incarnation = entry.entry.body.pointer("/stream/incarnation").and_then(Value::as_i64);
+        let is_birth = entry.entry.kind == "born" && incarnation == Some(stream.incarnation);
+        !is_birth && !opened.contains(&entry.entry.kind.as_str())
+    };
+    let mut since = journal.iter().rev().take_while(|&entry| is_newer(entry));
     let code = restored().code;
     let found = since.find(|entry| entry.entry.kind == "fault" && entry.entry.body["code"] == code)?;
     let text = |field: &str| found.entry.body[field].as_str().unwrap_or_default().to_owned();
@@ -350,6 +356,19 @@ mod tests {
         Entry { seq: 1, at_us: 0, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
     }
 
+    fn stream(incarnation: i64) -> StreamIdentity {
+        StreamIdentity {
+            migration: "m".into(),
+            direction: Direction::Forward,
+            slot: "segue_m_fwd".into(),
+            publication: "segue_m_fwd".into(),
+            system_id: "7".into(),
+            timeline: 1,
+            incarnation,
+            start: Position(1),
+        }
+    }
+
     #[test]
     fn a_source_that_has_forgotten_a_token_or_a_signal_was_restored() {
         let status = json!({ "token": 50, "slot": { "signal": 7 } });
@@ -367,9 +386,25 @@ mod tests {
         let ended =
             |code: &str| entry("fault", json!({ "code": code, "fault": "behind", "next_step": "go" }));
         let (following, behind) = (|| entry("following", json!({})), || ended("SEGUE-SOURCE-BEHIND"));
-        let found = source_behind(&[following(), behind(), ended("SEGUE-CONNECTION")]);
+        let found = source_behind(&[following(), behind(), ended("SEGUE-CONNECTION")], &stream(3));
         assert_eq!(found.map(|fault| (fault.what, fault.next_step)), Some(("behind".into(), "go".into())));
-        assert_eq!(source_behind(&[behind(), following(), ended("SEGUE-CONNECTION")]), None);
+        assert_eq!(source_behind(&[behind(), following(), ended("SEGUE-CONNECTION")], &stream(3)), None);
+    }
+
+    #[test]
+    fn a_stream_that_was_made_since_is_not_that_of_the_restored_source() {
+        let ended = |code: &str| entry("fault", json!({ "code": code }));
+        let behind = || ended("SEGUE-SOURCE-BEHIND");
+        let born =
+            |incarnation| entry("born", json!({ "stream": as_json(&stream(incarnation), Position(1)) }));
+        let renewed = || vec![entry("following", json!({})), behind(), entry(GIVEN_UP, json!({})), born(4)];
+        // The target was bound to it, and something failed before it was opened.
+        let journal = [renewed(), vec![ended("SEGUE-CONNECTION")]].concat();
+        assert_eq!(source_behind(&journal, &stream(4)), None);
+        assert!(source_behind(&journal, &stream(3)).is_some());
+        // The source was restored once more.
+        let journal = [renewed(), vec![behind()]].concat();
+        assert!(source_behind(&journal, &stream(4)).is_some());
     }
 
     #[test]
@@ -385,16 +420,6 @@ mod tests {
 
     #[test]
     fn a_stream_is_given_up_by_its_own_record_and_no_other() {
-        let stream = |incarnation| StreamIdentity {
-            migration: "m".into(),
-            direction: Direction::Forward,
-            slot: "segue_m_fwd".into(),
-            publication: "segue_m_fwd".into(),
-            system_id: "7".into(),
-            timeline: 1,
-            incarnation,
-            start: Position(1),
-        };
         let given_up =
             |incarnation| entry(GIVEN_UP, json!({ "lost": as_json(&stream(incarnation), Position(9)) }));
         assert!(!is_given_up(&[entry("born", json!({}))], &stream(3)));
