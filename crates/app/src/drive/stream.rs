@@ -7,7 +7,7 @@ use super::attempt::{Attempt, targets};
 use super::flow::lost_while_idle;
 use super::switch::rows;
 use super::{Driver, guard, plan};
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
@@ -17,6 +17,7 @@ use segue_postgres::birth::{self, Direction, StreamIdentity, Told, WaitReport};
 use segue_postgres::catalog::Catalog;
 use segue_postgres::control::{Entry, Lease};
 use segue_postgres::error::LOG_REMOVED;
+use segue_postgres::fence;
 use segue_postgres::leaves;
 use segue_postgres::stream::{Opening, StreamSource};
 use serde_json::{Value, json};
@@ -166,15 +167,29 @@ impl Attempt<'_> {
         catalog: &Catalog,
         target: &Client,
     ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        plan::nothing_filled(target, &catalog.tables).await?;
+        self.nothing_filled(catalog, target).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;
-        let made = self.make(catalog, target).await?;
-        let (identity, token) = (&made.0, self.lease.token);
-        leaves::remember_born(target, identity, token, &catalog.relations).await?;
-        birth::claim(target, token, identity).await?;
+        let unguarded = self.shield(catalog, target).await?;
+        // What others were writing meanwhile is there by now, and nothing more can come.
+        self.nothing_filled(catalog, target).await?;
+        let identity = self.make(catalog).await?;
+        let token = self.lease.token;
+        leaves::remember_born(target, &identity, token, &catalog.relations).await?;
+        birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
-        Ok(made)
+        Ok((identity, unguarded))
+    }
+
+    /// That the target's tables are empty. Where they are not, they are left open: whoever is told to empty them is not to
+    /// be refused by the fence.
+    async fn nothing_filled(&self, catalog: &Catalog, target: &Client) -> Outcome<()> {
+        let Err(fault) = plan::nothing_filled(target, &catalog.tables).await else { return Ok(()) };
+        if fault.recovery == Recovery::Operator {
+            let mut removed = fence::Removed::default();
+            fence::remove(target, self.driver.spec.name.as_str(), &mut removed).await?;
+        }
+        Err(fault)
     }
 
     /// Makes a stream in place of `lost`, over the rows that it has brought.
@@ -190,23 +205,19 @@ impl Attempt<'_> {
         killpoint::pass("renew.cleared");
         // What was compared, and how reads answered, was of rows that another stream has brought.
         control.forget_samples(self.lease).await?;
-        let made = self.make(catalog, target).await?;
-        birth::succeed(target, token, (lost, &made.0), &catalog.relations).await?;
+        let unguarded = self.shield(catalog, target).await?;
+        let made = self.make(catalog).await?;
+        birth::succeed(target, token, (lost, &made), &catalog.relations).await?;
         screen.say(&format!(
             "a new stream begins at {}; what was committed between it and the lost one's end, {}, is read from the tables: \
              every row is compared, and those that differ are written",
-            made.0.start, lost.start
+            made.start, lost.start
         ));
-        Ok(made)
+        Ok((made, unguarded))
     }
 
-    /// Fences and guards both sides, gives birth to the stream, and writes that down. The target is not bound to it yet.
-    async fn make(
-        &self,
-        catalog: &Catalog,
-        target: &Client,
-    ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        let Driver { spec, sides, screen, .. } = self.driver;
+    /// Fences the target, and guards the source. Returns the guard against DDL, if a lock has kept it.
+    async fn shield(&self, catalog: &Catalog, target: &Client) -> Outcome<Option<guard::Held>> {
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
         let (tables, sources) = (targets(catalog), guard::sources(&catalog.tables));
@@ -215,6 +226,12 @@ impl Attempt<'_> {
         let ((), prepared) = tokio::join!(self.tell_trouble(), async { tokio::try_join!(fenced, guarded) });
         let ((), unguarded) = prepared?;
         killpoint::pass("birth.fenced");
+        Ok(unguarded)
+    }
+
+    /// Gives birth to the stream, and writes that down. The target is not bound to it yet.
+    async fn make(&self, catalog: &Catalog) -> Outcome<StreamIdentity> {
+        let Driver { spec, sides, screen, .. } = self.driver;
         let migration = spec.name.as_str();
         let mut said = String::new();
         let report = |wait: WaitReport| {
@@ -231,7 +248,7 @@ impl Attempt<'_> {
         let stream = as_json(&identity, identity.start);
         let body = json!({ "plan": plan::remembered(&catalog.tables), "stream": stream });
         self.driver.record(self.lease, "born", body).await?;
-        Ok((identity, unguarded))
+        Ok(identity)
     }
 }
 
