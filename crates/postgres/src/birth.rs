@@ -27,7 +27,7 @@ pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
 pub use tables::{dependents, drop_source_tables, drop_target_tables, drop_unfilled, stranger};
 pub use wait::{Blocker, WaitReport, WaitStep};
-pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
+pub(crate) use wait::{QUERY_CHARS_MAX, blocker, slot};
 
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
