@@ -24,6 +24,11 @@ const DDL: &str = "
     CREATE TABLE shop.event_new_0 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 0);
     CREATE TABLE shop.event_new_1 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 1);
     CREATE TABLE public.loose (a int, b text, PRIMARY KEY (a, b))";
+/// A type and a sequence in schemas that are not everybody's, and have no table.
+const ELSEWHERE: &str = "
+    CREATE SCHEMA kinds; CREATE TYPE kinds.grade AS ENUM ('new', 'good');
+    CREATE SCHEMA counts; CREATE SEQUENCE counts.given;
+    ALTER TABLE shop.entry ADD grade kinds.grade NOT NULL DEFAULT 'new', ALTER no SET DEFAULT nextval('counts.given')";
 const ROWS: &str = "
     INSERT INTO shop.customer (name) SELECT 'c' || n FROM generate_series(1, 500) n;
     INSERT INTO shop.entry (v) SELECT 'e' || n FROM generate_series(1, 500) n;
@@ -99,6 +104,7 @@ fn grant(pair: &Pair, side: &str, server: &Cluster) {
 async fn what_is_printed_is_enough_for_a_role_of_its_own_and_all_that_is_run() {
     let pair = Pair::with(logged(), logged(), &TABLES).await;
     pair.both(DDL).await;
+    pair.both(ELSEWHERE).await;
     lives_as_it_was_told(&pair, "").await;
 }
 

@@ -29,7 +29,7 @@ pub use tables::{
     dependents, drop_source_tables, drop_target_tables, drop_unfilled, may_drop_target, stranger,
 };
 pub use wait::{Blocker, WaitReport, WaitStep};
-pub(crate) use wait::{QUERY_CHARS_MAX, blocker};
+pub(crate) use wait::{QUERY_CHARS_MAX, blocker, slot};
 
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;

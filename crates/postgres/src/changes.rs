@@ -93,6 +93,8 @@ pub struct About<'a> {
     pub fenced: [&'a [QualifiedName]; 2],
     /// Sequences that go along with the writes, by their names on the target.
     pub sequences: &'a [QualifiedName],
+    /// The major versions of the source and of the target.
+    pub majors: [i32; 2],
     /// The control database is neither of the two.
     pub has_control: bool,
     /// Sides on which the guard against DDL is made: the spec wants it, and the role may make event triggers.
@@ -144,8 +146,12 @@ impl List<'_> {
         for sql in birth::publication(&name, self.relations(from)) {
             self.add(step, from, "the change stream", sql);
         }
-        let slot = format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", quote_literal(&name));
-        self.add(step, from, "the change stream", slot);
+        let [source, target] = self.about.majors;
+        let major = match from {
+            Side::Source => source,
+            Side::Target => target,
+        };
+        self.add(step, from, "the change stream", birth::slot(&name, major));
         Ok(())
     }
 

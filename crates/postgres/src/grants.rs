@@ -88,7 +88,9 @@ async fn look(
     grants.statements.extend(sequence_rights(client, &role, tables).await?);
     if let Some(model) = made_as_on {
         let unmade = unmade(client, tables).await?;
-        grants.statements.extend(creation_rights(client, &role, &unmade).await?);
+        let mut creation = creation_rights(client, &role, (model, &unmade)).await?;
+        creation.retain(|grant| !grants.statements.contains(grant));
+        grants.statements.extend(creation);
         ownership(client, &role, owners_to_be(model, &unmade).await?, &mut grants).await?;
     }
     grants.remarks.push("event triggers are a superuser's alone: DDL on the tables is noticed, and stops the migration, but is not refused".to_owned());
@@ -106,27 +108,75 @@ async fn unmade(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<Qualif
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
 }
 
-/// What making tables takes in schemas that are there; a schema that is not is made with the database's right.
-async fn creation_rights(client: &Client, role: &Role, unmade: &[QualifiedName]) -> Outcome<Vec<String>> {
+/// What making tables as they are on `model` takes in schemas that are there; a schema that is not is made with the
+/// database's right. Types and sequences are made along, but for those of extensions.
+async fn creation_rights(
+    client: &Client,
+    role: &Role,
+    (model, unmade): (&Client, &[QualifiedName]),
+) -> Outcome<Vec<String>> {
     let mut found = Vec::new();
-    for schema in unmade.iter().map(|table| &table.schema).collect::<BTreeSet<_>>() {
-        found.extend(schema_rights(client, role, schema).await?);
+    let places: BTreeSet<&str> = unmade.iter().map(|table| table.schema.as_str()).collect();
+    for (schema, is_extensions) in schemas(model, unmade).await? {
+        let made_in = places.contains(schema.as_str()) || !is_extensions;
+        let rights: &[&str] = if made_in { &["USAGE", "CREATE"] } else { &["USAGE"] };
+        found.extend(schema_rights(client, role, &schema, rights).await?);
     }
     Ok(found)
 }
 
-/// What a role lacks to have tables in a schema, if that is there.
-async fn schema_rights(client: &Client, role: &Role, schema: &str) -> Outcome<Option<String>> {
+/// What a role lacks of `rights` in a schema, if that is there.
+async fn schema_rights(
+    client: &Client,
+    role: &Role,
+    schema: &str,
+    rights: &[&str],
+) -> Outcome<Option<String>> {
     let sql = "SELECT FROM pg_namespace WHERE nspname = $1";
     if client.query_opt(sql, &[&schema]).await.map_err(|e| fault_of(&e))?.is_none() {
         return Ok(None);
     }
     // Several privileges in one question mean any of them.
-    let right = |right| format!("has_schema_privilege($role, {}, '{right}')", quote_literal(schema));
-    let lacks = !has(client, role, &format!("{} AND {}", right("USAGE"), right("CREATE"))).await?;
-    let grant =
-        || format!("GRANT USAGE, CREATE ON SCHEMA {} TO {}", quote_ident(schema), quote_ident(&role.name));
-    Ok(lacks.then(grant))
+    let right = |right: &&str| format!("has_schema_privilege($role, {}, '{right}')", quote_literal(schema));
+    let question = rights.iter().map(right).collect::<Vec<_>>().join(" AND ");
+    let lacks = !has(client, role, &question).await?;
+    let (rights, schema) = (rights.join(", "), quote_ident(schema));
+    Ok(lacks.then(|| format!("GRANT {rights} ON SCHEMA {schema} TO {}", quote_ident(&role.name))))
+}
+
+/// Goes on after a statement's `WITH RECURSIVE …` with `named(schema, of_extension)`: the schemas that Segue's statements
+/// name for the tables whose OIDs `relations` selects. Values are cast to their columns' types by name, keys are compared
+/// by operators that lie with the type below all domains, and sequences are set by name.
+pub(crate) fn named_schemas(relations: &str) -> String {
+    format!(
+        ", kind(oid) AS (
+             SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid IN ({relations})
+                AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+             UNION SELECT y.typbasetype FROM kind k JOIN pg_type y ON y.oid = k.oid WHERE y.typbasetype <> 0),
+         named(schema, of_extension) AS (
+             SELECT c.relnamespace, false FROM pg_class c WHERE c.oid IN ({relations})
+             UNION SELECT y.typnamespace, EXISTS (
+                     SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid IN (y.oid, y.typelem)
+                        AND d.deptype = 'e')
+               FROM kind k JOIN pg_type y ON y.oid = k.oid
+             UNION SELECT s.relnamespace, false FROM pg_attrdef f
+               JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+               JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
+              WHERE f.adrelid IN ({relations}))"
+    )
+}
+
+/// The schemas that statements about `tables` name, and whether they only hold what is an extension's of that. `pg_catalog`,
+/// which is everybody's, is left out.
+async fn schemas(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<(String, bool)>> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let sql = format!(
+        "{TREE}{} SELECT n.nspname::text, bool_and(w.of_extension) FROM named w JOIN pg_namespace n ON n.oid = w.schema
+          WHERE n.nspname <> 'pg_catalog' GROUP BY 1 ORDER BY 1",
+        named_schemas("SELECT relation FROM tree")
+    );
+    let rows = client.query(&sql, &[&names]).await.map_err(|e| fault_of(&e))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Roles that own tables where these are, or will once they have an owner of their own, each with the tables' schemas.
@@ -174,7 +224,7 @@ async fn ownership(
         }
         let mut wanted = Vec::new();
         for schema in &schemas {
-            wanted.extend(schema_rights(client, &owner, schema).await?);
+            wanted.extend(schema_rights(client, &owner, schema, &["USAGE", "CREATE"]).await?);
         }
         wanted.extend(membership(client, role, &name).await?);
         wanted.retain(|grant| !grants.statements.contains(grant));
@@ -301,12 +351,8 @@ async fn table_rights(
         .collect();
     let quoted = quote_ident(&role.name);
     let mut found = Vec::new();
-    for schema in owned.iter().map(|table| &table.schema).collect::<BTreeSet<_>>() {
-        if !has(client, role, &format!("has_schema_privilege($role, {}, 'USAGE')", quote_literal(schema)))
-            .await?
-        {
-            found.push(format!("GRANT USAGE ON SCHEMA {} TO {quoted}", quote_ident(schema)));
-        }
+    for (schema, _) in schemas(client, tables).await? {
+        found.extend(schema_rights(client, role, &schema, &["USAGE"]).await?);
     }
     found.extend(given_an_owner(client, &owned, remarks).await?);
     for owner in owners(client, &owned).await? {

@@ -318,6 +318,47 @@ async fn other_shapes_are_refused_by_column_with_the_remedy() {
 }
 
 #[tokio::test]
+async fn a_type_with_less_room_inside_is_refused_like_a_narrower_column() {
+    let mut pair = Pair::empty().await;
+    let kinds = [
+        ("same", "numeric(12,4)", "numeric(12,4)", ""),
+        ("wider", "numeric(12,4)", "numeric(14,4)", ""),
+        ("unbounded", "varchar(9)", "varchar", ""),
+        ("scale", "numeric(12,4)", "numeric(12,2)", "numeric(12,2) on the target"),
+        ("narrow", "varchar(9)", "varchar(8)", "character varying(8) on the target"),
+        ("coarse", "timestamptz(3)", "timestamptz(0)", "timestamp(0) with time zone on the target"),
+        ("listed", "numeric(12,4)[]", "numeric(12,2)[]", "numeric(12,2)[] on the target"),
+    ];
+    // A domain, one over it, a composite, one with that inside, and arrays.
+    let columns = ["d", "dd", "c", "cc", "dd[]", "c[]"];
+    for (name, from, to, _) in kinds {
+        for (client, inner) in [(&pair.source, from), (&pair.target, to)] {
+            let types = format!(
+                "SET search_path = public; CREATE DOMAIN {name}_d AS {inner}; CREATE DOMAIN {name}_dd AS {name}_d;
+                 CREATE TYPE {name}_c AS (a int, b {inner}); CREATE TYPE {name}_cc AS (a text, b {name}_c)"
+            );
+            client.batch_execute(&types).await.expect(name);
+            for (no, column) in columns.iter().enumerate() {
+                let table = format!("CREATE TABLE {name}{no} (id int PRIMARY KEY, v {name}_{column})");
+                client.batch_execute(&table).await.expect(&table);
+            }
+        }
+    }
+    for (name, _, _, words) in kinds {
+        for no in 0..columns.len() {
+            let table = format!("{name}{no}");
+            if words.is_empty() {
+                pair.table(&table).await;
+            } else {
+                let text = pair.refused(&table).await;
+                assert!(text.contains("SEGUE-COLUMN") && text.contains(words), "{table}: {text}");
+                assert!(text.contains("on the target, make the type") && !text.contains("ALTER"), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_a_logged_table_or_not_there_is_refused() {
     let mut pair = Pair::with(
         "CREATE VIEW v AS SELECT 1 AS id; CREATE MATERIALIZED VIEW m AS SELECT 1 AS id;

@@ -282,6 +282,7 @@ async fn all_changes(
             guarded.push(side);
         }
     }
+    let (from, to) = tokio::try_join!(major(source), major(target))?;
     let is_apart =
         ![&sides.source, &sides.target].iter().any(|side| side.to_string() == sides.control.to_string());
     changes(&About {
@@ -291,10 +292,17 @@ async fn all_changes(
         target: &back.relations,
         fenced: [on_source, on_target],
         sequences,
+        majors: [from, to],
         has_control: is_apart,
         guarded: &guarded,
         copy_workers: spec.copy.workers,
     })
+}
+
+/// The server's major version.
+async fn major(client: &Client) -> Outcome<i32> {
+    let sql = "SELECT current_setting('server_version_num')::int / 10000";
+    Ok(client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
 }
 
 /// Whether the role of this session may make event triggers.

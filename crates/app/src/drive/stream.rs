@@ -7,7 +7,7 @@ use super::attempt::{Attempt, targets};
 use super::flow::lost_while_idle;
 use super::switch::rows;
 use super::{Driver, guard, plan};
-use segue_engine::fault::Fault;
+use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
@@ -17,6 +17,7 @@ use segue_postgres::birth::{self, Direction, StreamIdentity, Told, WaitReport};
 use segue_postgres::catalog::Catalog;
 use segue_postgres::control::{Entry, Lease};
 use segue_postgres::error::LOG_REMOVED;
+use segue_postgres::fence;
 use segue_postgres::leaves;
 use segue_postgres::stream::{Opening, StreamSource};
 use serde_json::{Value, json};
@@ -54,7 +55,7 @@ impl Attempt<'_> {
         let source = &sides.source.marked(spec.name.as_str());
         let resumed = birth::resume(source, target, self.lease.token, &identity, checkpoint).await;
         // What told of a restore then may have grown over since.
-        let resumed = resumed.and_then(|resumed| source_behind(journal).map_or(Ok(resumed), Err));
+        let resumed = resumed.and_then(|resumed| source_behind(journal, &identity).map_or(Ok(resumed), Err));
         match resumed {
             Ok(identity) if new_stream.load(Ordering::Relaxed) => match unreadable(journal) {
                 Some(fault) => self.cannot_go_on(target, (identity, checkpoint), fault).await,
@@ -166,15 +167,29 @@ impl Attempt<'_> {
         catalog: &Catalog,
         target: &Client,
     ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        plan::nothing_filled(target, &catalog.tables).await?;
+        self.nothing_filled(catalog, target).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;
-        let made = self.make(catalog, target).await?;
-        let (identity, token) = (&made.0, self.lease.token);
-        leaves::remember_born(target, identity, token, &catalog.relations).await?;
-        birth::claim(target, token, identity).await?;
+        let unguarded = self.shield(catalog, target).await?;
+        // What others were writing meanwhile is there by now, and nothing more can come.
+        self.nothing_filled(catalog, target).await?;
+        let identity = self.make(catalog).await?;
+        let token = self.lease.token;
+        leaves::remember_born(target, &identity, token, &catalog.relations).await?;
+        birth::claim(target, token, &identity).await?;
         killpoint::pass("birth.claimed");
-        Ok(made)
+        Ok((identity, unguarded))
+    }
+
+    /// That the target's tables are empty. Where they are not, they are left open: whoever is told to empty them is not to
+    /// be refused by the fence.
+    async fn nothing_filled(&self, catalog: &Catalog, target: &Client) -> Outcome<()> {
+        let Err(fault) = plan::nothing_filled(target, &catalog.tables).await else { return Ok(()) };
+        if fault.recovery == Recovery::Operator {
+            let mut removed = fence::Removed::default();
+            fence::remove(target, self.driver.spec.name.as_str(), &mut removed).await?;
+        }
+        Err(fault)
     }
 
     /// Makes a stream in place of `lost`, over the rows that it has brought.
@@ -190,23 +205,19 @@ impl Attempt<'_> {
         killpoint::pass("renew.cleared");
         // What was compared, and how reads answered, was of rows that another stream has brought.
         control.forget_samples(self.lease).await?;
-        let made = self.make(catalog, target).await?;
-        birth::succeed(target, token, (lost, &made.0), &catalog.relations).await?;
+        let unguarded = self.shield(catalog, target).await?;
+        let made = self.make(catalog).await?;
+        birth::succeed(target, token, (lost, &made), &catalog.relations).await?;
         screen.say(&format!(
             "a new stream begins at {}; what was committed between it and the lost one's end, {}, is read from the tables: \
              every row is compared, and those that differ are written",
-            made.0.start, lost.start
+            made.start, lost.start
         ));
-        Ok(made)
+        Ok((made, unguarded))
     }
 
-    /// Fences and guards both sides, gives birth to the stream, and writes that down. The target is not bound to it yet.
-    async fn make(
-        &self,
-        catalog: &Catalog,
-        target: &Client,
-    ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
-        let Driver { spec, sides, screen, .. } = self.driver;
+    /// Fences the target, and guards the source. Returns the guard against DDL, if a lock has kept it.
+    async fn shield(&self, catalog: &Catalog, target: &Client) -> Outcome<Option<guard::Held>> {
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
         let (tables, sources) = (targets(catalog), guard::sources(&catalog.tables));
@@ -215,6 +226,12 @@ impl Attempt<'_> {
         let ((), prepared) = tokio::join!(self.tell_trouble(), async { tokio::try_join!(fenced, guarded) });
         let ((), unguarded) = prepared?;
         killpoint::pass("birth.fenced");
+        Ok(unguarded)
+    }
+
+    /// Gives birth to the stream, and writes that down. The target is not bound to it yet.
+    async fn make(&self, catalog: &Catalog) -> Outcome<StreamIdentity> {
+        let Driver { spec, sides, screen, .. } = self.driver;
         let migration = spec.name.as_str();
         let mut said = String::new();
         let report = |wait: WaitReport| {
@@ -231,7 +248,7 @@ impl Attempt<'_> {
         let stream = as_json(&identity, identity.start);
         let body = json!({ "plan": plan::remembered(&catalog.tables), "stream": stream });
         self.driver.record(self.lease, "born", body).await?;
-        Ok((identity, unguarded))
+        Ok(identity)
     }
 }
 
@@ -251,10 +268,16 @@ fn is_given_up(journal: &[Entry], stream: &StreamIdentity) -> bool {
     given_up.any(|entry| incarnation(entry) == Some(stream.incarnation))
 }
 
-/// That the source was found restored since a stream was last opened: nothing has changed that.
-fn source_behind(journal: &[Entry]) -> Option<Fault> {
+/// That the source was found restored since a stream was last opened, or since `stream` was made in place of the one that
+/// this was found of: nothing has changed that.
+fn source_behind(journal: &[Entry], stream: &StreamIdentity) -> Option<Fault> {
     let opened = [Stage::Backfilling.name(), Stage::Following.name(), Stage::Switched.name()];
-    let mut since = journal.iter().rev().take_while(|entry| !opened.contains(&entry.entry.kind.as_str()));
+    let is_newer = |entry: &Entry| {
+        let incarnation = entry.entry.body.pointer("/stream/incarnation").and_then(Value::as_i64);
+        let is_birth = entry.entry.kind == "born" && incarnation == Some(stream.incarnation);
+        !is_birth && !opened.contains(&entry.entry.kind.as_str())
+    };
+    let mut since = journal.iter().rev().take_while(|&entry| is_newer(entry));
     let code = restored().code;
     let found = since.find(|entry| entry.entry.kind == "fault" && entry.entry.body["code"] == code)?;
     let text = |field: &str| found.entry.body[field].as_str().unwrap_or_default().to_owned();
@@ -350,6 +373,19 @@ mod tests {
         Entry { seq: 1, at_us: 0, entry: NewEntry { version: 1, actor: "a".into(), kind: kind.into(), body } }
     }
 
+    fn stream(incarnation: i64) -> StreamIdentity {
+        StreamIdentity {
+            migration: "m".into(),
+            direction: Direction::Forward,
+            slot: "segue_m_fwd".into(),
+            publication: "segue_m_fwd".into(),
+            system_id: "7".into(),
+            timeline: 1,
+            incarnation,
+            start: Position(1),
+        }
+    }
+
     #[test]
     fn a_source_that_has_forgotten_a_token_or_a_signal_was_restored() {
         let status = json!({ "token": 50, "slot": { "signal": 7 } });
@@ -367,9 +403,25 @@ mod tests {
         let ended =
             |code: &str| entry("fault", json!({ "code": code, "fault": "behind", "next_step": "go" }));
         let (following, behind) = (|| entry("following", json!({})), || ended("SEGUE-SOURCE-BEHIND"));
-        let found = source_behind(&[following(), behind(), ended("SEGUE-CONNECTION")]);
+        let found = source_behind(&[following(), behind(), ended("SEGUE-CONNECTION")], &stream(3));
         assert_eq!(found.map(|fault| (fault.what, fault.next_step)), Some(("behind".into(), "go".into())));
-        assert_eq!(source_behind(&[behind(), following(), ended("SEGUE-CONNECTION")]), None);
+        assert_eq!(source_behind(&[behind(), following(), ended("SEGUE-CONNECTION")], &stream(3)), None);
+    }
+
+    #[test]
+    fn a_stream_that_was_made_since_is_not_that_of_the_restored_source() {
+        let ended = |code: &str| entry("fault", json!({ "code": code }));
+        let behind = || ended("SEGUE-SOURCE-BEHIND");
+        let born =
+            |incarnation| entry("born", json!({ "stream": as_json(&stream(incarnation), Position(1)) }));
+        let renewed = || vec![entry("following", json!({})), behind(), entry(GIVEN_UP, json!({})), born(4)];
+        // The target was bound to it, and something failed before it was opened.
+        let journal = [renewed(), vec![ended("SEGUE-CONNECTION")]].concat();
+        assert_eq!(source_behind(&journal, &stream(4)), None);
+        assert!(source_behind(&journal, &stream(3)).is_some());
+        // The source was restored once more.
+        let journal = [renewed(), vec![behind()]].concat();
+        assert!(source_behind(&journal, &stream(4)).is_some());
     }
 
     #[test]
@@ -385,16 +437,6 @@ mod tests {
 
     #[test]
     fn a_stream_is_given_up_by_its_own_record_and_no_other() {
-        let stream = |incarnation| StreamIdentity {
-            migration: "m".into(),
-            direction: Direction::Forward,
-            slot: "segue_m_fwd".into(),
-            publication: "segue_m_fwd".into(),
-            system_id: "7".into(),
-            timeline: 1,
-            incarnation,
-            start: Position(1),
-        };
         let given_up =
             |incarnation| entry(GIVEN_UP, json!({ "lost": as_json(&stream(incarnation), Position(9)) }));
         assert!(!is_given_up(&[entry("born", json!({}))], &stream(3)));

@@ -2,6 +2,7 @@
 
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
+use segue_model::sqltext::quote_literal;
 use serde::Serialize;
 use std::fmt;
 use std::future::Future;
@@ -175,24 +176,27 @@ pub(crate) fn blocker(row: &Row) -> Blocker {
     }
 }
 
-/// Makes the permanent logical slot on `maker` while `watcher` looks who is waited for.
+/// The statement that makes the slot `name` on a server of this major version. From 17 on a standby keeps it in step, if the
+/// server is set up so.
+pub(crate) fn slot(name: &str, major: i32) -> String {
+    let failover = if major >= 17 { ", failover => true" } else { "" };
+    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover})", quote_literal(name))
+}
+
+/// Makes the permanent logical slot `name` on `maker` while `watcher` looks who is waited for.
 ///
 /// If this future is dropped, the server goes on making the slot: it is a leftover then.
 pub(super) async fn make_slot(
     maker: &Client,
     watcher: &Client,
-    slot: &str,
+    name: &str,
     report: &mut (impl FnMut(WaitReport) + Send),
 ) -> Outcome<()> {
     let pid: i32 = maker.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| fault_of(&e))?.get(0);
     let make = async {
-        // From 17 on a standby keeps it in step, if the server is set up so.
-        let since_17 = "SELECT current_setting('server_version_num')::int >= 170000";
-        let sql = match maker.query_one(since_17, &[]).await.map_err(|e| fault_of(&e))?.get(0) {
-            true => "SELECT pg_create_logical_replication_slot($1, 'pgoutput', failover => true)",
-            false => "SELECT pg_create_logical_replication_slot($1, 'pgoutput')",
-        };
-        maker.execute(sql, &[&slot]).await.map(drop).map_err(|e| fault_of(&e))
+        let major = "SELECT current_setting('server_version_num')::int / 10000";
+        let major: i32 = maker.query_one(major, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+        maker.execute(&slot(name, major), &[]).await.map(drop).map_err(|e| fault_of(&e))
     };
     let look = Look { watcher, sql: WAITED_FOR, about: pid.to_string() };
     watched(WaitStep::Slot, make, look, report).await
@@ -270,6 +274,13 @@ async fn functions(client: &Client) -> Outcome<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slot_is_kept_in_step_by_standbys_where_they_can() {
+        assert_eq!(slot("it's", 16), "SELECT pg_create_logical_replication_slot('it''s', 'pgoutput')");
+        let since_17 = "SELECT pg_create_logical_replication_slot('a', 'pgoutput', failover => true)";
+        assert_eq!((slot("a", 17).as_str(), slot("a", 18).as_str()), (since_17, since_17));
+    }
 
     #[test]
     fn statements_of_others_are_shown_without_their_values() {

@@ -131,29 +131,102 @@ pub(super) fn mismatch(source: &Side, target: &Side, from: &ColumnFacts, to: &Co
     if let Some(why) = type_mismatch(source, target, a, b, 0) {
         return Some(why);
     }
+    if let Some(narrowed) = narrowed(source, target, a, b, 0) {
+        return Some(format!(
+            "the type {} holds {} on the {} and {} on the {}",
+            narrowed.whole.sql, narrowed.on_source, source.label, narrowed.on_target, target.label
+        ));
+    }
     let below = base(source, from.type_oid, from.typmod);
     let name = below.map_or(a.name.as_str(), |(facts, _)| element(source, facts).name.as_str());
-    let fits = to.typmod == from.typmod || to.typmod < 0 || {
-        from.typmod >= 0
-            && match name {
-                "varchar" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => {
-                    to.typmod > from.typmod
-                }
-                // precision << 16 | scale; a different scale would change the text of the values.
-                "numeric" => {
-                    (from.typmod - 4) & 0xffff == (to.typmod - 4) & 0xffff && to.typmod > from.typmod
-                }
-                _ => false,
-            }
-    };
-    // Without a length, char(n) keeps the blanks it was padded with.
-    let loses_padding = name == "bpchar" && to.typmod != from.typmod;
-    (!fits || loses_padding).then(|| {
+    (!fits(name, from.typmod, to.typmod)).then(|| {
         format!(
             "it is {} on the {} and {} on the {}",
             from.shown_type, source.label, to.shown_type, target.label
         )
     })
+}
+
+/// Whether every value of a type called `name` is the same with the modifier `to` as it was with `from`.
+fn fits(name: &str, from: i32, to: i32) -> bool {
+    if to == from {
+        return true;
+    }
+    match name {
+        // Without a length, char(n) keeps the blanks it was padded with.
+        "bpchar" => false,
+        _ if to < 0 => true,
+        "varchar" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => from >= 0 && to > from,
+        // precision << 16 | scale; a different scale would change the text of the values.
+        "numeric" => from >= 0 && (from - 4) & 0xffff == (to - 4) & 0xffff && to > from,
+        _ => false,
+    }
+}
+
+/// A type that is inside another.
+struct Inside<'a> {
+    oid: u32,
+    typmod: i32,
+    /// With its modifier.
+    shown: &'a str,
+}
+
+/// What a type is made of: an array's elements, what a domain is over, a composite's attributes, a range's bounds.
+fn inside(facts: &TypeFacts) -> Vec<Inside<'_>> {
+    let element = facts.element.map(|oid| Inside { oid, typmod: -1, shown: "" });
+    let base = facts.base.map(|(oid, typmod)| Inside { oid, typmod, shown: facts.base_shown.as_str() });
+    let parts = facts.parts.iter().zip(&facts.part_typmods).zip(&facts.parts_shown);
+    let parts =
+        parts.map(|((oid, typmod), shown)| Inside { oid: *oid, typmod: *typmod, shown: shown.as_str() });
+    element.into_iter().chain(base).chain(parts).collect()
+}
+
+/// A type of the target whose values have less room inside than the source's.
+struct Narrowed<'a> {
+    whole: &'a TypeFacts,
+    on_source: &'a str,
+    on_target: &'a str,
+}
+
+/// The first modifier inside two types that are alike but for those by which values would not fit: the target's receive
+/// functions round to their own in silence, or refuse.
+fn narrowed<'a>(
+    source: &'a Side,
+    target: &'a Side,
+    a: &'a TypeFacts,
+    b: &'a TypeFacts,
+    depth: u32,
+) -> Option<Narrowed<'a>> {
+    if depth > DEPTH_MAX {
+        return None;
+    }
+    inside(a).into_iter().zip(inside(b)).find_map(|(from, to)| {
+        let (below, there) = (source.types.get(&from.oid)?, target.types.get(&to.oid)?);
+        if fits(&element(source, below).name, from.typmod, to.typmod) {
+            narrowed(source, target, below, there, depth + 1)
+        } else {
+            Some(Narrowed { whole: b, on_source: from.shown, on_target: to.shown })
+        }
+    })
+}
+
+/// What is to be done about a type of the target that has less room inside; `None` if that is not what is wrong.
+pub(super) fn made_anew(
+    source: &Side,
+    target: &Side,
+    from: &ColumnFacts,
+    to: &ColumnFacts,
+) -> Option<String> {
+    let (a, b) = (source.types.get(&from.type_oid)?, target.types.get(&to.type_oid)?);
+    if type_mismatch(source, target, a, b, 0).is_some() {
+        return None;
+    }
+    let Narrowed { whole, on_source, .. } = narrowed(source, target, a, b, 0)?;
+    Some(format!(
+        "on the {}, make the type {} anew with {on_source}, as it is on the {}: one that columns use cannot be altered, so they \
+         are dropped with it, and added again",
+        target.label, whole.sql, source.label
+    ))
 }
 
 /// The statements that give the target's enum the labels that it lacks, each at its place; `None` if the columns are not of an
@@ -203,16 +276,8 @@ fn type_mismatch(source: &Side, target: &Side, a: &TypeFacts, b: &TypeFacts, dep
     if a.kind == 'c' && (a.part_names != b.part_names || a.parts.len() != b.parts.len()) {
         return Some(format!("the composite type {} has other attributes on the {}", b.sql, target.label));
     }
-    let inside = |facts: &TypeFacts| -> Vec<u32> {
-        facts
-            .element
-            .into_iter()
-            .chain(facts.base.map(|(base, _)| base))
-            .chain(facts.parts.iter().copied())
-            .collect()
-    };
     inside(a).into_iter().zip(inside(b)).find_map(|(a, b)| {
-        match (source.types.get(&a), target.types.get(&b)) {
+        match (source.types.get(&a.oid), target.types.get(&b.oid)) {
             (Some(a), Some(b)) => type_mismatch(source, target, a, b, depth + 1),
             _ => Some("a type inside its type cannot be read".to_owned()),
         }

@@ -91,6 +91,8 @@ pub(super) struct TypeFacts {
     pub(super) element: Option<u32>,
     /// The type that a domain is over, and its modifier.
     pub(super) base: Option<(u32, i32)>,
+    /// The same for people.
+    pub(super) base_shown: String,
     pub(super) has_array: bool,
     pub(super) has_binary: bool,
     pub(super) of_extension: bool,
@@ -98,6 +100,10 @@ pub(super) struct TypeFacts {
     pub(super) labels: Vec<String>,
     /// Types of a composite's attributes, of a range's bounds, of a multirange's ranges.
     pub(super) parts: Vec<u32>,
+    /// The modifiers of those, -1 where there is none.
+    pub(super) part_typmods: Vec<i32>,
+    /// Those types with their modifiers, for people.
+    pub(super) parts_shown: Vec<String>,
     /// Names of a composite's attributes.
     pub(super) part_names: Vec<String>,
 }
@@ -325,28 +331,32 @@ async fn types(
     used: &[u32],
 ) -> Outcome<HashMap<u32, TypeFacts>> {
     let multirange = if server.version >= 140_000 {
-        "UNION ALL SELECT r.rngmultitypid, r.rngtypid, '' FROM pg_range r"
+        "UNION ALL SELECT r.rngmultitypid, r.rngtypid, -1, '', 0 FROM pg_range r"
     } else {
         ""
     };
     let sql = format!(
-        "WITH RECURSIVE part(whole, oid, name) AS (
-             SELECT t.oid, t.typelem, '' FROM pg_type t WHERE t.typelem <> 0
-             UNION ALL SELECT t.oid, t.typbasetype, '' FROM pg_type t WHERE t.typbasetype <> 0
-             UNION ALL SELECT t.oid, a.atttypid, a.attname::text FROM pg_type t
+        "WITH RECURSIVE part(whole, oid, typmod, name, no) AS (
+             SELECT t.oid, t.typelem, -1, '', 0 FROM pg_type t WHERE t.typelem <> 0
+             UNION ALL SELECT t.oid, t.typbasetype, t.typtypmod, '', 0 FROM pg_type t WHERE t.typbasetype <> 0
+             UNION ALL SELECT t.oid, a.atttypid, a.atttypmod, a.attname::text, a.attnum FROM pg_type t
                JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
               WHERE t.typtype = 'c'
-             UNION ALL SELECT r.rngtypid, r.rngsubtype, '' FROM pg_range r {multirange}),
+             UNION ALL SELECT r.rngtypid, r.rngsubtype, -1, '', 0 FROM pg_range r {multirange}),
          closure(oid) AS (
              SELECT unnest($1::oid[]) UNION SELECT p.oid FROM closure c JOIN part p ON p.whole = c.oid)
          SELECT t.oid, n.nspname, t.typname, format_type(t.oid, -1) AS sql, t.typtype::text, t.typbasetype,
-                t.typtypmod, t.typarray <> 0 AS has_array, t.typsend <> 0 AND t.typreceive <> 0 AS has_binary,
+                t.typtypmod, format_type(t.typbasetype, t.typtypmod) AS base_shown,
+                t.typarray <> 0 AS has_array, t.typsend <> 0 AND t.typreceive <> 0 AS has_binary,
                 coalesce(e.oid, 0::oid) AS element,
                 EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid
                            AND d.deptype = 'e') AS of_extension,
                 ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) AS labels,
-                ARRAY(SELECT p.oid FROM part p WHERE p.whole = t.oid AND t.typtype IN ('c', 'r', 'm')) AS parts,
-                ARRAY(SELECT p.name FROM part p WHERE p.whole = t.oid AND t.typtype = 'c') AS part_names
+                ARRAY(SELECT p.oid FROM part p WHERE p.whole = t.oid AND t.typtype IN ('c', 'r', 'm') ORDER BY p.no) AS parts,
+                ARRAY(SELECT p.typmod FROM part p WHERE p.whole = t.oid AND t.typtype IN ('c', 'r', 'm') ORDER BY p.no) AS part_typmods,
+                ARRAY(SELECT format_type(p.oid, p.typmod) FROM part p
+                       WHERE p.whole = t.oid AND t.typtype IN ('c', 'r', 'm') ORDER BY p.no) AS parts_shown,
+                ARRAY(SELECT p.name FROM part p WHERE p.whole = t.oid AND t.typtype = 'c' ORDER BY p.no) AS part_names
            FROM closure c JOIN pg_type t ON t.oid = c.oid LEFT JOIN pg_type e ON e.typarray = t.oid
            JOIN pg_namespace n ON n.oid = t.typnamespace"
     );
@@ -361,11 +371,14 @@ async fn types(
             kind: char_at(&row, "typtype"),
             element: (element != 0).then_some(element),
             base: (base != 0).then(|| (base, row.get("typtypmod"))),
+            base_shown: row.get("base_shown"),
             has_array: row.get("has_array"),
             has_binary: row.get("has_binary"),
             of_extension: row.get("of_extension"),
             labels: row.get("labels"),
             parts: row.get("parts"),
+            part_typmods: row.get("part_typmods"),
+            parts_shown: row.get("parts_shown"),
             part_names: row.get("part_names"),
         };
         found.insert(facts.oid, facts);

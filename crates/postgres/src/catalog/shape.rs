@@ -359,9 +359,11 @@ fn column_refusal(pair: &Pair<'_>, from: &ColumnFacts, to: Option<&ColumnFacts>)
         ),
         Some(to) => {
             if let Some(why) = column_type::mismatch(pair.source, pair.target, from, to) {
+                let remedy = column_type::missing_labels(pair.source, pair.target, from, to)
+                    .or_else(|| column_type::made_anew(pair.source, pair.target, from, to));
                 (
                     format!("has the column {column} in another form on the {target}: {why}"),
-                    column_type::missing_labels(pair.source, pair.target, from, to).unwrap_or_else(|| {
+                    remedy.unwrap_or_else(|| {
                         format!("{alter} ALTER COLUMN {column} TYPE {};", from.shown_type)
                     }),
                 )

@@ -1,6 +1,7 @@
 //! What roles may do: Segue's own beyond what `segue run` asks for, and the application's on the other side.
 
 use super::{Finding, Looks, Verdict};
+use crate::grants::named_schemas;
 use crate::health;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -34,6 +35,29 @@ pub(super) async fn privileges(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found: Vec<Finding> = rows.iter().map(finding).collect();
     if looks.asked.creates_missing {
         found.extend(owners_to_be(looks).await?);
+    }
+    found.extend(schemas(looks).await?);
+    Ok(found)
+}
+
+/// Tables, types and sequences are named with their schemas, on either side: with a way back both are written to.
+async fn schemas(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let sql = format!(
+        "{} SELECT DISTINCT n.nspname::text, current_user::text FROM named w JOIN pg_namespace n ON n.oid = w.schema
+          WHERE NOT has_schema_privilege(n.oid, 'USAGE') ORDER BY 1",
+        named_schemas("SELECT oid FROM tree")
+    );
+    let mut found = Vec::new();
+    for side in Side::ALL {
+        for row in looks.ask_tables(side, &sql).await? {
+            let (schema, role): (&str, &str) = (row.get(0), row.get(1));
+            let what = format!(
+                "Segue's role {role} may not use the schema {schema} of the {side}, in which tables are, or types or sequences of \
+                 their columns: statements that name them would be refused"
+            );
+            let remedy = format!("GRANT USAGE ON SCHEMA {} TO {};", quote_ident(schema), quote_ident(role));
+            found.push(Finding::warn(side, what, remedy).about(schema));
+        }
     }
     Ok(found)
 }

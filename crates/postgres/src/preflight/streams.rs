@@ -53,6 +53,42 @@ pub(super) async fn publications(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         let note = Finding::note(what, "nothing, if they are meant to have it");
         Finding { side: Some(Side::Target), ..note }.about(name)
     }));
+    for side in Side::ALL {
+        found.extend(of_segues_own(looks, side).await?);
+    }
+    Ok(found)
+}
+
+/// Publications of somebody else that send Segue's own tables along: native subscribers do not have those, and stop there.
+async fn of_segues_own(looks: &Looks<'_>, side: Side) -> Outcome<Vec<Finding>> {
+    // From 15 on a schema's tables can be published as such.
+    let version = "SELECT current_setting('server_version_num')::int >= 150000";
+    let by_schema = match looks.ask(side, version).await?.first().is_some_and(|row| row.get(0)) {
+        true => {
+            "EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_namespace n ON n.oid = s.pnnspid
+                      WHERE s.pnpubid = p.oid AND n.nspname = 'segue')"
+        }
+        false => "false",
+    };
+    let sql = format!(
+        "SELECT p.pubname::text, p.puballtables FROM pg_publication p WHERE p.puballtables OR {by_schema} ORDER BY 1"
+    );
+    let (mut found, own) = (Vec::new(), looks.own_names());
+    for row in looks.ask(side, &sql).await? {
+        let (name, sends_all): (String, bool) = (row.get(0), row.get(1));
+        if own.contains(&name) {
+            continue;
+        }
+        let sends = if sends_all { "all tables, Segue's own too" } else { "Segue's own tables" };
+        let what = format!(
+            "the publication {name} on the {side} sends {sends}: a native subscriber that lacks the tables of the schema segue fails at \
+             their first row, again and again, and its slot keeps the {side}'s log. Where nobody subscribes to it, it does no harm"
+        );
+        let remedy = "before `segue run`, let its subscribers follow a publication that lists their tables, instead of ALL TABLES or \
+             the schema segue; or make the tables of the schema segue on the subscriber first, as \
+             `pg_dump --schema-only -n segue` writes them where Segue has run";
+        found.push(Finding::warn(side, what, remedy).about(name));
+    }
     Ok(found)
 }
 

@@ -73,6 +73,15 @@ pub(crate) const CASES: &[Case] = &[
         how: MOVER,
         ..case("privileges", "ALTER TABLE orders OWNER TO keeper", "ALTER TABLE orders OWNER TO keeper", "only its owner can publish")
     },
+    Case {
+        how: MOVER,
+        also: &["type-numbers"],
+        cure: Sql(
+            "ALTER TABLE customers DROP mood; DROP SCHEMA kinds CASCADE",
+            "ALTER TABLE customers DROP mood; DROP SCHEMA kinds CASCADE",
+        ),
+        ..case("privileges", KINDS, KINDS, "mover may not use the schema kinds of the source")
+    },
     Case { how: MOVER, ..case("row-security", FORCED, FORCED, "has row-level security that applies to Segue's role") },
     case(
         "row-security",
@@ -204,6 +213,24 @@ pub(crate) const CASES: &[Case] = &[
         ..case("publications", "CREATE PUBLICATION cdc FOR TABLE orders", "", "the publication cdc sends public.orders from the source")
     },
     Case {
+        cure: Sql("DROP PUBLICATION everything", ""),
+        ..case(
+            "publications",
+            "CREATE PUBLICATION everything FOR ALL TABLES",
+            "",
+            "the publication everything on the source sends all tables, Segue's own too",
+        )
+    },
+    Case {
+        cure: Sql("", "DROP PUBLICATION everything; DROP SCHEMA segue"),
+        ..case(
+            "publications",
+            "",
+            "CREATE SCHEMA segue; CREATE PUBLICATION everything FOR TABLES IN SCHEMA segue",
+            "the publication everything on the target sends Segue's own tables",
+        )
+    },
+    Case {
         how: How { way_back: true, ..AS_EVER },
         ..case("way-back", "", "ALTER TABLE orders REPLICA IDENTITY NOTHING", "writes could not be handed over")
     },
@@ -250,6 +277,8 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
+const KINDS: &str =
+    "CREATE SCHEMA kinds; CREATE TYPE kinds.mood AS ENUM ('a'); ALTER TABLE customers ADD mood kinds.mood";
 const FORCED: &str = "ALTER TABLE orders ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY";
 const LIMITED: &str =
     "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 50', current_database()); END $$";
