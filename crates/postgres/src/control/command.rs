@@ -134,7 +134,7 @@ impl Control {
     pub async fn answer_stale(&self, lease: &Lease, answer: &Value) -> Outcome<usize> {
         let sql = "UPDATE segue.command SET answer = $3::text::jsonb, answered_at = clock_timestamp()
               WHERE migration = $1 AND taken_at IS NULL AND answered_at IS NULL
-                AND asked_at < clock_timestamp() - make_interval(secs => CASE verb WHEN 'stop' THEN $4 ELSE $5 END)
+                AND asked_at < clock_timestamp() - make_interval(secs => CASE verb WHEN 'stop' THEN $4::float8 ELSE $5::float8 END)
                 AND EXISTS (SELECT FROM segue.lease l WHERE l.migration = $1 AND l.token = $2)
              RETURNING pg_notify('segue_answer', id::text)";
         let (stop, other) = (STOP_WAITED_MAX.as_secs_f64(), WAITED_MAX.as_secs_f64());
