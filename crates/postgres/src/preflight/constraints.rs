@@ -1,6 +1,7 @@
 //! Constraints: which are on one side only, and which lead out of the migration.
 
 use super::{Finding, Looks};
+use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -33,7 +34,7 @@ async fn promises(looks: &Looks<'_>, side: Side) -> Outcome<Promises> {
            JOIN pg_class c ON c.oid = i.indexrelid";
     let mut found = Promises::new();
     for row in looks.ask_pairs(side, sql).await? {
-        let mut definition: String = row.get("definition");
+        let mut definition = settled(row.get("definition"));
         if let (Some(schema), Some(name)) =
             (row.get::<_, Option<&str>>("to_schema"), row.get::<_, Option<&str>>("to_table"))
         {
