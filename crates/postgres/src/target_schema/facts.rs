@@ -82,6 +82,14 @@ pub(super) struct IndexFacts {
     pub(super) comment: Option<String>,
 }
 
+impl IndexFacts {
+    /// A CREATE INDEX CONCURRENTLY has failed, or is at work. An index of a partitioned table is not valid, either, before
+    /// all its parts are attached.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.kind == 'i' && !self.valid
+    }
+}
+
 /// A check or a foreign key.
 #[derive(Clone, Debug)]
 pub(super) struct ConstraintFacts {
