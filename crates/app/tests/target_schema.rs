@@ -96,6 +96,18 @@ const SHOP: &str = r#"
     INSERT INTO shop.log SELECT n, 'x' FROM generate_series(1, 50) n;
 "#;
 
+/// What a server writes down in other words once it has been told it.
+const RETOLD: &str = "
+    CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TABLE t (id int PRIMARY KEY, state varchar(9) DEFAULT 'new', size int, v int, during int4range,
+        CONSTRAINT known CHECK (state IN ('new', 'it''s (x)::y')),
+        CONSTRAINT sized CHECK (size BETWEEN 1 AND 9 AND state <> ''),
+        EXCLUDE USING gist (during WITH &&) WHERE (state IN ('new', 'old')));
+    CREATE INDEX waiting ON t (v) WHERE state IN ('new', 'old');
+    CREATE TRIGGER noted AFTER UPDATE ON t FOR EACH ROW WHEN (NEW.state NOT IN ('new', 'old')) EXECUTE FUNCTION noted();
+    CREATE POLICY few ON t USING (state IN ('new', 'old'));
+    INSERT INTO t SELECT n, 'new', 1, n / 2 FROM generate_series(1, 9) n";
+
 /// The shop's tables, but for the one that stays.
 const MOVED: [&str; 3] = ["--schema=shop", "--schema=kinds", "--exclude-table=shop.seen"];
 
@@ -309,6 +321,40 @@ async fn an_index_that_was_cut_short_is_built_again() {
             && why.contains("publication changes does not publish it"),
         "{why}"
     );
+    pair.stop(&run).await;
+}
+
+/// The source's words are told once. What the target writes down then is the same to it, and to the gate.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_writes_down_in_other_words_is_made_once() {
+    let pair = Pair::start(&["public.t"]).await;
+    let [source, target] = urls(&pair);
+    pair.write_spec(&source, &target, &["public.t"], CREATE);
+    pair.source.execute(RETOLD).await;
+    let (from, to) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
+    // What this leaves cannot be on the target either.
+    from.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY dud ON t (v)").await.unwrap_err();
+    let run = pair.run();
+    pair.reaches(&run, "following").await;
+
+    let check = |name: &str| {
+        format!(
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = '{name}' AND conrelid = 't'::regclass"
+        )
+    };
+    for words in [check("known"), check("sized"), "SELECT pg_get_indexdef('waiting'::regclass)".to_owned()] {
+        let (first, again) = (pair.source.scalar(&words).await, pair.target.scalar(&words).await);
+        assert!(
+            first.is_some() && again.is_some() && first != again,
+            "{first:?}: else nothing is tested here"
+        );
+    }
+    let table = QualifiedName::new("public", "t");
+    assert_eq!(target_schema::parity(&from, &to, &[(table.clone(), table)]).await.unwrap(), []);
+    let dud = "SELECT count(*) FROM pg_class WHERE relname = 'dud'";
+    assert_eq!((count(&pair.source, dud).await, count(&pair.target, dud).await), (1, 0));
+    let warnings = status(&pair)["warnings"].to_string();
+    assert!(!warnings.contains("in other words"), "{warnings}");
     pair.stop(&run).await;
 }
 

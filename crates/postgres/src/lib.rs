@@ -13,6 +13,7 @@ pub mod connect;
 pub mod control;
 pub mod copy;
 pub mod ddl_guard;
+mod definition;
 pub mod error;
 pub mod estimate;
 pub mod fence;

@@ -1,6 +1,7 @@
 //! Constraints: which are on one side only, and which lead out of the migration.
 
 use super::{Finding, Looks};
+use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -16,6 +17,8 @@ struct Promise {
     definition: String,
     /// Backed by a constraint, which DROP CONSTRAINT takes away; else by an index alone.
     is_constraint: bool,
+    /// An index that CREATE INDEX CONCURRENTLY has left behind: rows need not keep to it.
+    is_cut_short: bool,
 }
 
 /// By table and by what is promised, whatever it is called.
@@ -23,17 +26,21 @@ type Promises = BTreeMap<(i64, String), Promise>;
 
 async fn promises(looks: &Looks<'_>, side: Side) -> Outcome<Promises> {
     let sql = "SELECT t.no, o.conname::text AS name, o.contype::text AS kind, pg_get_constraintdef(o.oid) AS definition,
-                fn.nspname::text AS to_schema, f.relname::text AS to_table, true AS is_constraint
+                fn.nspname::text AS to_schema, f.relname::text AS to_table, true AS is_constraint,
+                false AS is_cut_short
            FROM root t JOIN pg_constraint o ON o.conrelid = t.oid AND o.contype IN ('c', 'f', 'x')
            LEFT JOIN pg_class f ON f.oid = o.confrelid LEFT JOIN pg_namespace fn ON fn.oid = f.relnamespace
          UNION ALL
          SELECT t.no, c.relname::text, 'u', substr(pg_get_indexdef(c.oid), strpos(pg_get_indexdef(c.oid), ' USING ') + 1), NULL, NULL,
-                EXISTS (SELECT FROM pg_constraint o WHERE o.conindid = c.oid AND o.conrelid = t.oid)
+                EXISTS (SELECT FROM pg_constraint o WHERE o.conindid = c.oid AND o.conrelid = t.oid),
+                c.relkind = 'i' AND NOT (i.indisvalid AND i.indisready)
            FROM root t JOIN pg_index i ON i.indrelid = t.oid AND i.indisunique AND NOT i.indisprimary AND i.indislive
-           JOIN pg_class c ON c.oid = i.indexrelid";
+           JOIN pg_class c ON c.oid = i.indexrelid
+          ORDER BY is_cut_short DESC";
     let mut found = Promises::new();
+    // Of two alike the one that holds comes last, and counts.
     for row in looks.ask_pairs(side, sql).await? {
-        let mut definition: String = row.get("definition");
+        let mut definition = settled(row.get("definition"));
         if let (Some(schema), Some(name)) =
             (row.get::<_, Option<&str>>("to_schema"), row.get::<_, Option<&str>>("to_table"))
         {
@@ -49,11 +56,10 @@ async fn promises(looks: &Looks<'_>, side: Side) -> Outcome<Promises> {
             "x" => "EXCLUDE",
             _ => "UNIQUE",
         };
-        let name = row.get("name");
-        found.insert(
-            (row.get("no"), key),
-            Promise { name, kind, definition, is_constraint: row.get("is_constraint") },
-        );
+        let (name, is_constraint) = (row.get("name"), row.get("is_constraint"));
+        let is_cut_short = row.get("is_cut_short");
+        let promise = Promise { name, kind, definition, is_constraint, is_cut_short };
+        found.insert((row.get("no"), key), promise);
     }
     Ok(found)
 }
@@ -84,12 +90,26 @@ fn foreign_key(table: &str, name: &str, definition: &str, is_checked_at_once: bo
     format!("{add} NOT VALID; -- and VALIDATE CONSTRAINT after the backfill")
 }
 
+/// An index of the source's that holds nobody to anything. The target's rows may contradict it, as the source's do.
+fn left_behind(looks: &Looks<'_>, no: i64, dud: &Promise) -> Finding {
+    let table = looks.table(Side::Source, no);
+    let index = QualifiedName::new(&table.schema, &dud.name).sql();
+    let what = format!(
+        "{} {} of {table} is not valid on the source, as its making was cut short: it is not asked of the target",
+        dud.kind, dud.name
+    );
+    let remedy = format!("DROP INDEX {index}; -- or REINDEX INDEX CONCURRENTLY, once its rows are unique");
+    Finding::warn(Side::Source, what, remedy).about(&table)
+}
+
 /// A promise that only the source keeps is broken after the switch; one that only the target keeps refuses a row that the
 /// source has taken, and the stream stops there.
 pub(super) async fn one_sided(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let (here, there) = (promises(looks, Side::Source).await?, promises(looks, Side::Target).await?);
     let checked_at_once = checked_at_once(looks).await?;
-    let mut found = Vec::new();
+    let (cut_short, here): (Promises, Promises) = here.into_iter().partition(|(_, one)| one.is_cut_short);
+    let mut found: Vec<Finding> =
+        cut_short.iter().map(|((no, _), dud)| left_behind(looks, *no, dud)).collect();
     for ((no, _), promise) in here.iter().filter(|(key, _)| !there.contains_key(key)) {
         let table = looks.table(Side::Target, *no);
         let what = format!(

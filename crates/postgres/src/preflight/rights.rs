@@ -1,6 +1,7 @@
 //! What roles may do: Segue's own beyond what `segue run` asks for, and the application's on the other side.
 
 use super::{Finding, Looks, Verdict};
+use crate::definition::settled;
 use crate::grants::named_schemas;
 use crate::health;
 use segue_engine::ports::Outcome;
@@ -243,6 +244,7 @@ pub(super) async fn row_security(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
 fn policies(row: &tokio_postgres::Row, table: &QualifiedName) -> BTreeMap<String, Policy> {
     let (names, forms): (Vec<String>, Vec<String>) = (row.get("names"), row.get("forms"));
     let policy = |(name, form): (String, String)| {
+        let form = settled(&form);
         let create = format!("CREATE POLICY {} ON {} {form};", quote_ident(&name), table.sql());
         (name, Policy { create, form })
     };

@@ -2,6 +2,7 @@
 //! large objects, and the numbers of its types.
 
 use super::{Finding, Looks};
+use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -26,7 +27,8 @@ async fn filled(looks: &Looks<'_>) -> Outcome<[Columns; 2]> {
            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum";
     let columns = |rows: Vec<tokio_postgres::Row>| -> Columns {
         let column = |row: &tokio_postgres::Row| {
-            let (generated, identity, expression) = (row.get(2), row.get(3), row.get(4));
+            let (generated, identity) = (row.get(2), row.get(3));
+            let expression = row.get::<_, Option<&str>>(4).map(settled);
             let filled = Filled { generated, identity, expression, shown_type: row.get(5) };
             ((row.get(0), row.get(1)), filled)
         };

@@ -80,7 +80,8 @@ fn identities(facts: &Facts) -> HashMap<QualifiedName, Vec<String>> {
         let is_primary = |index: &IndexFacts| index.constraint.as_ref().is_some_and(|c| c.kind == 'p');
         let mut keys: Vec<&IndexFacts> = own().filter(|i| is_primary(i) || i.replica_identity).collect();
         if keys.is_empty() && relation.replica_identity == 'f' {
-            keys.extend(own().filter(|i| i.may_identify).min_by_key(|i| (i.columns, i.name.clone())));
+            let may_be = |i: &&IndexFacts| i.may_identify && !i.is_cut_short();
+            keys.extend(own().filter(may_be).min_by_key(|i| (i.columns, i.name.clone())));
         }
         (relation.name.clone(), keys.into_iter().map(super::compare::object).collect())
     };

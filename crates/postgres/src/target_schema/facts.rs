@@ -1,11 +1,12 @@
 //! What one side's catalogs say about everything that belongs to the tables: one query for each kind of object, whatever
 //! the number of tables. Decides nothing.
 //!
-//! Definitions are the server's own words (`pg_get_indexdef` and its like), with the names of the object itself and of its
-//! table taken out, so that they can be compared between servers and said again with other names.
+//! Definitions are the server's own words (`pg_get_indexdef` and its like), settled ([`settled`]) and with the names of the
+//! object itself and of its table taken out, so that they can be compared between servers and said again with other names.
 
 mod attached;
 
+use crate::definition::settled;
 use crate::error::fault_of;
 use attached::{
     RULES, SCHEMA_GRANTS, STATISTICS, TABLE_GRANTS, attached, grants, policies, publications, published,
@@ -79,6 +80,14 @@ pub(super) struct IndexFacts {
     /// The index of the partitioned table that it is part of.
     pub(super) parent: Option<u32>,
     pub(super) comment: Option<String>,
+}
+
+impl IndexFacts {
+    /// A CREATE INDEX CONCURRENTLY has failed, or is at work. An index of a partitioned table is not valid, either, before
+    /// all its parts are attached.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.kind == 'i' && !self.valid
+    }
 }
 
 /// A check or a foreign key.
@@ -304,7 +313,7 @@ async fn columns(client: &Client, oids: &[u32]) -> Outcome<Vec<ColumnFacts>> {
             table: row.get(0),
             name: row.get(1),
             not_null: row.get(2),
-            default: row.get(3),
+            default: row.get::<_, Option<&str>>(3).map(settled),
             comment: row.get(4),
         })
         .collect())
@@ -337,7 +346,7 @@ async fn indexes(client: &Client, oids: &[u32], shown: &HashMap<u32, String>) ->
         let constraint = row.get::<_, Option<String>>("constraint_name").map(|name| Carried {
             name,
             kind: char_at(row, "constraint_kind"),
-            definition: row.get("constraint_definition"),
+            definition: settled(row.get("constraint_definition")),
             deferrable: row.get("condeferrable"),
             comment: row.get("constraint_comment"),
         });
@@ -346,7 +355,7 @@ async fn indexes(client: &Client, oids: &[u32], shown: &HashMap<u32, String>) ->
             table,
             name: row.get("name"),
             kind: char_at(row, "kind"),
-            definition: rest.map_or(whole.clone(), |(_, rest)| rest.to_owned()),
+            definition: settled(rest.map_or(whole.as_str(), |(_, rest)| rest)),
             unique: row.get("indisunique"),
             valid: row.get("valid"),
             replica_identity: row.get("indisreplident"),
@@ -378,13 +387,13 @@ async fn constraints(client: &Client, oids: &[u32]) -> Outcome<Vec<ConstraintFac
     Ok(found
         .iter()
         .map(|row| {
-            let definition: String = row.get("definition");
+            let definition: &str = row.get("definition");
             let refers_to: Option<String> = row.get("refers_to");
             ConstraintFacts {
                 table: row.get("conrelid"),
                 name: row.get("name"),
                 kind: char_at(row, "kind"),
-                definition: definition.trim_end_matches(" NOT VALID").to_owned(),
+                definition: settled(definition.trim_end_matches(" NOT VALID")),
                 valid: row.get("convalidated"),
                 refers_to: refers_to.map(|name| (row.get("confrelid"), name)),
                 inherited: row.get("inherited"),

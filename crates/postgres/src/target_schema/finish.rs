@@ -18,7 +18,7 @@ use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::{quote_ident, quote_literal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -53,6 +53,7 @@ pub async fn finish(
     let mut warnings = quieted(&on_source, &pairs).await?;
     // Once warned of, tried no more.
     let mut given_up: BTreeMap<String, String> = BTreeMap::new();
+    let mut told = Told::default();
     for pass in 0.. {
         let lacking: Vec<Finding> = lacking(&on_source, &on_target, &pairs)
             .await?
@@ -60,11 +61,16 @@ pub async fn finish(
             .filter(|finding| finding.kind.is_made() && !only_drops(finding))
             .filter(|finding| !given_up.contains_key(&finding.words()))
             .collect();
+        let (again, lacking): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|one| told.has(one));
+        given_up.extend(again.iter().map(|finding| (finding.words(), otherwise(finding))));
         if lacking.is_empty() {
             break;
         }
         if pass == PASSES_MAX {
             return Err(unequal(&lacking));
+        }
+        for finding in &lacking {
+            told.add(finding);
         }
         let (indexes, rest): (Vec<_>, Vec<_>) =
             lacking.into_iter().partition(|finding| finding.kind == Kind::Index);
@@ -93,12 +99,38 @@ pub async fn finish(
     Ok(warnings)
 }
 
+/// What was made in this run, in the source's own words. What is found lacking once more is as equal as those make it, and
+/// would be made, or dropped and made, again and again: a server may write down in other words what it was told.
+#[derive(Default)]
+struct Told {
+    words: BTreeSet<String>,
+    objects: BTreeSet<(Kind, QualifiedName, String)>,
+}
+
+impl Told {
+    fn add(&mut self, finding: &Finding) {
+        self.words.insert(finding.words());
+        self.objects.insert(Told::object(finding));
+    }
+
+    fn has(&self, finding: &Finding) -> bool {
+        let makes_room = finding.remedy.len() > 1 && finding.remedy.first().is_some_and(|sql| drops(sql));
+        self.words.contains(&finding.words()) || makes_room && self.objects.contains(&Told::object(finding))
+    }
+
+    fn object(finding: &Finding) -> (Kind, QualifiedName, String) {
+        (finding.kind, finding.table.clone(), finding.object.clone())
+    }
+}
+
+fn drops(sql: &str) -> bool {
+    sql.starts_with("DROP ") || sql.starts_with("ALTER TABLE ") && sql.contains(" DROP ")
+}
+
 /// What is there on the target only is somebody else's, and stays: the gate names it. What has to make room for another is
 /// dropped and made in one.
 fn only_drops(finding: &Finding) -> bool {
-    let drops =
-        |sql: &String| sql.starts_with("DROP ") || sql.starts_with("ALTER TABLE ") && sql.contains(" DROP ");
-    !finding.remedy.is_empty() && finding.remedy.iter().all(drops)
+    !finding.remedy.is_empty() && finding.remedy.iter().all(|sql| drops(sql))
 }
 
 /// Triggers that act on replicated rows, too, act on Segue's: they are made to act on the application's only.
@@ -240,6 +272,15 @@ fn unmade(finding: &Finding, fault: Fault) -> Fault {
     Fault { next_step: next, ..fault }
 }
 
+/// What was told, and is not found as it was told.
+fn otherwise(finding: &Finding) -> String {
+    format!(
+        "{}, though it was made there as the source says it: its server writes that down in other words, or somebody changes it; \
+         it is not made again. See whether both mean the same, as the gate `parity` cannot",
+        finding.words()
+    )
+}
+
 fn unequal(lacking: &[Finding]) -> Fault {
     let first: Vec<String> = lacking.iter().take(5).map(Finding::words).collect();
     let remedy: Vec<&str> =
@@ -249,4 +290,37 @@ fn unequal(lacking: &[Finding]) -> Fault {
         format!("the target's tables do not become what the source's are: {}", first.join("; ")),
         format!("see whether somebody else changes them; on the target: {};", remedy.join("; ")),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(what: &str, remedy: &[&str]) -> Finding {
+        Finding {
+            kind: Kind::Constraint,
+            side: "target",
+            table: QualifiedName::new("public", "t"),
+            object: "check c".to_owned(),
+            what: what.to_owned(),
+            remedy: remedy.iter().map(|sql| (*sql).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn nothing_is_dropped_that_was_just_made() {
+        let (add, drop) =
+            ("ALTER TABLE t ADD CONSTRAINT c CHECK (v)", "ALTER TABLE public.t DROP CONSTRAINT c");
+        let another = finding("is another one", &[drop, add]);
+        let mut told = Told::default();
+        assert!(!told.has(&another), "what was there before may be another one indeed");
+        told.add(&finding("is missing", &[add]));
+        assert!(told.has(&another));
+        assert!(told.has(&finding("is missing", &[add])), "and nothing is made twice");
+        // What more there is to do with what was made is done.
+        let validate = ["ALTER TABLE public.t VALIDATE CONSTRAINT c"];
+        assert!(!told.has(&finding("is not validated", &validate)));
+        let other = Finding { object: "check d".to_owned(), ..another };
+        assert!(!told.has(&other));
+    }
 }

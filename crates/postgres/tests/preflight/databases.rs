@@ -111,13 +111,28 @@ pub(crate) const CASES: &[Case] = &[
         cure: Sql("ALTER TABLE parts2 RENAME TO parts", ""),
         ..case("tables", "ALTER TABLE parts RENAME TO parts2", "", "public.parts does not exist on the source")
     },
-    case(
+    Case {
+        // What both have is not told, in whatever words they write it down.
+        after: "ALTER TABLE orders DROP CONSTRAINT known; DROP INDEX few",
+        ..case(
         "constraints",
-        "",
-        "ALTER TABLE orders DROP CONSTRAINT orders_amount_check; ALTER TABLE customers DROP CONSTRAINT customers_email_key;
+        "ALTER TABLE orders ADD CONSTRAINT known CHECK (note::varchar IN ('a', 'b'));
+         CREATE UNIQUE INDEX few ON orders (id) WHERE amount BETWEEN 1 AND 2 AND customer > 0",
+        "ALTER TABLE orders ADD CONSTRAINT known CHECK (((note)::character varying)::text
+            = ANY (ARRAY[('a'::character varying)::text, ('b'::character varying)::text]));
+         CREATE UNIQUE INDEX few ON orders (id) WHERE ((amount >= 1) AND (amount <= 2) AND (customer > 0));
+         ALTER TABLE orders DROP CONSTRAINT orders_amount_check; ALTER TABLE customers DROP CONSTRAINT customers_email_key;
          ALTER TABLE orders DROP CONSTRAINT orders_customer_fkey; ALTER TABLE orders ADD CONSTRAINT short CHECK (length(note) < 10);
          CREATE UNIQUE INDEX lonely ON customers (lower(name))",
         "UNIQUE lonely of public.customers is kept on the target only",
+    )
+    },
+    case(
+        "constraints",
+        "CREATE UNIQUE INDEX dud ON customers (vip);
+         UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'dud'::regclass",
+        "",
+        "UNIQUE dud of public.customers is not valid on the source",
     ),
     case(
         "foreign-keys",

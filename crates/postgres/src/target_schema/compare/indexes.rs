@@ -48,8 +48,9 @@ impl Comparison<'_> {
         let (from, to) = (self.from, self.to);
         let theirs = of(&to.indexes, pair.to.map(|to| to.oid));
         let mut used: Vec<u32> = Vec::new();
+        // The rows may contradict one that was cut short: nobody can be asked to have it.
+        let ours = of(&from.indexes, Some(pair.from.oid)).iter().filter(|i| !i.is_cut_short());
         // Those of the same name first: of two alike, each keeps its own.
-        let ours = of(&from.indexes, Some(pair.from.oid));
         let counterpart = |index: &IndexFacts, used: &[u32]| {
             let alike = theirs.iter().filter(|i| same(index, i) && !used.contains(&i.oid));
             alike.min_by_key(|i| i.name != index.name)
@@ -78,7 +79,7 @@ impl Comparison<'_> {
     /// An index that both sides have.
     fn both(&mut self, pair: &Pair<'_>, ours: &IndexFacts, theirs: &IndexFacts) {
         // That of a partitioned table is not valid before all its parts are attached, which is found with them.
-        if theirs.kind == 'i' && !theirs.valid && ours.valid {
+        if theirs.is_cut_short() && ours.valid {
             let mut remedy = vec![drop_of(pair, theirs)];
             remedy.extend(self.make(pair, ours));
             let what = "is not valid, as its making was cut short,";

@@ -80,6 +80,17 @@ fn an_index_that_was_cut_short_is_dropped_and_built_again() {
 }
 
 #[test]
+fn an_index_that_was_cut_short_is_asked_of_nobody() {
+    let dud = IndexFacts { unique: true, valid: false, ..index(10, 1, "a") };
+    let from = Facts { indexes: vec![dud], ..table() };
+    assert_eq!(remedies(&from, &table()), [""; 0]);
+    // Where it holds it refuses what the other side takes.
+    let there = IndexFacts { unique: true, ..index(77, 1, "a") };
+    let to = Facts { indexes: vec![there], ..table() };
+    assert_eq!(remedies(&from, &to), [r#"DROP INDEX CONCURRENTLY "public"."a""#]);
+}
+
+#[test]
 fn a_unique_constraint_is_built_beside_writers_and_goes_on_where_it_was_left() {
     let from = Facts { indexes: vec![unique(false)], ..table() };
     let build = r#"CREATE UNIQUE INDEX CONCURRENTLY "u" ON public.t USING btree (v)"#;

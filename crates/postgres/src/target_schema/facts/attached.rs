@@ -1,6 +1,7 @@
 //! What hangs on tables: triggers, rules, policies, statistics, sequences, grants, publications.
 
 use super::{Attached, Grant, SchemaFacts, SequenceFacts, rows};
+use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use tokio_postgres::Client;
@@ -35,7 +36,7 @@ pub(super) async fn attached(client: &Client, sql: &str, oids: &[u32]) -> Outcom
         .map(|row| Attached {
             table: row.get(0),
             name: row.get(1),
-            definition: row.get(2),
+            definition: settled(row.get(2)),
             enabled: row.get(3),
             always: row.get(4),
             comment: row.get(5),
