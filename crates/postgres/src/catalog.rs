@@ -201,8 +201,8 @@ pub async fn nonempty_targets(target: &Client, tables: &[Table]) -> Outcome<Vec<
         let sql = format!("SELECT EXISTS (SELECT FROM {})", table.target.sql());
         if target.query_one(&sql, &[]).await.map_err(during)?.get(0) {
             let next_step = format!(
-                "see whose they are: where a migration of this table was completed, they are the only newest ones. If nobody needs them, \
-                 on the target: TRUNCATE {}; -- with the tables that refer to it in the same statement",
+                "on the target: TRUNCATE {}; -- if nobody needs the rows (where a migration of this table was completed, they are the \
+                 only newest ones); with the tables that refer to it in the same statement",
                 table.target.sql()
             );
             let what = "already holds rows on the target";

@@ -13,7 +13,7 @@ Examples:
   segue init --source '${SOURCE_URL}' --target '${TARGET_URL}' -f shop.yaml
                                          variables are kept as they are, and read when the spec is")]
 pub(crate) struct Init {
-    /// Where the tables are: a URL or key=value pairs, as libpq takes them; `${NAME}` is a variable of the environment
+    /// Where the tables are: a URL or key=value pairs, as libpq takes them; without a password the one in PGPASSWORD; `${NAME}` is a variable of the environment
     #[arg(long, value_name = "URL")]
     pub(crate) source: String,
     /// Where they go

@@ -106,7 +106,7 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         checks,
         tables: catalog.tables.iter().map(planned).collect(),
         estimate,
-        steps: plan::life(spec.router.is_some()),
+        steps: plan::life(spec.router.is_some(), spec.profile),
         changes,
         way_back,
     })

@@ -190,14 +190,19 @@ impl Driver {
                 _ = interrupted() => {}
             }
         }
-        self.screen.say(&why);
         // It may hold what giving the lease back needs.
         drop(drive);
+        self.leave(&why).await
+    }
+
+    /// Ends without an attempt that could: gives the lease back, if that is possible, and says why.
+    async fn leave(&self, why: &str) -> Exit {
         let _ = timeout(PATIENCE_TO_HAND_BACK, self.control.hand_back()).await;
         if self.nobody_owns.load(Ordering::Relaxed) {
             self.screen.fault(&closed());
             return Exit::Fault;
         }
+        self.screen.say(why);
         Exit::Done
     }
 }
@@ -330,11 +335,7 @@ impl Driver {
             self.pause(&lease, pause).await;
             let renewed = tokio::select! {
                 renewed = self.renew() => renewed,
-                why = self.told_to_stop() => {
-                    self.screen.say(&why);
-                    let _ = timeout(PATIENCE_TO_HAND_BACK, self.control.hand_back()).await;
-                    return Exit::Done;
-                }
+                why = self.told_to_stop() => return self.leave(&why).await,
             };
             lease = match renewed {
                 Ok(lease) => lease,

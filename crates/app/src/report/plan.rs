@@ -1,6 +1,8 @@
 //! What a migration would do, as people and machines see it before anything is touched. Pure.
 
 use super::bytes_text;
+use segue_model::spec::Profile;
+use segue_model::switch::gates::Bounds;
 use segue_postgres::changes::{Change, On, Step};
 use segue_postgres::preflight::{Checked, Verdict};
 use serde::Serialize;
@@ -286,8 +288,19 @@ fn duration_text(seconds: u64) -> String {
 }
 
 /// The life of a migration.
-pub(crate) fn life(has_router: bool) -> Vec<LifeStep> {
+pub(crate) fn life(has_router: bool, profile: Profile) -> Vec<LifeStep> {
     let step = |command, step, what: &str| LifeStep { command, step, what: what.to_owned() };
+    let bounds = Bounds::of(profile);
+    let watched = bounds.lag_window.max(bounds.drift_window).max(bounds.matches_window.unwrap_or_default());
+    let watched = if watched.is_zero() {
+        String::new()
+    } else {
+        format!(
+            ". The gates of the profile `{}` ask for {} of watching before (docs/cli.md, Gates); --override goes without, with a reason",
+            profile.name(),
+            duration_text(watched.as_secs())
+        )
+    };
     let mut life = vec![
         step(
             "segue run",
@@ -317,7 +330,7 @@ pub(crate) fn life(has_router: bool) -> Vec<LifeStep> {
         step(
             "segue switch writes --dry-run",
             Some(Step::Arm),
-            "rehearses the switch and undoes it; from here on there is a way back",
+            &format!("rehearses the switch and undoes it; from here on there is a way back{watched}"),
         ),
         step(
             "segue switch writes",

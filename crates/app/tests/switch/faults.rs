@@ -284,6 +284,26 @@ async fn a_run_that_is_ended_past_the_point_of_no_return_finishes_the_hand_over(
     assert_eq!(answer["outcome"], "switched", "{answer}");
 }
 
+/// Where that is not possible it is no success, and says what is to be done at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_leaves_both_sides_closed_ends_with_a_fault() {
+    let (pair, run) = driven().await;
+    pair.segue(&["verify"], 0);
+    frozen_at(&pair, &run, "switch.flip.after").await;
+    pair.target.freeze();
+    run.process.terminate();
+    run.process.thaw();
+    let ended = run.process.wait(PATIENCE).await.unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let said = run.process.lines().join("\n");
+    assert!(said.contains("SEGUE-CLOSED") && said.contains("start `segue run` at once"), "{said}");
+    pair.target.thaw();
+    refuses(&pair.source, &pair.target).await;
+    let run = pair.run();
+    pair.reaches(&run, "switched").await;
+    takes(&pair.target, "newest").await;
+}
+
 /// `--until switched` ends when nothing of the hand-over is left to do, and whoever asked for it knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_until_switched_finishes_the_hand_over() {

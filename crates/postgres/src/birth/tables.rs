@@ -84,9 +84,12 @@ pub async fn drop_unfilled(
             locked_and_empty(&names),
             names.join(", ")
         );
-        bounded_lock(target, &sql).await.map_err(|fault| match fault.code {
-            "SEGUE-LOCKED" => fault,
-            _ => kept(fault.what, "see what is in them, and what depends on them"),
+        bounded_lock(target, &sql).await.map_err(|fault| {
+            if fault.recovery == Recovery::Operator {
+                kept(fault.what, "see what is in them, and what depends on them")
+            } else {
+                fault
+            }
         })?;
     }
     Ok(there)

@@ -35,8 +35,18 @@ pub(super) fn refused(what: impl Into<String>, next_step: impl Into<String>) -> 
 pub(super) fn parse(text: &str) -> Outcome<Parameters> {
     let text = text.trim();
     let is_url = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    // Everything after the first `@` would be taken for the host, and shown.
+    if is_url && text.split('?').next().is_some_and(|address| address.matches('@').count() > 1) {
+        return Err(refused(
+            "the URL has more than one `@`: the password, or another part of it, is not percent-encoded",
+            "write `@` as %40, `/` as %2F, `:` as %3A, `?` as %3F and `%` as %25 within user, password and database",
+        ));
+    }
     let (rest, ours) = if is_url { strip_url(text)? } else { strip_pairs(text)? };
     let mut config: Config = rest.parse().map_err(|e| unreadable(&e, is_url))?;
+    if let (None, Some(password)) = (config.get_password(), std::env::var_os("PGPASSWORD")) {
+        config.password(password.as_encoded_bytes());
+    }
     if config.get_hosts().is_empty() {
         let addresses: Vec<String> = config.get_hostaddrs().iter().map(ToString::to_string).collect();
         for address in addresses {
@@ -241,6 +251,13 @@ mod tests {
             Ok(_) => panic!("{text} was accepted"),
             Err(fault) => fault.to_string(),
         }
+    }
+
+    #[test]
+    fn a_password_that_is_not_percent_encoded_is_refused_and_not_shown() {
+        let said = fault("postgres://u:s3@cret/x@h/d");
+        assert!(said.contains("%40") && !said.contains("cret"), "{said}");
+        assert!(parse("postgres://u:s3%40cret@h/d?application_name=a@b").is_ok());
     }
 
     #[test]

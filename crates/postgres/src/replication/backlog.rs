@@ -45,9 +45,10 @@ const ANSWER_BYTES_MAX: u64 = 64 << 20;
 const CHANGES: (u64, u64) = (20_000, 500_000);
 /// An answer that nobody takes is given up by the source after this long.
 const UNTAKEN_MS_MAX: u32 = 120_000;
-/// Minor releases since which a session may make many calls: pgoutput used to leave something behind in each (release notes of
-/// 15.3: "Avoid leaking cache callback slots").
-const SOUND_SINCE: [(i32, i32); 4] = [(12, 15), (13, 11), (14, 8), (15, 3)];
+/// Minor releases since which a slot may be moved without its changes being sent: before, a slot that was moved let go of rows
+/// of the catalog that it needed later (commit "Fix xmin advancement during fast_forward decoding" of April 2025, for 13 and
+/// later). They are also later than those in which pgoutput left something behind in each call (15.3).
+const SOUND_SINCE: [(i32, i32); 6] = [(12, i32::MAX), (13, 21), (14, 18), (15, 13), (16, 9), (17, 5)];
 /// Log that the source may keep although it was acknowledged.
 const KEPT_BYTES_MAX: u64 = 128 << 20;
 /// How long the walsender is kept waiting for what is to be durable first.
@@ -145,6 +146,8 @@ impl Backlog {
             if self.again() > self.again_max {
                 break;
             }
+            // What nobody takes yet is not asked for: the source holds a snapshot until it is taken, and gives it up at last.
+            out.has_room(ANSWER_BYTES as u32).await.ok_or_else(unwanted)?;
             let (before, end) = (self.at, self.flushed);
             let Some(rows) = self.ask().await? else { return Ok(self.at) };
             answered = relay(rows, out).await?;

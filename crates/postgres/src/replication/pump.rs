@@ -71,6 +71,14 @@ impl Out {
         self.hand_on(frames, share)
     }
 
+    /// Waits until there is room for so many bytes; `None` if nobody wants any more. Others may take it meanwhile.
+    pub(super) async fn has_room(&self, bytes: u32) -> Option<()> {
+        tokio::select! {
+            share = self.ahead.acquire_many(bytes.min(AHEAD_BYTES_MAX)) => share.ok().map(drop),
+            () = self.unwanted() => None,
+        }
+    }
+
     /// Hands frames on for which there is room.
     fn hand_on(&self, frames: VecDeque<Frame>, share: OwnedSemaphorePermit) -> Option<()> {
         self.frames.send(Ok(Batch { frames, arrived: Instant::now(), _share: share })).ok()

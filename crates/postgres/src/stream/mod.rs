@@ -287,7 +287,7 @@ impl Reader {
             Message::Update { relation, old, new } => (relation, Rows::Update { old, new }),
             Message::Delete { relation, old } => (relation, Rows::Delete { old }),
             Message::Truncate { relations, .. } => {
-                return relations.into_iter().try_for_each(|relation| self.truncate(relation, out));
+                return self.truncate(&relations, out);
             }
             _ => return Err(out_of_order("not a change")),
         };
@@ -320,10 +320,21 @@ impl Reader {
         Ok(())
     }
 
-    fn truncate(&mut self, relation: u32, out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
-        if let Some(plan) = self.relations.truncated(relation)? {
-            let action = Action::Truncate { leaf: self.relations.emptied(&plan), within: None };
-            out.push_back(StreamEvent::Change(Change { table: plan.table.id, unit: plan.unit, action }));
+    /// One change for each relation, but for a partitioned table of which no leaf is left out: that is emptied as a whole,
+    /// however its rows are spread over there.
+    fn truncate(&mut self, relations: &[u32], out: &mut VecDeque<StreamEvent>) -> Outcome<()> {
+        let mut whole = Vec::new();
+        for relation in relations {
+            let Some(plan) = self.relations.truncated(*relation)? else { continue };
+            let table = plan.table.id;
+            if whole.contains(&table) {
+                continue;
+            }
+            let is_whole = plan.leaf.is_some() && self.relations.is_all_of(table, relations);
+            whole.extend(is_whole.then_some(table));
+            let leaf = if is_whole { None } else { self.relations.emptied(&plan) };
+            let action = Action::Truncate { leaf, within: None };
+            out.push_back(StreamEvent::Change(Change { table, unit: plan.unit, action }));
         }
         Ok(())
     }

@@ -289,6 +289,15 @@ impl Relations {
         }))
     }
 
+    /// Whether these are all leaves of a table, with regions of their own for none of them, and none has gone whose rows are
+    /// still there.
+    pub(super) fn is_all_of(&mut self, table: TableId, relations: &[RelationOid]) -> bool {
+        let plan = self.plan();
+        let mut leaves = plan.relations.iter().filter(|(_, planned)| planned.table.id == table);
+        leaves.all(|(oid, planned)| relations.contains(oid) && planned.unit == UnitId::from(table))
+            && self.departed(table).is_empty()
+    }
+
     /// What a TRUNCATE of a relation empties: not the rows of leaves that are gone, whose end is still to come.
     pub(super) fn emptied(&mut self, plan: &RelationPlan) -> Option<Leaf> {
         let leaf = plan.leaf.clone()?;

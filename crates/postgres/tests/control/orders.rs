@@ -84,3 +84,22 @@ async fn an_order_that_nobody_took_is_not_carried_out_by_whoever_drives_next() {
     let late = tokio::time::timeout(Duration::from_secs(1), setting.control.next_command(&second, &listener));
     assert!(late.await.is_err(), "nothing else is left");
 }
+
+/// The row may be there; to give the order once more without a look could be once too often.
+#[tokio::test]
+async fn an_order_whose_connection_is_lost_may_have_been_given() {
+    let setting = Setting::new().await;
+    setting.acquired("one").await;
+    let lock = setting.cluster.connect("postgres").await;
+    lock.batch_execute("BEGIN; LOCK TABLE segue.command IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
+    let cut = async {
+        let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                        WHERE query LIKE '%INSERT INTO segue.command%' AND wait_event_type = 'Lock'";
+        while setting.cluster.scalar(waiting).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (asked, ()) = tokio::join!(async { setting.control.ask("switch", &json!({}), "me").await }, cut);
+    let fault = asked.expect_err("the session was ended");
+    assert_eq!(fault.code, "SEGUE-ORDER-UNKNOWN", "{fault}");
+}

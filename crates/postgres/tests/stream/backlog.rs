@@ -99,7 +99,8 @@ async fn pile_up(source: &Source) {
 
 #[tokio::test]
 async fn a_backlog_is_the_same_by_sql_as_from_the_walsender_on_the_oldest_and_the_newest_source() {
-    for major in majors() {
+    // The oldest of which every minor release that is installed moves its slots well.
+    for major in [13, majors().into_iter().max().unwrap_or_default()] {
         let source = Source::start(logged(Options::major(major)), DDL, &["t", "f"]).await;
         // Begun before, ended after: it is the walsender's to send.
         let across = source.cluster.connect("postgres").await;

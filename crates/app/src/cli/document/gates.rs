@@ -1,8 +1,10 @@
 //! The gates, for the documentation: what has to hold, in words, beside what the table of gates says.
 
 use super::cell;
-use segue_model::switch::gates::{Gate, Move, TABLE};
+use segue_model::spec::Profile;
+use segue_model::switch::gates::{Bounds, Gate, Move, TABLE};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// What has to hold. The bounds depend on the spec's profile; a refusal names them.
 fn holds(gate: Gate) -> &'static str {
@@ -59,5 +61,29 @@ pub(super) fn table() -> String {
         let _ =
             writeln!(text, "| `{}` | {} | {} | {may} |", line.name, cell(holds(line.gate)), moves.join(", "));
     }
+    text.push_str("\nHow long something is watched, or may be ago, depends on the spec's `profile`. A rehearsal is asked the same.\n\n");
+    text.push_str("| gate | `dev` | `staging` | `prod` |\n|---|---|---|---|\n");
+    let mut line = |gate: &str, of: &dyn Fn(&Bounds) -> Option<Duration>| {
+        let cells: Vec<String> = [Profile::Dev, Profile::Staging, Profile::Prod]
+            .map(|profile| of(&Bounds::of(profile)).map_or_else(|| "not asked".to_owned(), span))
+            .into();
+        let _ = writeln!(text, "| {gate} | {} |", cells.join(" | "));
+    };
+    line("`lag`: watched for", &|bounds| Some(bounds.lag_window));
+    line("`drift`: watched for", &|bounds| Some(bounds.drift_window));
+    line("`matches`: watched for", &|bounds| bounds.matches_window);
+    line("`verified`: at most so long ago", &|bounds| Some(bounds.verified_age_max));
+    line("`rehearsal`: at most so long ago", &|bounds| bounds.rehearsal_age_max);
+    line("`long-transactions`: at most so old", &|bounds| Some(bounds.transaction_age_max));
     text
+}
+
+/// A time of a bound: whole hours, minutes or seconds.
+fn span(of: Duration) -> String {
+    match of.as_secs() {
+        0 => "the last moment".to_owned(),
+        seconds if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
 }
