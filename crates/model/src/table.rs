@@ -131,6 +131,26 @@ pub enum KeyOrder {
     AskSource,
 }
 
+/// Types whose values every server orders alike, beside those of the other kinds of [`KeyOrder`].
+const ORDERED_ALIKE: [&str; 16] = [
+    "numeric",
+    "boolean",
+    "real",
+    "double precision",
+    "time without time zone",
+    "time with time zone",
+    "interval",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "bit",
+    "bit varying",
+    "money",
+    "oid",
+    "pg_lsn",
+];
+
 impl Table {
     /// The key, if the table has one.
     pub fn key(&self) -> Option<&Key> {
@@ -150,7 +170,7 @@ impl Table {
                     KeyOrder::Integer | KeyOrder::Moment => true,
                     // A text that is bytewise here may have another collation there.
                     KeyOrder::Bytes => is(&["uuid", "bytea"]),
-                    KeyOrder::AskSource => is(&["numeric", "boolean"]),
+                    KeyOrder::AskSource => is(&ORDERED_ALIKE),
                 }
             })
         })

@@ -27,6 +27,7 @@ pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;
 pub use tables::{
     dependents, drop_source_tables, drop_target_tables, drop_unfilled, may_drop_target, stranger,
+    with_all_below,
 };
 pub use wait::{Blocker, WaitReport, WaitStep};
 pub(crate) use wait::{QUERY_CHARS_MAX, blocker, slot};

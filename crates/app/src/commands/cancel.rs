@@ -64,15 +64,20 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let control = Control::connect(&sides.control, migration).await?;
     // Whatever can be refused is refused before anything is stopped.
     if drop_target_tables {
-        let (Ours::Filled(tables) | Ours::Made(tables)) = ours(&control, &target).await?;
-        birth::may_drop_target(&target, migration, &tables).await?;
+        let ours = ours(&control, &target).await?;
+        birth::may_drop_target(&target, migration, &ours.filled).await?;
     }
     may_remove(&control, (&source, &target), drop_target_tables).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
             // It has died just now, and is as good as stopped.
-            Err(fault) if ["SEGUE-NO-DRIVER", "SEGUE-WITHDRAWN"].contains(&fault.code) => {}
+            Err(fault) if ["SEGUE-NO-DRIVER", "SEGUE-WITHDRAWN"].contains(&fault.code) => {
+                // One that is alive has not taken the order: it is busy with what comes before.
+                if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
+                    return Err(fault);
+                }
+            }
             Err(fault) => return Err(fault),
         }
     }
@@ -172,14 +177,9 @@ async fn remove(
     let mut removed = Vec::new();
     if drop_target_tables {
         // First: the fence tells which tables they are.
-        let dropped = match ours(control, target).await? {
-            Ours::Filled(tables) => {
-                birth::drop_target_tables(target, (migration, lease.token), &tables, &mut report).await?
-            }
-            Ours::Made(tables) => {
-                birth::drop_unfilled(target, (migration, lease.token), &tables, &mut report).await?
-            }
-        };
+        let (Ours { filled, made }, authority) = (ours(control, target).await?, (migration, lease.token));
+        let mut dropped = birth::drop_unfilled(target, authority, &made, &mut report).await?;
+        dropped.extend(birth::drop_target_tables(target, authority, &filled, &mut report).await?);
         killpoint::pass("cancel.dropped");
         removed.extend(dropped.iter().map(|table| format!("target: table {table}")));
     }
@@ -190,25 +190,25 @@ async fn remove(
     Ok(removed)
 }
 
-/// The target's tables that are Segue's to drop: not what the spec says now, but what it has created and what it has filled.
-enum Ours {
-    /// They have its fence, all of them.
-    Filled(Vec<QualifiedName>),
-    /// It was killed before it fenced or filled them.
-    Made(Vec<QualifiedName>),
+/// The target's tables that are Segue's to drop: not what the spec says now, but what it has filled and what it has created.
+struct Ours {
+    /// They have its fence.
+    filled: Vec<QualifiedName>,
+    /// The others that it has made: it was killed before it fenced or filled them, or the spec names them no more.
+    made: Vec<QualifiedName>,
 }
 
 async fn ours(control: &Control, target: &Client) -> Outcome<Ours> {
     let made = target_schema::made(target, control.migration()).await?;
-    let mut tables: Vec<QualifiedName> = made.into_iter().filter_map(|made| made.table).collect();
-    match plan::filled_tables(&control.journal(0).await?) {
-        Ok(filled) => {
-            tables.extend(filled.into_iter().filter(|table| !tables.contains(table)).collect::<Vec<_>>());
-            Ok(Ours::Filled(tables))
-        }
-        Err(fault) if fault.code == "SEGUE-NOTHING-FILLED" && !tables.is_empty() => Ok(Ours::Made(tables)),
-        Err(fault) => Err(fault),
-    }
+    let mut made: Vec<QualifiedName> = made.into_iter().filter_map(|made| made.table).collect();
+    let filled = match plan::filled_tables(&control.journal(0).await?) {
+        Err(fault) if fault.code == "SEGUE-NOTHING-FILLED" && !made.is_empty() => Vec::new(),
+        filled => filled?,
+    };
+    // A partition that was made goes with its table.
+    let with_them = birth::with_all_below(target, &filled).await?;
+    made.retain(|table| !filled.contains(table) && !with_them.contains(table));
+    Ok(Ours { filled, made })
 }
 
 async fn take_lease(control: &Control) -> Outcome<Lease> {

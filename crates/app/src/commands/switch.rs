@@ -181,7 +181,7 @@ fn details(moved: &Moved) -> String {
     let unlike: String = moved.unlike_baseline.iter().map(|what| format!("  unusual: {what}\n")).collect();
     let unaware = |standby: &String| {
         format!(
-            "  attention: {standby}, which follows the {}, had not received the hand-over: do not promote it before it has \
+            "  attention: {standby}, which follows the {}, is not known to have the hand-over: do not promote it before it has \
              caught up, or it takes writes again\n",
             moved.owner.other()
         )

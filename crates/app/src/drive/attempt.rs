@@ -32,7 +32,6 @@ use segue_postgres::schema;
 use segue_postgres::stream::Opening;
 use serde_json::json;
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -127,7 +126,8 @@ impl<'d> Attempt<'d> {
         let Ready { unguarded, run, flows, back, switch, service, rollback, traffic, completer, scribe } =
             ready;
         let (over, is_over) = oneshot::channel();
-        let mut writing = pin!(scribe.run((self.driver, self.lease), is_over));
+        // On the heap, so that it is gone, with whatever it holds, once it is not waited for any longer.
+        let mut writing = Box::pin(scribe.run((self.driver, self.lease), is_over));
         let mut is_writing = true;
         let ended = tokio::select! {
             fault = self.forward(run, &flows, &switch) => Err(fault),

@@ -28,7 +28,7 @@ pub(crate) use screen::message;
 pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;
-use crate::report::{Owner, RunState, Status};
+use crate::report::{RunState, Status};
 use crate::router;
 use crate::sides::Sides;
 use attempt::Attempt;
@@ -438,9 +438,6 @@ impl Driver {
             && let Some(run) = now(status.run.clone())
         {
             status.run = run;
-            if self.nobody_owns.load(Ordering::Relaxed) {
-                status.owner = Owner::Ambiguous;
-            }
             let _ = self.control.publish_status(lease, &json!(status)).await;
         }
     }
@@ -457,11 +454,11 @@ impl Driver {
     }
 }
 
-/// The run ends, and nobody takes the writes.
+/// The run ends, and as far as it knows nobody takes the writes.
 fn closed() -> Fault {
     Fault::operator(
         "SEGUE-CLOSED",
-        "neither side takes the writes now: a hand-over was under way, and could be neither undone nor finished",
+        "a hand-over was under way, and it is not known that a side takes the writes: it could be neither undone nor finished",
         "start `segue run` at once, on any machine: it does",
     )
 }

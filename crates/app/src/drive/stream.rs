@@ -170,9 +170,10 @@ impl Attempt<'_> {
         self.nothing_filled(catalog, target).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;
-        let unguarded = self.shield(catalog, target).await?;
+        self.fence(catalog, target).await?;
         // What others were writing meanwhile is there by now, and nothing more can come.
         self.nothing_filled(catalog, target).await?;
+        let unguarded = self.guard(catalog).await?;
         let identity = self.make(catalog).await?;
         let token = self.lease.token;
         leaves::remember_born(target, &identity, token, &catalog.relations).await?;
@@ -205,7 +206,8 @@ impl Attempt<'_> {
         killpoint::pass("renew.cleared");
         // What was compared, and how reads answered, was of rows that another stream has brought.
         control.forget_samples(self.lease).await?;
-        let unguarded = self.shield(catalog, target).await?;
+        self.fence(catalog, target).await?;
+        let unguarded = self.guard(catalog).await?;
         let made = self.make(catalog).await?;
         birth::succeed(target, token, (lost, &made), &catalog.relations).await?;
         screen.say(&format!(
@@ -216,15 +218,18 @@ impl Attempt<'_> {
         Ok((made, unguarded))
     }
 
-    /// Fences the target, and guards the source. Returns the guard against DDL, if a lock has kept it.
-    async fn shield(&self, catalog: &Catalog, target: &Client) -> Outcome<Option<guard::Held>> {
+    /// Fences the target, and says meanwhile what is wrong with the servers already.
+    async fn fence(&self, catalog: &Catalog, target: &Client) -> Outcome<()> {
         self.driver.begun.store(true, Ordering::Relaxed);
         self.note("");
-        let (tables, sources) = (targets(catalog), guard::sources(&catalog.tables));
-        let fenced = self.fence_follower(&tables, target);
-        let guarded = guard::prepare(self.driver, self.lease, Side::Source, &sources);
-        let ((), prepared) = tokio::join!(self.tell_trouble(), async { tokio::try_join!(fenced, guarded) });
-        let ((), unguarded) = prepared?;
+        let tables = targets(catalog);
+        tokio::join!(self.tell_trouble(), self.fence_follower(&tables, target)).1
+    }
+
+    /// Guards the source against DDL. Returns the guard, if a lock has kept it.
+    async fn guard(&self, catalog: &Catalog) -> Outcome<Option<guard::Held>> {
+        let sources = guard::sources(&catalog.tables);
+        let unguarded = guard::prepare(self.driver, self.lease, Side::Source, &sources).await?;
         killpoint::pass("birth.fenced");
         Ok(unguarded)
     }

@@ -142,7 +142,7 @@ async fn a_standby_that_has_not_received_the_hand_over_is_named() {
     let answer = orders::answer(&pair.target, order).await;
     assert_eq!(answer["standbys_without"], json!(["east"]), "{answer}");
     takes(&pair.target, "newest").await;
-    run.process.wait_for("east follows the source, and had not received", PATIENCE).await.unwrap();
+    run.process.wait_for("east follows the source, and is not known", PATIENCE).await.unwrap();
     standby.unpause();
     until("it knows, and would refuse them", async || {
         standby.scalar("SELECT state FROM segue.owner").await.as_deref() == Some("follower")

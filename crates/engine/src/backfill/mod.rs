@@ -29,6 +29,8 @@ const FIRST_REGION_ROWS: u64 = 20_000;
 const FIRST_REGION_BYTES: u64 = 4 << 20;
 /// A region never has more rows than this, however fast the table is.
 const REGION_ROWS_MAX: u64 = 5_000_000;
+/// Rows are on their way for no longer than so many times the target time, however long a region takes before they come.
+const FIXED_SHARE_MAX: u64 = 4;
 /// A worker that finds no gap but incomplete units looks again after this long.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -78,13 +80,20 @@ impl Work {
 
     /// Steers the size of the next region towards the target time.
     fn steer(&self, copied: &Copied, target: Duration) {
-        let took_ms = copied.took_ms.max(1);
-        let ideal = copied.rows.saturating_mul(target.as_millis() as u64) / took_ms;
-        let now = self.region_rows.load(Ordering::Relaxed);
-        // At most doubled or halved at a time: one odd region must not make the next one huge.
-        let next = ideal.clamp(now / 2, now * 2).clamp(self.rows_min, REGION_ROWS_MAX);
-        self.region_rows.store(next, Ordering::Relaxed);
+        let next = steered(self.region_rows.load(Ordering::Relaxed), copied, target);
+        self.region_rows.store(next.clamp(self.rows_min, REGION_ROWS_MAX), Ordering::Relaxed);
     }
+}
+
+/// Rows of the next region, of which there were meant to be `now`, after one that came to `copied`.
+fn steered(now: u64, copied: &Copied, target: Duration) -> u64 {
+    let target_ms = u64::try_from(target.as_millis()).unwrap_or(u64::MAX);
+    // Where a region takes long before its first row comes (a server that is far away, or busy) it has to be worth it: by its
+    // whole time regions would become ever smaller there, and the copy ever slower.
+    let target_ms = copied.fixed_ms.clamp(target_ms, target_ms.saturating_mul(FIXED_SHARE_MAX));
+    let ideal = copied.rows.saturating_mul(target_ms) / copied.streamed_ms.max(1);
+    // At most doubled or halved at a time: one odd region must not make the next one huge.
+    ideal.clamp(now / 2, now.saturating_mul(2))
 }
 
 /// What the backfill shares with the rest of the migration.
@@ -216,4 +225,31 @@ fn row_bytes(table: &Table) -> u64 {
 /// Milliseconds since `start`, at least 1.
 fn elapsed_ms(start: Instant) -> u64 {
     (start.elapsed().as_millis() as u64).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: Duration = Duration::from_millis(1000);
+
+    fn after(rows: u64, fixed_ms: u64, streamed_ms: u64) -> u64 {
+        steered(rows, &Copied { rows, fixed_ms, streamed_ms }, TARGET)
+    }
+
+    #[test]
+    fn regions_grow_or_shrink_to_their_time_and_not_at_once() {
+        assert_eq!(after(1000, 5, 100), 2000);
+        assert_eq!(after(1000, 5, 800), 1250);
+        assert_eq!(after(1000, 5, 1250), 800);
+        assert_eq!(after(1000, 5, 60_000), 500);
+        assert_eq!(after(1000, 5, 0), 2000);
+    }
+
+    #[test]
+    fn a_server_that_is_far_away_is_asked_for_more_and_not_for_less() {
+        assert_eq!(after(1000, 3_000, 1_000), 2000, "three of four seconds were no row's");
+        assert_eq!(after(1000, 3_000, 3_000), 1000);
+        assert_eq!(after(1000, 60_000, 4_000), 1000, "a snapshot is not held for a minute");
+    }
 }

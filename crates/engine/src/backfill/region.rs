@@ -19,8 +19,10 @@ const GIVEN_UP_PAUSE: Duration = Duration::from_millis(200);
 pub struct Copied {
     /// Rows.
     pub rows: u64,
-    /// How long it took, in milliseconds.
-    pub took_ms: u64,
+    /// How long it took until the first of them came, in milliseconds: every region takes that, however few it has.
+    pub fixed_ms: u64,
+    /// How long they were on their way, in milliseconds.
+    pub streamed_ms: u64,
 }
 
 /// Copies the region `id`, which the map has marked as being copied.
@@ -51,8 +53,9 @@ pub async fn copy_region<S: Source, T: Target>(
         Onto::Compared => spared(shared, reader, writer, work, extent).await?,
         Onto::Nothing | Onto::Replaced => None,
     };
-    let (rows, bytes) = match spared {
-        Some(digest) => (digest.rows, digest.bytes),
+    let (rows, bytes, streamed_ms) = match spared {
+        // Both servers have read and summed them up.
+        Some(digest) => (digest.rows, digest.bytes, elapsed_ms(start)),
         None => {
             writer.begin(&work.table, work.unit, extent, onto).await?;
             pass(shared, reader, writer, work, extent).await?
@@ -70,7 +73,7 @@ pub async fn copy_region<S: Source, T: Target>(
     killpoint::pass("region.committed");
     shared.regions.copied(work.unit, id);
     shared.progress.region_copied(work.table.id, rows, bytes);
-    Ok(Some(Copied { rows, took_ms }))
+    Ok(Some(Copied { rows, fixed_ms: took_ms.saturating_sub(streamed_ms), streamed_ms }))
 }
 
 /// The digest of the region's rows, if the target has exactly them: nothing has to be copied then, and the writer is ready
@@ -89,18 +92,21 @@ async fn spared<S: Source, T: Target>(
     Ok(equal.then_some(digest))
 }
 
-/// Passes the region's rows on, from the snapshot to the target. Returns how many there were, and their bytes.
+/// Passes the region's rows on, from the snapshot to the target. Returns how many there were, their bytes, and for how many
+/// milliseconds they came.
 async fn pass<S: Source, T: Target>(
     shared: &Shared<S, T>,
     reader: &mut S::Reader,
     writer: &mut T::Writer,
     work: &Work,
     extent: &Extent,
-) -> Outcome<(u64, u64)> {
+) -> Outcome<(u64, u64, u64)> {
     reader.copy(&work.table, work.unit, extent).await?;
     let mut bytes = 0;
     let mut began = Instant::now();
+    let mut first = None;
     while let Some(piece) = reader.next_piece().await? {
+        first.get_or_insert_with(Instant::now);
         bytes += piece.len() as u64;
         if work.is_one_region() {
             let worked = began.elapsed();
@@ -113,7 +119,8 @@ async fn pass<S: Source, T: Target>(
         }
         writer.write(piece).await?;
     }
-    Ok((writer.finish().await?, bytes))
+    let rows = writer.finish().await?;
+    Ok((rows, bytes, first.map_or(0, elapsed_ms)))
 }
 
 /// Takes snapshots until one contains everything skipped for the region.

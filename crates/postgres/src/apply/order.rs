@@ -256,8 +256,8 @@ fn emptied_in_parts(table: &str) -> Fault {
     Fault::operator(
         "SEGUE-EMPTIED",
         format!(
-            "{table} was emptied (TRUNCATE, or a partition that left) while it was copied, and both servers order its keys, which \
-             are text, by collations of their own: which rows on the target were copied before that cannot be told"
+            "{table} was emptied (TRUNCATE, or a partition that left) while it was copied, and each server orders its keys \
+             (text, say) by rules of its own: which rows on the target were copied before that cannot be told"
         ),
         "cancel the migration, with --drop-target-tables or after emptying the target's table, and start again; let nobody empty \
          that table until `segue status` says `following`",

@@ -64,17 +64,14 @@ pub async fn drop_target_tables(
     Ok(there)
 }
 
-/// Drops tables that were made a moment ago, and that nothing was written into yet: as [`drop_target_tables`], but that
-/// without a fence it is their emptiness that tells.
+/// Drops tables that Segue has made and not filled, as [`drop_target_tables`] does others. They may have no fence yet: it is
+/// their emptiness that tells.
 pub async fn drop_unfilled(
     target: &Client,
     authority: Authority<'_>,
     tables: &[QualifiedName],
-    report: impl FnMut(&Fault),
+    mut report: impl FnMut(&Fault),
 ) -> Outcome<Vec<QualifiedName>> {
-    if fence::row(target, authority.0).await?.is_some() {
-        return drop_target_tables(target, authority, tables, report).await;
-    }
     let there = existing(target, tables).await?;
     if !there.is_empty() {
         let names: Vec<String> = there.iter().map(QualifiedName::sql).collect();
@@ -84,13 +81,15 @@ pub async fn drop_unfilled(
             locked_and_empty(&names),
             names.join(", ")
         );
-        bounded_lock(target, &sql).await.map_err(|fault| {
-            if fault.recovery == Recovery::Operator {
-                kept(fault.what, "see what is in them, and what depends on them")
-            } else {
-                fault
+        while let Err(fault) = bounded_lock(target, &sql).await {
+            match fault.recovery {
+                Recovery::Retry if fault.code == "SEGUE-LOCKED" => report(&fault),
+                Recovery::Retry | Recovery::Ambiguous | Recovery::Bug => return Err(fault),
+                Recovery::Operator => {
+                    return Err(kept(fault.what, "see what is in them, and what depends on them"));
+                }
             }
-        })?;
+        }
     }
     Ok(there)
 }
@@ -120,7 +119,20 @@ pub async fn may_drop_target(target: &Client, migration: &str, tables: &[Qualifi
 fn not_ours(other: &str) -> String {
     format!("{other} is not what was moved, or came to it since: it does not carry the migration's fence")
 }
-const WHAT_IT_IS: &str = "see what it is: give a table another name, DETACH or DROP a partition";
+const WHAT_IT_IS: &str = "see what it is: give a table another name, DETACH or DROP a partition (one that came since, and is to go \
+     along, gets its fence when `segue run` is started once)";
+
+/// Those of `tables` that there are, and all partitions below them.
+pub async fn with_all_below(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let sql = format!(
+        "{TREE} SELECT n.nspname, c.relname FROM tree t JOIN pg_class c ON c.oid = t.relation
+          JOIN pg_namespace n ON n.oid = c.relnamespace"
+    );
+    let rows = client.query(&sql, &[&names]).await;
+    let rows = rows.map_err(|e| fault_of(&e).during("looking which partitions there are"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
 
 /// Those of `tables` that there are.
 async fn existing(client: &Client, tables: &[QualifiedName]) -> Outcome<Vec<QualifiedName>> {

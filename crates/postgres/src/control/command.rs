@@ -133,7 +133,7 @@ impl Control {
     /// Answers, with `answer`, what nobody has taken while somebody still waited for it. Returns how many.
     pub async fn answer_stale(&self, lease: &Lease, answer: &Value) -> Outcome<usize> {
         let sql = "UPDATE segue.command SET answer = $3::text::jsonb, answered_at = clock_timestamp()
-              WHERE migration = $1 AND taken_at IS NULL AND answered_at IS NULL
+              WHERE migration = $1 AND taken_at IS NULL AND answered_at IS NULL AND verb NOT IN ('contain', 'pause')
                 AND asked_at < clock_timestamp() - make_interval(secs => CASE verb WHEN 'stop' THEN $4::float8 ELSE $5::float8 END)
                 AND EXISTS (SELECT FROM segue.lease l WHERE l.migration = $1 AND l.token = $2)
              RETURNING pg_notify('segue_answer', id::text)";

@@ -6,7 +6,7 @@
 use super::Side;
 use crate::asking::Asked;
 use crate::error::fault_of;
-use crate::health::standings;
+use crate::health::{Standing, standings};
 use segue_engine::ports::Outcome;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,11 @@ impl Side {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            let mut names: Vec<String> = without.into_iter().map(|standing| standing.replica.name).collect();
+            let said = |standing: Standing| match standing.flushed {
+                Some(_) => standing.replica.name,
+                None => format!("{} (whose place this role may not see)", standing.replica.name),
+            };
+            let mut names: Vec<String> = without.into_iter().map(said).collect();
             names.extend(self.absent().await?.into_iter().map(|slot| format!("whoever has the slot {slot}")));
             return Ok(names);
         }

@@ -68,7 +68,7 @@ async fn an_order_that_nobody_took_is_not_carried_out_by_whoever_drives_next() {
     assert_eq!(fault.code, "SEGUE-NO-DRIVER");
     // Nor are those whose askers are gone, killed, without a word.
     let client = setting.cluster.connect("postgres").await;
-    for (verb, minutes) in [("stop", 1), ("complete", 61), ("pause", 59)] {
+    for (verb, minutes) in [("stop", 1), ("complete", 61), ("pause", 600)] {
         let sql = "INSERT INTO segue.command (migration, verb, arguments, asked_by, asked_at)
              VALUES ('m', $1, '{}', 'me', clock_timestamp() - make_interval(mins => $2))";
         client.execute(sql, &[&verb, &minutes]).await.expect("an old order");

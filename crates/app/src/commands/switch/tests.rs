@@ -64,7 +64,7 @@ fn a_standby_that_does_not_know_of_the_hand_over_is_named_with_its_side() {
     let standbys_without = vec!["east".to_owned()];
     let text = render(&Answer::Switched(Moved { standbys_without, ..moved(Side::Target) }));
     let line =
-        "  attention: east, which follows the source, had not received the hand-over: do not promote it";
+        "  attention: east, which follows the source, is not known to have the hand-over: do not promote it";
     assert!(text.contains(line), "{text}");
 }
 

@@ -370,6 +370,7 @@ impl Switch<'_> {
         self.fenced.send_replace(None);
         self.flows.giving.send_replace(None);
         self.flows.owner.send_replace(Some(new));
+        self.driver.nobody_owns.store(false, Ordering::Relaxed);
         self.routers.release(Route::to(new, row.ownership.epoch())).await;
         walk.stall_ends();
         killpoint::pass("switch.opened");

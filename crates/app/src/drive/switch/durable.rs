@@ -29,8 +29,7 @@ impl Switch<'_> {
                     let patience = STANDBYS_PATIENCE.min(hold_max / STANDBYS_SHARE);
                     // The old side may be dying: that no longer keeps the new one closed.
                     let asked = timeout(patience + ASKED_MAX, old.standbys_without(patience)).await;
-                    let unasked =
-                        || vec![format!("whoever follows the {}, which did not say who does,", turn.from)];
+                    let unasked = || vec!["(not known: the server did not answer)".to_owned()];
                     let without =
                         asked.map_or_else(|_| unasked(), |asked| asked.unwrap_or_else(|_| unasked()));
                     for standby in &without {
@@ -57,7 +56,7 @@ impl Switch<'_> {
 /// What is told of a standby that has not received the hand-over.
 fn unaware(turn: Turn, standby: &str) -> String {
     format!(
-        "{standby} follows the {from}, and had not received that the writes were handed over when the {to} was opened: promoted \
+        "{standby} follows the {from}, and is not known to have received that the writes were handed over when the {to} was opened: promoted \
          before it has, it would take writes again",
         from = turn.from,
         to = turn.from.other()

@@ -12,7 +12,7 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-CLOSED",
-        "the run ended in the middle of a hand-over that could be neither undone nor finished: neither side takes the writes",
+        "the run ended in the middle of a hand-over that could be neither undone nor finished: neither side may take the writes",
         "`segue run` at once, on any machine: it does",
     ),
     ambiguous("SEGUE-FENCE-UNKNOWN", "the answer to a step of the fence was lost: it may have been done"),
