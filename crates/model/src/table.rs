@@ -163,16 +163,24 @@ impl Table {
     /// Whether two servers order its keys alike, whatever their collations and libraries are: a range of keys then holds
     /// the same keys on both. A table without a key has no ranges.
     pub fn orders_alike(&self) -> bool {
-        self.key().is_some_and(|key| {
-            key.columns.iter().zip(&key.order).all(|(&column, order)| {
-                let is = |names: &[&str]| names.contains(&self.columns[column].target_type.as_str());
-                match order {
-                    KeyOrder::Integer | KeyOrder::Moment => true,
-                    // A text that is bytewise here may have another collation there.
-                    KeyOrder::Bytes => is(&["uuid", "bytea"]),
-                    KeyOrder::AskSource => is(&ORDERED_ALIKE),
-                }
-            })
+        self.key().is_some_and(|key| self.columns_alike(key).all(|is_alike| is_alike))
+    }
+
+    /// As [`Table::orders_alike`], of the first column of the key alone: a range then holds the same keys on both but for
+    /// those whose first column is that of one of its bounds.
+    pub fn leads_alike(&self) -> bool {
+        self.key().is_some_and(|key| self.columns_alike(key).next().unwrap_or(false))
+    }
+
+    fn columns_alike<'t>(&'t self, key: &'t Key) -> impl Iterator<Item = bool> + 't {
+        key.columns.iter().zip(&key.order).map(|(&column, order)| {
+            let is = |names: &[&str]| names.contains(&self.columns[column].target_type.as_str());
+            match order {
+                KeyOrder::Integer | KeyOrder::Moment => true,
+                // A text that is bytewise here may have another collation there.
+                KeyOrder::Bytes => is(&["uuid", "bytea"]),
+                KeyOrder::AskSource => is(&ORDERED_ALIKE),
+            }
         })
     }
 }

@@ -281,7 +281,8 @@ fn truncate_requests(
     let key = target.table.key();
     // The bounds were cut in the source's order; in another one they hold rows of regions that are to be spared.
     let is_bounded = |extent: &Extent| matches!(extent, Extent::Range { lower, upper } if lower.is_some() || upper.is_some());
-    if !target.table.orders_alike() && within.iter().any(|(extent, _)| is_bounded(extent)) {
+    // Where only a later column of the key is text, the rows of one first value are in question, and nothing is refused for them.
+    if !target.table.leads_alike() && within.iter().any(|(extent, _)| is_bounded(extent)) {
         return Err(emptied_in_parts(&target.table.source.to_string()));
     }
     within
