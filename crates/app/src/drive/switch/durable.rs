@@ -29,7 +29,8 @@ impl Switch<'_> {
                     let patience = STANDBYS_PATIENCE.min(hold_max / STANDBYS_SHARE);
                     // The old side may be dying: that no longer keeps the new one closed.
                     let asked = timeout(patience + ASKED_MAX, old.standbys_without(patience)).await;
-                    let unasked = || vec!["(not known: the server did not answer)".to_owned()];
+                    let unasked =
+                        || vec!["somebody, for all that is known (the server did not answer)".to_owned()];
                     let without =
                         asked.map_or_else(|_| unasked(), |asked| asked.unwrap_or_else(|_| unasked()));
                     for standby in &without {
