@@ -21,12 +21,19 @@ impl Sides {
     /// The databases of `spec`.
     pub(crate) fn of(spec: &Spec) -> Outcome<Sides> {
         let control_is_target = spec.control.expose() == spec.target.expose();
-        Ok(Sides {
-            source: Endpoint::parse(spec.source.expose()).map_err(|f| f.during("the spec's `source`"))?,
-            target: Endpoint::parse(spec.target.expose()).map_err(|f| f.during("the spec's `target`"))?,
-            control: Endpoint::parse(spec.control.expose()).map_err(|f| f.during("the spec's `control`"))?,
-            control_is_target,
-        })
+        let source = Endpoint::parse(spec.source.expose()).map_err(|f| f.during("the spec's `source`"))?;
+        let target = Endpoint::parse(spec.target.expose()).map_err(|f| f.during("the spec's `target`"))?;
+        let control = match control_is_target {
+            // One place: sessions that are kept are those of both.
+            true => target.clone(),
+            false => Endpoint::parse(spec.control.expose()).map_err(|f| f.during("the spec's `control`"))?,
+        };
+        Ok(Sides { source, target, control, control_is_target })
+    }
+
+    /// Ends the sessions that are kept for whoever needs one next.
+    pub(crate) fn forget(&self) {
+        [&self.source, &self.target, &self.control].into_iter().for_each(Endpoint::forget);
     }
 
     /// The one that a spec calls so.

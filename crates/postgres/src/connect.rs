@@ -1,6 +1,7 @@
 //! Opening sessions: where a server is, how to reach it, and the settings every session of ours has.
 
 mod parameters;
+mod spare;
 mod tls;
 
 pub use tls::{RootCertificates, Tls, TlsMode};
@@ -40,6 +41,7 @@ pub struct Endpoint {
     tls: Tls,
     /// The migration that these sessions work for.
     mark: Option<String>,
+    spares: spare::Spares,
 }
 
 impl fmt::Debug for Endpoint {
@@ -103,7 +105,7 @@ impl Endpoint {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
-        Ok(Endpoint { config, tls, mark: None })
+        Ok(Endpoint { config, tls, mark: None, spares: spare::Spares::default() })
     }
 
     /// The same place, whose sessions work for `migration`: they hold a shared advisory lock as long as they live, by
@@ -118,9 +120,18 @@ impl Endpoint {
         self.mark.as_ref().map(|m| format!("SELECT pg_advisory_lock_shared(hashtextextended({}, 0))", key(m)))
     }
 
-    /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server.
+    /// Opens a session with [`PINNED_SETTINGS`], named `segue <purpose>` on the server; or renames one that was
+    /// [kept](Endpoint::keep).
     pub async fn connect(&self, purpose: &str) -> Outcome<Client> {
-        self.connect_hearing(purpose, &Heard::default()).await
+        match self.spare(&self.name_for(purpose)).await {
+            Some(client) => Ok(client),
+            None => self.connect_hearing(purpose, &Heard::default()).await,
+        }
+    }
+
+    fn name_for(&self, purpose: &str) -> String {
+        let given = self.config.get_application_name().unwrap_or_default();
+        format!("segue {purpose} {given}").trim_end().to_owned()
     }
 
     /// Opens a session whose warnings are counted.
@@ -139,10 +150,8 @@ impl Endpoint {
     }
 
     async fn connect_hearing(&self, purpose: &str, heard: &Heard) -> Outcome<Client> {
-        let given = self.config.get_application_name().unwrap_or_default();
-        let name = format!("segue {purpose} {given}");
         let limit = LOGIN_TIMEOUT + self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
-        match tokio::time::timeout(limit, self.open(name.trim_end(), heard)).await {
+        match tokio::time::timeout(limit, self.open(&self.name_for(purpose), heard)).await {
             Ok(opened) => opened.map_err(|fault| fault.during(format_args!("connecting to {self}"))),
             Err(_) => Err(Fault::retry(
                 "SEGUE-CONNECTION",

@@ -85,12 +85,22 @@ impl Control {
         }
     }
 
-    /// Connects without making anything; `None` if no segue has ever run here.
-    pub async fn find(endpoint: &Endpoint, migration: &str) -> Outcome<Option<Control>> {
+    /// Whether a segue has ever run here.
+    pub async fn is_known(endpoint: &Endpoint) -> Outcome<bool> {
         let client = endpoint.connect("control").await?;
         let sql = "SELECT to_regclass('segue.journal') IS NOT NULL";
-        let there: bool = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
-        Ok(there.then(|| Control::over(endpoint, migration, client, None)))
+        let there = client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0);
+        endpoint.keep(client);
+        Ok(there)
+    }
+
+    /// Connects without making anything; `None` if no segue has ever run here.
+    pub async fn find(endpoint: &Endpoint, migration: &str) -> Outcome<Option<Control>> {
+        if !Control::is_known(endpoint).await? {
+            return Ok(None);
+        }
+        let client = endpoint.connect("control").await?;
+        Ok(Some(Control::over(endpoint, migration, client, None)))
     }
 
     fn over(endpoint: &Endpoint, migration: &str, client: Client, alive_key: Option<i64>) -> Control {

@@ -7,6 +7,7 @@ use segue_testkit::cluster::{Cluster, Options};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
+use tokio_postgres::Client;
 
 fn openssl(directory: &Path, arguments: &str) {
     let output = Command::new("openssl")
@@ -121,6 +122,46 @@ async fn a_session_is_pinned_and_named() {
     assert_eq!(shown("synchronous_commit").await, "on");
     assert_eq!(shown("DateStyle").await, "ISO, YMD");
     assert_eq!(shown("search_path").await, "pg_catalog");
+}
+
+#[tokio::test]
+async fn a_session_that_is_given_back_is_the_next_one() {
+    let cluster = Cluster::start(Options::default()).await;
+    let endpoint = Endpoint::parse(&cluster.url("postgres")).expect("a URL");
+    let marked = endpoint.marked("m");
+    let who = async |client: &Client| {
+        let sql = "SELECT pid, application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let row = client.query_one(sql, &[]).await.expect("it answers");
+        (row.get::<_, i32>(0), row.get::<_, String>(1))
+    };
+    let first = endpoint.connect("first").await.expect("connect");
+    let (number, _) = who(&first).await;
+    endpoint.keep(first);
+    let other = marked.connect("marked").await.expect("connect");
+    assert_ne!(who(&other).await.0, number, "that one holds no lock");
+    let (marked_number, _) = who(&other).await;
+    marked.keep(other);
+    let second = endpoint.clone().connect("it's second").await.expect("connect");
+    assert_eq!(who(&second).await, (number, "segue it's second".to_owned()));
+    let again = endpoint.marked("m").connect("marked").await.expect("connect");
+    assert_eq!(who(&again).await.0, marked_number);
+
+    endpoint.keep(second);
+    cluster.execute(&format!("SELECT pg_terminate_backend({number}, 5000)")).await;
+    let third = endpoint.connect("third").await.expect("one that ended is nobody's");
+    assert_ne!(who(&third).await.0, number);
+    let (number, _) = who(&third).await;
+    endpoint.keep(third);
+    endpoint.forget();
+    let fourth = endpoint.connect("fourth").await.expect("connect");
+    assert_ne!(who(&fourth).await.0, number, "the address may lead elsewhere by now");
+    endpoint.keep(fourth);
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'segue fourth'";
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while cluster.scalar(left).await.as_deref() != Some("0") {
+        assert!(std::time::Instant::now() < until, "nobody needs it");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,6 @@ use segue_model::switch::Side;
 use segue_model::switch::reads::ReadRules;
 use segue_postgres::birth;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
-use segue_postgres::schema;
 use segue_postgres::target_schema;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -160,7 +159,6 @@ async fn remove(
 ) -> Outcome<Vec<String>> {
     let migration = control.migration();
     for endpoint in sides.written() {
-        schema::ensure(&mut endpoint.connect("schema").await?).await?;
         shut_out(endpoint, migration, lease.token, true).await?;
     }
     // Routers read nothing on the other side any more, from before it stops to follow.

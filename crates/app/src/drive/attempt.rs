@@ -28,7 +28,6 @@ use segue_postgres::connect::Endpoint;
 use segue_postgres::control::{Command, HEARTBEAT, Lease, shut_out};
 use segue_postgres::fence;
 use segue_postgres::health;
-use segue_postgres::schema;
 use segue_postgres::stream::Opening;
 use serde_json::json;
 use std::convert::Infallible;
@@ -283,13 +282,16 @@ impl<'d> Attempt<'d> {
 
     async fn prepare(&self) -> Outcome<Ready<'d>> {
         let Driver { spec, sides, control, .. } = self.driver;
+        sides.forget();
         let mut journal = control.journal(0).await?;
         if journal.iter().any(|entry| entry.entry.kind == "preparing") {
             self.driver.begun.store(true, Ordering::Relaxed);
         }
         contain::restore(self.driver, &journal);
         throttle::restore(self.driver, &journal);
-        server::never_a_standby(&sides.source.connect("plan").await?).await?;
+        let source = sides.source.connect("plan").await?;
+        server::never_a_standby(&source).await?;
+        sides.source.keep(source);
         if self.gives_up_restored(&journal).await? {
             journal = control.journal(0).await?;
         }
@@ -322,7 +324,6 @@ impl<'d> Attempt<'d> {
 
     /// Shuts earlier processes out of a database, and makes Segue's schema what it should be.
     pub(super) async fn take_over(&self, side: &Endpoint) -> Outcome<()> {
-        schema::ensure(&mut side.connect("schema").await?).await?;
         let migration = self.driver.spec.name.as_str();
         for holder in shut_out(side, migration, self.lease.token, true).await? {
             self.driver.screen.say(&format!("ended a transaction of an earlier process: {holder:?}"));
@@ -385,6 +386,8 @@ impl<'d> Attempt<'d> {
             rows::both(&source, &target, migration),
             rows::admission(&source, &target, migration, Direction::Forward)
         )?;
+        sides.source.keep(source);
+        sides.target.keep(target);
         driver.nobody_owns.store(rows.owner().is_none(), Ordering::Relaxed);
         let catalog_warnings = catalog.warnings.clone();
         let admissions = Arc::new(Admissions::new(admission));

@@ -215,6 +215,8 @@ impl<'d> WayBack<'d> {
         let (source, target) =
             tokio::try_join!(sides.source.connect("way back"), sides.target.connect("way back"))?;
         birth::drop_reverse(&source, &target, (spec.name.as_str(), self.lease.token)).await?;
+        sides.source.keep(source);
+        sides.target.keep(target);
         // What is made next has all parts that there are.
         self.outdated.send_replace(None);
         Ok(())

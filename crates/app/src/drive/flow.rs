@@ -85,6 +85,8 @@ pub(super) async fn open(
         let (on_from, on_to) = tokio::try_join!(from.connect("leaves"), to.connect("leaves"))?;
         let known =
             leaves::settle(&on_from, &on_to, &identity, token, tables.len(), &catalog.relations).await?;
+        from.keep(on_from);
+        to.keep(on_to);
         PgSource::open(from.clone(), identity.clone(), token, &tables, known, opening).await
     };
     let unfinished = async {
@@ -93,6 +95,7 @@ pub(super) async fn open(
         }
         let target = to.connect("schema").await?;
         let unfinished = is_unfinished(&target, &identity.migration).await?;
+        to.keep(target);
         Ok(unfinished.then(|| (from.clone(), to.clone())))
     };
     let compared = verifying::sides(driver, direction, &tables);

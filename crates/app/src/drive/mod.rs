@@ -223,7 +223,7 @@ pub(crate) async fn interrupted() -> &'static str {
 
 /// The control database. Where no segue has ever run, nothing is made, anywhere, before the plan is found in order.
 async fn control_of(spec: &Spec, sides: &Sides) -> Outcome<Control> {
-    if Control::find(&sides.control, spec.name.as_str()).await?.is_none() {
+    if !Control::is_known(&sides.control).await? {
         plan::may_begin(spec, sides).await?;
     }
     Control::connect(&sides.control, spec.name.as_str()).await

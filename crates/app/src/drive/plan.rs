@@ -26,6 +26,8 @@ async fn plan_without(spec: &Spec, sides: &Sides, is_seen_to: fn(&Fault) -> bool
     let pairs = pairs(spec, &source).await?;
     let refusals = server_refusals(&source, &target).await?;
     let mut catalog = catalog::read(&mut source, &mut target, &pairs).await?;
+    sides.source.keep(source);
+    sides.target.keep(target);
     catalog.refusals.retain(|fault| !is_seen_to(fault));
     in_order(catalog, refusals)
 }
@@ -51,6 +53,8 @@ pub(super) async fn plan_back(spec: &Spec, sides: &Sides) -> Outcome<Catalog> {
     let pairs = pairs(spec, &source).await?;
     let refusals = catalog::server::reverse_refusals(&source, &target).await?;
     let catalog = catalog::read_reverse(&mut source, &mut target, &pairs).await?;
+    sides.source.keep(source);
+    sides.target.keep(target);
     in_order(catalog, refusals).map_err(|f| f.during("the way back"))
 }
 
@@ -101,7 +105,11 @@ pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
         return Ok(());
     }
     nothing_filled(&target, &catalog.tables).await?;
-    birth::in_the_way(&sides.source.connect("plan").await?, spec.name.as_str()).await
+    sides.target.keep(target);
+    let source = sides.source.connect("plan").await?;
+    birth::in_the_way(&source, spec.name.as_str()).await?;
+    sides.source.keep(source);
+    Ok(())
 }
 
 /// Many refusals as one fault.

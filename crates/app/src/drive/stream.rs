@@ -78,6 +78,7 @@ impl Attempt<'_> {
         let migration = spec.name.as_str();
         let source = sides.source.connect("stream").await?;
         let (told, status) = (birth::told(&source, migration).await?, control.read_status().await?);
+        sides.source.keep(source);
         let (Some(told), Some((status, _))) = (told, status) else { return Ok(false) };
         if !is_restored(told, &status) {
             return Ok(false);

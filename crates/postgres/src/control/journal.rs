@@ -82,6 +82,7 @@ impl Control {
             }
             Fault::ambiguous("SEGUE-JOURNAL-UNKNOWN", format!("whether record {} was written", expected + 1))
         })?;
+        self.endpoint.keep(client);
         Ok(expected + 1)
     }
 

@@ -122,6 +122,7 @@ impl Control {
              ON CONFLICT (migration) DO UPDATE SET token = excluded.token, beat_at = excluded.beat_at";
         transaction.execute(beat, &[&self.migration, &token]).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
+        self.endpoint.keep(client);
         Ok(Acquired::Lease(Lease { token }))
     }
 

@@ -1,7 +1,8 @@
 //! Shutting earlier processes out of a database, whatever state they are in.
 
-use crate::connect::{Endpoint, mark_of};
+use crate::connect::{Endpoint, Warnings, mark_of};
 use crate::error::fault_of;
+use crate::schema;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use std::fmt;
@@ -52,7 +53,8 @@ const HOLDERS: &str = "
      ORDER BY a.xact_start";
 
 /// Raises the migration's token in one database: when this returns, no transaction of an earlier token is open there
-/// and none can begin, and what they committed is durable, also what they did not wait for. The schema must be there.
+/// and none can begin, and what they committed is durable, also what they did not wait for. Makes Segue's schema what it
+/// should be before.
 ///
 /// Then ends what earlier processes, and earlier attempts of this one, have left there: a process that is stopped or
 /// cut off would otherwise keep the slot, the replication origin, or a snapshot for as long as its sessions live.
@@ -66,14 +68,27 @@ pub async fn shut_out(
     token: i64,
     may_terminate: bool,
 ) -> Outcome<Vec<Holder>> {
-    let ((raiser, warnings), watcher) =
-        tokio::try_join!(endpoint.connect_heard("token"), endpoint.connect("watch"))?;
+    let (mut raiser, warnings) = endpoint.connect_heard("token").await?;
+    schema::ensure(&mut raiser).await?;
+    let ended = raise((&raiser, &warnings), (endpoint, migration), token, may_terminate).await?;
+    endpoint.keep(raiser);
+    Ok(ended)
+}
+
+/// [`shut_out`], in a session whose warnings are counted.
+async fn raise(
+    (raiser, warnings): (&Client, &Warnings),
+    (endpoint, migration): (&Endpoint, &str),
+    token: i64,
+    may_terminate: bool,
+) -> Outcome<Vec<Holder>> {
     let failed = |e| fault_of(&e).during(format_args!("shutting earlier processes out of {endpoint}"));
     let pid: i32 = raiser.query_one("SELECT pg_backend_pid()", &[]).await.map_err(failed)?.get(0);
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&migration, &token];
+    let heard_before = warnings.heard();
     let mut raise = pin!(async {
         raiser.execute("SELECT segue.raise_token($1, $2)", &parameters).await.map_err(failed)?;
-        if warnings.heard() > 0 {
+        if warnings.heard() > heard_before {
             let what = format!("{endpoint} warned while the token was raised: it may not be on its standbys");
             return Err(Fault::retry("SEGUE-TOKEN-STANDBY", what));
         }
@@ -82,11 +97,12 @@ pub async fn shut_out(
     tokio::select! {
         done = &mut raise => {
             done?;
-            end_left_over(&watcher, endpoint, migration).await?;
+            end_left_over(raiser, endpoint, migration).await?;
             return Ok(Vec::new());
         }
         () = tokio::time::sleep(PATIENCE) => {}
     }
+    let watcher = endpoint.connect("watch").await?;
     // `segue.enter` and `segue.raise_token` take this lock.
     let holders = holders(&watcher, &format!("segue:{migration}"), pid).await?;
     if holders.is_empty() && waits_for_a_standby(&watcher, pid).await? {

@@ -78,7 +78,7 @@ async fn a_database_without_a_row_has_none() {
 async fn what_an_earlier_build_made_is_brought_up_to_date() {
     let mut world = World::start(Options::default(), limits(60_000), Role::Follower).await;
     stream_to(&world.client, Direction::Forward).await;
-    let earlier = "ALTER TABLE segue.owner DROP COLUMN opened_at;
+    let earlier = "COMMENT ON SCHEMA segue IS NULL; ALTER TABLE segue.owner DROP COLUMN opened_at;
          DROP FUNCTION segue.open; DROP FUNCTION segue.become_follower;
          CREATE FUNCTION segue.open(_migration text, _epoch bigint, _direction text, _position pg_lsn, _lock_ms int)
              RETURNS jsonb LANGUAGE sql AS 'SELECT NULL::jsonb';
@@ -94,13 +94,33 @@ async fn what_an_earlier_build_made_is_brought_up_to_date() {
 }
 
 #[tokio::test]
+async fn what_is_gone_is_made_anew_and_what_is_whole_is_left_alone() {
+    let cluster = Cluster::start(Options::default()).await;
+    let mut client = cluster.connect("postgres").await;
+    schema::ensure(&mut client).await.unwrap();
+    let versions =
+        "SELECT string_agg(xmin::text, ' ') FROM pg_proc WHERE pronamespace = 'segue'::regnamespace";
+    let made = cluster.scalar(versions).await;
+    schema::ensure(&mut client).await.unwrap();
+    assert_eq!(cluster.scalar(versions).await, made, "nothing is made twice");
+    for gone in ["DROP TABLE segue.sample", "DROP FUNCTION segue.advance", "DROP INDEX segue.sample_in_time"]
+    {
+        client.batch_execute(gone).await.unwrap();
+        schema::ensure(&mut client).await.unwrap();
+        let there = "SELECT to_regclass('segue.sample_in_time') IS NOT NULL AND to_regproc('segue.advance') IS NOT NULL";
+        assert_eq!(cluster.scalar(there).await.as_deref(), Some("t"), "{gone}");
+    }
+}
+
+#[tokio::test]
 async fn a_start_waits_for_no_writer_that_has_taken_the_tables_back() {
     let mut world = World::owner(Options::default(), limits(300)).await;
     let app = world.app().await;
     world.fenced(0, 1).await;
     world.until_the_deadline().await;
     app.batch_execute("BEGIN; INSERT INTO plain VALUES (2, 'late')").await.unwrap();
-    world.client.batch_execute("SET lock_timeout = '1s'").await.unwrap();
+    let unmade = "SET lock_timeout = '1s'; COMMENT ON SCHEMA segue IS 'made by segue: another build'";
+    world.client.batch_execute(unmade).await.unwrap();
     schema::ensure(&mut world.client).await.unwrap();
     app.batch_execute("COMMIT").await.unwrap();
     assert_eq!(world.ownership().await, owner(1, 1));

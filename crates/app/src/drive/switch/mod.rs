@@ -371,7 +371,9 @@ impl<'d> Switch<'d> {
             Side::Target => (tables.map(|t| t.target.clone()).collect(), fence::Role::Follower),
         };
         let (authority, elsewhere) = ((self.migration(), self.lease.token), self.endpoint(side.other()));
-        fence::prepare(&client, authority, &tables, role, &elsewhere.address()).await.map(drop)
+        fence::prepare(&client, authority, &tables, role, &elsewhere.address()).await?;
+        self.endpoint(side).keep(client);
+        Ok(())
     }
 
     /// Walks until what was asked is so, or undone, and nothing of it is left.
