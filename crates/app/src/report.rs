@@ -151,6 +151,12 @@ pub(crate) struct GateState {
     pub(crate) next: String,
     /// Nobody can go through it while it is closed.
     pub(crate) protects_data: bool,
+    /// What it asks for, with the bounds that count; empty for one that has none.
+    #[serde(default)]
+    pub(crate) asks: String,
+    /// Why it is open although nothing was measured for it: it is not asked for. Empty if it is.
+    #[serde(default)]
+    pub(crate) not_asked: String,
 }
 
 /// The status object.
@@ -334,6 +340,9 @@ fn gate_lines(gates: &[GateState], lines: &mut Vec<String>) {
     lines.push(format!("  gates  {green} of {} green", gates.len()));
     for gate in gates.iter().filter(|gate| !gate.green) {
         lines.push(format!("  gate {:<17} red: {}; {}", gate.gate.line().name, gate.why, gate.next));
+    }
+    for gate in gates.iter().filter(|gate| !gate.not_asked.is_empty()) {
+        lines.push(format!("  gate {:<17} not asked for: {}", gate.gate.line().name, gate.not_asked));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Each gate alone, on real servers: it is red, nothing else is, and `segue switch writes` is refused with its name.
 //!
-//! That `matches` and the windows of staging are red for want of time is part of it: there the others are overridden.
+//! That `matches` and the windows of staging are red for want of time is part of it: there the others are overridden. Reads are
+//! repeated where a router is; without one nobody is asked for them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -246,7 +247,8 @@ async fn gate_of_long_transactions() {
 /// What dev does not ask for.
 #[tokio::test(flavor = "multi_thread")]
 async fn gates_that_only_stricter_profiles_ask_for() {
-    let (pair, run) = following(100, "staging").await;
+    let with_router = "staging\nrouter: { listen: \"127.0.0.1:0\", auth: trust }";
+    let (pair, run) = following(100, with_router).await;
     pair.segue(&["verify"], 0);
     let order = ["--override", "drift", "--override", "lag", "--reason", "no hour has passed"];
     let refused = |more: &[&str]| refused_by(&pair, &[&order[..], more].concat());
@@ -265,6 +267,29 @@ async fn gates_that_only_stricter_profiles_ask_for() {
         pair.target.scalar(journalled).await.as_deref() == Some("drift lag matches")
     })
     .await;
+    pair.stop(&run).await;
+}
+
+/// What a spec says of the windows counts, and without a router nobody is asked for repeated reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn gates_ask_for_what_the_spec_says() {
+    let gates = "staging\nswitch: { gates: { lag_ms_max: 5s, lag_window_ms: 0, drift_window_ms: 0 } }";
+    let (pair, run) = following(100, gates).await;
+    pair.segue(&["verify"], 0);
+    // The order arms the way back.
+    assert_eq!(refused_by(&pair, &[]), ["rehearsal"]);
+    until("the rehearsal is all that is missing", async || red(&pair) == ["rehearsal"]).await;
+    let status: Value = serde_json::from_str(&pair.segue(&["status", "--json"], 0)).unwrap();
+    let of = |name: &str| {
+        let mut gates = status["gates"].as_array().unwrap().iter();
+        gates.find(|gate| gate["gate"] == name).unwrap().clone()
+    };
+    assert_eq!(of("lag")["asks"], "a lag of at most 5000 ms");
+    assert!(of("matches")["not_asked"].as_str().unwrap().contains("no `router`"), "{status:#}");
+    let text = pair.segue(&["status"], 0);
+    assert!(text.contains("\n  gate matches           not asked for: the spec has no `router`"), "{text}");
+    pair.segue(&["switch", "writes", "--dry-run"], 0);
+    green(&pair).await;
     pair.stop(&run).await;
 }
 

@@ -106,7 +106,7 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         checks,
         tables: catalog.tables.iter().map(planned).collect(),
         estimate,
-        steps: plan::life(spec.router.is_some(), spec.profile),
+        steps: plan::life(&spec.switch.gates),
         changes,
         way_back,
     })

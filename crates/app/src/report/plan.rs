@@ -1,7 +1,6 @@
 //! What a migration would do, as people and machines see it before anything is touched. Pure.
 
 use super::bytes_text;
-use segue_model::spec::Profile;
 use segue_model::switch::gates::Bounds;
 use segue_postgres::changes::{Change, On, Step};
 use segue_postgres::preflight::{Checked, Verdict};
@@ -288,16 +287,15 @@ fn duration_text(seconds: u64) -> String {
 }
 
 /// The life of a migration.
-pub(crate) fn life(has_router: bool, profile: Profile) -> Vec<LifeStep> {
+pub(crate) fn life(bounds: &Bounds) -> Vec<LifeStep> {
     let step = |command, step, what: &str| LifeStep { command, step, what: what.to_owned() };
-    let bounds = Bounds::of(profile);
-    let watched = bounds.lag_window.max(bounds.drift_window).max(bounds.matches_window.unwrap_or_default());
+    let watched = bounds.lag_window.max(bounds.drift_window).max(bounds.matches_asked().unwrap_or_default());
     let watched = if watched.is_zero() {
         String::new()
     } else {
         format!(
-            ". The gates of the profile `{}` ask for {} of watching before (docs/cli.md, Gates); --override goes without, with a reason",
-            profile.name(),
+            ". The gates ask for {} of watching before (`switch: {{ gates: … }}` in the spec; docs/cli.md, Gates); --override goes \
+             without, with a reason",
             duration_text(watched.as_secs())
         )
     };
@@ -314,7 +312,7 @@ pub(crate) fn life(has_router: bool, profile: Profile) -> Vec<LifeStep> {
         ),
         step("segue verify", None, "compares both sides while they change; shows and mends what differs"),
     ];
-    if has_router {
+    if bounds.has_router {
         life.push(step(
             "segue mirror",
             None,

@@ -67,8 +67,11 @@ fn gates() -> Vec<GateState> {
         why: why.into(),
         next: if why.is_empty() { String::new() } else { "do that".into() },
         protects_data: gate.line().protects_data,
+        asks: String::new(),
+        not_asked: String::new(),
     };
-    vec![gate(Gate::Verified, ""), gate(Gate::Lag, "it is high"), gate(Gate::LongTransactions, "one is old")]
+    let matches = GateState { not_asked: "nobody repeats reads".into(), ..gate(Gate::Matches, "") };
+    vec![gate(Gate::Verified, ""), matches, gate(Gate::Lag, "it is high"), gate(Gate::Parity, "one lacks")]
 }
 
 #[test]
@@ -79,9 +82,10 @@ fn a_migration_that_follows_says_how_many_gates_are_open_and_why_the_others_are_
     assert_eq!(
         shown,
         [
-            "  gates  1 of 3 green",
+            "  gates  2 of 4 green",
             "  gate lag               red: it is high; do that",
-            "  gate long-transactions red: one is old; do that",
+            "  gate parity            red: one lacks; do that",
+            "  gate matches           not asked for: nobody repeats reads",
         ]
     );
     let early = render(&Status { gates: gates(), ..status() }, None);
@@ -126,7 +130,7 @@ fn a_report_from_before_there_was_an_owner_is_the_sources() {
 fn the_object_round_trips() {
     let status = Status { gates: gates(), ..status() };
     let mut object = serde_json::to_value(&status).unwrap();
-    assert_eq!(object["gates"][1]["gate"], "lag");
+    assert_eq!(object["gates"][2]["gate"], "lag");
     assert_eq!(serde_json::from_value::<Status>(object.clone()).unwrap(), status);
     let object = object.as_object_mut().unwrap();
     object.remove("gates");

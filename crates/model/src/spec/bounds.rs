@@ -9,6 +9,7 @@ use super::read::At;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+const HOUR_MS: u64 = 3_600_000;
 
 /// What a profile decides. This table is the only place where profiles differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +165,42 @@ pub(super) const RANGE_ROWS: Bounds =
 /// Below, a lock that a short transaction holds undoes every hand-over; above, applications time out.
 pub(super) const MAX_WRITE_HOLD: Bounds =
     Bounds { key: "switch.max_write_hold_ms", unit: Unit::Milliseconds, min: 500, max: 60_000 };
+/// Below, the pace at which it is looked is most of a lag; above, the drain outlasts every hold.
+pub(super) const GATE_LAG: Bounds =
+    Bounds { key: "switch.gates.lag_ms_max", unit: Unit::Milliseconds, min: 50, max: 60_000 };
+/// Above, nothing is kept.
+pub(super) const GATE_LAG_WINDOW: Bounds =
+    Bounds { key: "switch.gates.lag_window_ms", unit: Unit::Milliseconds, min: 0, max: HOUR_MS };
+/// Above, nothing is kept.
+pub(super) const GATE_DRIFT_WINDOW: Bounds =
+    Bounds { key: "switch.gates.drift_window_ms", unit: Unit::Milliseconds, min: 0, max: 72 * HOUR_MS };
+/// Below, a handful of reads decides; above, nothing is kept.
+pub(super) const GATE_MATCHES_WINDOW: Bounds = Bounds {
+    key: "switch.gates.matches_window_ms",
+    unit: Unit::Milliseconds,
+    min: 10_000,
+    max: 72 * HOUR_MS,
+};
+/// Below, none is young enough when it has ended; above, it says nothing of the rows as they are.
+pub(super) const GATE_VERIFIED_AGE: Bounds = Bounds {
+    key: "switch.gates.verified_age_ms_max",
+    unit: Unit::Milliseconds,
+    min: 60_000,
+    max: 7 * 24 * HOUR_MS,
+};
+/// Below, none is young enough when the switch is ordered; above, it was of another load.
+pub(super) const GATE_REHEARSAL_AGE: Bounds = Bounds {
+    key: "switch.gates.rehearsal_age_ms_max",
+    unit: Unit::Milliseconds,
+    min: 60_000,
+    max: 30 * 24 * HOUR_MS,
+};
+/// Below, ordinary transactions close the gate; above, no hold waits for so long.
+pub(super) const GATE_TRANSACTION_AGE: Bounds =
+    Bounds { key: "switch.gates.transaction_age_ms_max", unit: Unit::Milliseconds, min: 500, max: 600_000 };
+/// Below, it measures the network; above, it is no replica that applications read from.
+pub(super) const GATE_REPLICA_LAG: Bounds =
+    Bounds { key: "switch.gates.replica_lag_ms_max", unit: Unit::Milliseconds, min: 10, max: 600_000 };
 /// Below, a trigger is disarmed before it has its samples; above, what happened is not the switch's doing any more.
 pub(super) const ROLLBACK_WATCH: Bounds =
     Bounds { key: "rollback.watch_ms", unit: Unit::Milliseconds, min: 10_000, max: 7 * 24 * 3_600_000 };
@@ -238,6 +275,7 @@ pub(super) const ROUTER_TIMESTAMP: Bounds =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::switch::gates::Bounds as Gates;
 
     #[test]
     fn every_default_is_within_its_bounds() {
@@ -263,6 +301,29 @@ mod tests {
                 assert!(bounds.min <= value && value <= bounds.max, "{profile}: {value} outside {bounds:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_default_of_a_gate_is_within_its_bounds_and_no_window_reaches_beyond_what_is_kept() {
+        let ms = |of: Duration| u64::try_from(of.as_millis()).unwrap();
+        for profile in [Profile::Dev, Profile::Staging, Profile::Prod] {
+            let gates = Gates::of(profile);
+            for (value, bounds) in [
+                (Some(gates.lag_ms_max), GATE_LAG),
+                (Some(ms(gates.lag_window)), GATE_LAG_WINDOW),
+                (Some(ms(gates.drift_window)), GATE_DRIFT_WINDOW),
+                (gates.matches_window.map(ms), GATE_MATCHES_WINDOW),
+                (Some(ms(gates.verified_age_max)), GATE_VERIFIED_AGE),
+                (gates.rehearsal_age_max.map(ms), GATE_REHEARSAL_AGE),
+                (Some(ms(gates.transaction_age_max)), GATE_TRANSACTION_AGE),
+                (Some(gates.replica_lag_ms_max), GATE_REPLICA_LAG),
+            ] {
+                let Some(value) = value else { continue };
+                assert!(bounds.min <= value && value <= bounds.max, "{profile}: {value} outside {bounds:?}");
+            }
+        }
+        assert_eq!(GATE_LAG_WINDOW.max, ms(Gates::LAG_WINDOW_MAX));
+        assert_eq!([GATE_DRIFT_WINDOW.max, GATE_MATCHES_WINDOW.max], [ms(Gates::WINDOW_MAX); 2]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bounds;
 mod document;
 mod environment;
+mod gates;
 mod problem;
 mod quantity;
 mod raw;
@@ -22,6 +23,7 @@ mod validate;
 use std::fmt;
 use std::time::Duration;
 
+use crate::switch::gates::Bounds;
 use serde::{Deserialize, Serialize};
 
 pub use environment::Lookup;
@@ -135,6 +137,8 @@ pub struct Switch {
     pub max_write_hold: Duration,
     /// Whether sessions may lose what they hold and cannot take along.
     pub accept_session_state: bool,
+    /// How much the gates ask for before reads or writes are moved.
+    pub gates: Bounds,
 }
 
 /// What the tables are kept safe from while they move.

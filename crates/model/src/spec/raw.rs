@@ -24,13 +24,13 @@ macro_rules! section {
         $(#[$meta])*
         #[derive(Debug, Default, JsonSchema)]
         #[schemars(deny_unknown_fields, extend("required" = [$($required),*] as [&str; _]))]
-        pub(super) struct $name {
-            $( $(#[$field_meta])* pub(super) $field: Option<At<$form>>, )*
+        pub(in crate::spec) struct $name {
+            $( $(#[$field_meta])* pub(in crate::spec) $field: Option<At<$form>>, )*
         }
 
         impl $name {
             /// The keys of this section, as they are written.
-            pub(super) fn keys() -> Vec<&'static str> {
+            pub(in crate::spec) fn keys() -> Vec<&'static str> {
                 vec![$(stringify!($field).trim_start_matches("r#")),*]
             }
         }
@@ -45,6 +45,11 @@ macro_rules! section {
         }
     };
 }
+
+// Behind the macro, which it uses.
+mod gates;
+
+pub(super) use gates::RawGates;
 
 section! {
     /// One migration: which tables move from where to where. Everything else has a default that is safe.
@@ -253,6 +258,8 @@ section! {
         /// Whether sessions may lose what they hold and cannot take along: advisory locks, temporary tables.
         #[schemars(extend("default" = false))]
         accept_session_state: bool,
+        /// How much is asked of the gates before reads or writes are moved; read at the start of `segue run`.
+        gates: RawGates,
     }
 }
 

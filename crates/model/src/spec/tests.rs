@@ -38,7 +38,11 @@ fn a_small_spec_gets_safe_defaults() {
     assert_eq!(spec.apply, Apply { batch_bytes_max: 16 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 10 << 30, memory_bytes_max: 256 << 20 });
     assert_eq!(spec.verify, Verify { live: true, live_keys_per_second_max: 200, range_rows: 20_000 });
-    assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false });
+    let gates = Bounds { has_router: false, ..Bounds::of(Profile::Prod) };
+    assert_eq!(
+        spec.switch,
+        Switch { max_write_hold: Duration::from_secs(2), accept_session_state: false, gates }
+    );
     assert_eq!(spec.guard, Guard { ddl: true });
     assert_eq!(spec.schema, TargetSchema { create: Create::None }, "tables are there");
     assert_eq!(spec.rollback, Rollback::default(), "nothing takes a switch back by itself");
@@ -185,9 +189,47 @@ schema: {create: missing}
     assert_eq!(spec.apply, Apply { batch_bytes_max: 1 << 20 });
     assert_eq!(spec.limits, Limits { retained_wal_bytes_max: 1 << 30, memory_bytes_max: 128 << 20 });
     assert_eq!(spec.verify, Verify { live: false, live_keys_per_second_max: 1000, range_rows: 5000 });
-    assert_eq!(spec.switch, Switch { max_write_hold: Duration::from_secs(5), accept_session_state: true });
+    let gates = Bounds { has_router: false, ..Bounds::of(Profile::Staging) };
+    assert_eq!(
+        spec.switch,
+        Switch { max_write_hold: Duration::from_secs(5), accept_session_state: true, gates }
+    );
     assert_eq!(spec.guard, Guard { ddl: false });
     assert_eq!(spec.schema, TargetSchema { create: Create::Missing });
+}
+
+#[test]
+fn what_gates_ask_for_follows_the_profile_and_can_be_written() {
+    let router = "router: { listen: \"127.0.0.1:6432\", auth: trust }\n";
+    let written = parse(&format!(
+        "{SMALL}{router}switch:
+  gates:
+    lag_ms_max: 250
+    lag_window_ms: 30s
+    drift_window_ms: 0
+    matches_window_ms: 2h
+    verified_age_ms_max: 48h
+    rehearsal_age_ms_max: 1h
+    transaction_age_ms_max: 5s
+    replica_lag_ms_max: 2s
+"
+    ));
+    let s = Duration::from_secs;
+    let expected = Bounds {
+        lag_ms_max: 250,
+        lag_window: s(30),
+        drift_window: Duration::ZERO,
+        matches_window: Some(s(7_200)),
+        verified_age_max: s(172_800),
+        rehearsal_age_max: Some(s(3_600)),
+        transaction_age_max: s(5),
+        replica_lag_ms_max: 2_000,
+        ..Bounds::of(Profile::Prod)
+    };
+    assert_eq!(written.switch.gates, expected);
+    assert_eq!(parse(&format!("{SMALL}{router}")).switch.gates, Bounds::of(Profile::Prod));
+    let dev = parse(&format!("{SMALL}profile: dev\nswitch: {{ gates: {{ rehearsal_age_ms_max: 1h }} }}"));
+    assert_eq!(dev.switch.gates.rehearsal_age_max, Some(s(3_600)), "what is written is asked for");
 }
 
 #[test]
@@ -322,6 +364,8 @@ fn the_schema_knows_the_keys_that_the_reader_knows() {
     assert_eq!(properties(&root["apply"]), of(raw::RawApply::keys()));
     assert_eq!(properties(&root["limits"]), of(raw::RawLimits::keys()));
     assert_eq!(properties(&root["verify"]), of(raw::RawVerify::keys()));
+    assert_eq!(properties(&root["switch"]), of(raw::RawSwitch::keys()));
+    assert_eq!(properties(&root["switch"]["properties"]["gates"]), of(raw::RawGates::keys()));
     assert_eq!(properties(&root["throttle"]), of(raw::RawThrottle::keys()));
     let query = &root["throttle"]["properties"]["queries"]["items"];
     assert_eq!(properties(query), of(raw::RawThrottleQuery::keys()));
@@ -378,4 +422,23 @@ fn the_defaults_in_the_schema_are_those_of_prod() {
     assert_eq!(default("throttle", "probe_write"), limits.probe_write);
     assert_eq!(ms("probe_write_ms_max"), limits.probe_write_ms);
     assert_eq!(default("schema", "create"), Create::None.name());
+}
+
+#[test]
+fn the_defaults_of_gates_in_the_schema_are_those_of_prod() {
+    let schema = json_schema();
+    let gates = &schema["properties"]["switch"]["properties"]["gates"]["properties"];
+    let default = |key: &str| match &gates[key]["default"] {
+        serde_json::Value::String(text) => parse_duration(text).unwrap(),
+        number => Duration::from_millis(number.as_u64().unwrap()),
+    };
+    let prod = Bounds::of(Profile::Prod);
+    assert_eq!(default("lag_ms_max"), Duration::from_millis(prod.lag_ms_max));
+    assert_eq!(default("lag_window_ms"), prod.lag_window);
+    assert_eq!(default("drift_window_ms"), prod.drift_window);
+    assert_eq!(Some(default("matches_window_ms")), prod.matches_window);
+    assert_eq!(default("verified_age_ms_max"), prod.verified_age_max);
+    assert_eq!(Some(default("rehearsal_age_ms_max")), prod.rehearsal_age_max);
+    assert_eq!(default("transaction_age_ms_max"), prod.transaction_age_max);
+    assert_eq!(default("replica_lag_ms_max"), Duration::from_millis(prod.replica_lag_ms_max));
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::bounds::{self, Defaults, defaults};
+use super::gates;
 use super::problem::{Place, Problems};
 use super::quantity::ShownBytes;
 use super::raw::{RawApply, RawLimits, RawMapping, RawSide, RawSpec, RawSwitch, RawTable, RawVerify};
@@ -51,7 +52,8 @@ pub(super) fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Option<Spec
     let throttle = raw.throttle.map(|section| section.value).unwrap_or_default();
     let throttle = throttle::validate(throttle, &standard.throttle, problems);
     let verify = verify(raw.verify.map(|section| section.value).unwrap_or_default(), &standard, problems);
-    let switch = switch(raw.switch.map(|section| section.value).unwrap_or_default(), &standard, problems);
+    let written = raw.switch.map(|section| section.value).unwrap_or_default();
+    let switch = switch(written, (profile, raw.router.is_some()), &standard, problems);
     let guard = raw.guard.map(|section| section.value).unwrap_or_default();
     let guard = Guard { ddl: guard.ddl.map_or(standard.guard_ddl, |ddl| ddl.value) };
     let schema = raw.schema.map(|section| section.value).unwrap_or_default();
@@ -307,11 +309,22 @@ fn verify(raw: RawVerify, standard: &Defaults, problems: &mut Problems<'_>) -> V
     }
 }
 
-fn switch(raw: RawSwitch, standard: &Defaults, problems: &mut Problems<'_>) -> Switch {
+fn switch(
+    raw: RawSwitch,
+    (profile, has_router): (Profile, bool),
+    standard: &Defaults,
+    problems: &mut Problems<'_>,
+) -> Switch {
     let hold_ms = u64::try_from(standard.max_write_hold.as_millis()).unwrap_or(u64::MAX);
     let max_write_hold_ms = bounds::MAX_WRITE_HOLD.settle(raw.max_write_hold_ms, hold_ms, problems);
     Switch {
         max_write_hold: Duration::from_millis(max_write_hold_ms),
         accept_session_state: raw.accept_session_state.is_some_and(|accept| accept.value),
+        gates: gates::validate(
+            raw.gates.map(|section| section.value).unwrap_or_default(),
+            profile,
+            has_router,
+            problems,
+        ),
     }
 }

@@ -6,12 +6,14 @@ use segue_model::switch::gates::{Bounds, Gate, Move, TABLE};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// What has to hold. The bounds depend on the spec's profile; a refusal names them.
+/// What has to hold. The bounds are the profile's, or the spec's; a refusal names them.
 fn holds(gate: Gate) -> &'static str {
     match gate {
         Gate::Lag => "the stream's lag stayed within its bound for a while",
         Gate::Drift => "the share of compared rows that differ stayed below its bound for a while",
-        Gate::Matches => "repeated reads answered alike for a while",
+        Gate::Matches => {
+            "repeated reads answered alike for a while; green where the spec has no `router`, by which alone reads are repeated"
+        }
         Gate::Mirror => {
             "no more of the reads that routers compare (`segue mirror`) differ than `router.mirror.mismatch_percent_max` allows; \
              counted over the routers that live, each since comparing was last turned on or since it was started; green where \
@@ -61,27 +63,40 @@ pub(super) fn table() -> String {
         let _ =
             writeln!(text, "| `{}` | {} | {} | {may} |", line.name, cell(holds(line.gate)), moves.join(", "));
     }
-    text.push_str("\nHow long something is watched, or may be ago, depends on the spec's `profile`. A rehearsal is asked the same.\n\n");
-    text.push_str("| gate | `dev` | `staging` | `prod` |\n|---|---|---|---|\n");
-    let mut line = |gate: &str, of: &dyn Fn(&Bounds) -> Option<Duration>| {
-        let cells: Vec<String> = [Profile::Dev, Profile::Staging, Profile::Prod]
-            .map(|profile| of(&Bounds::of(profile)).map_or_else(|| "not asked".to_owned(), span))
-            .into();
-        let _ = writeln!(text, "| {gate} | {} |", cells.join(" | "));
-    };
-    line("`lag`: watched for", &|bounds| Some(bounds.lag_window));
-    line("`drift`: watched for", &|bounds| Some(bounds.drift_window));
-    line("`matches`: watched for", &|bounds| bounds.matches_window);
-    line("`verified`: at most so long ago", &|bounds| Some(bounds.verified_age_max));
-    line("`rehearsal`: at most so long ago", &|bounds| bounds.rehearsal_age_max);
-    line("`long-transactions`: at most so old", &|bounds| Some(bounds.transaction_age_max));
+    text.push_str(&bounds_table());
     text
 }
 
-/// A time of a bound: whole hours, minutes or seconds.
+/// What can be set, and what it is otherwise.
+fn bounds_table() -> String {
+    let mut text = "\nHow much is asked depends on the spec's `profile`, where `switch: { gates: { KEY: 30min } }` does not say it. A \
+        rehearsal is asked the same.\n\n| gate | key | `dev` | `staging` | `prod` |\n|---|---|---|---|---|\n"
+        .to_owned();
+    let mut line = |gate: &str, key: &str, of: &dyn Fn(&Bounds) -> Option<Duration>| {
+        let cells: Vec<String> = [Profile::Dev, Profile::Staging, Profile::Prod]
+            .map(|profile| of(&Bounds::of(profile)).map_or_else(|| "not asked".to_owned(), span))
+            .into();
+        let _ = writeln!(text, "| {gate} | `{key}` | {} |", cells.join(" | "));
+    };
+    let ms = Duration::from_millis;
+    line("`lag`: at most", "lag_ms_max", &|bounds| Some(ms(bounds.lag_ms_max)));
+    line("`lag`: watched for", "lag_window_ms", &|bounds| Some(bounds.lag_window));
+    line("`drift`: watched for", "drift_window_ms", &|bounds| Some(bounds.drift_window));
+    line("`matches`: watched for, with a `router`", "matches_window_ms", &|bounds| bounds.matches_window);
+    line("`verified`: at most so long ago", "verified_age_ms_max", &|bounds| Some(bounds.verified_age_max));
+    line("`rehearsal`: at most so long ago", "rehearsal_age_ms_max", &|bounds| bounds.rehearsal_age_max);
+    line("`long-transactions`: at most so old", "transaction_age_ms_max", &|bounds| {
+        Some(bounds.transaction_age_max)
+    });
+    line("`replicas`: less behind than", "replica_lag_ms_max", &|bounds| Some(ms(bounds.replica_lag_ms_max)));
+    text
+}
+
+/// A time of a bound: whole hours, minutes, seconds or milliseconds.
 fn span(of: Duration) -> String {
     match of.as_secs() {
-        0 => "the last moment".to_owned(),
+        0 if of.is_zero() => "the last moment".to_owned(),
+        0 => format!("{} ms", of.as_millis()),
         seconds if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
         seconds if seconds % 60 == 0 => format!("{} min", seconds / 60),
         seconds => format!("{seconds} s"),

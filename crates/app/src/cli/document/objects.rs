@@ -1,5 +1,6 @@
 //! What `--json` prints, as values of the types that are printed, with the meaning of each field.
 
+mod gates;
 mod plan;
 mod routing;
 mod throttle;
@@ -10,7 +11,7 @@ pub(super) use routing::{mirror, reads, router, status};
 use crate::commands;
 use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended, Moved, Proof, StepTook};
 use crate::report::{
-    GateState, LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
+    LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
 };
 use segue_engine::fault::Fault;
 use segue_engine::progress::{Snapshot, TableProgress, Wait};
@@ -104,14 +105,7 @@ fn the_status() -> Status {
         live: LiveVerification { compared: 4000, hot: 2, divergent: 0, open: 0 },
         warnings: vec!["public.events is copied under one snapshot".into()],
         way_back: WayBackState { is: WayBackIs::Armed, why: String::new(), lag_bytes: 0, lag_ms: 0 },
-        gates: vec![GateState {
-            gate: Gate::LongTransactions,
-            green: false,
-            since_us: 1_700_000_000_000_000,
-            why: "transactions are older than 10 s: pid 4712 (app, 'report') for 3 min".into(),
-            next: "wait for them, or end them".into(),
-            protects_data: false,
-        }],
+        gates: vec![gates::the_gate()],
         trouble: vec!["source: pid 4712 (app, 'report') is idle in transaction for 3 min".into()],
         rollback: vec![RollbackState {
             name: "checkout errors".into(),
@@ -142,6 +136,8 @@ const STATUS: &[Field] = &[
     ("gates[].why", "why it does not hold"),
     ("gates[].next", "what to do about that"),
     ("gates[].protects_data", "it cannot be overridden"),
+    ("gates[].asks", "what it asks for, with the bounds of profile and spec; empty for one that has none"),
+    ("gates[].not_asked", "why it holds although nothing was measured for it; empty where it is asked for"),
     ("rollback", "the rollback triggers of the spec, while they are armed: for a while after a switch"),
     ("rollback[].name", "its name"),
     ("rollback[].then", "what it does when it trips: `alert` or `reverse`"),

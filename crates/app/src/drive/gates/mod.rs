@@ -32,7 +32,7 @@ use segue_model::spec::Profile;
 use segue_model::switch::Side;
 use segue_model::switch::gates::{
     Bounds, Difference, Evidence, Gate, Headroom, Move, Opposite, Replica, Share, TABLE, Verdict, Verified,
-    judge,
+    asks, judge, not_asked,
 };
 use segue_postgres::control::{Control, Lease, NewSample, Standing};
 use series::Measurements;
@@ -113,7 +113,8 @@ struct Seen {
 pub(crate) struct Gates<'d> {
     control: Arc<Control>,
     lease: &'d Lease,
-    profile: Profile,
+    /// What the gates ask for: the profile's bounds, as the spec moves them.
+    bounds: Bounds,
     migration: String,
     born: Born,
     /// The operator lets sessions lose what they hold and cannot take along.
@@ -145,7 +146,8 @@ impl<'d> Gates<'d> {
         let mismatch_percent_max =
             driver.spec.router.as_ref().map_or(0.0, |router| router.mirror.mismatch_percent_max);
         let accept_session_state = driver.spec.switch.accept_session_state;
-        Ok(Gates { accept_session_state, mismatch_percent_max, ..gates })
+        let bounds = driver.spec.switch.gates;
+        Ok(Gates { accept_session_state, mismatch_percent_max, bounds, ..gates })
     }
 
     async fn over(
@@ -158,7 +160,7 @@ impl<'d> Gates<'d> {
         let journal = control.journal(0).await?;
         let born = Born::read(&journal)?;
         let opened_us = control.now_us().await?;
-        let lag = control.samples(LAG, Bounds::of(profile).lag_window).await?;
+        let lag = control.samples(LAG, Bounds::LAG_WINDOW_MAX).await?;
         let drift = control.samples(DRIFT, Bounds::WINDOW_MAX).await?;
         let verifications = control.samples(comparisons::SERIES, Bounds::WINDOW_MAX).await?;
         let matches = control.samples(mirrored::SERIES, Bounds::WINDOW_MAX).await?;
@@ -166,7 +168,7 @@ impl<'d> Gates<'d> {
         Ok(Gates {
             control,
             lease,
-            profile,
+            bounds: Bounds::of(profile),
             migration: migration.to_owned(),
             born,
             accept_session_state: false,
@@ -219,7 +221,7 @@ impl<'d> Gates<'d> {
     /// The gates that `what` asks for, as the last look left them. None before the first.
     pub(crate) fn state(&self, what: Move) -> Vec<GateState> {
         let asked = self.verdicts.iter().filter(|(gate, _, _)| gate.line().asked_by.contains(&what));
-        asked.map(|(gate, verdict, since_us)| state_of(*gate, verdict, *since_us)).collect()
+        asked.map(|(gate, verdict, since_us)| state_of(*gate, verdict, *since_us, &self.bounds)).collect()
     }
 
     /// What is wrong with the servers, and why a side could not be looked at, a line each.
@@ -336,7 +338,6 @@ impl<'d> Gates<'d> {
     }
 
     fn evidence(&mut self, measured: Measured, seen: Seen, standing: &Standing) -> Evidence {
-        let bounds = Bounds::of(self.profile);
         let needed = seen.old.as_ref().map(|old| old.application_sessions);
         let (replicas, free) = seen.new.map_or((None, None), |(replicas, free)| (Some(replicas), Some(free)));
         let mut old = seen.old.unwrap_or_default();
@@ -346,7 +347,7 @@ impl<'d> Gates<'d> {
         Evidence {
             now_us: standing.now_us,
             lag_ms: self.measurements.lag_ms(),
-            drift: self.measurements.drift(standing.now_us, bounds.drift_window),
+            drift: self.measurements.drift(standing.now_us, self.bounds.drift_window),
             matches: self.measurements.matches(),
             mirrored: None,
             verified: Some(self.verified(standing)),
@@ -380,11 +381,11 @@ impl<'d> Gates<'d> {
     }
 
     fn judge(&mut self, evidence: &Evidence) {
-        let bounds = Bounds::of(self.profile);
         let before = std::mem::take(&mut self.verdicts);
         let now = TABLE.iter().map(|line| {
             let previous = before.iter().find(|(gate, _, _)| *gate == line.gate);
-            let verdict = judge(line.gate, &bounds, evidence).after(previous.map(|(_, verdict, _)| verdict));
+            let verdict =
+                judge(line.gate, &self.bounds, evidence).after(previous.map(|(_, verdict, _)| verdict));
             let since_us = since_us(&verdict, previous, evidence.now_us);
             (line.gate, verdict, since_us)
         });
@@ -401,13 +402,22 @@ fn since_us(verdict: &Verdict, previous: Option<&(Gate, Verdict, i64)>, now_us: 
     }
 }
 
-fn state_of(gate: Gate, verdict: &Verdict, since_us: i64) -> GateState {
+fn state_of(gate: Gate, verdict: &Verdict, since_us: i64, bounds: &Bounds) -> GateState {
     let (why, next) = match verdict {
         Verdict::Green { .. } => (String::new(), String::new()),
         Verdict::Red(red) => (red.why.clone(), red.next.clone()),
     };
     let green = matches!(verdict, Verdict::Green { .. });
-    GateState { gate, green, since_us, why, next, protects_data: gate.line().protects_data }
+    GateState {
+        gate,
+        green,
+        since_us,
+        why,
+        next,
+        protects_data: gate.line().protects_data,
+        asks: asks(gate, bounds),
+        not_asked: not_asked(gate, bounds).unwrap_or_default().to_owned(),
+    }
 }
 
 /// What was found, or nothing and why.

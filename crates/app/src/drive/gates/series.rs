@@ -7,8 +7,8 @@ use std::time::Duration;
 
 /// What comes in this time is stored as one sample, so that a window of days stays small.
 const STORED_EVERY_US: i64 = 10_000_000;
-/// For so long the lag's single samples are kept: no profile's window is longer.
-const LAG_KEPT_US: i64 = 600_000_000;
+/// For so long the lag's single samples are kept.
+const LAG_KEPT_US: i64 = Bounds::LAG_WINDOW_MAX.as_micros() as i64;
 
 /// What has come since something was last stored.
 #[derive(Clone, Copy, Debug)]
@@ -271,7 +271,7 @@ mod tests {
             }
         }
         assert!(is_green(Gate::Lag, Profile::Prod, T0 + 620 * S, &m));
-        assert!(m.lag_ms.len() <= 602 && m.live.len() == 62);
+        assert!(m.lag_ms.len() == 621 && m.live.len() == 62);
     }
 
     #[test]

@@ -126,15 +126,17 @@ async fn gates_open_one_by_one_as_what_they_ask_for_is_done() {
     assert_eq!(world.control.samples(VERIFICATIONS, Bounds::WINDOW_MAX).await.unwrap().len(), 0);
     gates.comparisons().reported(&Report { mode: Mode::Digest, ..counted }).await.unwrap();
     let evidence = until_green(&mut gates, Move::Writes, Side::Source).await;
-    assert_eq!(blockers(Move::Writes, Profile::Dev, &evidence, &[]), []);
+    assert_eq!(blockers(Move::Writes, &Bounds::of(Profile::Dev), &evidence, &[]), []);
     assert_eq!(gates.trouble(), [""; 0]);
     let state = gates.state(Move::Writes);
     let since = |gate: Gate| state.iter().find(|state| state.gate == gate).unwrap().since_us;
     assert_eq!(since(Gate::Replicas), first.now_us, "green from the first look on");
     assert!(since(Gate::Drift) > first.now_us && since(Gate::Drift) <= evidence.now_us);
     // What is looked at more strictly says what is missing there.
-    let prod: Vec<Gate> =
-        blockers(Move::Writes, Profile::Prod, &evidence, &[]).iter().map(|blocker| blocker.gate).collect();
+    let prod: Vec<Gate> = blockers(Move::Writes, &Bounds::of(Profile::Prod), &evidence, &[])
+        .iter()
+        .map(|blocker| blocker.gate)
+        .collect();
     assert_eq!(prod, [Gate::Drift, Gate::Matches, Gate::Lag, Gate::Rehearsal]);
 }
 

@@ -183,7 +183,7 @@ impl Service<'_> {
         // Nothing that somebody looked at earlier.
         gates.expire();
         let evidence = gates.look(measured).await?;
-        Ok(gates::blockers(what, self.driver.spec.profile, &evidence, overrides))
+        Ok(gates::blockers(what, &self.driver.spec.switch.gates, &evidence, overrides))
     }
 }
 

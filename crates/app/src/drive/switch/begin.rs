@@ -118,7 +118,8 @@ impl Switch<'_> {
             }
             (evidence, gates.environment())
         };
-        let mut blockers = gates::blockers(move_from(owner), self.driver.spec.profile, &evidence, overrides);
+        let mut blockers =
+            gates::blockers(move_from(owner), &self.driver.spec.switch.gates, &evidence, overrides);
         if asked == Asked::Rehearse {
             blockers.retain(|blocker| blocker.gate != Gate::Rehearsal);
         }

@@ -1,4 +1,4 @@
-//! The bounds of the gates in each profile.
+//! The bounds of the gates: those of each profile, which a spec may move (`switch: { gates: … }`).
 
 use crate::spec::Profile;
 use std::time::Duration;
@@ -16,8 +16,10 @@ pub struct Bounds {
     pub drift_window: Duration,
     /// Repeated reads that answered alike are at least this, in parts per million.
     pub matches_ppm_min: u64,
-    /// Over this window; `None`: not asked for, as reads are repeated only where a router is.
+    /// Over this window; `None`: the profile does not ask for it.
     pub matches_window: Option<Duration>,
+    /// The spec has a router. Reads are repeated by routers only: without one nobody is asked for repeated reads.
+    pub has_router: bool,
     /// Between two samples, and since the last one, at most this much time may pass: what was not watched is not known.
     pub gap_max: Duration,
     /// The last full verification ended at most this long ago.
@@ -49,6 +51,7 @@ const PROD: Bounds = Bounds {
     drift_window: hours(72),
     matches_ppm_min: 999_900,
     matches_window: Some(hours(24)),
+    has_router: true,
     gap_max: seconds(300),
     verified_age_max: hours(24),
     way_back_bytes_max: 16 << 20,
@@ -59,10 +62,12 @@ const PROD: Bounds = Bounds {
 };
 
 impl Bounds {
-    /// No window of any profile is longer: what was measured before it is of no more use.
+    /// No window is longer, whatever a spec says: what was measured before it is of no more use.
     pub const WINDOW_MAX: Duration = PROD.drift_window;
+    /// The lag's window is no longer: it has a sample a second.
+    pub const LAG_WINDOW_MAX: Duration = hours(1);
 
-    /// The bounds of a profile. What protects data is the same in all of them but for its age.
+    /// The bounds of a profile, with a router. What protects data is the same in all of them but for its age.
     pub const fn of(profile: Profile) -> Bounds {
         match profile {
             Profile::Prod => PROD,
@@ -87,5 +92,10 @@ impl Bounds {
                 ..PROD
             },
         }
+    }
+
+    /// How long repeated reads have to have answered alike; `None`: nobody is asked for them.
+    pub fn matches_asked(&self) -> Option<Duration> {
+        self.matches_window.filter(|_| self.has_router)
     }
 }

@@ -113,7 +113,7 @@ fn percent(share: Share) -> String {
     format!("{:.4} %", share.part as f64 * 100.0 / share.whole as f64)
 }
 
-fn percent_of_ppm(ppm: u64) -> String {
+pub(super) fn percent_of_ppm(ppm: u64) -> String {
     format!("{} %", ppm as f64 / 10_000.0)
 }
 
@@ -136,7 +136,7 @@ fn drift(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
 }
 
 fn matches(bounds: &Bounds, evidence: &Evidence) -> Option<Red> {
-    let window = bounds.matches_window?;
+    let window = bounds.matches_asked()?;
     let share = match covered(&evidence.matches, window, bounds, evidence) {
         Ok(samples) => sum(samples),
         Err(red) => return red,
@@ -337,7 +337,7 @@ fn none_of(names: Option<&[String]>, what: &str, next: &str) -> Option<Red> {
 }
 
 /// A duration in its greatest whole unit, rounded up, so that "wait another" is never too short.
-fn words(duration: Duration) -> String {
+pub(super) fn words(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (unit_ms, unit) in [(3_600_000, "h"), (60_000, "min"), (1000, "s")] {
         if ms >= 2 * unit_ms {

@@ -1,13 +1,14 @@
 //! Gates: what has to hold before reads or writes are moved, as data, and the answer to whether it does.
 //!
-//! Whoever measures hands [`Evidence`] in; here it is compared with the bounds of the profile ([`Bounds`]). What was not
-//! measured is red: a gate never passes for want of evidence.
+//! Whoever measures hands [`Evidence`] in; here it is compared with the [`Bounds`]: those of the profile, or of the spec. What
+//! was not measured is red: a gate never passes for want of evidence.
 
+mod asks;
 mod bounds;
 mod evidence;
 mod judge;
 
-use crate::spec::Profile;
+pub use asks::{asks, not_asked};
 pub use bounds::Bounds;
 pub use evidence::{
     Difference, Evidence, Headroom, Mirrored, Opposite, Replica, Sample, Series, Share, Verified,
@@ -25,7 +26,7 @@ pub enum Gate {
     Lag,
     /// The share of compared rows that diverged is below its bound over a window.
     Drift,
-    /// The share of repeated reads that answered alike is at its bound over a window.
+    /// The share of repeated reads that answered alike is at its bound over a window. Green where no router repeats any.
     Matches,
     /// No more of the reads that routers compare now differ than are allowed. Green where none are compared.
     Mirror,
@@ -261,15 +262,14 @@ impl fmt::Display for Blocker {
 }
 
 /// Every gate that `what` asks for, with its answer.
-pub fn verdicts(what: Move, profile: Profile, evidence: &Evidence) -> Vec<(Gate, Verdict)> {
-    let bounds = Bounds::of(profile);
+pub fn verdicts(what: Move, bounds: &Bounds, evidence: &Evidence) -> Vec<(Gate, Verdict)> {
     let asked = TABLE.iter().filter(|line| line.asked_by.contains(&what));
-    asked.map(|line| (line.gate, judge(line.gate, &bounds, evidence))).collect()
+    asked.map(|line| (line.gate, judge(line.gate, bounds, evidence))).collect()
 }
 
 /// What keeps `what` from beginning; a refused switch prints these. Empty: it may begin.
-pub fn blockers(what: Move, profile: Profile, evidence: &Evidence, overrides: &[Override]) -> Vec<Blocker> {
-    let closed = verdicts(what, profile, evidence).into_iter().filter_map(|(gate, verdict)| match verdict {
+pub fn blockers(what: Move, bounds: &Bounds, evidence: &Evidence, overrides: &[Override]) -> Vec<Blocker> {
+    let closed = verdicts(what, bounds, evidence).into_iter().filter_map(|(gate, verdict)| match verdict {
         Verdict::Green { .. } => None,
         Verdict::Red(red) => Some((gate, red)),
     });

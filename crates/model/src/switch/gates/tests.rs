@@ -1,6 +1,7 @@
 //! The gates as statements.
 
 use super::*;
+use crate::spec::Profile;
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ fn the_table_is_complete_and_its_names_are_read_back() {
 fn good_evidence_opens_everything() {
     for profile in PROFILES {
         for what in MOVES {
-            assert_eq!(blockers(what, profile, &good(), &[]), [], "{what:?} {profile}");
+            assert_eq!(blockers(what, &Bounds::of(profile), &good(), &[]), [], "{what:?} {profile}");
         }
     }
 }
@@ -73,7 +74,7 @@ fn what_was_not_measured_is_red() {
     for what in MOVES {
         let none = Evidence { now_us: NOW_US, ..Evidence::default() };
         let asked = TABLE.iter().filter(|line| line.asked_by.contains(&what)).count();
-        assert_eq!(blockers(what, Profile::Prod, &none, &[]).len(), asked);
+        assert_eq!(blockers(what, &Bounds::of(Profile::Prod), &none, &[]).len(), asked);
     }
 }
 
@@ -109,11 +110,15 @@ fn what_makes_tables_equal_is_said_in_sql_and_may_be_refused_with_a_reason() {
         "the new side's tables have not what the old side's have: check c is missing, index i is missing";
     assert_eq!(why(Gate::Parity, Profile::Prod, &Evidence { parity: Some(both), ..good() }), expected);
     let evidence = Evidence { parity: Some(vec![difference("index i", false)]), ..good() };
-    let closed = blockers(Writes, Profile::Prod, &evidence, &[]);
+    let closed = blockers(Writes, &Bounds::of(Profile::Prod), &evidence, &[]);
     assert_eq!(closed[0].red.next, "make them equal, or accept it: on the target: make index i;");
     let accepted = Override::new(Gate::Parity, "ann", "it is not needed there").unwrap();
-    assert_eq!(blockers(Writes, Profile::Prod, &evidence, &[accepted]), []);
-    assert_eq!(blockers(Reverse, Profile::Prod, &evidence, &[]), [], "who goes back is not asked");
+    assert_eq!(blockers(Writes, &Bounds::of(Profile::Prod), &evidence, &[accepted]), []);
+    assert_eq!(
+        blockers(Reverse, &Bounds::of(Profile::Prod), &evidence, &[]),
+        [],
+        "who goes back is not asked"
+    );
 }
 
 fn opposite(is_armed: bool, is_lost: bool, behind_bytes: u64) -> Evidence {
@@ -182,7 +187,7 @@ fn each_gate_is_closed_by_its_own_evidence() {
     ];
     for (gate, evidence, expected) in cases {
         assert_eq!(why(gate, Profile::Prod, &evidence), expected);
-        let others = blockers(Writes, Profile::Prod, &evidence, &[]);
+        let others = blockers(Writes, &Bounds::of(Profile::Prod), &evidence, &[]);
         assert!(others.iter().all(|blocker| blocker.gate == gate), "{gate} alone: {others:?}");
     }
 }
@@ -223,7 +228,7 @@ fn reads_go_further_when_they_match_in_9999_of_10000() {
     let share = |part| Evidence { matches: minutes(24, Share { part, whole: 10_000 }), ..good() };
     assert_eq!(why(Gate::Matches, Profile::Prod, &share(9_999)), "green");
     assert!(why(Gate::Matches, Profile::Prod, &share(9_998)).contains("it must be 99.99 %"));
-    let first = blockers(FirstReads, Profile::Prod, &share(0), &[]);
+    let first = blockers(FirstReads, &Bounds::of(Profile::Prod), &share(0), &[]);
     assert_eq!(first, [], "before the first share there is nothing to match");
 }
 
@@ -239,10 +244,43 @@ fn on_a_developers_machine_seconds_are_enough_and_no_rehearsal_is_asked_for() {
         rehearsed_us: None,
         ..good()
     };
-    assert_eq!(blockers(Writes, Profile::Dev, &fresh, &[]), []);
+    assert_eq!(blockers(Writes, &Bounds::of(Profile::Dev), &fresh, &[]), []);
     let unarmed = Evidence { opposite: None, verified: None, ..fresh };
-    let closed: Vec<Gate> = blockers(Writes, Profile::Dev, &unarmed, &[]).iter().map(|b| b.gate).collect();
+    let closed: Vec<Gate> =
+        blockers(Writes, &Bounds::of(Profile::Dev), &unarmed, &[]).iter().map(|b| b.gate).collect();
     assert_eq!(closed, [Gate::Verified, Gate::WayBack], "data is protected there too");
+}
+
+#[test]
+fn without_a_router_nobody_is_asked_for_repeated_reads() {
+    let none = Evidence { matches: Series::default(), ..good() };
+    for profile in PROFILES {
+        let bounds = Bounds { has_router: false, ..Bounds::of(profile) };
+        for what in MOVES {
+            assert_eq!(blockers(what, &bounds, &none, &[]), [], "{what:?} {profile}");
+        }
+        assert!(not_asked(Gate::Matches, &bounds).is_some_and(|why| why.contains("no `router`")));
+    }
+    assert_eq!(why(Gate::Matches, Profile::Prod, &none), "it has not been measured", "with one they are");
+}
+
+#[test]
+fn a_gate_says_what_it_asks_for_and_one_that_is_not_asked_for_is_the_only_one_green_without_evidence() {
+    let none = Evidence { now_us: NOW_US, ..Evidence::default() };
+    for bounds in PROFILES.map(Bounds::of) {
+        for line in TABLE {
+            let green = matches!(judge(line.gate, &bounds, &none), Verdict::Green { .. });
+            assert_eq!(green, not_asked(line.gate, &bounds).is_some(), "{} {bounds:?}", line.name);
+            assert!(!green || asks(line.gate, &bounds).is_empty(), "{}", line.name);
+        }
+    }
+    let bounds = Bounds { lag_window: Duration::from_secs(90), lag_ms_max: 250, ..Bounds::of(Profile::Prod) };
+    assert_eq!(asks(Gate::Lag, &bounds), "a lag of at most 250 ms in 99 of 100 samples over 90 s");
+    assert_eq!(asks(Gate::Verified, &bounds), "each table compared in full, at most 24 h ago");
+    assert_eq!(
+        asks(Gate::Drift, &Bounds::of(Profile::Dev)),
+        "less than 0.001 % of the compared rows diverged since the last verification"
+    );
 }
 
 #[test]
@@ -258,7 +296,7 @@ fn an_override_needs_a_name_and_a_reason_and_never_opens_what_protects_data() {
     let bad = Evidence { rehearsed_us: None, opposite: None, ..good() };
     let rehearsal = Override::new(Gate::Rehearsal, actor, reason).unwrap();
     let forged = Override { gate: Gate::WayBack, ..rehearsal.clone() };
-    let left = blockers(Writes, Profile::Prod, &bad, &[rehearsal, forged]);
+    let left = blockers(Writes, &Bounds::of(Profile::Prod), &bad, &[rehearsal, forged]);
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].to_string(), "way-back: it has not been measured; let `segue run` run until it has");
 }
@@ -312,7 +350,7 @@ fn evidence_from_the_future_does_not_stay_young() {
     let why = why(Gate::Verified, Profile::Prod, &Evidence { verified: ahead(2 * HOUR_US), ..good() });
     assert_eq!(why, "the last full verification lies 2 h in the future: the clock was put back");
     let evidence = Evidence { verified: ahead(1_000_000), ..good() };
-    assert_eq!(blockers(Move::Writes, Profile::Prod, &evidence, &[]), [], "a second is no step");
+    assert_eq!(blockers(Move::Writes, &Bounds::of(Profile::Prod), &evidence, &[]), [], "a second is no step");
 }
 
 #[test]
@@ -320,6 +358,7 @@ fn no_window_is_longer_than_the_longest() {
     for bounds in PROFILES.map(Bounds::of) {
         let all = [Some(bounds.lag_window), Some(bounds.drift_window), bounds.matches_window];
         assert!(all.into_iter().flatten().all(|window| window <= Bounds::WINDOW_MAX), "{bounds:?}");
+        assert!(bounds.lag_window <= Bounds::LAG_WINDOW_MAX, "{bounds:?}");
     }
 }
 
@@ -367,7 +406,7 @@ fn each_gate_blocks_the_moves_that_ask_for_it_and_no_other_gate_is_red_for_it() 
                 let is_asked = line.asked_by.contains(&what)
                     && (line.gate != Gate::Matches || bounds.matches_window.is_some())
                     && (line.gate != Gate::Rehearsal || bounds.rehearsal_age_max.is_some());
-                let found = blockers(what, profile, &bad_for(line.gate), &[]);
+                let found = blockers(what, &Bounds::of(profile), &bad_for(line.gate), &[]);
                 let named: Vec<Gate> = found.iter().map(|blocker| blocker.gate).collect();
                 let expected: &[Gate] = if is_asked { &[line.gate] } else { &[] };
                 assert_eq!(named, expected, "{} for {what:?} in {profile}", line.name);

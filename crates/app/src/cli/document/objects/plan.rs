@@ -6,6 +6,7 @@ use crate::report::plan::{self, Estimate, Plan, PlannedTable, WayBack};
 use segue_model::name::QualifiedName;
 use segue_model::spec::Profile;
 use segue_model::switch::Side;
+use segue_model::switch::gates::Bounds;
 use segue_postgres::changes::{Change, On, Step};
 use segue_postgres::inventory::{Decision, Listed};
 use segue_postgres::preflight::{Checked, Finding, Verdict};
@@ -76,7 +77,7 @@ pub(in super::super) fn plan() -> Vec<Object> {
         checks: vec![check],
         tables: vec![table],
         estimate: estimate.conclude(),
-        steps: plan::life(false, Profile::Prod).into_iter().take(1).collect(),
+        steps: plan::life(&Bounds::of(Profile::Prod)).into_iter().take(1).collect(),
         changes: vec![change],
         way_back: WayBack { is_possible: true, sentence: "Until `segue complete`, …".into() },
     };
