@@ -1,5 +1,6 @@
 //! How a command ends: the exit codes that scripts rely on.
 
+use segue_engine::fault::Fault;
 use std::process::ExitCode;
 
 /// The outcome of a command.
@@ -17,10 +18,28 @@ pub(crate) enum Exit {
     Divergence,
 }
 
+/// Faults whose cause is what somebody wrote: on the command line, in the spec, or in a file that the spec names.
+const WRITTEN_WRONG: [&str; 9] = [
+    "SEGUE-NO-ROUTER",
+    "SEGUE-OVERRIDE",
+    "SEGUE-ROUTER",
+    "SEGUE-ROUTER-TLS",
+    "SEGUE-ROUTER-USERS",
+    "SEGUE-SELECTION",
+    "SEGUE-SPEC",
+    "SEGUE-URL",
+    "SEGUE-USAGE",
+];
+
 impl Exit {
     /// All of them, by code.
     pub(crate) const ALL: [Exit; 5] =
         [Exit::Done, Exit::Fault, Exit::Usage, Exit::GateRefused, Exit::Divergence];
+
+    /// How a command ends with a fault before anything was done.
+    pub(crate) fn of(fault: &Fault) -> Exit {
+        if WRITTEN_WRONG.contains(&fault.code) { Exit::Usage } else { Exit::Fault }
+    }
 
     /// What a script sees.
     pub(crate) const fn code(self) -> u8 {

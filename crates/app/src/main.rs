@@ -22,10 +22,20 @@ use exit::Exit;
 use serde_json::json;
 
 fn main() -> ExitCode {
-    // clap ends with 2 by itself when the command line is wrong.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return not_understood(&told).into(),
+    };
     log(cli.global.verbose);
     dispatch(&cli).into()
+}
+
+/// Help, and what is wrong with a command line. clap ends by itself, with 0 or 2, but has no object for a program.
+fn not_understood(told: &clap::Error) -> Exit {
+    if !told.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+        told.exit();
+    }
+    commands::misused(&told.to_string(), true)
 }
 
 /// Log lines go to standard error; the display has standard output to itself.
@@ -76,6 +86,10 @@ async fn command(cli: &Cli) -> Exit {
     }
     let spec = match load::load(&cli.global.spec) {
         Ok(spec) => spec,
+        Err(error) if json => {
+            commands::print_json(&error.object());
+            return Exit::Usage;
+        }
         Err(error) => {
             commands::complain(&format!("{error}\n"));
             return Exit::Usage;

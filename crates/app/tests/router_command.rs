@@ -136,15 +136,15 @@ async fn what_cannot_serve_is_refused_plainly() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         said
     };
-    let said = refused(&pair, &["router"], 1);
+    let said = refused(&pair, &["router"], 2);
     assert!(said.contains("SEGUE-ROUTER") && said.contains("listen: 127.0.0.1:6432"), "{said}");
     with_router(&pair, "{ listen: \"127.0.0.1:0\", users: nowhere }");
-    assert!(refused(&pair, &["router"], 1).contains("SEGUE-ROUTER-USERS"));
+    assert!(refused(&pair, &["router"], 2).contains("SEGUE-ROUTER-USERS"));
     users(&pair, "x");
     with_router(&pair, "{ listen: \"127.0.0.1:0\", users: users, tls: { certificate: a.pem, key: b.pem } }");
-    assert!(refused(&pair, &["router"], 1).contains("SEGUE-ROUTER-TLS"));
+    assert!(refused(&pair, &["router"], 2).contains("SEGUE-ROUTER-TLS"));
     with_router(&pair, "{ listen: \"127.0.0.1:0\", auth: trust }");
-    let said = refused(&pair, &["router", "--listen", "0.0.0.0:0"], 1);
+    let said = refused(&pair, &["router", "--listen", "0.0.0.0:0"], 2);
     assert!(said.contains("let everybody in"), "{said}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -178,7 +178,7 @@ async fn what_needs_no_driver_is_settled_without_one() {
         assert!(err(&ended).contains("SEGUE-NO-DRIVER"), "{line:?}: {}", err(&ended));
     }
     let ended = stage.command(&["switch", "reads", "10", "--json"]).output().unwrap();
-    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(ended.status.code(), Some(2));
     assert_eq!(serde_json::from_str::<Value>(&out(&ended)).unwrap()["code"], "SEGUE-NO-ROUTER");
     let ended =
         stage.command(&["switch", "writes", "--override", "verified", "--reason", "hurry"]).output().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! The servers are only read. The text is parsed by the spec's own parser before it is written.
 
-use super::{complain, fault, print, print_json};
+use super::{fault, misused, print, print_json};
 use crate::cli::Init;
 use crate::exit::Exit;
 use crate::report::bytes_text;
@@ -26,10 +26,7 @@ const MASK: &str = "***";
 pub(crate) async fn run(asked: &Init, path: &Path, json: bool) -> Exit {
     let wanted = match Wanted::of(asked) {
         Ok(wanted) => wanted,
-        Err(message) => {
-            complain(&format!("{message}\n"));
-            return Exit::Usage;
-        }
+        Err(message) => return misused(&message, json),
     };
     match write(&wanted, path).await {
         Ok(tables) => {

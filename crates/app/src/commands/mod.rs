@@ -30,7 +30,19 @@ pub(crate) fn fault(fault: &Fault, json: bool) -> Exit {
     } else {
         complain(&format!("segue: {fault}\n"));
     }
-    Exit::Fault
+    Exit::of(fault)
+}
+
+/// Shows what is wrong with a command line, which is text already, and ends with that.
+pub(crate) fn misused(text: &str, json: bool) -> Exit {
+    if json {
+        let what = text.split("\n\nUsage:").next().unwrap_or(text).trim();
+        let next = "`segue help COMMAND` says how it is written";
+        let what = what.strip_prefix("error: ").unwrap_or(what);
+        return fault(&Fault::operator("SEGUE-USAGE", what, next), json);
+    }
+    complain(&format!("{}\n", text.trim_end()));
+    Exit::Usage
 }
 
 /// A driver tries again by itself; a command that has ended does not.

@@ -1,7 +1,7 @@
 //! `segue switch reads` and `segue mirror`: ask the driver for other rules for reads, and show what is in force.
 
 use super::order::give;
-use super::{asker, complain, fault, print, print_json, switch, unreadable};
+use super::{asker, fault, print, print_json, switch, unreadable};
 use crate::cli::SwitchReads;
 use crate::drive::reads::answer::{MirrorOrder, ReadsAnswer, ReadsOrder, RulesSet};
 use crate::drive::reads::has_router;
@@ -17,8 +17,7 @@ pub(crate) async fn switch(spec: &Spec, asked: &SwitchReads, json: bool) -> Exit
     let order = order(asked);
     // The driver checks it again.
     if let Err(refused) = order.overrides(&asker()) {
-        complain(&format!("segue: {refused}\n"));
-        return Exit::Usage;
+        return fault(&switch::not_overridden(&refused), json);
     }
     // Less is never refused.
     if let (true, Err(f)) = (asked.percent > 0, has_router(spec)) {

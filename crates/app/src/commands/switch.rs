@@ -1,9 +1,10 @@
 //! `segue switch writes` and `segue reverse`: ask the driver to hand the writes over, and show how it goes and ends.
 
-use super::{asker, complain, fault, order, print, print_json, unreadable};
+use super::{asker, fault, order, print, print_json, unreadable};
 use crate::cli::Overriding;
 use crate::drive::switch::answer::{Answer, Blocked, Moved, Overridden, Progress, SwitchOrder, Undone};
 use crate::exit::Exit;
+use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::spec::Spec;
 use segue_model::switch::Side;
@@ -37,10 +38,7 @@ const AFTER: &str = "A driver that takes over undoes what was before the hand-ov
 pub(crate) async fn run(spec: &Spec, verb: Verb, rehearse: bool, asked: &Overriding, json: bool) -> Exit {
     let order = match order(rehearse, asked) {
         Ok(order) => order,
-        Err(refused) => {
-            complain(&format!("segue: {refused}\n"));
-            return Exit::Usage;
-        }
+        Err(refused) => return fault(&not_overridden(&refused), json),
     };
     match ask(spec, verb, &order, json).await {
         Ok(answer) => {
@@ -53,6 +51,12 @@ pub(crate) async fn run(spec: &Spec, verb: Verb, rehearse: bool, asked: &Overrid
         }
         Err(f) => fault(&f, json),
     }
+}
+
+/// Nobody goes through that gate.
+pub(super) fn not_overridden(refused: &OverrideRefused) -> Fault {
+    let next = "ask again without it, and mend what the gate measures";
+    Fault::operator("SEGUE-OVERRIDE", refused.to_string(), next)
 }
 
 /// The order as it goes to the driver. The driver checks the overrides again.

@@ -126,7 +126,7 @@ pub(crate) async fn run((spec, path): (Spec, &Path), wanted: Wanted, json: bool)
         Ok(driver) => driver,
         Err(fault) => {
             Screen::new(json).fault(&fault);
-            return Exit::Fault;
+            return Exit::of(&fault);
         }
     };
     let router = Beside::start(&driver, path);
@@ -428,7 +428,7 @@ impl Driver {
             let _ = self.record(lease, "fault", body).await;
             let _ = self.control.release(lease).await;
         }
-        Exit::Fault
+        if self.begun.load(Ordering::Relaxed) { Exit::Fault } else { Exit::of(fault) }
     }
 
     /// Reports again what was reported last, with what has become of the run since. A fault is that of the next attempt.

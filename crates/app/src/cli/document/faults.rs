@@ -338,8 +338,13 @@ pub(super) const FAULTS: &[Known] = &[
         "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
     known(
+        "SEGUE-SPEC",
+        "the spec says something that cannot be meant",
+        "correct it at the place that is named; nothing was done",
+    ),
+    known(
         "SEGUE-SPEC-FILE",
-        "the spec cannot be written there",
+        "the spec cannot be read, or cannot be written there",
         "name another file with -f; one that exists is never overwritten",
     ),
     known("SEGUE-STATUS", "the stored status cannot be read", "use one version of segue everywhere"),
@@ -370,6 +375,11 @@ pub(super) const FAULTS: &[Known] = &[
         "`segue run --new-stream`: every row is compared with the source's, and those that differ are written",
     ),
     known("SEGUE-TIMEOUT", "the stage was not reached in time", "`segue status` says what is waited for"),
+    known(
+        "SEGUE-USAGE",
+        "the command line is not understood",
+        "write it as `segue help COMMAND` says; nothing was done",
+    ),
     known(
         "SEGUE-VERB",
         "the driver does not know the order",

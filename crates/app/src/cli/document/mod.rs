@@ -52,6 +52,8 @@ pub(crate) fn document() -> String {
     text.push_str("\n## Objects\n\n");
     text.push_str(JSON);
     text.push_str(&object(&objects::fault()));
+    text.push('\n');
+    text.push_str(&object(&objects::wrong_spec()));
     for (name, command) in leaves(&root) {
         text.push_str(&section(&name, command));
     }

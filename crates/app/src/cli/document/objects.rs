@@ -1,10 +1,12 @@
 //! What `--json` prints, as values of the types that are printed, with the meaning of each field.
 
+mod fault;
 mod gates;
 mod plan;
 mod routing;
 mod throttle;
 
+pub(super) use fault::{fault, wrong_spec};
 pub(super) use plan::{init, plan};
 pub(super) use routing::{mirror, reads, router, status};
 
@@ -13,7 +15,6 @@ use crate::drive::switch::answer::{Answer, Blocked, Completion, Contained, Ended
 use crate::report::{
     LiveVerification, Owner, RollbackState, RunState, SlotState, Status, WayBackIs, WayBackState,
 };
-use segue_engine::fault::Fault;
 use segue_engine::progress::{Snapshot, TableProgress, Wait};
 use segue_engine::verify::ports::RangeCounts;
 use segue_engine::verify::report::{Report, TableReport};
@@ -43,21 +44,6 @@ pub(super) struct Object {
 
 fn shown(when: &str, value: Value, fields: &'static [Field]) -> Object {
     Object { when: when.to_owned(), value, fields }
-}
-
-/// The object of a fault.
-pub(super) fn fault() -> Object {
-    let fault = Fault::operator(
-        "SEGUE-NO-DRIVER",
-        "nobody drives migration orders-move: db1 process 4711 ended 12 s ago",
-        "start it with `segue run`, on any machine that reaches the databases",
-    );
-    let fields: &[Field] = &[
-        ("code", "the fault's code; see [Faults](#faults)"),
-        ("fault", "what happened, to what"),
-        ("next_step", "what to do; empty when Segue goes on by itself"),
-    ];
-    shown("A fault (`run` adds it as its last line):", commands::fault_object(&fault), fields)
 }
 
 fn the_status() -> Status {

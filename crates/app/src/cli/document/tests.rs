@@ -57,7 +57,7 @@ fn covers(field: &str, path: &str) -> bool {
 
 #[test]
 fn every_field_that_is_printed_is_explained_and_no_other() {
-    let mut all = vec![objects::fault()];
+    let mut all = vec![objects::fault(), objects::wrong_spec()];
     all.extend(commands::FACTS.iter().flat_map(|facts| (facts.objects)()));
     for object in all.iter().filter(|object| !object.fields.is_empty()) {
         let mut found = BTreeSet::new();
