@@ -23,7 +23,8 @@ const DDL: &str = "
     CREATE TABLE shop.event_new PARTITION OF shop.event FOR VALUES FROM ('2020-01-01') TO (MAXVALUE) PARTITION BY HASH (id);
     CREATE TABLE shop.event_new_0 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 0);
     CREATE TABLE shop.event_new_1 PARTITION OF shop.event_new FOR VALUES WITH (MODULUS 2, REMAINDER 1);
-    CREATE TABLE public.loose (a int, b text, PRIMARY KEY (a, b))";
+    CREATE TABLE public.loose (a int, b text, PRIMARY KEY (a, b));
+    CREATE TABLE public.beside (id int PRIMARY KEY)";
 /// A type and a sequence in schemas that are not everybody's, and have no table.
 const ELSEWHERE: &str = "
     CREATE SCHEMA kinds; CREATE TYPE kinds.grade AS ENUM ('new', 'good');
@@ -127,6 +128,7 @@ async fn lives_as_it_was_told(pair: &Pair, more: &str) {
     let before = shape().await;
     let as_superuser = object(&pair.segue(&["plan", "--json"], 0));
     assert_eq!(as_superuser["may_begin"], true, "{as_superuser:#}");
+    assert_eq!(as_superuser["left_out"], serde_json::json!(["public.beside"]));
     assert!(told(&as_superuser, "source").contains("CREATE EVENT TRIGGER"), "a superuser has the guard");
     assert_eq!(shape().await, before, "a plan changes nothing");
 
@@ -145,6 +147,7 @@ async fn lives_as_it_was_told(pair: &Pair, more: &str) {
     let privileges = plan["checks"].as_array().unwrap().iter().find(|check| check["check"] == "privileges");
     assert_eq!(privileges.unwrap()["findings"], Value::Array(vec![]));
     let text = pair.segue(&["plan"], 0);
+    assert!(text.contains("  left out: 1 table of the same schemas: public.beside\n"), "{text}");
     assert!(
         text.contains("nothing refuses") && text.contains("`segue reverse` takes the writes back"),
         "{text}"

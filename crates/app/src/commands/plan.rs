@@ -66,6 +66,7 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
     let (mut source, mut target) =
         tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
+    let left_out = left_out(&pairs, &catalog::all_tables(&source).await?);
     let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
     let (mut catalog, mut back) = (looks.catalog().clone(), looks.back().clone());
     let there: BTreeSet<TableId> = catalog.tables.iter().map(|table| table.id).collect();
@@ -105,11 +106,22 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         may_begin: preflight::verdict(&checks) < Verdict::Refuse,
         checks,
         tables: catalog.tables.iter().map(planned).collect(),
+        left_out,
         estimate,
         steps: plan::life(&spec.switch.gates),
         changes,
         way_back,
     })
+}
+
+/// The tables among `all` that do not move, in the schemas of those that do.
+fn left_out(pairs: &[(QualifiedName, QualifiedName)], all: &[QualifiedName]) -> Vec<String> {
+    let moved: BTreeSet<&QualifiedName> = pairs.iter().map(|(from, _)| from).collect();
+    let schemas: BTreeSet<&str> = moved.iter().map(|name| name.schema.as_str()).collect();
+    all.iter()
+        .filter(|name| schemas.contains(name.schema.as_str()) && !moved.contains(name))
+        .map(ToString::to_string)
+        .collect()
 }
 
 /// Tables that the target lacks, as they will be there: as they are on the source, under the same names.
@@ -436,6 +448,14 @@ pub(crate) fn grants_example() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_out_is_of_the_schemas_that_something_moves_from() {
+        let name = |schema: &str, table: &str| QualifiedName::new(schema, table);
+        let pairs = [(name("shop", "a"), name("crm", "a"))];
+        let all = [name("crm", "x"), name("shop", "a"), name("shop", "b")];
+        assert_eq!(left_out(&pairs, &all), ["shop.b"]);
+    }
 
     #[test]
     fn grants_are_a_script_for_psql() {

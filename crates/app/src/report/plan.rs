@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) checks: Vec<Checked>,
     /// The tables.
     pub(crate) tables: Vec<PlannedTable>,
+    /// Tables of the same schemas that do not move.
+    pub(crate) left_out: Vec<String>,
     /// What it takes.
     pub(crate) estimate: Estimate,
     /// The life of the migration.
@@ -108,6 +110,8 @@ pub(crate) struct WayBack {
 
 /// Findings of checks, and statements of one kind, that are shown without `--all`.
 const SHOWN_MAX: usize = 6;
+/// Names on one line that are shown without `--all`.
+const NAMED_MAX: usize = 10;
 
 /// The plan as text.
 pub(crate) fn render(plan: &Plan, all: bool) -> String {
@@ -194,6 +198,22 @@ fn tables(plan: &Plan, most: usize, text: &mut String) {
         let _ = writeln!(text, "  {name:<40} {:>12} rows {:>10}{how}", table.rows, bytes_text(table.bytes));
     }
     more(plan.tables.len(), most, "  ", text);
+    left_out(&plan.left_out, most.max(NAMED_MAX), text);
+}
+
+/// What a pattern has not found, or nobody has listed: it stays where it is, and is easily forgotten.
+fn left_out(names: &[String], most: usize, text: &mut String) {
+    let count = match names.len() {
+        0 => return,
+        1 => "1 table".to_owned(),
+        n => format!("{n} tables"),
+    };
+    let _ = writeln!(
+        text,
+        "  left out: {count} of the same schemas: {}",
+        names[..names.len().min(most)].join(", ")
+    );
+    more(names.len(), most, "  ", text);
 }
 
 fn estimate(estimate: &Estimate, text: &mut String) {
@@ -371,6 +391,21 @@ mod tests {
         );
         let estimate = Estimate { read_bytes_per_s: 0, ..measured }.conclude();
         assert_eq!((estimate.copy_s_min, estimate.retained_log_bytes), (0, 10), "no rate, no time");
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_as_far_as_there_is_room() {
+        let said = |names: &[&str], most| {
+            let mut text = String::new();
+            left_out(&names.iter().map(ToString::to_string).collect::<Vec<_>>(), most, &mut text);
+            text
+        };
+        assert_eq!(said(&[], 2), "");
+        assert_eq!(said(&["a.b"], 2), "  left out: 1 table of the same schemas: a.b\n");
+        assert_eq!(
+            said(&["a.b", "a.c", "a.d"], 2),
+            "  left out: 3 tables of the same schemas: a.b, a.c\n  … and 1 more (--all shows them)\n"
+        );
     }
 
     #[test]

@@ -159,6 +159,7 @@ pub(super) async fn joins(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
             found.push(Finding::warn(Side::Source, what, remedy).about(signature));
         }
     }
+    found.extend(triggers(looks, &names).await?);
     for statement in remembered(looks).await? {
         let (moving, staying) = names.in_text(&statement);
         if !moving.is_empty() && !staying.is_empty() {
@@ -168,6 +169,35 @@ pub(super) async fn joins(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
                 format!("a statement names {} and, not migrated, {}: {shown}", list(&moving), list(&staying));
             found.push(Finding::warn(Side::Source, what, remedy));
         }
+    }
+    Ok(found)
+}
+
+/// A trigger of the tables whose function names tables that stay: from the switch on it runs on the target. A function that names
+/// both is told as such.
+async fn triggers(looks: &Looks<'_>, names: &Names) -> Outcome<Vec<Finding>> {
+    let sql = "SELECT n.nspname::text, c.relname::text, g.tgname::text, p.oid::regprocedure::text, p.prosrc
+           FROM root t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_trigger g ON g.tgrelid = t.oid AND g.tgenabled <> 'D' AND NOT g.tgisinternal
+           JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace pn ON pn.oid = p.pronamespace AND pn.nspname <> 'segue'
+           JOIN pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('c', 'internal')
+          ORDER BY 1, 2, 3";
+    let remedy =
+        "list those tables in the spec too, or see that what the function does is meant on the target";
+    let mut found = Vec::new();
+    for row in looks.ask_tables(Side::Source, sql).await? {
+        let (moving, staying) = names.in_text(row.get(4));
+        if !moving.is_empty() || staying.is_empty() {
+            continue;
+        }
+        let table = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let (trigger, function): (&str, &str) = (row.get(2), row.get(3));
+        let what = format!(
+            "the trigger {trigger} of {table} runs {function}, which names, not migrated, {}: from the switch on it works with what the \
+             target has of these names, or fails",
+            list(&staying)
+        );
+        found.push(Finding::warn(Side::Source, what, remedy).about(table));
     }
     Ok(found)
 }

@@ -35,6 +35,11 @@ const fn case(check: &'static str, source: &'static str, target: &'static str, s
 
 const MOVER: How = How { mover: true, ..AS_EVER };
 
+/// A trigger that takes down what happens, in a table that stays.
+const NOTED: &str = "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql
+         AS 'BEGIN INSERT INTO public.elsewhere VALUES (1, 1); RETURN NULL; END';
+     CREATE TRIGGER noted AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION noted()";
+
 pub(crate) const CASES: &[Case] = &[
     Case {
         how: How {
@@ -221,6 +226,18 @@ pub(crate) const CASES: &[Case] = &[
              CREATE VIEW beside AS SELECT c.id FROM customers c JOIN elsewhere e ON e.customer = c.id;
              CREATE FUNCTION beside() RETURNS void LANGUAGE sql AS 'INSERT INTO public.elsewhere SELECT id, 1 FROM public.customers'",
             "a statement names orders and, not migrated, elsewhere",
+        )
+    },
+    Case {
+        cure: Sql(
+            "DROP TRIGGER noted ON orders; DROP FUNCTION noted()",
+            "DROP TRIGGER noted ON orders; DROP FUNCTION noted()",
+        ),
+        ..case(
+            "joins",
+            NOTED,
+            NOTED,
+            "the trigger noted of public.orders runs public.noted(), which names, not migrated, elsewhere: from",
         )
     },
     Case {

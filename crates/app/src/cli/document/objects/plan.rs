@@ -76,6 +76,7 @@ pub(in super::super) fn plan() -> Vec<Object> {
         may_begin: false,
         checks: vec![check],
         tables: vec![table],
+        left_out: vec!["public.audit".into()],
         estimate: estimate.conclude(),
         steps: plan::life(&Bounds::of(Profile::Prod)).into_iter().take(1).collect(),
         changes: vec![change],
@@ -116,6 +117,10 @@ const PLAN: &[Field] = &[
     ("tables[].rows", "rows, by the source's statistics"),
     ("tables[].bytes", "bytes on disk, without indexes"),
     ("tables[].one_region", "why it is copied in one piece; empty: region by region"),
+    (
+        "left_out",
+        "tables in the schemas of these that do not move; references and triggers that lead there are among the findings",
+    ),
     (
         "estimate.*",
         "`rows`, `bytes`, `index_bytes` there are; what a connection reads (`read_bytes_per_s`, 0: too few rows to tell), and so \
