@@ -296,6 +296,8 @@ impl StageName {
 }
 
 /// Show every decision of the migration, with time and reason
+///
+/// One line for each, with what matters of it; --json has all of every one.
 #[derive(Debug, Args)]
 pub(crate) struct Journal {}
 

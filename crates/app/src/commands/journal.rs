@@ -1,5 +1,7 @@
 //! `segue journal`: every decision, with time, actor and reason.
 
+mod words;
+
 use super::{control, fault, print, print_json};
 use crate::exit::Exit;
 use segue_engine::ports::Outcome;
@@ -10,25 +12,31 @@ use serde_json::Value;
 /// Prints the journal.
 pub(crate) async fn run(spec: &Spec, json: bool) -> Exit {
     match read(spec).await {
+        Ok(entries) if json => {
+            entries.iter().for_each(|record| print_json(&object(record)));
+            Exit::Done
+        }
         Ok(entries) => {
-            for record in entries {
-                if json {
-                    print_json(&object(&record));
-                } else {
-                    let Entry { seq, at_us, entry } = record;
-                    print(&format!(
-                        "{seq:>5}  {}  {:<14} {}  {}\n",
-                        time_text(at_us),
-                        entry.kind,
-                        entry.actor,
-                        entry.body
-                    ));
-                }
+            let mut actor = String::new();
+            for record in &entries {
+                print(&line(record, &mut actor));
             }
             Exit::Done
         }
         Err(f) => fault(&f, json),
     }
+}
+
+/// A record on one line. Who wrote it is said when it is another one than before.
+fn line(Entry { seq, at_us, entry }: &Entry, actor: &mut String) -> String {
+    let mut parts = vec![words::said(&entry.body)];
+    if *actor != entry.actor {
+        parts.push(format!("[{}]", entry.actor));
+        actor.clone_from(&entry.actor);
+    }
+    let said = parts.join(" ");
+    let line = format!("{seq:>5}  {}  {:<19} {}", time_text(*at_us), entry.kind, said.trim());
+    format!("{}\n", line.trim_end())
 }
 
 /// A record as an object.
@@ -61,6 +69,26 @@ fn time_text(at_us: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use segue_postgres::control::NewEntry;
+
+    #[test]
+    fn a_record_is_one_line_and_its_writer_is_named_once() {
+        let mut actor = String::new();
+        let mut line = |seq, kind: &str, body| {
+            let entry =
+                NewEntry { version: 1, actor: "db2 process 4711".into(), kind: kind.to_owned(), body };
+            line(&Entry { seq, at_us: 1_709_210_096_000_000, entry }, &mut actor)
+        };
+        let by = "ada@db1";
+        assert_eq!(
+            line(7, "command", serde_json::json!({ "command": "resume", "arguments": {}, "by": by })),
+            "    7  2024-02-29 12:34:56Z  command             resume, by ada@db1 [db2 process 4711]\n"
+        );
+        assert_eq!(
+            line(8, "following", serde_json::json!({ "token": 9 })),
+            "    8  2024-02-29 12:34:56Z  following\n"
+        );
+    }
 
     #[test]
     fn moments_read_as_dates() {
