@@ -11,6 +11,7 @@ use segue_postgres::target_schema;
 use segue_testkit::Cluster;
 use segue_testkit::kill::{Process, kill_at};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use support::definitions::definitions;
 use support::slow::until;
 use support::{PATIENCE, Pair};
@@ -186,6 +187,14 @@ async fn what_would_be_made_is_said(pair: &Pair) {
         r#"GRANT SELECT ON TABLE "shop"."customer" TO "auditor""#,
     ];
     assert!(order.map(place).is_sorted(), "{preview:#?}");
+    // Checks that hold for every row come with their tables.
+    let checks = |name: &str| {
+        let words = format!("CONSTRAINT \"{name}\" CHECK ");
+        preview.iter().filter(|sql| sql.contains(&words)).count()
+    };
+    assert_eq!((checks("customer_score_check"), checks("short")), (1, 1), "{preview:#?}");
+    let once: BTreeSet<&String> = preview.iter().collect();
+    assert_eq!(once.len(), preview.len(), "{preview:#?}");
     assert_eq!(count(&pair.target, THERE).await, 0);
 
     // However much else there is beside them, from which pg_dump is told to keep away, or which it is not told of.

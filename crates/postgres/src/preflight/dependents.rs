@@ -31,13 +31,16 @@ async fn present(looks: &Looks<'_>, find: &str, names: &[String]) -> Outcome<BTr
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// A view of the tables that is not there on the target: whoever reads it fails after the switch.
+/// A view of the tables that is not there on the target: whoever reads it fails after the switch. One that joins them with
+/// tables that stay is told as such: the target cannot have it.
 pub(super) async fn views(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let rows = looks.ask_tables(Side::Source, VIEWS).await?;
     let name = |row: &Row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let joined: BTreeSet<QualifiedName> =
+        looks.ask_tables(Side::Source, JOINED_VIEWS).await?.iter().map(name).collect();
     let names: Vec<String> = rows.iter().map(|row| name(row).sql()).collect();
     let there = present(looks, "to_regclass", &names).await?;
-    let missing = rows.iter().filter(|row| !there.contains(&name(row).sql()));
+    let missing = rows.iter().filter(|row| !there.contains(&name(row).sql()) && !joined.contains(&name(row)));
     let finding = |row: &Row| {
         let name = name(row);
         let (kind, words) = match row.get::<_, &str>(2) {
@@ -103,12 +106,28 @@ impl Names {
     }
 }
 
-/// A function that works on the tables and is not there on the target: whoever calls it fails after the switch.
+/// Functions of triggers that are made along with the tables which the target lacks.
+async fn made_along(looks: &Looks<'_>) -> Outcome<BTreeSet<String>> {
+    if !looks.asked.creates_missing {
+        return Ok(BTreeSet::new());
+    }
+    let sql = "SELECT DISTINCT p.oid::regprocedure::text FROM tree t JOIN pg_trigger g ON g.tgrelid = t.oid AND NOT g.tgisinternal
+           JOIN pg_proc p ON p.oid = g.tgfoid";
+    Ok(looks.ask_unmade(sql).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// A function that works on the tables and is not there on the target: whoever calls it fails after the switch. One that names
+/// tables that stay, too, is told as such.
 pub(super) async fn absent_functions(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let (rows, names) = (functions(looks).await?, names(looks).await?);
-    let uses: Vec<&Row> = rows.iter().filter(|row| !names.in_text(row.get(2)).0.is_empty()).collect();
+    let is_theirs = |row: &&Row| {
+        let (moving, staying) = names.in_text(row.get(2));
+        !moving.is_empty() && staying.is_empty()
+    };
+    let uses: Vec<&Row> = rows.iter().filter(is_theirs).collect();
     let signatures: Vec<String> = uses.iter().map(|row| row.get(0)).collect();
-    let there = present(looks, "to_regprocedure", &signatures).await?;
+    let mut there = present(looks, "to_regprocedure", &signatures).await?;
+    there.extend(made_along(looks).await?);
     let missing = uses.into_iter().filter(|row| !there.contains(row.get::<_, &str>(0)));
     let finding = |row: &Row| {
         let signature: &str = row.get(0);
@@ -126,9 +145,8 @@ fn list(names: &BTreeSet<&str>) -> String {
 /// So many of the server's remembered statements are looked through, those with most calls first.
 const STATEMENTS_MAX: i64 = 5_000;
 
-/// A statement that joins a table that moves with one that stays has no home after the switch: no server has both.
-pub(super) async fn joins(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
-    let sql = "SELECT n.nspname::text, v.relname::text, string_agg(DISTINCT format('%I.%I', sn.nspname, s.relname), ', ')
+/// Views that join the tables with others, and with which.
+const JOINED_VIEWS: &str = "SELECT n.nspname::text, v.relname::text, string_agg(DISTINCT format('%I.%I', sn.nspname, s.relname), ', ')
            FROM tree t JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.classid = 'pg_rewrite'::regclass
            JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class AND v.relkind IN ('v', 'm')
            JOIN pg_namespace n ON n.oid = v.relnamespace
@@ -136,9 +154,12 @@ pub(super) async fn joins(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
            JOIN pg_class s ON s.oid = o.refobjid AND s.relkind IN ('r', 'p', 'f') AND s.oid NOT IN (SELECT oid FROM tree)
            JOIN pg_namespace sn ON sn.oid = s.relnamespace AND sn.nspname NOT IN ('pg_catalog', 'information_schema', 'segue')
           GROUP BY 1, 2 ORDER BY 1, 2";
+
+/// A statement that joins a table that moves with one that stays has no home after the switch: no server has both.
+pub(super) async fn joins(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
     let remedy = "list those tables in the spec too, or take the statement apart: after the switch neither server has all of them";
-    for row in looks.ask_tables(Side::Source, sql).await? {
+    for row in looks.ask_tables(Side::Source, JOINED_VIEWS).await? {
         let view = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
         let what = format!(
             "the view {view} joins the tables with {}, which are not migrated",

@@ -19,6 +19,7 @@ use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
+use segue_model::sqltext::quote_ident;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use tokio_postgres::{Client, Row};
 
@@ -65,7 +66,22 @@ impl Making {
         let all = compare(&self.from, &Facts::default(), &self.pairs, manner);
         let keys: HashSet<String> = keys.iter().map(Finding::words).collect();
         let is_key = |finding: &Finding| keys.contains(&finding.words());
-        all.into_iter().filter(|finding| finding.kind.is_made() && !is_key(finding)).collect()
+        let is_left =
+            |finding: &Finding| finding.kind.is_made() && !is_key(finding) && !self.is_said(finding);
+        all.into_iter().filter(is_left).collect()
+    }
+
+    /// Whether the statement of its table makes it: pg_dump writes the checks into it that hold for every row.
+    fn is_said(&self, finding: &Finding) -> bool {
+        let Some(name) = finding.object.strip_prefix("check ").filter(|_| finding.kind == Kind::Constraint)
+        else {
+            return false;
+        };
+        let (table, check) = (
+            format!("CREATE TABLE {} ", finding.table.sql()),
+            format!("CONSTRAINT {} CHECK ", quote_ident(name)),
+        );
+        self.steps.iter().any(|step| step.sql.starts_with(&table) && step.sql.contains(&check))
     }
 
     fn compared(&self, to: &Facts) -> Vec<Finding> {
@@ -173,7 +189,7 @@ async fn role_refusals(target: &Client, from: &Facts) -> Outcome<Option<Fault>> 
     if row.get(0) {
         return Ok(None);
     }
-    let role = segue_model::sqltext::quote_ident(row.get(1));
+    let role = quote_ident(row.get(1));
     Ok(Some(refusal(
         format!(
             "{} has row-level security, which would apply to Segue's role on the target, too",

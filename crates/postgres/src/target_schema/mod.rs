@@ -28,6 +28,7 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -94,6 +95,9 @@ pub async fn preview(
     let keys = making.keys(&Facts::default());
     statements.extend(keys.iter().flat_map(|key| key.remedy.iter().cloned()).map(terminated));
     statements.extend(making.rest(&keys).into_iter().flat_map(|finding| finding.remedy).map(terminated));
+    // What several tables need, of a schema or a role, is said once.
+    let mut said = HashSet::new();
+    statements.retain(|sql| said.insert(sql.clone()));
     Ok(statements)
 }
 

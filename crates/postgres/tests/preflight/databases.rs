@@ -229,6 +229,17 @@ pub(crate) const CASES: &[Case] = &[
         )
     },
     Case {
+        // That the target has neither is told once, with the reason why it cannot.
+        cure: Sql("DROP VIEW beside; DROP FUNCTION beside()", ""),
+        ..case(
+            "joins",
+            "CREATE VIEW beside AS SELECT c.id FROM customers c JOIN elsewhere e ON e.customer = c.id;
+             CREATE FUNCTION beside() RETURNS void LANGUAGE sql AS 'INSERT INTO public.elsewhere SELECT id, 1 FROM public.customers'",
+            "",
+            "the view public.beside joins the tables with public.elsewhere, which are not migrated",
+        )
+    },
+    Case {
         cure: Sql(
             "DROP TRIGGER noted ON orders; DROP FUNCTION noted()",
             "DROP TRIGGER noted ON orders; DROP FUNCTION noted()",
