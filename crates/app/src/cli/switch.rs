@@ -24,10 +24,10 @@ pub(crate) enum SwitchWhat {
 
 /// Make the target the owner of the writes, without losing one
 ///
-/// Looks at the gates first, and refuses if one is red. Then it makes the way back, holds the source's writes up, waits
-/// until the target has applied everything, hands the writes over, and lets the target take them. Until the hand-over
-/// every failure is undone, and the source takes writes again; after it, it only goes forward. Given again, it does
-/// nothing. The order goes on if this command is interrupted.
+/// Makes the way back first, if it is not there yet; it stays, whatever comes next. Then it looks at the gates, and refuses if
+/// one is red; holds the source's writes up, waits until the target has applied everything, hands the writes over, and lets the
+/// target take them. Until the hand-over every failure is undone, and the source takes writes again; after it, it only goes
+/// forward. Given again, it does nothing. The order goes on if this command is interrupted.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -35,7 +35,7 @@ Examples:
   segue switch writes
   segue switch writes --override rehearsal --override drift --reason \"agreed with the owner of orders\"")]
 pub(crate) struct SwitchWrites {
-    /// Do all but the hand-over, then undo it: writes are held up as by a real switch, and nothing is changed
+    /// Do all but the hand-over, then undo it: writes are held up as by a real switch, and stay where they are
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Gates that are gone through although they are red.

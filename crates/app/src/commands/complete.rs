@@ -60,7 +60,7 @@ fn render(answer: &Completion) -> String {
             details(ended, "would remove")
         ),
         Completion::Already(_) => "the migration is completed already; nothing was done\n".to_owned(),
-        Completion::Refused { blockers } => refused(blockers),
+        Completion::Refused { blockers } => refused(blockers, "nothing was changed"),
     }
 }
 

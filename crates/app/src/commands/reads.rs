@@ -71,7 +71,9 @@ fn render(answer: &ReadsAnswer) -> String {
             };
             format!("{}{same}\n{told}\n", in_force(now))
         }
-        ReadsAnswer::Refused { blockers } => switch::refused(blockers),
+        ReadsAnswer::Refused { blockers } => {
+            switch::refused(blockers, "the rules for reads are as they were")
+        }
     }
 }
 

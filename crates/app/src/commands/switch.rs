@@ -144,11 +144,12 @@ pub(crate) fn render(answer: &Answer) -> String {
             next(moved.owner)
         ),
         Answer::Rehearsed(moved) => format!(
-            "rehearsed, and undone: nothing was changed, and the {} owns the writes as before\n\
-             a real switch would stall writes for about {}, as this one did\n{}next: `{}`\n",
+            "rehearsed, and undone: the {} owns the writes as before\n\
+             a real switch would stall writes for about {}, as this one did\n{}{}next: `{}`\n",
             moved.owner,
             took(moved.stall_ms),
             details(moved),
+            stays(moved.way_back_armed),
             if moved.owner == Side::Source { "segue switch writes" } else { "segue reverse" }
         ),
         Answer::Already(moved) => format!(
@@ -157,8 +158,19 @@ pub(crate) fn render(answer: &Answer) -> String {
             moved.epoch,
             next(moved.owner)
         ),
-        Answer::Refused { blockers } => refused(blockers),
+        Answer::Refused { blockers, way_back_armed } => {
+            format!("{}{}", refused(blockers, "no write was moved, or kept waiting"), stays(*way_back_armed))
+        }
         Answer::Undone(undone) => undone_text(undone),
+    }
+}
+
+/// What an order has left behind that moved nothing.
+fn stays(way_back_armed: bool) -> &'static str {
+    if way_back_armed {
+        "the way back was armed for this, and stays so: the target keeps log for it until `segue complete` or `segue cancel`\n"
+    } else {
+        ""
     }
 }
 
@@ -197,8 +209,8 @@ fn details(moved: &Moved) -> String {
     )
 }
 
-/// One line for each blocker, with the next step.
-pub(super) fn refused(blockers: &[Blocked]) -> String {
+/// One line for each blocker, with the next step, behind what is as it was.
+pub(super) fn refused(blockers: &[Blocked], as_before: &str) -> String {
     let line = |b: &Blocked| {
         let way = if b.may_be_overridden {
             format!(" (or, with your name to it: --override {} --reason TEXT)", b.gate)
@@ -211,7 +223,7 @@ pub(super) fn refused(blockers: &[Blocked]) -> String {
         1 => "1 gate is red".to_owned(),
         n => format!("{n} gates are red"),
     };
-    format!("refused: {count}; nothing was changed\n{}", blockers.iter().map(line).collect::<String>())
+    format!("refused: {count}; {as_before}\n{}", blockers.iter().map(line).collect::<String>())
 }
 
 fn undone_text(undone: &Undone) -> String {

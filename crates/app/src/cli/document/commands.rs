@@ -33,7 +33,10 @@ const MOVED: &[(Exit, &str)] = &[
     ),
     (Exit::Fault, "it was undone, and the owner takes writes as before; or a fault"),
     (Exit::Usage, "the command line or the spec is wrong, or a gate that protects data was to be overridden"),
-    (Exit::GateRefused, "gates are red; nothing was changed, and each is printed with the next step"),
+    (
+        Exit::GateRefused,
+        "gates are red; no write was moved, or kept waiting, and each gate is printed with the next step",
+    ),
 ];
 const DRIVEN: &[&str] = &["SEGUE-NO-DRIVER", "SEGUE-NEVER-RUN", "SEGUE-VERB"];
 const FOLLOWED: &[&str] = &[

@@ -275,9 +275,12 @@ fn moved(owner: Side, epoch: u64) -> Moved {
                 .into(),
         ],
         standbys_without: vec!["east".into()],
+        way_back_armed: true,
         ..Moved::to(owner, Epoch(epoch)).stalled(Duration::from_micros(12_300))
     }
 }
+
+const ARMED: &str = "the way back was armed for this, and stays so; absent where it was there before";
 
 const MOVED: &[Field] = &[
     ("outcome", "`switched`; with --dry-run `rehearsed`; `already` when nothing had to be done"),
@@ -295,10 +298,11 @@ const MOVED: &[Field] = &[
     ("divergences", "of them, those that differ, as [`verify`](#segue-verify) has them"),
     ("unlike_baseline", "what was unusual about the old owner's activity; absent if nothing was"),
     ("standbys_without", "standbys of the old owner without the hand-over: promoted, they take writes again"),
+    ("way_back_armed", ARMED),
 ];
 
 const REFUSED: &[Field] = &[
-    ("outcome", "`refused`: nothing was changed"),
+    ("outcome", "`refused`: no write was moved, or kept waiting"),
     ("blockers", "every gate that is red"),
     ("blockers[].gate", "its name, as `--override` takes it"),
     ("blockers[].why", "what was found, with the measured value and the bound"),
@@ -307,6 +311,7 @@ const REFUSED: &[Field] = &[
         "blockers[].may_be_overridden",
         "it does not protect data: an operator may go through it, with a reason",
     ),
+    ("way_back_armed", ARMED),
 ];
 
 const UNDONE: &[Field] = &[
@@ -331,7 +336,7 @@ pub(super) fn switch() -> Vec<Object> {
     );
     vec![
         shown("With exit code 0:", json!(Answer::Switched(moved(Side::Target, 2))), MOVED),
-        shown("With exit code 3:", json!(Answer::refused([&blocker])), REFUSED),
+        shown("With exit code 3:", json!(Answer::refused([&blocker]).arming(true)), REFUSED),
         shown("With exit code 1, beside a fault:", json!(undone), UNDONE),
     ]
 }

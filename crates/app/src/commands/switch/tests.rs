@@ -40,13 +40,18 @@ fn a_switch_says_who_owns_the_writes_what_it_cost_and_both_ways_on() {
 }
 
 #[test]
-fn a_rehearsal_says_that_nothing_was_changed_and_what_a_switch_would_cost() {
+fn a_rehearsal_says_what_is_as_before_what_is_not_and_what_a_switch_would_cost() {
     let text = render(&Answer::Rehearsed(moved(Side::Source)));
-    for part in
-        ["nothing was changed", "the source owns the writes as before", "stall writes for about 12.3 ms"]
-    {
+    for part in [
+        "undone: the source owns the writes as before",
+        "stall writes for about 12.3 ms",
+        "\nnext: `segue switch",
+    ] {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
+    assert!(!text.contains("the way back was armed"), "it was there before: {text}");
+    let first = render(&Answer::Rehearsed(moved(Side::Source)).arming(true));
+    assert!(first.contains("\nthe way back was armed for this, and stays so: "), "{first}");
 }
 
 #[test]
@@ -83,12 +88,15 @@ fn a_refusal_has_a_line_for_each_gate_and_offers_only_what_is_possible() {
         may_be_overridden,
     };
     assert_eq!(
-        refused(&[blocked("verified", false), blocked("lag", true)]),
-        "refused: 2 gates are red; nothing was changed\n  \
+        refused(&[blocked("verified", false), blocked("lag", true)], "all is well"),
+        "refused: 2 gates are red; all is well\n  \
            verified: why; next: do this\n  \
            lag: why; next: do this (or, with your name to it: --override lag --reason TEXT)\n"
     );
-    assert!(refused(&[blocked("lag", true)]).starts_with("refused: 1 gate is red;"));
+    let blockers = vec![blocked("lag", true)];
+    let text = render(&Answer::Refused { blockers, way_back_armed: true });
+    assert!(text.starts_with("refused: 1 gate is red; no write was moved, or kept waiting\n"), "{text}");
+    assert!(text.contains("\nthe way back was armed for this, and stays so: "), "{text}");
 }
 
 #[test]

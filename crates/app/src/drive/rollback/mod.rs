@@ -319,7 +319,7 @@ impl<'d> Rollback<'d> {
         }
         match answered.await {
             Ok(Ok(Answer::Switched(_) | Answer::Already(_))) => Ok(None),
-            Ok(Ok(Answer::Refused { blockers })) => {
+            Ok(Ok(Answer::Refused { blockers, .. })) => {
                 let blockers: Vec<String> =
                     blockers.iter().map(|b| format!("{}: {}", b.gate, b.why)).collect();
                 Ok(Some(blockers.join("; ")))

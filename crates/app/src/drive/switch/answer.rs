@@ -104,6 +104,9 @@ pub(crate) enum Answer {
     Refused {
         /// Which, why, and what to do.
         blockers: Vec<Blocked>,
+        /// The way back was armed for this, and stays so.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        way_back_armed: bool,
     },
     /// It began, could not go on, and was undone.
     Undone(Undone),
@@ -132,6 +135,9 @@ pub(crate) struct Moved {
     /// Standbys of the old owner that had not received the hand-over when the new one was opened.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) standbys_without: Vec<String>,
+    /// The way back was armed for this, and stays so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) way_back_armed: bool,
 }
 
 /// A switch that was undone.
@@ -186,6 +192,7 @@ impl Moved {
             divergences: Vec::new(),
             unlike_baseline: Vec::new(),
             standbys_without: Vec::new(),
+            way_back_armed: false,
         }
     }
 
@@ -204,7 +211,19 @@ impl Answer {
 
     /// These gates are red.
     pub(crate) fn refused<'a>(blockers: impl IntoIterator<Item = &'a gates::Blocker>) -> Answer {
-        Answer::Refused { blockers: blockers.into_iter().map(Blocked::from).collect() }
+        let blockers = blockers.into_iter().map(Blocked::from).collect();
+        Answer::Refused { blockers, way_back_armed: false }
+    }
+
+    /// With whether the way back was armed for it. What is undone says by itself what is left of it.
+    #[must_use]
+    pub(crate) fn arming(self, way_back_armed: bool) -> Answer {
+        match self {
+            Answer::Switched(moved) => Answer::Switched(Moved { way_back_armed, ..moved }),
+            Answer::Rehearsed(moved) => Answer::Rehearsed(Moved { way_back_armed, ..moved }),
+            Answer::Refused { blockers, .. } => Answer::Refused { blockers, way_back_armed },
+            Answer::Already(_) | Answer::Undone(_) => self,
+        }
     }
 
     /// It was undone: `owner` takes writes again, after `stall` without.
@@ -336,6 +355,7 @@ mod tests {
         let object = trip(&Answer::refused([&blocker]));
         let blocked = json!({ "gate": "rehearsal", "why": "no rehearsal", "next": "rehearse", "may_be_overridden": true });
         assert_eq!(object, json!({ "outcome": "refused", "blockers": [blocked] }));
+        assert_eq!(trip(&Answer::refused([&blocker]).arming(true))["way_back_armed"], true);
 
         let held = vec!["pid 7".to_owned()];
         let undone = Answer::undone(Side::Source, "a lock", held, Duration::from_millis(400), "wait for it");

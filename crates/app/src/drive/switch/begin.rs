@@ -62,20 +62,24 @@ impl Switch<'_> {
         }
     }
 
-    /// Has the way back made, if it is not there or does not have all parts of the tables, and waits for it.
-    pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<()> {
+    /// Has the way back made, if it is not there or does not have all parts of the tables, and waits for it. Returns whether
+    /// that was so.
+    pub(super) async fn ensure_way_back(&self, progress: &watch::Sender<Progress>) -> Outcome<bool> {
         let mut state = self.back.want();
         // Once: what is on its way on the target stays so for a while, and is told by the hand-over.
         let mut may_renew = *self.flows.owner.borrow() == Some(Side::Source);
+        let mut armed = false;
         loop {
             let now = state.borrow_and_update().clone();
+            armed |= now != BackState::Armed;
             match now {
                 BackState::Armed => match self.lacking_on_way_back().await? {
                     Some(table) if std::mem::take(&mut may_renew) => {
                         self.back.renew(table);
+                        armed = true;
                         continue;
                     }
-                    Some(_) | None => return Ok(()),
+                    Some(_) | None => return Ok(armed),
                 },
                 BackState::Lost(fault) => return Err(fault.during("the way back cannot be armed")),
                 BackState::NotArmed => {}

@@ -315,7 +315,7 @@ impl<'d> Switch<'d> {
         progress: watch::Sender<Progress>,
     ) -> Outcome<Answer> {
         self.can_begin()?;
-        self.ensure_way_back(&progress).await?;
+        let way_back_armed = self.ensure_way_back(&progress).await?;
         let (rows, owner) = self.owned().await?;
         let epoch = rows.of(owner).map_or(Epoch(0), |row| row.ownership.epoch());
         // They are there; or the writes have changed hands since it was asked.
@@ -326,14 +326,14 @@ impl<'d> Switch<'d> {
         let blockers = &found.blockers;
         if !blockers.is_empty() {
             self.journal.note("switch-refused", json!({ "asked": asked, "by": by, "blockers": blockers }));
-            return Ok(Answer::refused(blockers));
+            return Ok(Answer::refused(blockers).arming(way_back_armed));
         }
         self.journal.note("switch-begun", found.begun(asked, by, &overrides));
         let mut walk = Walk::new(asked, Some(progress)).knowing(found.unready, found.unlike);
         self.walk(&mut walk).await?;
         let (rows, now) = self.owned().await?;
         let epoch = rows.of(now).map_or(Epoch(0), |row| row.ownership.epoch());
-        let answer = walk.answer(owner, now, epoch);
+        let answer = walk.answer(owner, now, epoch).arming(way_back_armed);
         let kind = match (&answer, now) {
             (Answer::Switched(_), Side::Target) => "switched",
             (Answer::Switched(_), Side::Source) => "reversed",

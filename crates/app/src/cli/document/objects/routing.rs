@@ -1,6 +1,6 @@
 //! What a router prints, and what it says of itself.
 
-use super::{Field, Object, REFUSED, shown, the_status};
+use super::{Field, Object, shown, the_status};
 use crate::commands;
 use crate::commands::status::Seen;
 use crate::drive::reads::answer::{ReadsAnswer, RulesSet};
@@ -170,7 +170,11 @@ pub(in crate::cli::document) fn reads() -> Vec<Object> {
         may_be_overridden: true,
     };
     let refused = json!(ReadsAnswer::Refused { blockers: vec![blocker] });
-    vec![set(), shown("With exit code 3:", refused, REFUSED)]
+    let fields: &[Field] = &[
+        ("outcome", "`refused`: nothing was changed"),
+        ("blockers.*", "every gate that is red, as [`switch writes`](#segue-switch-writes) has them"),
+    ];
+    vec![set(), shown("With exit code 3:", refused, fields)]
 }
 
 /// What `segue mirror` prints.
