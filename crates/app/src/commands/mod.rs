@@ -99,6 +99,9 @@ pub(crate) fn asker() -> String {
     format!("{user}@{}", host.trim())
 }
 
+/// What follows from a fault that the driver gets over by itself, for whoever had given it an order.
+const PASSES: &str = "`segue run` goes on by itself, and `segue status` says what it waits for; then give the command once more";
+
 /// The fault inside an answer, if the driver answered with one.
 pub(crate) fn fault_in(answer: &Value) -> Option<Fault> {
     let text = |name: &str| answer.get(name).and_then(Value::as_str);
@@ -106,7 +109,8 @@ pub(crate) fn fault_in(answer: &Value) -> Option<Fault> {
     // Codes are part of the program, but for those of a driver that is another process. A command shows one such
     // fault and ends with it.
     let code = text("code").map_or("SEGUE-ANSWER", |code| String::leak(code.to_owned()));
-    Some(Fault::operator(code, what, text("next_step").unwrap_or_default()))
+    let next = text("next_step").filter(|next| !next.is_empty()).unwrap_or(PASSES);
+    Some(Fault::operator(code, what, next))
 }
 
 /// The driver answered with something that this build cannot read.

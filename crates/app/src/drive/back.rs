@@ -27,6 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// The code of a table that was changed in a way that a stream cannot follow.
+const DRIFT: &str = "SEGUE-DDL-DRIFT";
 /// Between two tries to have a lock that somebody holds.
 const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether commits on the target wait for Segue.
@@ -125,9 +127,9 @@ impl<'d> WayBack<'d> {
                 return fault;
             }
             let done = if flows.has_the_newest(Side::Source) {
-                self.lose(fault).await
+                self.lose(while_the_source_owns(fault)).await
             } else if *flows.owner.borrow() == Some(Side::Target) {
-                self.stand_still(fault).await
+                self.stand_still(while_the_target_owns(fault)).await
             } else {
                 return fault;
             };
@@ -354,6 +356,44 @@ impl<'d> WayBack<'d> {
     }
 }
 
+/// It has ended for good. Another server may be no more than a wrong address.
+fn is_gone(fault: &Fault) -> bool {
+    birth::is_lost(fault) && fault.code != "SEGUE-OTHER-SERVER"
+}
+
+/// What is done about it while the source owns the writes. What its stream says of itself is meant for the stream to the target:
+/// neither `--new-stream` nor beginning anew is for this one.
+fn while_the_source_owns(fault: Fault) -> Fault {
+    const AGAIN: &str = "`segue switch writes`, with or without --dry-run, makes the way back anew";
+    let next_step = if is_gone(&fault) {
+        AGAIN.to_owned()
+    } else if fault.code == DRIFT {
+        format!("undo the change on the target, unless it is a partition that came or went; then {AGAIN}")
+    } else if fault.next_step.is_empty() {
+        AGAIN.to_owned()
+    } else {
+        format!("{}. Then {AGAIN}", fault.next_step)
+    };
+    Fault { next_step, ..fault }
+}
+
+/// What is done about it while the target owns the writes: a stream that is made anew would not bring what was written meanwhile.
+fn while_the_target_owns(fault: Fault) -> Fault {
+    const NOTHING: &str = "nothing leads back to the source: the writes stay on the target, and `segue complete` ends the migration \
+                           there, when it is time";
+    let next_step = if is_gone(&fault) {
+        NOTHING.to_owned()
+    } else if fault.code == DRIFT {
+        format!(
+            "undo the change on the target: the way back is tried again by itself, and goes on, unless rows were written meanwhile \
+             that it cannot read. Then, or where the change has to stay, {NOTHING}"
+        )
+    } else {
+        return fault;
+    };
+    Fault { next_step, ..fault }
+}
+
 /// It was lost while the writes were handed over, and the target has taken them.
 fn too_late() -> Fault {
     Fault::operator(
@@ -362,4 +402,25 @@ fn too_late() -> Fault {
          stream that is made now would not bring it",
         "the writes stay on the target; `segue complete` ends the migration there",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_about_a_way_back_leads_to_nothing_that_refuses_it() {
+        let drift = Fault::operator(DRIFT, "t has a column", "drop it, then `segue run --new-stream`");
+        let slot = Fault::operator("SEGUE-SLOT-LOST", "the slot is gone", "`segue run --new-stream`");
+        let level = Fault::operator("SEGUE-WAL-LEVEL", "wal_level is replica", "set it to logical");
+        for fault in [drift, slot] {
+            let (early, late) = (while_the_source_owns(fault.clone()), while_the_target_owns(fault));
+            assert!(!early.next_step.contains("--new-stream") && !late.next_step.contains("--new-stream"));
+            assert!(early.next_step.ends_with("makes the way back anew"), "{early}");
+            assert!(late.next_step.contains("`segue complete`"), "{late}");
+        }
+        assert_eq!(while_the_target_owns(level.clone()), level);
+        let early = while_the_source_owns(level);
+        assert!(early.next_step.starts_with("set it to logical. Then `segue switch writes`"), "{early}");
+    }
 }

@@ -288,7 +288,7 @@ impl Service<'_> {
         }
         let (is, why) = match self.back.state() {
             // Without it nothing leads back to the source, whoever owns the writes.
-            BackState::Lost(fault) => (WayBackIs::Lost, fault.what),
+            BackState::Lost(fault) => (WayBackIs::Lost, format!("{}; next: {}", fault.what, fault.next_step)),
             _ if owner == Side::Target => (WayBackIs::Armed, String::new()),
             BackState::NotArmed => (WayBackIs::NotArmed, String::new()),
             BackState::Arming { waits_for } => (WayBackIs::Arming, waits_for),
@@ -343,6 +343,24 @@ impl Service<'_> {
         self.driver.control.answer(self.lease, id, &fault_json(&busy)).await
     }
 
+    /// Why no row can be compared, if nothing that the target writes as the owner arrives on the source.
+    fn stands_still(&self) -> Option<Fault> {
+        let owner = *self.flows.owner.borrow();
+        if owner != Some(Side::Target) || self.flows.landing_on(Side::Source).is_some() {
+            return None;
+        }
+        let (why, next_step) = match self.back.state() {
+            BackState::Lost(fault) => (fault.what, fault.next_step),
+            BackState::NotArmed | BackState::Arming { .. } | BackState::Armed => {
+                ("the way back is being taken up again".to_owned(), "verify again in a moment".to_owned())
+            }
+        };
+        let what = format!(
+            "what is written on the target does not arrive on the source, so no row can be compared: {why}"
+        );
+        Some(Fault::operator("SEGUE-STANDS-STILL", what, next_step))
+    }
+
     /// Carries out a verification and answers it.
     fn verification(&self, command: Command) -> impl Future<Output = ()> + Send + use<> {
         let (control, lease) = (self.driver.control.clone(), self.lease.clone());
@@ -351,6 +369,7 @@ impl Service<'_> {
         let before = *owner.borrow_and_update();
         let (verifying, stage) = (self.flows.active().verifying.clone(), self.flows.stage());
         let paused = self.driver.throttle.limits().paused;
+        let stands_still = self.stands_still();
         async move {
             let report = watch::Sender::new(Report::default());
             let verify = async {
@@ -366,6 +385,9 @@ impl Service<'_> {
                         "the migration is paused ({why}): rows in flight could not be told from differences"
                     );
                     return Err(Fault::operator("SEGUE-PAUSED", what, "`segue resume`, then ask again"));
+                }
+                if let Some(fault) = stands_still {
+                    return Err(fault);
                 }
                 let order: VerifyOrder = serde_json::from_value(command.arguments.clone()).map_err(|e| {
                     Fault::operator(

@@ -348,7 +348,8 @@ fn intact() -> Fault {
     Fault::operator(
         "SEGUE-STREAM-INTACT",
         "nothing of the stream is lost, so no new one is made",
-        "`segue run` without --new-stream goes on; `segue verify --repair` compares rows and mends them",
+        "`segue run` without --new-stream goes on; `segue verify --repair` compares rows and mends them; where it is the way back \
+         that stands still, `segue status` says what to do",
     )
 }
 

@@ -161,8 +161,16 @@ async fn the_way_back_stands_still_at_a_partition_of_the_new_owner_and_goes_on_w
     let status = json(&pair.segue(&["status", "--json"], 0));
     let why = status["way_back"]["why"].as_str().unwrap_or_default();
     assert!(why.contains("public.tonight"), "{status:#}");
+    assert!(why.contains("; next: undo the change on the target"), "{status:#}");
     let refused = json(&pair.segue(&["reverse", "--json"], 1));
     assert_eq!(refused["code"], "SEGUE-DDL-DRIFT", "{refused:#}");
+    // Nobody is sent in circles: what helps is said, and not what refuses it.
+    let next = refused["next_step"].as_str().unwrap();
+    assert!(next.contains("`segue complete`") && !next.contains("--new-stream"), "{refused:#}");
+    is("lost").await;
+    let compared = json(&pair.segue(&["verify", "--json"], 1));
+    assert_eq!(compared["code"], "SEGUE-STANDS-STILL", "{compared:#}");
+    assert!(compared["fault"].as_str().unwrap().contains("public.tonight"), "{compared:#}");
     let proof = pair.segue(&["complete", "--dry-run"], 0);
     assert!(proof.contains("the source as a copy: it is none"), "{proof}");
     assert_eq!(run.status(), None, "{}", run.lines().join("\n"));

@@ -1,7 +1,7 @@
 //! Knowing what both sides have seen of each other: signals one way, transaction numbers the other.
 
 use super::ports::Passage;
-use crate::admission::Admissions;
+use crate::admission::{Admission, Admissions};
 use crate::fault::Fault;
 use crate::moving::{Frozen, Moving};
 use crate::ports::{Outcome, Source};
@@ -135,13 +135,16 @@ impl<S: Source> StreamPassage<S> {
     /// The other side may be written to from the moment on at which this one is told that it does not own the writes: what
     /// was read since then says nothing, so every proof ends by asking this.
     fn of_the_owner(&self) -> Outcome<()> {
-        if self.admissions.get().is_owner() {
-            return Ok(());
-        }
-        Err(Fault::retry(
-            "SEGUE-VERIFY-OWNER",
-            "the side that rows are compared with does not own the writes now",
-        ))
+        let why = match self.admissions.get() {
+            Admission::All | Admission::From(_) => return Ok(()),
+            Admission::Nothing => {
+                "the writes have left the side that rows are compared with: a hand-over is under way, or has just been"
+            }
+            Admission::Undecided => {
+                "it is being decided which side owns the writes, at a start or in a hand-over"
+            }
+        };
+        Err(Fault::retry("SEGUE-VERIFY-OWNER", why))
     }
 
     /// Has no part of a table moved as long as the answer lives; `None`: one is being moved, and has not arrived within

@@ -23,8 +23,8 @@ fn start_again(direction: Direction) -> &'static str {
         }
         // Never to drop anything: the target may be where the only newest rows are.
         Direction::Reverse => {
-            "what was written on the target since then has not reached the source: until the way back is made anew, \
-             and the source's rows are verified and repaired, writes can only stay on the target"
+            "what was written on the target since then has not reached the source: while the target owns the writes they stay \
+             there; while the source does, the next `segue switch writes` makes the way back anew"
         }
     }
 }

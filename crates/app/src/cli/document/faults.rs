@@ -140,7 +140,8 @@ pub(super) const FAULTS: &[Known] = &[
         "SEGUE-DDL-DRIFT",
         "a table was changed while it moved, in a way that cannot be followed",
         "do what the message says: mostly to make the same change on the other side, or to take it back; where rows of that form \
-         are in the log already, `segue run --new-stream` then compares everything",
+         are in the log already, `segue run --new-stream` then compares everything. Where it is the way back that met the change, \
+         neither is for it: the message says what is",
     ),
     known(
         "SEGUE-DISK-FULL",
@@ -351,7 +352,7 @@ pub(super) const FAULTS: &[Known] = &[
     known(
         "SEGUE-STREAM-INTACT",
         "a new stream was asked for, and the one there is neither lost nor unreadable",
-        "`segue run` without --new-stream; `segue verify --repair` compares rows",
+        "`segue run` without --new-stream; `segue verify --repair` compares rows; of a way back that stands still see `segue status`",
     ),
     known("SEGUE-SUPERSEDED", "another process has taken the migration over", "nothing: let it work"),
     known(

@@ -112,7 +112,7 @@ const STATUS: &[Field] = &[
     ("throttle.*", throttle::FIELDS),
     ("way_back", "the stream from the side that does not own the writes"),
     ("way_back.is", "`not_armed`, `arming`, `armed` or `lost`"),
-    ("way_back.why", "what arming waits for, or why it was lost"),
+    ("way_back.why", "what arming waits for, or why it was lost and what to do"),
     ("way_back.lag_bytes", "bytes of that side's log that are not applied"),
     ("way_back.lag_ms", "age of the oldest change that is not applied"),
     ("gates", "what has to hold before the next hand-over of writes, as it was last measured"),

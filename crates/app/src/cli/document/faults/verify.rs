@@ -16,14 +16,19 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known("SEGUE-OWNER-CHANGED", "the writes changed hands while rows were compared", "verify again"),
     known(
+        "SEGUE-STANDS-STILL",
+        "the target owns the writes, and what is written there does not arrive on the source, so that no row can be compared",
+        "do what the message, and `segue status`, say of the way back; then verify again",
+    ),
+    known(
         "SEGUE-VERIFY-HASH",
         "the servers have no hash function that comes to the same result on both",
         "permit md5 on both (FIPS mode forbids it), or use PostgreSQL 14 or later on both",
     ),
     retry(
         "SEGUE-VERIFY-OWNER",
-        "the side that rows are compared with does not own the writes now",
-        "the comparison goes on when it does",
+        "the writes were handed over, or it was being decided who owns them, while rows were compared",
+        "verify again; the comparison of rows as they are applied goes on by itself",
     ),
     retry(
         "SEGUE-VERIFY-STALLED",
