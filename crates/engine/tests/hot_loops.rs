@@ -32,7 +32,7 @@ fn table(id: u32, name: &str, columns: &[(&str, &str)], is_keyed: bool) -> Table
         identity_always: false,
     };
     let order = vec![KeyOrder::Integer];
-    let key = Key { columns: vec![0], order, bytewise: true, target_deferrable: false };
+    let key = Key { columns: vec![0], order, ordered_alike: true, bytewise: true, target_deferrable: false };
     Table {
         id: TableId(id),
         source: QualifiedName::new("public", name),

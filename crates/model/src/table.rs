@@ -111,6 +111,8 @@ pub struct Key {
     pub columns: Vec<usize>,
     /// How each key column's values are ordered on the source.
     pub order: Vec<KeyOrder>,
+    /// It is known that the target orders the values of every key column as the source does.
+    pub ordered_alike: bool,
     /// Whether equal keys always have equal text: the changes of one key may then be collapsed.
     pub bytewise: bool,
     /// The key is backed by a deferrable constraint on the target, which accepts duplicates silently
@@ -131,26 +133,6 @@ pub enum KeyOrder {
     AskSource,
 }
 
-/// Types whose values every server orders alike, beside those of the other kinds of [`KeyOrder`].
-const ORDERED_ALIKE: [&str; 16] = [
-    "numeric",
-    "boolean",
-    "real",
-    "double precision",
-    "time without time zone",
-    "time with time zone",
-    "interval",
-    "inet",
-    "cidr",
-    "macaddr",
-    "macaddr8",
-    "bit",
-    "bit varying",
-    "money",
-    "oid",
-    "pg_lsn",
-];
-
 impl Table {
     /// The key, if the table has one.
     pub fn key(&self) -> Option<&Key> {
@@ -160,28 +142,14 @@ impl Table {
         }
     }
 
-    /// Whether two servers order its keys alike, whatever their collations and libraries are: a range of keys then holds
-    /// the same keys on both. A table without a key has no ranges.
+    /// Whether it is known that both sides order its keys alike: a range of keys then holds the same keys on both. A table
+    /// without a key has no ranges.
+    ///
+    /// Keys are compared column by column, so all columns must be ordered alike for that. If only the first ones are, two keys
+    /// that differ there are still ordered alike; but all keys that have these columns in common with a bound, however many
+    /// they are, may lie before the bound on one side and behind it on the other.
     pub fn orders_alike(&self) -> bool {
-        self.key().is_some_and(|key| self.columns_alike(key).all(|is_alike| is_alike))
-    }
-
-    /// As [`Table::orders_alike`], of the first column of the key alone: a range then holds the same keys on both but for
-    /// those whose first column is that of one of its bounds.
-    pub fn leads_alike(&self) -> bool {
-        self.key().is_some_and(|key| self.columns_alike(key).next().unwrap_or(false))
-    }
-
-    fn columns_alike<'t>(&'t self, key: &'t Key) -> impl Iterator<Item = bool> + 't {
-        key.columns.iter().zip(&key.order).map(|(&column, order)| {
-            let is = |names: &[&str]| names.contains(&self.columns[column].target_type.as_str());
-            match order {
-                KeyOrder::Integer | KeyOrder::Moment => true,
-                // A text that is bytewise here may have another collation there.
-                KeyOrder::Bytes => is(&["uuid", "bytea"]),
-                KeyOrder::AskSource => is(&ORDERED_ALIKE),
-            }
-        })
+        self.key().is_some_and(|key| key.ordered_alike)
     }
 }
 
@@ -208,6 +176,7 @@ pub(crate) mod fixtures {
             identity: Identity::Key(Key {
                 columns: vec![0],
                 order: vec![KeyOrder::Integer],
+                ordered_alike: true,
                 bytewise: true,
                 target_deferrable: false,
             }),

@@ -3,6 +3,7 @@
 //! [`read`] asks both servers a handful of questions for all tables together; everything that is decided from the
 //! answers is decided without I/O, in the modules below. Nothing here changes either database.
 
+mod collation;
 mod column_type;
 pub mod columns;
 pub mod drift;

@@ -119,7 +119,7 @@ async fn every_pair_of_versions_has_the_columns_that_are_asked_for() {
         let mut pair = Pair::between(source, target).await;
         pair.both(
             "CREATE TABLE t (id int, at timestamptz, i interval, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
-             CREATE TABLE t1 PARTITION OF t DEFAULT; CREATE TABLE u (id uuid PRIMARY KEY, x int4range[]);",
+             CREATE TABLE t1 PARTITION OF t DEFAULT; CREATE TABLE u (id uuid PRIMARY KEY, x int4range[], v text, w text COLLATE \"C\");",
         )
         .await;
         let catalog = pair.read(&["t", "u"]).await;

@@ -3,8 +3,9 @@
 use crate::gate::{Gate, applied, create, ends_equal, play, small_regions, stream_waits, unnoticed};
 use crate::support::Pair;
 
-/// Three leaves, one of them a level lower, which know nothing of the regions: those are cut by `id`.
-const DDL: &str = "CREATE TABLE public.t (id bigint, place text, note text, big text, PRIMARY KEY (id, place)) PARTITION BY LIST (place); \
+/// Three leaves, one of them a level lower, which know nothing of the regions: those are cut by `id`. The source is asked for
+/// the order of places, and the target has the same one: there, too, ranges can be emptied.
+const DDL: &str = "CREATE TABLE public.t (id bigint, place text COLLATE \"en-x-icu\", note text, big text, PRIMARY KEY (id, place)) PARTITION BY LIST (place); \
     ALTER TABLE public.t ALTER big SET STORAGE EXTERNAL; \
     CREATE TABLE public.t_a PARTITION OF public.t FOR VALUES IN ('a'); \
     CREATE TABLE public.t_b PARTITION OF public.t FOR VALUES IN ('b', 'B') PARTITION BY RANGE (id); \

@@ -29,6 +29,7 @@ pub fn table() -> Table {
         identity: Identity::Key(Key {
             columns: vec![0],
             order: vec![KeyOrder::Integer],
+            ordered_alike: true,
             bytewise: true,
             target_deferrable: false,
         }),

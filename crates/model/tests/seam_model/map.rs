@@ -35,7 +35,13 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
         source: QualifiedName::new("public", "t"),
         target: QualifiedName::new("public", "t"),
         columns: vec![column("id", "integer"), column("a", "text")],
-        identity: Identity::Key(Key { columns: vec![0], order, bytewise: true, target_deferrable: false }),
+        identity: Identity::Key(Key {
+            columns: vec![0],
+            order,
+            ordered_alike: true,
+            bytewise: true,
+            target_deferrable: false,
+        }),
         one_region: None,
         estimate: Estimate::default(),
     }

@@ -251,13 +251,14 @@ fn whole_update(target: &Target<'_>, old: &Row, new: &Row) -> Vec<Request> {
     vec![request(target.update_whole(&set), params, Some(1))]
 }
 
-/// A table was emptied while some of its ranges were copied, and its keys cannot tell here which of its rows those are.
+/// A table was emptied while some of its ranges were copied, and the target may count other rows among these.
 fn emptied_in_parts(table: &str) -> Fault {
     Fault::operator(
         "SEGUE-EMPTIED",
         format!(
-            "{table} was emptied (TRUNCATE, or a partition that left) while it was copied, and each server orders its keys \
-             (text, say) by rules of its own: which rows on the target were copied before that cannot be told"
+            "{table} was emptied (TRUNCATE, or a partition that left) while it was copied, and its keys may be ordered otherwise on \
+             the target: which rows there were copied before that cannot be told. Text is known to be ordered alike where both \
+             sides have the same collation in the same version, or \"C\""
         ),
         "cancel the migration, with --drop-target-tables or after emptying the target's table, and start again; let nobody empty \
          that table until `segue status` says `following`",
@@ -265,6 +266,12 @@ fn emptied_in_parts(table: &str) -> Fault {
 }
 
 /// Empties a table (`plain`: by TRUNCATE), a leaf of it, or parts of either.
+///
+/// Ranges were cut in the source's order, and the target deletes by its own. A range that has a bound holds the same rows on
+/// both only if every column of the key is ordered alike ([`Table::orders_alike`]). Otherwise a row that should go might stay, and
+/// be in the way of a later one; and one that should stay might go, without anybody noticing. That the first columns are ordered
+/// alike does not help: rows of the same first values, with a bound among them, may be any number. What has no bounds, and single
+/// keys, are the same rows in any order.
 fn truncate_requests(
     target: &Target<'_>,
     leaf: Option<&Leaf>,
@@ -279,10 +286,8 @@ fn truncate_requests(
         return Ok(vec![request(target.delete_where(&leaf), Vec::new(), None)]);
     };
     let key = target.table.key();
-    // The bounds were cut in the source's order; in another one they hold rows of regions that are to be spared.
     let is_bounded = |extent: &Extent| matches!(extent, Extent::Range { lower, upper } if lower.is_some() || upper.is_some());
-    // Where only a later column of the key is text, the rows of one first value are in question, and nothing is refused for them.
-    if !target.table.leads_alike() && within.iter().any(|(extent, _)| is_bounded(extent)) {
+    if !target.table.orders_alike() && within.iter().any(|(extent, _)| is_bounded(extent)) {
         return Err(emptied_in_parts(&target.table.source.to_string()));
     }
     within

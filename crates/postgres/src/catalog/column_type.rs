@@ -1,5 +1,6 @@
 //! What a column's type means for its journey: the form it travels in, how its values compare. No I/O.
 
+use super::collation::Collation;
 use super::read::{ColumnFacts, Side, TypeFacts};
 use segue_model::sqltext::quote_literal;
 use segue_model::table::{ArrayForm, KeyOrder, Transport};
@@ -9,6 +10,34 @@ const FIRST_USER_OID: u32 = 16_384;
 
 /// How deep domains, arrays and composites may be nested before Segue gives up on their binary form.
 const DEPTH_MAX: u32 = 32;
+
+/// Types whose values every server orders alike, whatever its locales and libraries are.
+const ORDERED_ALIKE: [&str; 24] = [
+    "int2",
+    "int4",
+    "int8",
+    "oid",
+    "numeric",
+    "float4",
+    "float8",
+    "money",
+    "bool",
+    "uuid",
+    "bytea",
+    "bit",
+    "varbit",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "pg_lsn",
+];
 
 /// The type below all domains, with the modifier in effect.
 fn base(side: &Side, oid: u32, typmod: i32) -> Option<(&TypeFacts, i32)> {
@@ -84,9 +113,37 @@ pub(super) fn key_order(source: &Side, column: &ColumnFacts) -> KeyOrder {
     match facts.name.as_str() {
         "int2" | "int4" | "int8" | "oid" => KeyOrder::Integer,
         "uuid" | "bytea" => KeyOrder::Bytes,
-        "text" | "varchar" if column.collation.bytewise => KeyOrder::Bytes,
+        "text" | "varchar" if column.collation.as_ref().is_some_and(Collation::is_bytewise) => {
+            KeyOrder::Bytes
+        }
         "date" | "timestamp" | "timestamptz" => KeyOrder::Moment,
         _ => KeyOrder::AskSource,
+    }
+}
+
+/// Whether it is known that both sides order the column's values alike.
+///
+/// Text is ordered by a collation, each side's own; an enum by its labels, each side's own. A type that is not built in is
+/// ordered by a function that may be another one there, and one of several parts by the orders of all of them: of these
+/// nothing is known.
+pub(super) fn orders_alike(source: &Side, target: &Side, from: &ColumnFacts, to: &ColumnFacts) -> bool {
+    let (Some((a, _)), Some((b, _))) =
+        (base(source, from.type_oid, from.typmod), base(target, to.type_oid, to.typmod))
+    else {
+        return false;
+    };
+    if (a.kind, b.kind) == ('e', 'e') {
+        return a.labels == b.labels;
+    }
+    if a.name != b.name || a.schema != "pg_catalog" || b.schema != "pg_catalog" {
+        return false;
+    }
+    match a.name.as_str() {
+        "text" | "varchar" | "bpchar" | "name" => match (&from.collation, &to.collation) {
+            (Some(a), Some(b)) => a.orders_like(b),
+            _ => false,
+        },
+        name => ORDERED_ALIKE.contains(&name),
     }
 }
 
@@ -109,7 +166,9 @@ pub(super) fn is_bytewise(
     if facts.schema != "pg_catalog" {
         return false;
     }
-    let deterministic = source_column.collation.deterministic && target_column.collation.deterministic;
+    let deterministic = [source_column, target_column]
+        .iter()
+        .all(|column| column.collation.as_ref().is_none_or(|collation| collation.deterministic));
     let same_modifier = typmod >= 0 && typmod == target_typmod;
     match facts.name.as_str() {
         "int2" | "int4" | "int8" | "oid" | "uuid" | "bytea" | "bool" | "date" | "timestamp"
@@ -288,4 +347,115 @@ fn type_mismatch(source: &Side, target: &Side, a: &TypeFacts, b: &TypeFacts, dep
 pub(super) fn may_name_large_objects(source: &Side, column: &ColumnFacts) -> bool {
     let named_lo = source.types.get(&column.type_oid).is_some_and(|facts| facts.name == "lo");
     named_lo || base(source, column.type_oid, -1).is_some_and(|(facts, _)| facts.name == "oid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::collation::tests::of;
+    use super::super::read::Server;
+    use super::*;
+    use std::collections::HashMap;
+
+    const TEXT: u32 = 25;
+    const INT4: u32 = 23;
+    const JSONB: u32 = 3802;
+    const MOOD: u32 = 20_000;
+    const WORD: u32 = 20_001;
+    const CITEXT: u32 = 20_002;
+
+    fn named(oid: u32, schema: &str, name: &str, kind: char) -> TypeFacts {
+        TypeFacts {
+            oid,
+            schema: schema.into(),
+            name: name.into(),
+            sql: name.into(),
+            kind,
+            element: None,
+            base: None,
+            base_shown: String::new(),
+            has_array: true,
+            has_binary: true,
+            of_extension: false,
+            labels: Vec::new(),
+            parts: Vec::new(),
+            part_typmods: Vec::new(),
+            parts_shown: Vec::new(),
+            part_names: Vec::new(),
+        }
+    }
+
+    /// A side whose type `mood` has these labels.
+    fn side(label: &'static str, labels: &[&str]) -> Side {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        let types = [
+            named(TEXT, "pg_catalog", "text", 'b'),
+            named(INT4, "pg_catalog", "int4", 'b'),
+            named(JSONB, "pg_catalog", "jsonb", 'b'),
+            TypeFacts { labels, ..named(MOOD, "public", "mood", 'e') },
+            TypeFacts { base: Some((TEXT, -1)), ..named(WORD, "public", "word", 'd') },
+            named(CITEXT, "public", "citext", 'b'),
+        ];
+        Side {
+            label,
+            server: Server { version: 150_000, encoding: "UTF8".into(), role: "segue".into() },
+            roots: Vec::new(),
+            relations: HashMap::new(),
+            partitioned: HashMap::new(),
+            columns: HashMap::new(),
+            types: types.into_iter().map(|facts| (facts.oid, facts)).collect(),
+            indexes: HashMap::new(),
+        }
+    }
+
+    fn column(type_oid: u32, collation: Option<Collation>) -> ColumnFacts {
+        ColumnFacts {
+            name: "k".into(),
+            type_oid,
+            typmod: -1,
+            not_null: true,
+            has_default: false,
+            identity: None,
+            generated: false,
+            shown_type: String::new(),
+            collation,
+        }
+    }
+
+    /// Whether columns of these types and collations are ordered alike by sides with the same labels.
+    fn alike((a, by): (u32, Option<Collation>), (b, other): (u32, Option<Collation>)) -> bool {
+        let (source, target) = (side("source", &["a", "b"]), side("target", &["a", "b"]));
+        orders_alike(&source, &target, &column(a, by), &column(b, other))
+    }
+
+    #[test]
+    fn text_is_ordered_alike_by_collations_that_are_also_where_it_is_a_domains() {
+        let (bytes, swedish) = (|| Some(of('c', "C", "")), || Some(of('i', "sv", "153.120")));
+        for oid in [TEXT, WORD] {
+            assert!(alike((oid, bytes()), (oid, bytes())));
+            assert!(alike((oid, swedish()), (oid, swedish())));
+            assert!(!alike((oid, bytes()), (oid, swedish())));
+            assert!(!alike((oid, None), (oid, None)));
+        }
+        // An extension's type compares as it likes, whatever collation it is given.
+        assert!(!alike((CITEXT, bytes()), (CITEXT, bytes())));
+    }
+
+    #[test]
+    fn numbers_are_ordered_alike_and_what_has_parts_may_not_be() {
+        assert!(alike((INT4, None), (INT4, None)));
+        assert!(!alike((JSONB, None), (JSONB, None)));
+        assert!(!alike((INT4, None), (TEXT, None)));
+        assert!(!alike((INT4, None), (30_000, None)), "a type that cannot be read");
+    }
+
+    #[test]
+    fn enums_are_ordered_alike_if_their_labels_are() {
+        let mood = column(MOOD, None);
+        let source = side("source", &["a", "b"]);
+        for (labels, expected) in
+            [(&["a", "b"][..], true), (&["b", "a"][..], false), (&["a", "x", "b"][..], false)]
+        {
+            assert_eq!(orders_alike(&source, &side("target", labels), &mood, &mood), expected, "{labels:?}");
+        }
+    }
 }

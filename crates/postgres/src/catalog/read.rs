@@ -2,6 +2,7 @@
 //!
 //! Uses only columns that every supported server has; decides nothing.
 
+use super::collation::Collation;
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -14,8 +15,6 @@ use tokio_postgres::{Client, Row, Transaction};
 pub(super) struct Server {
     /// As `server_version_num`: 150004.
     pub(super) version: i32,
-    /// Text of the default collation, its provider included, compares bytewise.
-    pub(super) default_collation_is_bytewise: bool,
     /// `server_encoding`.
     pub(super) encoding: String,
     /// Segue's role there.
@@ -66,15 +65,8 @@ pub(super) struct ColumnFacts {
     pub(super) generated: bool,
     /// With modifiers, for people and for remedies.
     pub(super) shown_type: String,
-    pub(super) collation: CollationFacts,
-}
-
-/// How a column's text compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CollationFacts {
-    pub(super) deterministic: bool,
-    /// Order is the order of bytes.
-    pub(super) bytewise: bool,
+    /// Where its type has one.
+    pub(super) collation: Option<Collation>,
 }
 
 /// One type that a column uses, directly or inside.
@@ -187,26 +179,13 @@ pub(super) async fn read(
 }
 
 async fn server(transaction: &Transaction<'_>) -> Outcome<Server> {
-    let version = rows(transaction, "SELECT current_setting('server_version_num')::int", &[]).await?;
-    let version: i32 = version.first().map_or(0, |row| row.get(0));
-    let provider = if version >= 150_000 { "d.datlocprovider::text" } else { "'c'" };
-    let sql = format!(
-        "SELECT {provider} AS provider, d.datcollate::text AS collate, current_setting('server_encoding') AS encoding, current_user::text AS role
-           FROM pg_database d WHERE d.datname = current_database()"
-    );
-    let found = rows(transaction, &sql, &[]).await?;
-    let nothing = || (' ', String::new(), String::new(), String::new());
-    let (provider, collate, encoding, role) = found.first().map_or_else(nothing, |row| {
-        (char_at(row, "provider"), row.get("collate"), row.get("encoding"), row.get("role"))
-    });
-    let default_collation_is_bytewise = orders_by_bytes(provider, &collate, &encoding);
-    Ok(Server { version, default_collation_is_bytewise, encoding, role })
-}
-
-/// The order of text as the server stores it is the order of its UTF-8 bytes, which is how it reaches us.
-fn orders_by_bytes(provider: char, collate: &str, encoding: &str) -> bool {
-    let same_order_as_utf8 = matches!(encoding, "UTF8" | "LATIN1" | "SQL_ASCII");
-    same_order_as_utf8 && (provider == 'b' || provider == 'c' && matches!(collate, "C" | "POSIX"))
+    let sql = "SELECT current_setting('server_version_num')::int AS version, current_setting('server_encoding') AS encoding,
+            current_user::text AS role";
+    let found = rows(transaction, sql, &[]).await?;
+    let nothing = || (0_i32, String::new(), String::new());
+    let (version, encoding, role) =
+        found.first().map_or_else(nothing, |row| (row.get("version"), row.get("encoding"), row.get("role")));
+    Ok(Server { version, encoding, role })
 }
 
 /// Columns of a relation; `$2` are privileges.
@@ -292,24 +271,59 @@ pub(super) async fn leaves(
     Ok((found, partitioned))
 }
 
+/// The collations that columns of `relations` have, by number; the default one with what the database says of it.
+async fn collations(
+    transaction: &Transaction<'_>,
+    server: &Server,
+    relations: &[u32],
+) -> Outcome<HashMap<u32, Collation>> {
+    let of_database =
+        if server.major() >= 15 { "pg_database_collation_actual_version(d.oid)" } else { "NULL::text" };
+    // A row as JSON has the columns that this version has.
+    let sql = format!(
+        "SELECT c.oid, c.deterministic,
+                coalesce(c.j ->> 'datlocprovider', c.j ->> 'collprovider', 'c') AS provider,
+                coalesce(c.j ->> 'datcollate', c.j ->> 'collcollate', '') AS collate,
+                coalesce(c.j ->> 'datctype', c.j ->> 'collctype', '') AS ctype,
+                coalesce(c.j ->> 'datlocale', c.j ->> 'daticulocale', c.j ->> 'colllocale', c.j ->> 'colliculocale', '') AS locale,
+                coalesce(c.j ->> 'daticurules', c.j ->> 'collicurules', '') AS rules,
+                CASE WHEN c.actual = coalesce(c.j ->> 'datcollversion', c.j ->> 'collversion') THEN c.actual END AS version
+           FROM (SELECT l.oid, l.collisdeterministic AS deterministic,
+                        CASE WHEN l.collprovider = 'd' THEN to_jsonb(d) ELSE to_jsonb(l) END AS j,
+                        CASE WHEN l.collprovider = 'd' THEN {of_database} ELSE pg_collation_actual_version(l.oid) END AS actual
+                   FROM pg_collation l CROSS JOIN pg_database d
+                  WHERE d.datname = current_database()
+                    AND l.oid IN (SELECT a.attcollation FROM pg_attribute a
+                                   WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped)) c"
+    );
+    let found = rows(transaction, &sql, &[&relations]).await?;
+    let collation = |row: &Row| Collation {
+        provider: char_at(row, "provider"),
+        collate: row.get("collate"),
+        ctype: row.get("ctype"),
+        locale: row.get("locale"),
+        rules: row.get("rules"),
+        version: row.get("version"),
+        deterministic: row.get("deterministic"),
+        encoding: server.encoding.clone(),
+    };
+    Ok(found.iter().map(|row| (row.get("oid"), collation(row))).collect())
+}
+
 async fn columns(
     transaction: &Transaction<'_>,
     server: &Server,
     relations: &[u32],
 ) -> Outcome<HashMap<u32, Vec<ColumnFacts>>> {
+    let collations = collations(transaction, server, relations).await?;
     let sql = "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef,
                 a.attidentity::text, a.attgenerated::text, format_type(a.atttypid, a.atttypmod) AS shown_type,
-                coalesce(l.collprovider::text, '') AS provider, coalesce(l.collcollate::text, '') AS collate,
-                coalesce(l.collisdeterministic, true) AS deterministic
-           FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
+                a.attcollation
+           FROM pg_attribute a
           WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
           ORDER BY a.attrelid, a.attnum";
     let mut found: HashMap<u32, Vec<ColumnFacts>> = HashMap::new();
     for row in rows(transaction, sql, &[&relations]).await? {
-        let bytewise = match char_at(&row, "provider") {
-            'd' => server.default_collation_is_bytewise,
-            provider => orders_by_bytes(provider, row.get("collate"), &server.encoding),
-        };
         found.entry(row.get("attrelid")).or_default().push(ColumnFacts {
             name: row.get("attname"),
             type_oid: row.get("atttypid"),
@@ -319,7 +333,7 @@ async fn columns(
             identity: row.get::<_, &str>("attidentity").chars().next(),
             generated: !row.get::<_, &str>("attgenerated").is_empty(),
             shown_type: row.get("shown_type"),
-            collation: CollationFacts { deterministic: row.get("deterministic"), bytewise },
+            collation: collations.get(&row.get::<_, u32>("attcollation")).cloned(),
         });
     }
     Ok(found)

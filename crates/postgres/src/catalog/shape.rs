@@ -420,6 +420,10 @@ fn identity(
     };
     let key = Key {
         order: places.iter().map(|at| column_type::key_order(pair.source, facts(at).0)).collect(),
+        ordered_alike: places
+            .iter()
+            .map(facts)
+            .all(|(from, to)| column_type::orders_alike(pair.source, pair.target, from, to)),
         columns: places,
         bytewise: loose.is_none(),
         target_deferrable: backing.deferrable,

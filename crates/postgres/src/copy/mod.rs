@@ -118,6 +118,7 @@ mod tests {
             identity: Identity::Key(Key {
                 columns: vec![0, 1],
                 order: vec![KeyOrder::Integer, KeyOrder::Bytes],
+                ordered_alike: true,
                 bytewise: true,
                 target_deferrable: false,
             }),

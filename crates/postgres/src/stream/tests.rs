@@ -39,6 +39,7 @@ fn keyed() -> Table {
     table(Identity::Key(Key {
         columns: vec![0],
         order: vec![KeyOrder::Bytes],
+        ordered_alike: true,
         bytewise: true,
         target_deferrable: false,
     }))

@@ -52,6 +52,8 @@ pub async fn table(client: &Client, id: u32, name: &str) -> Table {
         Identity::Key(Key {
             columns: key.iter().map(|row| at(row.get(0))).collect(),
             order: vec![KeyOrder::AskSource; key.len()],
+            // Of text nothing is known.
+            ordered_alike: key.iter().all(|row| columns[at(row.get(0))].target_type != "text"),
             bytewise: true,
             target_deferrable: key.iter().any(|row| row.get(1)),
         })

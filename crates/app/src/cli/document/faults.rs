@@ -165,7 +165,7 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-EMPTIED",
-        "a table with keys of text was emptied on the source while it was copied in ranges",
+        "a table was emptied on the source while it was copied in ranges, and its keys (text) may be ordered otherwise on the target",
         "cancel, and start again with empty tables on the target; nothing may empty that table before the stage `following`",
     ),
     known(

@@ -29,8 +29,13 @@ fn table(keyed: bool) -> Arc<Table> {
         nullable: true,
         identity_always: false,
     };
-    let key =
-        Key { columns: vec![0], order: vec![KeyOrder::Integer], bytewise: true, target_deferrable: false };
+    let key = Key {
+        columns: vec![0],
+        order: vec![KeyOrder::Integer],
+        ordered_alike: true,
+        bytewise: true,
+        target_deferrable: false,
+    };
     Arc::new(Table {
         id: TableId(7),
         source: QualifiedName::new("public", "t"),

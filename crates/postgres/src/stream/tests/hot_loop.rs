@@ -27,6 +27,7 @@ fn pgbench() -> StreamPlan {
         let key = Key {
             columns: vec![0],
             order: vec![KeyOrder::Integer],
+            ordered_alike: true,
             bytewise: true,
             target_deferrable: false,
         };
