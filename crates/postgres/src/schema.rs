@@ -7,6 +7,7 @@ use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::sqltext::quote_literal;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio_postgres::Client;
 
 /// Version of the tables below.
@@ -174,9 +175,26 @@ BEGIN
 END $$;
 "#;
 
-/// What [`ensure`] runs: the statements that make the schema, with all tables and functions.
-pub fn statements() -> [&'static str; 3] {
-    [DDL, crate::fence::DDL, crate::ddl_guard::DDL]
+/// The statements that make the schema, with all tables and functions.
+const MAKING: [&str; 3] = [DDL, crate::fence::DDL, crate::ddl_guard::DDL];
+
+/// What [`ensure`] runs: the statements that make the schema, and a comment that tells by which ones it was made.
+pub fn statements() -> Vec<String> {
+    let comment = format!("COMMENT ON SCHEMA segue IS {}", quote_literal(&imprint()));
+    MAKING.into_iter().map(str::to_owned).chain([comment]).collect()
+}
+
+/// What tells a schema that these statements have made from any other.
+fn imprint() -> String {
+    let mut hasher = DefaultHasher::new();
+    (FORMAT_VERSION, MAKING).hash(&mut hasher);
+    format!("made by segue: {:016x}", hasher.finish())
+}
+
+/// The names of what the statements make with these words, as they stand behind them.
+fn made_with(words: &str) -> Vec<&'static str> {
+    let name = |rest: &'static str| rest.split([' ', '(', '\n']).next().unwrap_or_default();
+    MAKING.into_iter().flat_map(|sql| sql.split(words).skip(1)).map(name).collect()
 }
 
 /// Refuses a version that this build does not know.
@@ -202,28 +220,21 @@ pub(crate) async fn refusal(client: &Client) -> Outcome<Option<Fault>> {
     Ok(known(row.get(0)).err())
 }
 
-/// What tells the schema that these statements have made from any other.
-fn imprint() -> String {
-    use std::hash::{Hash, Hasher};
-    let mut hasher = std::hash::DefaultHasher::new();
-    (FORMAT_VERSION, statements()).hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
-}
-
-/// What is in the schema, counted: relations and functions.
-const COUNTS: &str = "SELECT format('%s %s', (SELECT count(*) FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'i')),
-         (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = n.oid))
-     FROM pg_namespace n WHERE n.nspname = 'segue'";
-
 /// Whether exactly these statements have made what is there, and nothing of it is gone since: what [`ensure`] would do again
 /// takes a start some 20 ms for each database.
 async fn is_made(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let sql = format!(
-        "SELECT obj_description(n.oid, 'pg_namespace') = 'made by segue: ' || $1 || ' ' || ({COUNTS})
-         FROM pg_namespace n WHERE n.nspname = 'segue'"
-    );
-    let row = client.query_opt(&sql, &[&imprint()]).await?;
-    Ok(row.and_then(|row| row.get::<_, Option<bool>>(0)) == Some(true))
+    let sql = "SELECT obj_description(n.oid, 'pg_namespace') IS NOT DISTINCT FROM $1
+            AND NOT EXISTS (SELECT FROM unnest($2::text[]) made(name) WHERE to_regclass(made.name) IS NULL)
+            AND NOT EXISTS (SELECT FROM unnest($3::text[]) made(name) WHERE NOT EXISTS (
+                SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND 'segue.' || p.proname = made.name))
+        FROM pg_namespace n WHERE n.nspname = 'segue'";
+    let mut relations = made_with("CREATE TABLE IF NOT EXISTS ");
+    relations.extend(made_with("CREATE SEQUENCE IF NOT EXISTS "));
+    let indexes = made_with("CREATE INDEX IF NOT EXISTS ").into_iter().map(|name| format!("segue.{name}"));
+    let relations: Vec<String> = relations.into_iter().map(str::to_owned).chain(indexes).collect();
+    let functions = made_with("CREATE OR REPLACE FUNCTION ");
+    let row = client.query_opt(sql, &[&imprint(), &relations, &functions]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
 }
 
 /// Makes the schema, or checks that the one there is of a version this build knows.
@@ -253,7 +264,7 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
     }
     // Nothing of an earlier build reads or changes the later ones, so the format stays what it is.
     for statements in statements() {
-        transaction.batch_execute(statements).await.map_err(during)?;
+        transaction.batch_execute(&statements).await.map_err(during)?;
     }
     transaction
         .execute(
@@ -262,8 +273,23 @@ pub async fn ensure(client: &mut Client) -> Outcome<()> {
         )
         .await
         .map_err(during)?;
-    let counts: String = transaction.query_one(COUNTS, &[]).await.map_err(during)?.get(0);
-    let comment = quote_literal(&format!("made by segue: {} {counts}", imprint()));
-    transaction.batch_execute(&format!("COMMENT ON SCHEMA segue IS {comment}")).await.map_err(during)?;
     transaction.commit().await.map_err(during)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_is_made_has_its_name_read() {
+        let tables = made_with("CREATE TABLE IF NOT EXISTS ");
+        assert!(tables.contains(&"segue.token") && tables.contains(&"segue.owner"), "{tables:?}");
+        let functions = made_with("CREATE OR REPLACE FUNCTION ");
+        assert!(functions.contains(&"segue.enter") && functions.contains(&"segue.open"), "{functions:?}");
+        assert_eq!(made_with("CREATE INDEX IF NOT EXISTS "), ["sample_in_time"]);
+        assert!(
+            tables.iter().chain(&functions).all(|name| name.starts_with("segue.")),
+            "{tables:?} {functions:?}"
+        );
+    }
 }
