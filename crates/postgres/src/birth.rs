@@ -9,10 +9,11 @@
 //! 5. [`claim`] on the target: the stream exists once this row does.
 //!
 //! Whoever starts again asks [`known`] first: with a row there is a stream to resume ([`resume_check`]), without one
-//! [`birth`] starts from step 1.
+//! [`birth`] starts from step 1. Before either, [`pair()`] makes sure that what is on the source is this target's.
 
 mod complete;
 mod end;
+mod pair;
 mod promoted;
 pub(crate) mod renew;
 mod resume;
@@ -22,6 +23,7 @@ mod wait;
 
 pub use complete::{close_source, close_target, end_streams, forget_all_but_records, has_records, listed};
 pub use end::{drop_objects, drop_reverse, forget, is_there};
+pub use pair::{Reached, only_target, pair};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
 pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;

@@ -39,6 +39,11 @@ CREATE TABLE IF NOT EXISTS segue.slot (
     migration text, direction text, slot text NOT NULL, incarnation bigint NOT NULL, made_at timestamptz NOT NULL,
     PRIMARY KEY (migration, direction));
 
+-- which target a migration goes to: the same mark in both databases, made before anything that is for a stream
+CREATE TABLE IF NOT EXISTS segue.pair (
+    migration text PRIMARY KEY, mark text NOT NULL, target text NOT NULL, system_id text NOT NULL,
+    database_oid oid NOT NULL, made_at timestamptz NOT NULL);
+
 -- the target's side: identity and checkpoint
 CREATE TABLE IF NOT EXISTS segue.stream (
     migration text, direction text, slot text NOT NULL, system_id text NOT NULL, timeline int NOT NULL,

@@ -53,12 +53,13 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     let migration = spec.name.as_str();
     let source = sides.source.connect("cancel").await?;
     let target = sides.target.connect("cancel").await?;
+    let ends = Ends { source: &source, target: &target, reached: &sides.target.address() };
     // Cancelling makes what it needs there, to remove it again.
-    if Control::find(&sides.control, migration).await?.is_none()
-        && !birth::is_there(&source, migration).await?
-        && !birth::is_there(&target, migration).await?
-    {
-        return Ok(Vec::new());
+    if Control::find(&sides.control, migration).await?.is_none() {
+        if !birth::is_there(&source, migration).await? && !birth::is_there(&target, migration).await? {
+            return Ok(Vec::new());
+        }
+        ends.are_a_pair(migration).await?;
     }
     let control = Control::connect(&sides.control, migration).await?;
     // Whatever can be refused is refused before anything is stopped.
@@ -66,7 +67,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         let ours = ours(&control, &target).await?;
         birth::may_drop_target(&target, migration, &ours.filled).await?;
     }
-    may_remove(&control, (&source, &target), drop_target_tables).await?;
+    may_remove(&control, ends, drop_target_tables).await?;
     if control.driver().await?.is_some_and(|driver| driver.is_alive()) {
         match order::give(spec, "stop", &serde_json::json!({})).await {
             Ok(_) => {}
@@ -82,7 +83,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     }
     let lease = take_lease(&control).await?;
     let mut removed = tokio::select! {
-        removed = remove(&sides, &control, (&source, &target), &lease, drop_target_tables) => removed,
+        removed = remove(&sides, &control, ends, &lease, drop_target_tables) => removed,
         fault = keep(&control, &lease) => Err(fault),
     };
     if let Err(fault) = &mut removed {
@@ -106,15 +107,29 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     Ok(removed)
 }
 
+/// Sessions to both sides, and how the target is reached.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    source: &'a Client,
+    target: &'a Client,
+    reached: &'a str,
+}
+
+impl Ends<'_> {
+    /// Refuses a target that the migration does not go to: what is on the source is another one's then.
+    async fn are_a_pair(self, migration: &str) -> Outcome<()> {
+        birth::only_target(self.source, (self.target, self.reached), migration).await
+    }
+}
+
 /// Whether the migration can be given up as it is now.
-async fn may_remove(
-    control: &Control,
-    (source, target): (&Client, &Client),
-    drop_target_tables: bool,
-) -> Outcome<()> {
+async fn may_remove(control: &Control, ends: Ends<'_>, drop_target_tables: bool) -> Outcome<()> {
     let life = complete::life(control).await?;
     match life {
-        Life::Open => source_has_the_newest(source, target, control.migration()).await,
+        Life::Open => {
+            ends.are_a_pair(control.migration()).await?;
+            source_has_the_newest(ends.source, ends.target, control.migration()).await
+        }
         Life::Completing(_) => life.is_open(),
         // Its tables are the application's.
         Life::Completed(_) if drop_target_tables => Err(Fault::operator(
@@ -153,18 +168,18 @@ async fn keep(control: &Control, lease: &Lease) -> Fault {
 async fn remove(
     sides: &Sides,
     control: &Control,
-    (source, target): (&Client, &Client),
+    ends: Ends<'_>,
     lease: &Lease,
     drop_target_tables: bool,
 ) -> Outcome<Vec<String>> {
-    let migration = control.migration();
+    let (migration, Ends { source, target, .. }) = (control.migration(), ends);
     for endpoint in sides.written() {
         shut_out(endpoint, migration, lease.token, true).await?;
     }
     // Routers read nothing on the other side any more, from before it stops to follow.
     control.set_reads(lease, &ReadRules::default()).await?;
     // Nothing of an earlier process is under way any more: what the rows say now stays so.
-    may_remove(control, (source, target), drop_target_tables).await?;
+    may_remove(control, ends, drop_target_tables).await?;
     let mut said = false;
     let mut report = |fault: &Fault| {
         if !said {

@@ -67,7 +67,8 @@ async fn make(spec: &Spec) -> Outcome<Plan> {
         tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
     let pairs = pairs(spec, &source).await?;
     let left_out = left_out(&pairs, &catalog::all_tables(&source).await?);
-    let looks = Looks::read(&mut source, &mut target, asked_of(spec, &pairs)).await?;
+    let reached = sides.target.address();
+    let looks = Looks::read(&mut source, &mut target, asked_of(spec, &reached, &pairs)).await?;
     let (mut catalog, mut back) = (looks.catalog().clone(), looks.back().clone());
     let there: BTreeSet<TableId> = catalog.tables.iter().map(|table| table.id).collect();
     // Side by side, as each takes seconds where there are thousands of tables.
@@ -179,9 +180,14 @@ fn add(catalog: &mut Catalog, made: &Catalog) {
     catalog.tables.sort_by_key(|table| table.id);
 }
 
-fn asked_of<'a>(spec: &'a Spec, pairs: &'a [(QualifiedName, QualifiedName)]) -> preflight::Asked<'a> {
+fn asked_of<'a>(
+    spec: &'a Spec,
+    target: &'a str,
+    pairs: &'a [(QualifiedName, QualifiedName)],
+) -> preflight::Asked<'a> {
     preflight::Asked {
         migration: spec.name.as_str(),
+        target,
         pairs,
         profile: spec.profile,
         copy_workers: spec.copy.workers,

@@ -35,6 +35,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Client;
 
 /// How long records may take that are still to be written when an attempt ends.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(2);
@@ -178,9 +179,17 @@ impl<'d> Attempt<'d> {
             Life::Completing(begun) => begun,
         };
         self.driver.begun.store(true, Ordering::Relaxed);
+        let (source, target) = tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
+        self.only_target(&source, &target).await?;
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
         finish((self.driver, self.lease), &begun, None).await.map(Some)
+    }
+
+    /// Refuses a target that the migration does not go to, before whoever drives it to the right one is shut out.
+    async fn only_target(&self, source: &Client, target: &Client) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        birth::only_target(source, (target, &sides.target.address()), spec.name.as_str()).await
     }
 
     /// What an earlier process took and did not answer, nobody else will.
@@ -291,13 +300,17 @@ impl<'d> Attempt<'d> {
         throttle::restore(self.driver, &journal);
         let source = sides.source.connect("plan").await?;
         server::never_a_standby(&source).await?;
+        let target = sides.target.connect("stream").await?;
+        self.only_target(&source, &target).await?;
         sides.source.keep(source);
         if self.gives_up_restored(&journal).await? {
             journal = control.journal(0).await?;
         }
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
-        let target = sides.target.connect("stream").await?;
+        let (reached, authority) = (sides.target.address(), (spec.name.as_str(), self.lease.token));
+        birth::pair(&source, (&target, &reached), authority).await?;
+        drop(source);
         target_schema::create_missing(self.driver, self.lease).await?;
         let (catalog, found) = tokio::try_join!(plan::plan(spec, sides), self.find(&target, &journal))?;
         match found {
@@ -352,11 +365,7 @@ impl<'d> Attempt<'d> {
     }
 
     /// Shuts everybody but Segue's streams out of the target's tables, for as long as it follows.
-    pub(super) async fn fence_follower(
-        &self,
-        tables: &[QualifiedName],
-        target: &tokio_postgres::Client,
-    ) -> Outcome<()> {
+    pub(super) async fn fence_follower(&self, tables: &[QualifiedName], target: &Client) -> Outcome<()> {
         let Driver { spec, sides, .. } = self.driver;
         let authority = (spec.name.as_str(), self.lease.token);
         let elsewhere = sides.source.address();

@@ -89,24 +89,24 @@ pub(super) async fn nothing_filled(target: &tokio_postgres::Client, tables: &[Ta
 
 /// All that a first start is refused for, looked at before anything is made.
 pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
+    let (source, target) = tokio::try_join!(sides.source.connect("plan"), sides.target.connect("plan"))?;
+    birth::only_target(&source, (&target, &sides.target.address()), spec.name.as_str()).await?;
     let catalog = match spec.schema.create {
         Create::None => plan(spec, sides).await?,
         Create::Missing => {
             let catalog = plan_without(spec, sides, preflight::is_missing_on_target).await?;
-            let pairs = pairs(spec, &sides.source.connect("plan").await?).await?;
+            let pairs = pairs(spec, &source).await?;
             // What cannot be made is refused before anything is.
             target_schema::preview(&sides.source, &sides.target, &pairs).await?;
             catalog
         }
     };
-    let target = sides.target.connect("plan").await?;
     // The control database can be a new one, and the stream not.
     if birth::is_known(&target, spec.name.as_str(), Direction::Forward).await? {
         return Ok(());
     }
     nothing_filled(&target, &catalog.tables).await?;
     sides.target.keep(target);
-    let source = sides.source.connect("plan").await?;
     birth::in_the_way(&source, spec.name.as_str()).await?;
     sides.source.keep(source);
     Ok(())

@@ -8,6 +8,7 @@ use segue_model::switch::Side;
 use segue_model::switch::decide::{Seen, Situation, situation};
 use segue_model::switch::ownership::Ownership;
 use segue_model::switch::route::Route;
+use segue_postgres::birth;
 use segue_postgres::connect::Endpoint;
 use segue_postgres::control::RouterSeat;
 use segue_postgres::fence;
@@ -63,6 +64,7 @@ impl Owners {
     /// The route to begin with: what was told last, or what the rows say.
     pub(super) async fn first(&self) -> Outcome<Heard> {
         let since = Instant::now();
+        self.are_a_pair().await?;
         loop {
             let told = timeout(ANSWER_PATIENCE, self.told()).await;
             let never_told = matches!(told, Ok(Ok(None)));
@@ -84,6 +86,20 @@ impl Owners {
                     return Err(Fault::operator("SEGUE-NO-ROUTE", what, next));
                 }
             }
+        }
+    }
+
+    /// Refuses a target that the migration does not go to: what is sent there by its route would be in a database that nobody
+    /// fences. Sides that do not answer in time are not waited for.
+    async fn are_a_pair(&self) -> Outcome<()> {
+        let (source, target) = (&self.source.endpoint, &self.target.endpoint);
+        let look = async {
+            let clients = tokio::try_join!(source.connect("router"), target.connect("router"))?;
+            birth::only_target(&clients.0, (&clients.1, &target.address()), &self.migration).await
+        };
+        match timeout(ANSWER_PATIENCE, look).await {
+            Ok(Err(fault)) if fault.code == "SEGUE-OTHER-TARGET" => Err(fault),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

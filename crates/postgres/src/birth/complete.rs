@@ -13,7 +13,8 @@ use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use tokio_postgres::Client;
 
-/// Rows that somebody may want to read after the end: how it went, what was found equal, and where routers go.
+/// Rows that somebody may want to read after the end: how it went, what was found equal, where routers go, and which target
+/// the migration went to.
 const RECORDS: &[&str] = &[
     "route",
     "router",
@@ -27,6 +28,8 @@ const RECORDS: &[&str] = &[
     "sample",
     "traffic",
     "token",
+    // Not to another target under this name, as long as the source is closed.
+    "pair",
 ];
 
 /// What Segue has on one side outside of its schema, as it is named when it is removed. Changes nothing.

@@ -17,6 +17,7 @@ pub(super) const TABLES: &[&str] = &[
     "heartbeat",
     "signal",
     "slot",
+    "pair",
     "stream",
     "region",
     "renewal",

@@ -23,6 +23,8 @@ use tokio_postgres::{Client, Row};
 pub struct Asked<'a> {
     /// The migration's name.
     pub migration: &'a str,
+    /// How the target is reached: host, port and database.
+    pub target: &'a str,
     /// Every table and where it goes.
     pub pairs: &'a [(QualifiedName, QualifiedName)],
     /// What kind of servers these are.
@@ -88,6 +90,7 @@ impl<'a> Looks<'a> {
         }
         let mut catalog = catalog::read(source, target, asked.pairs).await?;
         refusals.append(&mut catalog.refusals);
+        refusals.extend(pair_refusal(source, (&*target, asked.target), asked.migration).await?);
         // Once it is born, the slot and the rows on the target are Segue's.
         if !birth::is_known(target, asked.migration, Direction::Forward).await? {
             refusals.extend(slot_refusal(source, asked.migration).await?);
@@ -255,6 +258,20 @@ pub(super) async fn way_back(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         Finding { verdict: Verdict::Warn, what, ..finding }
     };
     Ok(looks.no_way_back.iter().map(finding).collect())
+}
+
+/// Why what is on the source is not for this target. That it may not be looked at is said of the schema already.
+async fn pair_refusal(
+    source: &Client,
+    target: birth::Reached<'_>,
+    migration: &str,
+) -> Outcome<Option<Fault>> {
+    match birth::only_target(source, target, migration).await {
+        Ok(()) => Ok(None),
+        Err(fault) if fault.code == "SEGUE-OTHER-TARGET" => Ok(Some(fault)),
+        Err(fault) if fault.recovery == Recovery::Operator => Ok(None),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Why the stream could not be made under its name.

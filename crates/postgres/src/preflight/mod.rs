@@ -165,6 +165,7 @@ static CHECKS: &[Check] = &[
         "leftovers",
         "is nothing in the way from an earlier migration?",
         &[
+            "SEGUE-OTHER-TARGET",
             "SEGUE-SLOT-FOREIGN",
             "SEGUE-SLOT-ACTIVE",
             "SEGUE-PUBLICATION-FOREIGN",

@@ -129,16 +129,16 @@ impl World {
     ) -> Found {
         let mut source =
             World::endpoint(source, &place.source, how.mover).connect("plan").await.expect("the source");
-        let mut target = World::endpoint(&self.target, &place.target, how.mover)
-            .connect("plan")
-            .await
-            .expect("the target");
+        let there = World::endpoint(&self.target, &place.target, how.mover);
+        let mut target = there.connect("plan").await.expect("the target");
+        let reached = there.address();
         source.batch_execute(how.prelude).await.expect(how.prelude);
         let names = tables.iter().map(|name| QualifiedName::new("public", name));
         let pairs: Vec<_> = names.map(|name| (name.clone(), name)).collect();
         let ignored: Vec<String> = how.replica_ignored.map(str::to_owned).into_iter().collect();
         let asked = Asked {
             migration: "shop",
+            target: &reached,
             pairs: &pairs,
             profile: Profile::Prod,
             copy_workers: 4,

@@ -257,6 +257,11 @@ pub(super) const FAULTS: &[Known] = &[
         "correct the address in the spec; only if the server was really replaced, `segue run --new-stream`",
     ),
     known(
+        "SEGUE-OTHER-TARGET",
+        "what is on the source is another target's, to which the migration of this name goes already",
+        "correct the target in the spec, or give the migration another name; or `segue cancel` with the other target first",
+    ),
+    known(
         "SEGUE-PAUSED",
         "the migration is paused or contained, so that the side that follows falls behind",
         "`segue resume`, then ask again",
