@@ -406,3 +406,35 @@ async fn the_owner_of_the_targets_schema_is_not_missed_among_its_grants() {
     pair.target.execute("ALTER SCHEMA few OWNER TO mover").await;
     assert_eq!(lacks().await, 0);
 }
+
+/// A generated column does not travel: each side computes its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_sides_compute_otherwise_is_told_with_what_makes_them_equal() {
+    let pair = Pair::start(&["few.t"]).await;
+    let make = |factor: i32| {
+        format!(
+            "CREATE SCHEMA few; CREATE TABLE few.t (id int PRIMARY KEY, v int, more int GENERATED ALWAYS AS (v * {factor}) STORED)"
+        )
+    };
+    pair.source.execute(&make(2)).await;
+    pair.target.execute(&make(3)).await;
+    let (source, target) = (pair.source.connect("postgres").await, pair.target.connect("postgres").await);
+    let pairs = [(QualifiedName::new("few", "t"), QualifiedName::new("few", "t"))];
+    let lacking = async || target_schema::parity(&source, &target, &pairs).await.unwrap();
+    for (spoil, says) in
+        [("", "and as (v * 3) on the target"), ("ALTER TABLE few.t DROP more", "and missing")]
+    {
+        pair.target.execute(spoil).await;
+        let found = lacking().await;
+        let [one] = &found[..] else { panic!("{found:#?}") };
+        let words = one.words();
+        assert!(
+            words.contains("is computed as (v * 2) on the other side") && words.contains(says),
+            "{words}"
+        );
+        for sql in &one.remedy {
+            pair.target.execute(sql).await;
+        }
+        assert_eq!(lacking().await, []);
+    }
+}

@@ -11,17 +11,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What fills a column that a statement leaves out.
 struct Filled {
-    generated: bool,
+    /// `attgenerated`; empty if it is not generated.
+    generated: String,
     identity: String,
     /// A default, or the expression of a generated column.
     expression: Option<String>,
     shown_type: String,
 }
 
+impl Filled {
+    fn is_generated(&self) -> bool {
+        !self.generated.is_empty()
+    }
+}
+
 type Columns = BTreeMap<(i64, String), Filled>;
 
 async fn filled(looks: &Looks<'_>) -> Outcome<[Columns; 2]> {
-    let sql = "SELECT t.no, a.attname::text, a.attgenerated <> '', a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
+    let sql = "SELECT t.no, a.attname::text, a.attgenerated::text, a.attidentity::text, pg_get_expr(d.adbin, d.adrelid),
                 format_type(a.atttypid, a.atttypmod)
            FROM root t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum";
@@ -46,7 +53,7 @@ fn pairs([source, target]: &[Columns; 2]) -> impl Iterator<Item = (&(i64, String
 pub(super) async fn defaults(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let mut found = Vec::new();
     for ((no, column), here, there) in pairs(&filled(looks).await?) {
-        let is_plain = |f: &Filled| !f.generated && f.identity.is_empty();
+        let is_plain = |f: &Filled| !f.is_generated() && f.identity.is_empty();
         // Values of sequences are the sequences' check's, by whatever name they are called.
         let counts = |f: &Filled| f.expression.as_ref().is_some_and(|text| text.contains("nextval("));
         if !is_plain(here)
@@ -74,23 +81,40 @@ pub(super) async fn defaults(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     Ok(found)
 }
 
-/// The log does not carry a generated column: each side computes it, and should compute the same.
+/// The log does not carry a generated column: each side computes it, and should compute the same. That one side computes
+/// what the other stores is refused with the columns.
 pub(super) async fn generated(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let version = looks.ask(Side::Target, "SELECT current_setting('server_version_num')::int").await?;
+    let version: i32 = version.first().map_or(0, |row| row.get(0));
+    let [source, target] = filled(looks).await?;
     let mut found = Vec::new();
-    for ((no, column), here, there) in pairs(&filled(looks).await?) {
-        let (Some(a), Some(b)) = (&here.expression, &there.expression) else { continue };
-        if !here.generated || !there.generated || a == b {
+    for (key, here) in source.iter().filter(|(_, here)| here.is_generated()) {
+        let there = target.get(key);
+        if there.is_some_and(|there| !there.is_generated() || there.expression == here.expression) {
             continue;
         }
-        let table = looks.table(Side::Target, *no);
-        let what = format!(
-            "{table}.{column} is computed as {a} on the source and as {b} on the target: the values differ"
-        );
-        let (alter, column) = (format!("ALTER TABLE {}", table.sql()), quote_ident(column));
+        let (no, name) = key;
+        let (table, computed) = (looks.table(Side::Target, *no), here.expression.as_deref().unwrap_or("?"));
+        let what = match there.and_then(|there| there.expression.as_ref()) {
+            Some(there) => format!(
+                "{table}.{name} is computed as {computed} on the source and as {there} on the target: the values differ"
+            ),
+            None => format!(
+                "{table}.{name} is computed as {computed} on the source, and is not there on the target: what reads it fails \
+                 after the switch"
+            ),
+        };
+        let (alter, column) = (format!("ALTER TABLE {}", table.sql()), quote_ident(name));
+        let stored = if here.generated == "v" && version >= 180_000 { "VIRTUAL" } else { "STORED" };
         let form = &here.shown_type;
-        let remedy = format!(
-            "{alter} DROP COLUMN {column}; {alter} ADD COLUMN {column} {form} GENERATED ALWAYS AS ({a}) STORED;"
-        );
+        let add = format!("{alter} ADD COLUMN {column} {form} GENERATED ALWAYS AS ({computed}) {stored};");
+        let remedy = match there {
+            Some(_) if version >= 170_000 => {
+                format!("{alter} ALTER COLUMN {column} SET EXPRESSION AS ({computed});")
+            }
+            Some(_) => format!("{alter} DROP COLUMN {column}; {add}"),
+            None => add,
+        };
         found.push(Finding::warn(Side::Target, what, remedy).about(table));
     }
     Ok(found)

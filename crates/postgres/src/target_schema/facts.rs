@@ -46,7 +46,18 @@ pub(super) struct ColumnFacts {
     pub(super) not_null: bool,
     /// Not of a generated column.
     pub(super) default: Option<String>,
+    pub(super) generated: Option<Generated>,
     pub(super) comment: Option<String>,
+}
+
+/// How a column is computed from the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Generated {
+    /// Its type with modifiers, as SQL.
+    pub(super) sql_type: String,
+    pub(super) expression: String,
+    /// When it is read, and not when its row is written.
+    pub(super) is_virtual: bool,
 }
 
 /// The constraint that an index carries.
@@ -192,6 +203,8 @@ fn in_order<T: OfTable>(mut all: Vec<T>) -> Vec<T> {
 /// Everything about the tables on one side; each list of what belongs to one is in the order of their numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
+    /// `server_version_num`.
+    pub(super) version: i32,
     /// Roots and their partitions, roots first.
     pub(super) relations: Vec<Relation>,
     pub(super) columns: Vec<ColumnFacts>,
@@ -240,6 +253,7 @@ impl Facts {
         };
         let statistics = STATISTICS.replace("{target}", statistics);
         Ok(Facts {
+            version,
             columns: in_order(columns(client, &oids).await?),
             indexes: in_order(indexes(client, &oids, &shown).await?),
             constraints: in_order(constraints(client, &oids).await?),
@@ -301,22 +315,26 @@ async fn relations(client: &Client, names: &[QualifiedName]) -> Outcome<Vec<Rela
 }
 
 async fn columns(client: &Client, oids: &[u32]) -> Outcome<Vec<ColumnFacts>> {
-    let sql = "SELECT a.attrelid, a.attname::text, a.attnotnull, pg_get_expr(d.adbin, d.adrelid) AS default,
-                col_description(a.attrelid, a.attnum) AS comment
-           FROM pg_attribute a LEFT JOIN pg_attrdef d
-                ON d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.attgenerated = ''
+    let sql =
+        "SELECT a.attrelid, a.attname::text, a.attnotnull, pg_get_expr(d.adbin, d.adrelid) AS expression,
+                col_description(a.attrelid, a.attnum) AS comment, a.attgenerated::text AS generated,
+                format_type(a.atttypid, a.atttypmod) AS sql_type
+           FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
           WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum";
     let found = rows(client, sql, &[&oids]).await?;
-    Ok(found
-        .iter()
-        .map(|row| ColumnFacts {
-            table: row.get(0),
-            name: row.get(1),
-            not_null: row.get(2),
-            default: row.get::<_, Option<&str>>(3).map(settled),
-            comment: row.get(4),
-        })
-        .collect())
+    let column = |row: &Row| {
+        let expression = row.get::<_, Option<&str>>("expression").map(settled);
+        let how: &str = row.get("generated");
+        let (default, computed) = if how.is_empty() { (expression, None) } else { (None, expression) };
+        let generated = computed.map(|expression| Generated {
+            sql_type: row.get("sql_type"),
+            expression,
+            is_virtual: how == "v",
+        });
+        let (table, name, not_null) = (row.get("attrelid"), row.get("attname"), row.get("attnotnull"));
+        ColumnFacts { table, name, not_null, default, generated, comment: row.get("comment") }
+    };
+    Ok(found.iter().map(column).collect())
 }
 
 async fn indexes(client: &Client, oids: &[u32], shown: &HashMap<u32, String>) -> Outcome<Vec<IndexFacts>> {

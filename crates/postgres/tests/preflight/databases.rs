@@ -161,7 +161,13 @@ pub(crate) const CASES: &[Case] = &[
         "generated",
         "",
         "ALTER TABLE orders DROP total; ALTER TABLE orders ADD total numeric GENERATED ALWAYS AS (amount * 3) STORED",
-        "public.orders.total is computed as",
+        "public.orders.total is computed as (amount * (2)::numeric) on the source and as (amount * (3)::numeric)",
+    ),
+    case(
+        "generated",
+        "",
+        "ALTER TABLE orders DROP total",
+        "public.orders.total is computed as (amount * (2)::numeric) on the source, and is not there on the target",
     ),
     case("identity", "", "ALTER TABLE customers ALTER id SET GENERATED ALWAYS", "GENERATED ALWAYS identity column on the target"),
     Case {

@@ -1,9 +1,9 @@
 //! What the tables have on one side and lack on the other, and the statements that mend it. Pure.
 //!
 //! Compared is what an application would miss: how rows are found (indexes), what rows may be (constraints, and whether they
-//! hold for the rows that are there), what happens to them (triggers, rules, defaults), who may see and change them (owners,
-//! privileges, row-level security), how values are given (sequences), and what people are told (comments). Names of indexes
-//! and constraints matter only where two would be called the same.
+//! hold for the rows that are there), what happens to them (triggers, rules, defaults, what columns are computed by), who may
+//! see and change them (owners, privileges, row-level security), how values are given (sequences), and what people are told
+//! (comments). Names of indexes and constraints matter only where two would be called the same.
 //!
 //! Partitions are compared with those of the same name; a target that is cut otherwise is compared as a whole.
 
@@ -16,7 +16,7 @@ pub(super) use indexes::object;
 use super::facts::{Facts, IndexFacts, Relation};
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_literal;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What kind of thing is lacking, in the order in which it can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +33,8 @@ pub enum Kind {
     ForeignKey,
     /// A column's default.
     Default,
+    /// What a column is computed by.
+    Generated,
     /// How a sequence counts.
     Sequence,
     /// Extended statistics.
@@ -70,6 +72,7 @@ impl Kind {
             | Kind::Constraint
             | Kind::ForeignKey
             | Kind::Default
+            | Kind::Generated
             | Kind::Sequence
             | Kind::Statistics
             | Kind::Trigger
@@ -84,9 +87,9 @@ impl Kind {
     }
 
     /// Whether it is made with a table. What is published is for somebody who follows the other side; it is moved by whoever
-    /// knows that, when the writes move.
+    /// knows that, when the writes move. Generated columns come with their table, and are not made anew over its rows.
     pub(super) fn is_made(self) -> bool {
-        self != Kind::Publication
+        !matches!(self, Kind::Publication | Kind::Generated)
     }
 
     /// Whether it is asked of tables that Segue has not made. How the log speaks of rows is each stream's own matter, and
@@ -117,7 +120,7 @@ impl Finding {
     /// Whether it is about which rows there may be, or what happens to them.
     pub fn is_of_rows(&self) -> bool {
         match self.kind {
-            Kind::Constraint | Kind::ForeignKey | Kind::Trigger | Kind::Rule => true,
+            Kind::Constraint | Kind::ForeignKey | Kind::Trigger | Kind::Rule | Kind::Generated => true,
             Kind::Index | Kind::PartitionedIndex => !self.object.starts_with("index "),
             Kind::AttachedIndex
             | Kind::Default
@@ -164,6 +167,8 @@ struct Comparison<'a> {
     indexes: HashMap<u32, &'a IndexFacts>,
     /// Indexes are made beside writers, or, in a table that nobody has yet, at once.
     beside_writers: bool,
+    /// Columns that a root computes in another way, and so its parts.
+    computed_otherwise: HashSet<(usize, String)>,
     /// With the table's steps below its root.
     found: Vec<(Finding, i32)>,
 }
@@ -188,7 +193,9 @@ pub(super) fn compare(
     let Manner { side, beside_writers } = manner;
     let pairs = pairs(from, to, names);
     let indexes = from.indexes.iter().map(|index| (index.oid, index)).collect();
-    let mut comparison = Comparison { from, to, side, pairs, indexes, beside_writers, found: Vec::new() };
+    let (computed_otherwise, found) = (HashSet::new(), Vec::new());
+    let mut comparison =
+        Comparison { from, to, side, pairs, indexes, beside_writers, computed_otherwise, found };
     for relation in &from.relations {
         let Some(pair) = comparison.pairs.remove(&relation.oid) else { continue };
         comparison.indexes(&pair);

@@ -1,6 +1,6 @@
 //! Everything beside indexes and constraints.
 
-use super::super::facts::{Attached, Grant, SequenceFacts, of};
+use super::super::facts::{Attached, ColumnFacts, Grant, SequenceFacts, of};
 use super::{Comparison, Finding, Kind, Pair};
 use segue_model::name::QualifiedName;
 use segue_model::sqltext::quote_ident;
@@ -102,6 +102,7 @@ impl Comparison<'_> {
             let object = format!("the column {}", ours.name);
             let on = format!("COLUMN {}.{column}", pair.shown);
             self.comment(pair, &on, ours.comment.as_ref(), theirs.and_then(|theirs| theirs.comment.as_ref()));
+            self.generated(pair, ours, theirs);
             // One that is not there at all stands in the way of the plan, or comes with its table.
             let Some(theirs) = theirs else { continue };
             let alter = |what: &str| vec![format!("ALTER TABLE {} ALTER COLUMN {column} {what}", pair.shown)];
@@ -122,6 +123,45 @@ impl Comparison<'_> {
                 self.find(pair, Kind::Default, object, &what, alter(&remedy));
             }
         }
+    }
+
+    /// Generated columns do not travel: each side computes its own, and should compute the same. That one side computes what
+    /// the other stores stands in the way of the plan.
+    fn generated(&mut self, pair: &Pair<'_>, ours: &ColumnFacts, theirs: Option<&ColumnFacts>) {
+        let (Some(here), Some(_)) = (&ours.generated, pair.to) else { return };
+        let (table, column, expression) = (&pair.shown, quote_ident(&ours.name), &here.expression);
+        let is_part = pair.from.level > 0;
+        let told = (pair.from.root, ours.name.clone());
+        let stored = if here.is_virtual && self.to.version >= 180_000 { "VIRTUAL" } else { "STORED" };
+        let add = format!(
+            "ALTER TABLE {table} ADD COLUMN {column} {} GENERATED ALWAYS AS ({expression}) {stored}",
+            here.sql_type
+        );
+        let (what, remedy) = match theirs.map(|theirs| theirs.generated.as_ref()) {
+            // Its root lacks it, too.
+            None if is_part => return,
+            None => ("missing".to_owned(), vec![add]),
+            Some(None) => return,
+            Some(Some(there)) if there.expression == *expression => return,
+            Some(Some(_)) if is_part && self.computed_otherwise.contains(&told) => return,
+            Some(Some(there)) => {
+                let remedy = if self.to.version >= 170_000 {
+                    vec![format!(
+                        "ALTER TABLE {table} ALTER COLUMN {column} SET EXPRESSION AS ({expression})"
+                    )]
+                } else if is_part {
+                    vec![format!("-- {table} has to be made anew: it cannot be changed before PostgreSQL 17")]
+                } else {
+                    vec![format!("ALTER TABLE {table} DROP COLUMN {column}"), add]
+                };
+                (format!("as {}", there.expression), remedy)
+            }
+        };
+        if !is_part {
+            self.computed_otherwise.insert(told);
+        }
+        let what = format!("is computed as {expression} on the other side, and {what}");
+        self.find(pair, Kind::Generated, format!("the column {}", ours.name), &what, remedy);
     }
 
     /// Whether a column has one at all is the sequences' own gate.

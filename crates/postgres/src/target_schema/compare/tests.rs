@@ -1,6 +1,6 @@
 //! The comparison as statements.
 
-use super::super::facts::{Attached, Carried, ConstraintFacts, IndexFacts};
+use super::super::facts::{Attached, Carried, ColumnFacts, ConstraintFacts, Generated, IndexFacts};
 use super::*;
 
 const MANNER: Manner = Manner { side: "target", beside_writers: true };
@@ -55,9 +55,15 @@ fn unique(deferrable: bool) -> IndexFacts {
     IndexFacts { unique: true, constraint: Some(carried), ..index(10, 1, "u") }
 }
 
+fn table_t() -> QualifiedName {
+    QualifiedName::new("public", "t")
+}
+
 fn remedies(from: &Facts, to: &Facts) -> Vec<String> {
-    let t = QualifiedName::new("public", "t");
-    compare(from, to, &[(t.clone(), t)], MANNER).into_iter().flat_map(|finding| finding.remedy).collect()
+    compare(from, to, &[(table_t(), table_t())], MANNER)
+        .into_iter()
+        .flat_map(|finding| finding.remedy)
+        .collect()
 }
 
 #[test]
@@ -202,4 +208,51 @@ fn tables_that_are_called_otherwise_are_mended_under_their_own_name() {
         r#"ALTER TABLE public.u OWNER TO "ann""#,
     ];
     assert_eq!(found, expected);
+}
+
+fn computed(table: u32, expression: &str) -> ColumnFacts {
+    let generated =
+        Generated { sql_type: "integer".into(), expression: expression.into(), is_virtual: false };
+    ColumnFacts {
+        table,
+        name: "twice".into(),
+        not_null: false,
+        default: None,
+        generated: Some(generated),
+        comment: None,
+    }
+}
+
+#[test]
+fn what_is_computed_otherwise_or_not_at_all_is_found() {
+    let with = |version, expression| Facts { version, columns: vec![computed(1, expression)], ..table() };
+    let from = with(150_000, "(v * 2)");
+    assert_eq!(remedies(&from, &with(150_000, "(v * 2)")), [""; 0]);
+    let add = r#"ALTER TABLE public.t ADD COLUMN "twice" integer GENERATED ALWAYS AS ((v * 2)) STORED"#;
+    let drop = r#"ALTER TABLE public.t DROP COLUMN "twice""#;
+    assert_eq!(remedies(&from, &with(150_000, "(v * 3)")), [drop, add]);
+    let alter = r#"ALTER TABLE public.t ALTER COLUMN "twice" SET EXPRESSION AS ((v * 2))"#;
+    assert_eq!(remedies(&from, &with(170_000, "(v * 3)")), [alter]);
+    assert_eq!(remedies(&from, &table()), [add]);
+    let plain = Facts { columns: vec![ColumnFacts { generated: None, ..computed(1, "") }], ..table() };
+    assert_eq!(remedies(&from, &plain), [""; 0], "that is the plan's matter");
+    let named = compare(&from, &with(170_000, "(v * 3)"), &[(table_t(), table_t())], MANNER);
+    assert_eq!(
+        named[0].words(),
+        "public.t: the column twice is computed as (v * 2) on the other side, and as (v * 3) on the target"
+    );
+}
+
+#[test]
+fn what_a_root_computes_otherwise_is_said_once_and_what_a_part_does_of_the_part() {
+    let with = |root, part| Facts {
+        version: 170_000,
+        columns: vec![computed(1, root), computed(2, part)],
+        ..partitioned()
+    };
+    let alter =
+        |table| format!("ALTER TABLE public.{table} ALTER COLUMN \"twice\" SET EXPRESSION AS ((v * 2))");
+    let from = with("(v * 2)", "(v * 2)");
+    assert_eq!(remedies(&from, &with("(v * 3)", "(v * 3)")), [alter("t")]);
+    assert_eq!(remedies(&from, &with("(v * 2)", "(v * 3)")), [alter("p")]);
 }
