@@ -37,6 +37,9 @@ pub(crate) enum RunState {
     },
     /// It needs a person.
     Failed {
+        /// The fault's code; empty in reports of earlier versions.
+        #[serde(default)]
+        code: String,
         /// What happened.
         fault: String,
         /// What to do.
@@ -288,8 +291,9 @@ pub(crate) fn render(status: &Status, rates: Option<Rates>) -> Vec<String> {
     lines.extend(status.rollback.iter().map(RollbackState::line));
     lines.extend(status.trouble.iter().map(|what| format!("  trouble: {what}")));
     lines.extend(status.warnings.iter().map(|w| format!("  warning: {w}")));
-    if let RunState::Failed { fault, next_step } = &status.run {
-        lines.push(format!("  fault: {fault}"));
+    if let RunState::Failed { code, fault, next_step } = &status.run {
+        let code = if code.is_empty() { String::new() } else { format!(" [{code}]") };
+        lines.push(format!("  fault: {fault}{code}"));
         lines.push(format!("  next: {next_step}"));
     }
     lines

@@ -60,7 +60,7 @@ async fn reach(spec: &Spec, stage: Stage, timeout: Option<Duration>) -> Outcome<
             if now.has_reached(stage) {
                 return Ok(());
             }
-            if let RunState::Failed { fault, next_step } = seen.status.run
+            if let RunState::Failed { fault, next_step, .. } = seen.status.run
                 && dead
                 && (was_driven || is_late || began.elapsed() >= GRACE)
             {

@@ -13,7 +13,7 @@ use super::stream::Found;
 use super::switch::{Switch, rows};
 use super::traffic::Traffic;
 use super::{Driver, contain, guard, plan, target_schema, throttle};
-use crate::report::{LiveVerification, Owner, RunState, SlotState, Status, WayBackState};
+use crate::report::{RunState, Status};
 use futures_util::future::try_join_all;
 use segue_engine::admission::Admissions;
 use segue_engine::fault::Fault;
@@ -246,27 +246,11 @@ impl<'d> Attempt<'d> {
         let since_ms = making.since.elapsed().as_millis() as u64;
         let wait = Wait { who: "birth".into(), reason: making.waits_for, since_ms };
         let waits = if wait.reason.is_empty() { Vec::new() } else { vec![wait] };
-        let Driver { spec, sides, holder, control, .. } = self.driver;
         let status = Status {
-            migration: spec.name.as_str().to_owned(),
-            stage: Stage::Preparing,
-            owner: Owner::Source,
-            run: RunState::Running,
-            source: sides.source.to_string(),
-            target: sides.target.to_string(),
-            driver: holder.clone(),
-            token: self.lease.token,
             progress: Snapshot { waits, ..Snapshot::default() },
-            slot: SlotState::default(),
-            live: LiveVerification::default(),
-            warnings: Vec::new(),
-            way_back: WayBackState::default(),
-            gates: Vec::new(),
-            trouble: Vec::new(),
-            rollback: Vec::new(),
-            throttle: throttle::state(self.driver),
+            ..self.driver.early_status(Stage::Preparing, self.lease.token, RunState::Running)
         };
-        control.publish_status(self.lease, &json!(status)).await
+        self.driver.control.publish_status(self.lease, &json!(status)).await
     }
 
     /// Says, once, that what is being prepared waits on the source for a standby: it goes on when that answers.

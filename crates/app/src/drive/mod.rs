@@ -7,6 +7,7 @@ mod attempt;
 mod back;
 pub(crate) mod complete;
 mod contain;
+mod ending;
 mod flow;
 mod gates;
 mod guard;
@@ -28,7 +29,7 @@ pub(crate) use screen::message;
 pub(crate) use verifying::VerifyOrder;
 
 use crate::exit::Exit;
-use crate::report::{RunState, Status};
+use crate::report::RunState;
 use crate::router;
 use crate::sides::Sides;
 use attempt::Attempt;
@@ -40,7 +41,7 @@ use segue_engine::throttle::{Limits, Throttle};
 use segue_model::spec::Spec;
 use segue_model::stage::Stage;
 use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, NewEntry};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -344,13 +345,6 @@ impl Driver {
         }
     }
 
-    /// That another process has taken over, if it has: whatever this one then ran into is that one's doing, and no fault of
-    /// the migration.
-    async fn superseded(&self, lease: &Lease) -> Option<Fault> {
-        let beat = timeout(PATIENCE_AT_END, self.control.beat(lease)).await;
-        beat.ok()?.err().filter(|fault| fault.code == "SEGUE-SUPERSEDED")
-    }
-
     /// Takes the lease; stands by as long as another process holds it, also while the control database is away.
     async fn lease(&self) -> Outcome<Lease> {
         let mut said = String::new();
@@ -415,30 +409,6 @@ impl Driver {
                     Recovery::Operator | Recovery::Bug => return Err(fault),
                 },
             }
-        }
-    }
-
-    /// Ends with a fault: shows it, stores it, gives the lease back.
-    async fn give_up(&self, lease: Option<&Lease>, fault: &Fault) -> Exit {
-        self.screen.fault(fault);
-        if let Some(lease) = lease {
-            let failed = RunState::Failed { fault: fault.what.clone(), next_step: fault.next_step.clone() };
-            self.tell_run(lease, |_| Some(failed)).await;
-            let body = json!({ "code": fault.code, "fault": fault.what, "next_step": fault.next_step });
-            let _ = self.record(lease, "fault", body).await;
-            let _ = self.control.release(lease).await;
-        }
-        if self.begun.load(Ordering::Relaxed) { Exit::Fault } else { Exit::of(fault) }
-    }
-
-    /// Reports again what was reported last, with what has become of the run since. A fault is that of the next attempt.
-    async fn tell_run(&self, lease: &Lease, now: impl FnOnce(RunState) -> Option<RunState>) {
-        if let Ok(Some((body, _))) = self.control.read_status().await
-            && let Ok(mut status) = serde_json::from_value::<Status>(body)
-            && let Some(run) = now(status.run.clone())
-        {
-            status.run = run;
-            let _ = self.control.publish_status(lease, &json!(status)).await;
         }
     }
 

@@ -294,13 +294,14 @@ fn source_behind(journal: &[Entry], stream: &StreamIdentity) -> Option<Fault> {
 /// table had for a while and has no more.
 const FOUND_BY_STREAMING: &[&str] = &[LOG_REMOVED, "SEGUE-DDL-DRIFT"];
 
-/// That the stream cannot read on, found out by streaming: it is what the last run has ended with.
+/// That the stream cannot read on, found out by streaming: it is what the last run has ended with that came so far.
 fn unreadable(journal: &[Entry]) -> Option<Fault> {
-    let last = journal.last().filter(|entry| entry.entry.kind == "fault")?;
-    let body = &last.entry.body;
-    let code = FOUND_BY_STREAMING.iter().find(|code| body["code"] == **code)?;
-    let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
-    Some(Fault::operator(code, text("fault"), text("next_step")))
+    let mut ends = journal.iter().rev().take_while(|entry| entry.entry.kind == "fault");
+    ends.find_map(|Entry { entry, .. }| {
+        let code = FOUND_BY_STREAMING.iter().find(|code| entry.body["code"] == **code)?;
+        let text = |field: &str| entry.body[field].as_str().unwrap_or_default().to_owned();
+        Some(Fault::operator(code, text("fault"), text("next_step")))
+    })
 }
 
 /// Says what a stream that was made anew has found different, once everything is compared; and writes it down, once.
@@ -438,6 +439,8 @@ mod tests {
             let found = unreadable(&[entry("following", json!({})), ended(code)]);
             assert_eq!(found, Some(Fault::operator(code, "gone", "go")));
             assert_eq!(unreadable(&[ended(code), entry("following", json!({}))]), None);
+            let early = [entry("following", json!({})), ended(code), ended("SEGUE-LOGIN")];
+            assert!(unreadable(&early).is_some(), "one that did not come to stream has found nothing else");
         }
         assert_eq!(unreadable(&[ended("SEGUE-OTHER-SERVER")]), None);
     }

@@ -143,7 +143,7 @@ const STATUS: &[Field] = &[
     ),
     (
         "run.*",
-        "`is`: `running`, `stopped`, `paused` (with `why`), `retrying` (with `fault`) or `failed` (with `fault` and `next_step`)",
+        "`is`: `running`, `stopped`, `paused` (with `why`), `retrying` (with `fault`) or `failed` (with `code`, `fault` and `next_step`)",
     ),
     ("source", "where from, without the password"),
     ("target", "where to"),
