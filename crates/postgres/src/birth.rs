@@ -37,12 +37,14 @@ pub(crate) use wait::{QUERY_CHARS_MAX, blocker, slot};
 use crate::catalog::SourceRelation;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
+use crate::fence;
 use segue_engine::fault::Fault;
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::position::Position;
 use segue_model::sqltext::{quote_ident, quote_literal};
 use segue_model::switch::Side;
+use segue_model::switch::ownership::Ownership;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio_postgres::types::PgLsn;
@@ -323,6 +325,30 @@ pub async fn in_the_way(source: &Client, migration: &str) -> Outcome<()> {
         format!(
             "on the source: DROP PUBLICATION {}; -- if nothing uses it; or give the migration another name",
             quote_ident(&name)
+        ),
+    ))
+}
+
+/// Fails if the source has given the writes away. Where no stream is known a new one would copy rows that are old, over the
+/// newest ones, if the target's tables were emptied for it.
+pub async fn source_owns(source: &Client, migration: &str) -> Outcome<()> {
+    match fence::row(source, migration).await?.map(|row| row.ownership) {
+        None | Some(Ownership::Owner { .. } | Ownership::Fenced { .. }) => return Ok(()),
+        Some(Ownership::HandedOver { .. } | Ownership::Follower { .. }) => {}
+    }
+    let sql = "SELECT elsewhere FROM segue.owner WHERE migration = $1";
+    let row = source.query_opt(sql, &[&migration]).await.map_err(|e| fault_of(&e))?;
+    let elsewhere: String = row.map_or_else(|| "the target".to_owned(), |row| row.get(0));
+    Err(Fault::operator(
+        "SEGUE-SOURCE-CLOSED",
+        format!(
+            "the source has given the writes of migration {migration} away, and the newest rows are on {elsewhere}. The target \
+             knows of no stream: a new one would copy what is old"
+        ),
+        format!(
+            "keep the rows that are there. Only if they are given up for good, on the source: \
+             DELETE FROM segue.owner WHERE migration = {}; then `segue cancel` opens its tables again, as they are",
+            quote_literal(migration)
         ),
     ))
 }

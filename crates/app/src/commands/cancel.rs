@@ -5,6 +5,7 @@ use crate::drive::complete::{self, Life};
 use crate::drive::switch::rows;
 use crate::drive::{holder, plan};
 use crate::exit::Exit;
+use crate::report::Owner;
 use crate::sides::Sides;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
@@ -14,7 +15,7 @@ use segue_model::spec::Spec;
 use segue_model::switch::Side;
 use segue_model::switch::reads::ReadRules;
 use segue_postgres::birth;
-use segue_postgres::control::{Acquired, Control, HEARTBEAT, Lease, shut_out};
+use segue_postgres::control::{Acquired, Control, Entry, HEARTBEAT, Lease, shut_out};
 use segue_postgres::target_schema;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -26,16 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Cancels the migration.
 pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Exit {
     match cancel(spec, drop_target_tables).await {
-        Ok(removed) => {
+        Ok(cancelled) => {
             if json {
-                print_json(&object(&removed));
-            } else if removed.is_empty() {
-                print("nothing was left of it on either side\n");
+                print_json(&object(&cancelled.removed, cancelled.owner));
             } else {
-                print(&format!("removed:\n  {}\n", removed.join("\n  ")));
-                if !drop_target_tables {
-                    print("the target's tables and their rows were left as they are\n");
-                }
+                print(&render(&cancelled, drop_target_tables));
             }
             Exit::Done
         }
@@ -43,12 +39,44 @@ pub(crate) async fn run(spec: &Spec, drop_target_tables: bool, json: bool) -> Ex
     }
 }
 
-/// What was removed, as an object.
-pub(crate) fn object(removed: &[String]) -> Value {
-    serde_json::json!({ "removed": removed })
+/// What cancelling came to.
+#[derive(Default)]
+struct Cancelled {
+    removed: Vec<String>,
+    /// Who owns the writes; `None`: nothing is there that knows.
+    owner: Option<Owner>,
+    /// What nothing tells any more from here on.
+    last_words: String,
 }
 
-async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
+/// What was removed, and who owns the writes, as an object.
+pub(crate) fn object(removed: &[String], owner: Option<Owner>) -> Value {
+    serde_json::json!({ "removed": removed, "owner": owner })
+}
+
+fn render(cancelled: &Cancelled, drop_target_tables: bool) -> String {
+    let Cancelled { removed, last_words, .. } = cancelled;
+    if removed.is_empty() {
+        return "nothing was left of it on either side\n".to_owned();
+    }
+    let kept =
+        if drop_target_tables { "" } else { "the target's tables and their rows were left as they are\n" };
+    format!("removed:\n  {}\n{kept}{last_words}", removed.join("\n  "))
+}
+
+/// Who owns the writes, by the journal that is about to go, and what is said of that.
+fn owner(journal: &[Entry]) -> Outcome<(Owner, String)> {
+    let Life::Completed(ended) = Life::of(journal)? else { return Ok((Owner::Source, String::new())) };
+    let source = if ended.dropped.is_empty() {
+        ", and only its tables have the newest rows. The source's tables can be written again; their rows are as they were then"
+    } else {
+        ""
+    };
+    let winner = complete::winner(journal).unwrap_or_default();
+    Ok((Owner::Target, format!("{winner}{source}. Nothing of Segue's tells that any more\n")))
+}
+
+async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Cancelled> {
     let sides = Sides::of(spec)?;
     let migration = spec.name.as_str();
     let source = sides.source.connect("cancel").await?;
@@ -57,7 +85,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     // Cancelling makes what it needs there, to remove it again.
     if Control::find(&sides.control, migration).await?.is_none() {
         if !birth::is_there(&source, migration).await? && !birth::is_there(&target, migration).await? {
-            return Ok(Vec::new());
+            return Ok(Cancelled::default());
         }
         ends.are_a_pair(migration).await?;
     }
@@ -95,6 +123,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
         }
     }
     let mut removed = removed?;
+    let (owner, last_words) = owner(&control.journal(0).await?)?;
     // Last of all, and with nobody beating any more: the lease is part of it, and so are the names of the tables that
     // must go. Killed before, another cancel finds both.
     let mut all = vec![("source", source), ("target", target)];
@@ -104,7 +133,7 @@ async fn cancel(spec: &Spec, drop_target_tables: bool) -> Outcome<Vec<String>> {
     for (side, client) in &all {
         removed.extend(birth::forget(client, migration).await?.map(|line| format!("{side}: {line}")));
     }
-    Ok(removed)
+    Ok(Cancelled { removed, owner: Some(owner), last_words })
 }
 
 /// Sessions to both sides, and how the target is reached.

@@ -50,7 +50,7 @@ async fn read(spec: &Spec) -> Outcome<Vec<Entry>> {
 }
 
 /// A moment as `2026-11-21 03:04:05Z` (civil-from-days, Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn time_text(at_us: i64) -> String {
+pub(crate) fn time_text(at_us: i64) -> String {
     let seconds = at_us.div_euclid(1_000_000);
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let shifted = days + 719_468;

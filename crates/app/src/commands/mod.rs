@@ -82,11 +82,14 @@ pub(crate) async fn control(spec: &Spec) -> Outcome<Control> {
     found.ok_or_else(|| never_run(spec))
 }
 
-/// Nobody has run this migration.
+/// Nobody has run this migration, or it was cancelled, which leaves nothing.
 pub(crate) fn never_run(spec: &Spec) -> Fault {
     Fault::operator(
         "SEGUE-NEVER-RUN",
-        format!("migration {} has never been run", spec.name.as_str()),
+        format!(
+            "nothing is known of migration {} here: it was never run, or it was cancelled",
+            spec.name.as_str()
+        ),
         "start it with `segue run`",
     )
 }

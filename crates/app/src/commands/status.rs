@@ -2,6 +2,7 @@
 
 use super::reads::in_force;
 use super::{control, fault, never_run, print, print_json};
+use crate::drive::complete;
 use crate::exit::Exit;
 use crate::report::{MirrorSeat, Rates, ReadsSeat, RunState, Status, render};
 use crate::terminal::{columns, erase, rows_of};
@@ -121,6 +122,10 @@ async fn show(spec: &Spec, watch: bool, json: bool) -> Outcome<()> {
                 lines.push(format!("  reads  {}", in_force(&seen.reads)));
             }
             lines.extend(seen.routers.iter().flat_map(router_lines));
+            if seen.status.stage == Stage::Completed {
+                lines
+                    .extend(complete::winner(&control.journal(0).await?).map(|winner| format!("  {winner}")));
+            }
             let age_s = seen.age_ms / 1000;
             if seen.alive && seen.age_ms > AGE_TOLD.as_millis() as i64 {
                 lines.push(format!("  this was reported {age_s} s ago; nothing has been since"));

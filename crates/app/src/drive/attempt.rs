@@ -3,7 +3,7 @@
 
 use super::back::WayBack;
 use super::complete::finish::{finish, publish};
-use super::complete::{Begun, Completer, Life, OVER};
+use super::complete::{Begun, Completer, Life, over};
 use super::flow::{self, Flows, PgRun, lost_while_idle};
 use super::gates::Gates;
 use super::journal::{Journal, Scribe};
@@ -169,12 +169,13 @@ impl<'d> Attempt<'d> {
     /// streams any more. `None`: it is neither.
     async fn past_the_end(&self) -> Outcome<Option<String>> {
         let Driver { sides, control, .. } = self.driver;
-        let begun = match Life::of(&control.journal(0).await?)? {
+        let journal = control.journal(0).await?;
+        let begun = match Life::of(&journal)? {
             Life::Open => return Ok(None),
             Life::Completed(_) => {
                 // The process that wrote the record may not have lived to report it.
                 publish(self.driver, self.lease).await?;
-                return Ok(Some(OVER.to_owned()));
+                return Ok(Some(over(&journal)));
             }
             Life::Completing(begun) => begun,
         };

@@ -105,6 +105,8 @@ pub(super) async fn may_begin(spec: &Spec, sides: &Sides) -> Outcome<()> {
     if birth::is_known(&target, spec.name.as_str(), Direction::Forward).await? {
         return Ok(());
     }
+    // First: nobody is to be told to empty tables that have the newest rows.
+    birth::source_owns(&source, spec.name.as_str()).await?;
     nothing_filled(&target, &catalog.tables).await?;
     sides.target.keep(target);
     birth::in_the_way(&source, spec.name.as_str()).await?;

@@ -168,6 +168,8 @@ impl Attempt<'_> {
         catalog: &Catalog,
         target: &Client,
     ) -> Outcome<(StreamIdentity, Option<guard::Held>)> {
+        let Driver { spec, sides, .. } = self.driver;
+        birth::source_owns(&sides.source.connect("stream").await?, spec.name.as_str()).await?;
         self.nothing_filled(catalog, target).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;

@@ -175,7 +175,7 @@ impl Control {
         let found = self.driver().await?;
         let what = match &found {
             Some(driver) if driver.is_alive() => return Ok(driver.clone()),
-            None => format!("migration {} has never been run", self.migration),
+            None => format!("nobody drives migration {}, and nothing is known of it here", self.migration),
             Some(driver) if driver.released => format!(
                 "nobody drives migration {}: {} ended {} s ago",
                 self.migration,

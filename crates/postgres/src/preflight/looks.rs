@@ -93,8 +93,12 @@ impl<'a> Looks<'a> {
         refusals.extend(pair_refusal(source, (&*target, asked.target), asked.migration).await?);
         // Once it is born, the slot and the rows on the target are Segue's.
         if !birth::is_known(target, asked.migration, Direction::Forward).await? {
-            refusals.extend(slot_refusal(source, asked.migration).await?);
-            refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?);
+            refusals.extend(refusal_of(birth::in_the_way(source, asked.migration).await)?);
+            // Nobody is to be told to empty tables that have the newest rows.
+            match refusal_of(birth::source_owns(source, asked.migration).await)? {
+                Some(closed) => refusals.push(closed),
+                None => refusals.extend(catalog::nonempty_targets(target, &catalog.tables).await?),
+            }
         }
         let (mut back, mut no_way_back) = (Catalog::default(), Vec::new());
         if asked.way_back {
@@ -274,9 +278,9 @@ async fn pair_refusal(
     }
 }
 
-/// Why the stream could not be made under its name.
-async fn slot_refusal(source: &Client, migration: &str) -> Outcome<Option<Fault>> {
-    match birth::in_the_way(source, migration).await {
+/// Why a stream could not be made.
+fn refusal_of(asked: Outcome<()>) -> Outcome<Option<Fault>> {
+    match asked {
         Ok(()) => Ok(None),
         Err(fault) if fault.recovery == Recovery::Operator => Ok(Some(fault)),
         Err(fault) => Err(fault),

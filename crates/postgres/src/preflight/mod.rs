@@ -166,6 +166,7 @@ static CHECKS: &[Check] = &[
         "is nothing in the way from an earlier migration?",
         &[
             "SEGUE-OTHER-TARGET",
+            "SEGUE-SOURCE-CLOSED",
             "SEGUE-SLOT-FOREIGN",
             "SEGUE-SLOT-ACTIVE",
             "SEGUE-PUBLICATION-FOREIGN",

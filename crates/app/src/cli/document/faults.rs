@@ -196,7 +196,7 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known(
         "SEGUE-NEVER-RUN",
-        "nobody has run this migration yet",
+        "nothing is known of this migration: nobody has run it yet, or it was cancelled",
         "`segue run`, or correct the spec's `migration` and `control`",
     ),
     known(

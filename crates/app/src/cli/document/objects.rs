@@ -402,7 +402,8 @@ pub(super) fn contain() -> Vec<Object> {
 
 pub(super) fn cancel() -> Vec<Object> {
     let removed = ["source: replication slot segue_orders_move_fwd".to_owned()];
-    vec![shown("What was removed:", commands::cancel::object(&removed), &[("removed", "each with its side")])]
+    let fields: &[Field] = &[("removed", "each with its side"), ("owner", "who takes the writes, if known")];
+    vec![shown("What was removed:", commands::cancel::object(&removed, Some(Owner::Source)), fields)]
 }
 
 pub(super) fn wait() -> Vec<Object> {

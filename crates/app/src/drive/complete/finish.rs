@@ -81,7 +81,9 @@ async fn steps(driver: &Driver, lease: &Lease, begun: &Begun) -> Outcome<Ended> 
     }
     killpoint::pass("complete.forgotten");
     let ended = begun.ended(files);
-    driver.record(lease, COMPLETED, json!(ended)).await?;
+    let mut body = json!(ended);
+    body["target"] = sides.target.address().into();
+    driver.record(lease, COMPLETED, body).await?;
     killpoint::pass("complete.recorded");
     publish(driver, lease).await?;
     Ok(ended)

@@ -16,6 +16,7 @@ use super::gates::Gates;
 use super::switch::Switch;
 use super::switch::answer::{Blocked, CompleteOrder, Completion, Ended, Progress, Proof};
 use super::traffic::Traffic;
+use crate::commands::journal::time_text;
 use segue_engine::fault::{Fault, Recovery};
 use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
@@ -42,7 +43,7 @@ const AT_REST_PATIENCE: Duration = Duration::from_secs(5);
 const MIND_PAUSE: Duration = Duration::from_millis(50);
 
 /// What `segue run` says of a migration that is over.
-pub(super) const OVER: &str = "the migration is completed: the target owns the writes for good";
+const OVER: &str = "the migration is completed: the target owns the writes for good";
 
 /// A completion that has begun, as the journal has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +103,19 @@ impl Life {
             )),
         }
     }
+}
+
+/// Which side a completed migration has left the writes to, and since when, in words; `None`: it is not completed.
+pub(crate) fn winner(journal: &[Entry]) -> Option<String> {
+    let Entry { at_us, entry, .. } = journal.iter().rev().find(|entry| entry.entry.kind == COMPLETED)?;
+    // Records of earlier versions do not name it.
+    let target = entry.body["target"].as_str().map_or_else(String::new, |target| format!(" {target}"));
+    Some(format!("the target{target} owns the writes for good, since {}", time_text(*at_us)))
+}
+
+/// What `segue run` says where it finds it completed.
+pub(super) fn over(journal: &[Entry]) -> String {
+    winner(journal).map_or_else(|| OVER.to_owned(), |winner| format!("the migration is completed: {winner}"))
 }
 
 /// How far the end is, for a command that meets no driver.

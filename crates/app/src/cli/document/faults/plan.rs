@@ -54,6 +54,11 @@ pub(super) const FAULTS: &[Known] = &[
         "there is a replication slot of the migration's name that something else has made",
         "drop that slot if nobody needs it, or give the migration another name",
     ),
+    known(
+        "SEGUE-SOURCE-CLOSED",
+        "the source has given the writes away, and the target knows of no stream: a copy would be of rows that are old",
+        "keep the rows that are on the owner; the message says how the source is opened again if they are given up for good",
+    ),
     known("SEGUE-STANDBY", "a server is a standby, or has become one", "name the primary in the spec"),
     known(
         "SEGUE-SYNC-STANDBY",
