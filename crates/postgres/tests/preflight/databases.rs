@@ -300,6 +300,17 @@ pub(crate) const CASES: &[Case] = &[
         )
     },
     Case {
+        cure: Sql("DROP SCHEMA segue CASCADE", ""),
+        ..case(
+            "leftovers",
+            "CREATE SCHEMA segue; CREATE TABLE segue.format (version int); CREATE TABLE segue.pair (migration text, mark text,
+                 target text, system_id text, database_oid oid, made_at timestamptz);
+             INSERT INTO segue.pair VALUES ('shop', 'a mark', 'db1:5432/shop', '7', 5, now())",
+            "",
+            "that is db1:5432/shop",
+        )
+    },
+    Case {
         how: MOVER,
         ..case("visibility", "REVOKE pg_read_all_stats FROM mover", "", "cannot see what other sessions do on the source")
     },
