@@ -233,10 +233,9 @@ async fn is_made(client: &Client) -> Result<bool, tokio_postgres::Error> {
             AND NOT EXISTS (SELECT FROM unnest($3::text[]) made(name) WHERE NOT EXISTS (
                 SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND 'segue.' || p.proname = made.name))
         FROM pg_namespace n WHERE n.nspname = 'segue'";
-    let mut relations = made_with("CREATE TABLE IF NOT EXISTS ");
-    relations.extend(made_with("CREATE SEQUENCE IF NOT EXISTS "));
+    let tables = made_with("CREATE TABLE IF NOT EXISTS ").into_iter().map(str::to_owned);
     let indexes = made_with("CREATE INDEX IF NOT EXISTS ").into_iter().map(|name| format!("segue.{name}"));
-    let relations: Vec<String> = relations.into_iter().map(str::to_owned).chain(indexes).collect();
+    let relations: Vec<String> = tables.chain(indexes).collect();
     let functions = made_with("CREATE OR REPLACE FUNCTION ");
     let row = client.query_opt(sql, &[&imprint(), &relations, &functions]).await?;
     Ok(row.is_some_and(|row| row.get(0)))

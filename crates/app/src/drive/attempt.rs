@@ -287,7 +287,6 @@ impl<'d> Attempt<'d> {
         server::never_a_standby(&source).await?;
         let target = sides.target.connect("stream").await?;
         self.only_target(&source, &target).await?;
-        sides.source.keep(source);
         if self.gives_up_restored(&journal).await? {
             journal = control.journal(0).await?;
         }
@@ -295,7 +294,7 @@ impl<'d> Attempt<'d> {
         self.answer_orphans().await?;
         let (reached, authority) = (sides.target.address(), (spec.name.as_str(), self.lease.token));
         birth::pair(&source, (&target, &reached), authority).await?;
-        drop(source);
+        sides.source.keep(source);
         target_schema::create_missing(self.driver, self.lease).await?;
         let (catalog, found) = tokio::try_join!(plan::plan(spec, sides), self.find(&target, &journal))?;
         match found {
