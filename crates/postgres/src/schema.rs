@@ -196,10 +196,11 @@ fn imprint() -> String {
     format!("made by segue: {:016x}", hasher.finish())
 }
 
-/// The names of what the statements make with these words, as they stand behind them.
+/// The names of what the statements make with these words, as they stand behind them; not of what functions make later.
 fn made_with(words: &str) -> Vec<&'static str> {
     let name = |rest: &'static str| rest.split([' ', '(', '\n']).next().unwrap_or_default();
-    MAKING.into_iter().flat_map(|sql| sql.split(words).skip(1)).map(name).collect()
+    let names = MAKING.into_iter().flat_map(|sql| sql.split(words).skip(1)).map(name);
+    names.filter(|name| !name.contains('%')).collect()
 }
 
 /// Refuses a version that this build does not know.
@@ -292,7 +293,7 @@ mod tests {
         assert!(functions.contains(&"segue.enter") && functions.contains(&"segue.open"), "{functions:?}");
         assert_eq!(made_with("CREATE INDEX IF NOT EXISTS "), ["sample_in_time"]);
         assert!(
-            tables.iter().chain(&functions).all(|name| name.starts_with("segue.")),
+            tables.iter().chain(&functions).all(|name| name.starts_with("segue.") && !name.contains('%')),
             "{tables:?} {functions:?}"
         );
     }
