@@ -175,10 +175,10 @@ impl Links {
         old.into_iter().for_each(|idle| drop(tokio::spawn(idle.server.close())));
     }
 
-    /// Connections that wait for somebody.
+    /// Connections to this side that wait for somebody.
     #[cfg(test)]
-    pub(super) fn idle_count(&self) -> usize {
-        self.kept().idle.len()
+    pub(super) fn idle_count(&self, side: Side) -> usize {
+        self.kept().idle.iter().filter(|idle| idle.key.side == side).count()
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

@@ -354,7 +354,8 @@ async fn a_read_is_repeated_under_its_sessions_settings_and_servers_are_used_aga
     samples.extend([wished, refused, pair.sample("SELECT current_user, id FROM t").await]);
     let counts = pair.compare(samples).await;
     assert_eq!((counts.equal, counts.failed), (4, 1), "{counts:?}");
-    assert!(pair.shadow.shared.links.idle_count() <= 2, "only the other side, and one for each worker");
+    // On a busy machine the other side may have been slow, and a slow read is looked at on both.
+    assert!(pair.shadow.shared.links.idle_count(Side::Target) <= 2, "one for each worker");
 }
 
 #[tokio::test(flavor = "multi_thread")]
