@@ -367,7 +367,7 @@ pub trait Applier: Send + 'static {
     fn encode(table: &Table, net: Net) -> Outcome<Self::Encoded>;
     /// Begins a transaction: token check, replica role, origin. May be sent together with the first step.
     fn begin(&mut self) -> impl Future<Output = Result<(), ApplyError>> + Send;
-    /// Writes the net effect on one table, set-wise: deletes, updates, inserts. Counts must come out exactly. May be sent
+    /// Writes the net effect on one table, set-wise: deletes, updates, changes of keys, inserts. Counts must come out exactly. May be sent
     /// together with what comes after it; then a later call, at the latest `commit`, says what does not fit, and nothing
     /// is committed.
     fn net(

@@ -5,6 +5,7 @@
 
 mod gate;
 mod loose_keys;
+mod own_columns;
 mod partitions;
 #[path = "../support/mod.rs"]
 mod support;

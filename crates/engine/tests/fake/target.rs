@@ -228,6 +228,10 @@ impl Applier for FakeApplier {
             let old = self.take(parse(r).0)?;
             self.put(parse(r).0, Self::overlay(old, r))?;
         }
+        for (from, r) in net.moves.iter().flat_map(|g| &g.rows) {
+            let old = self.take(id_of(from))?;
+            self.put(parse(r).0, Self::overlay(old, r))?;
+        }
         for r in &net.inserts {
             let (id, a, big) = parse(r);
             self.put(id, (a.unwrap(), big.unwrap()))?;

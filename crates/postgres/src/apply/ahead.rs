@@ -166,7 +166,7 @@ impl Session {
     async fn try_reading(&self, wanted: &Wanted, row_slow: Duration) -> Outcome<Option<Statement>> {
         let table = &wanted.table;
         let facts = facts::look_up(&self.client, table).await?;
-        let target = Target { table, facts: &facts, staged: false };
+        let target = Target { table, facts: &facts, own: &[], staged: false };
         let Some(sql) = table.key().and_then(|key| target.read_listed(key)) else { return Ok(None) };
         let during = |e| fault_of(&e).during(format_args!("preparing to read rows of {}", table.target));
         let statement = self.client.prepare(&sql).await.map_err(during)?;

@@ -5,6 +5,7 @@ use super::pieces::{Piece, Pieces, Work, without_key};
 use super::session::{Refused, Request};
 use super::sql::Target;
 use super::{PgApplier, refused_rows};
+use crate::catalog::columns;
 use crate::error::fault_of;
 use segue_engine::ports::{ApplyError, Mismatch, Outcome};
 use segue_model::name::QualifiedName;
@@ -17,8 +18,10 @@ pub(super) const AHEAD_MAX: usize = 64;
 
 impl PgApplier {
     pub(super) async fn write_net(&mut self, table: &Table, net: &Pieces) -> Result<(), ApplyError> {
-        let facts = self.facts(table).await?;
-        let target = Target { table, facts: &facts, staged: false };
+        let known = self.facts(table).await?;
+        let puts_back = net.0.iter().any(|piece| matches!(piece.work, Work::Replace(_)));
+        let own = if puts_back { columns::own(&self.session.client, table).await? } else { Vec::new() };
+        let target = Target { table, facts: &known, own: &own, staged: false };
         for piece in &net.0 {
             let request = self.request_for(&target, piece)?;
             if self.held.bytes + request.bytes > AHEAD_BYTES_MAX || self.held.requests.len() >= AHEAD_MAX {

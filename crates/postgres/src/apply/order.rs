@@ -5,6 +5,7 @@ use super::session::{Refused, Request};
 use super::sql::Target;
 use super::value::{LARGE_BYTES_MIN, Param};
 use super::{PgApplier, State, refused_rows};
+use crate::catalog::columns;
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::{ApplyError, Mismatch, Outcome};
@@ -27,7 +28,9 @@ impl PgApplier {
         changes: &[Change],
     ) -> Result<(), ApplyError> {
         let facts = self.facts(table).await?;
-        let target = Target { table, facts: &facts, staged: false };
+        let puts_back = changes.iter().any(|change| may_put_back(table, change));
+        let own = if puts_back { columns::own(&self.session.client, table).await? } else { Vec::new() };
+        let target = Target { table, facts: &facts, own: &own, staged: false };
         let mut begun = 0;
         while begun < changes.len() {
             let (mut requests, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -107,11 +110,12 @@ impl PgApplier {
                     }
                     None => false,
                 };
+                let moved = old.as_ref().filter(|_| moved);
                 let mut requests = Vec::new();
-                if moved && key.target_deferrable {
+                if moved.is_some() && key.target_deferrable {
                     requests.push(absent_request(target, key, new));
                 }
-                requests.push(update_request(target, key, old.as_ref().filter(|_| moved), new));
+                requests.push(update_request(target, key, moved, new));
                 requests
             }
             (Identity::WholeRow, Action::Delete { old }) => {
@@ -233,22 +237,30 @@ pub(super) fn update_request(target: &Target<'_>, key: &Key, old: Option<&Row>, 
     request(sql, params, Some(1))
 }
 
-/// One row with the whole old image becomes the new one; an identity column that cannot be updated makes it a delete and an insert.
+/// Whether the change may take its row away and put it back, because a column that cannot be updated has another value.
+fn may_put_back(table: &Table, change: &Change) -> bool {
+    matches!(change.action, Action::Update { .. }) && table.columns.iter().any(|c| c.identity_always)
+}
+
+/// One row with the whole old image becomes the new one; with an identity column that cannot be updated, by being put back.
 fn whole_update(target: &Target<'_>, old: &Row, new: &Row) -> Vec<Request> {
     let columns = &target.table.columns;
-    let image: Vec<Param> = old.iter().cloned().map(Param::One).collect();
-    let changed_fixed = (0..columns.len()).any(|i| columns[i].identity_always && old[i] != new[i]);
-    if changed_fixed {
-        return vec![request(target.delete_whole(), image, Some(1)), insert_request(target, new)];
+    if columns.is_empty() {
+        return Vec::new();
     }
-    let set: Vec<usize> =
-        (0..columns.len()).filter(|&i| new[i] != Value::Unchanged && !columns[i].identity_always).collect();
-    if set.is_empty() {
-        return vec![request(target.delete_whole(), image, Some(1)), insert_request(target, new)];
-    }
-    let mut params = image;
+    let mut params: Vec<Param> = old.iter().cloned().map(Param::One).collect();
+    let carried: Vec<usize> = (0..columns.len()).filter(|&i| new[i] != Value::Unchanged).collect();
+    let is_fixed = |&i: &usize| columns[i].identity_always;
+    let is_changed = |&i: &usize| old[i] != new[i];
+    let set: Vec<usize> = if carried.iter().any(|i| is_fixed(i) && is_changed(i)) {
+        carried
+    } else {
+        carried.into_iter().filter(|i| !is_fixed(i)).collect()
+    };
     params.extend(set.iter().map(|&i| Param::One(new[i].clone())));
-    vec![request(target.update_whole(&set), params, Some(1))]
+    let puts_back = set.is_empty() || set.iter().any(is_fixed);
+    let sql = if puts_back { target.move_whole(&set) } else { target.update_whole(&set) };
+    vec![request(sql, params, Some(1))]
 }
 
 /// A table was emptied while some of its ranges were copied, and the target may count other rows among these.

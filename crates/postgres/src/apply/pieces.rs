@@ -5,7 +5,8 @@ use super::value::Param;
 use segue_engine::fault::Fault;
 use segue_engine::ports::Outcome;
 use segue_model::change::{Row, Value};
-use segue_model::net::{Net, UpdateGroup};
+use segue_model::key::KeyText;
+use segue_model::net::{MoveGroup, Net, UpdateGroup};
 use segue_model::table::{Key, Table};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ const SET_BYTES_MAX: usize = 8 << 20;
 /// A row with more text than this goes alone, as plain parameters, which may be as large as the server allows.
 const ROW_BYTES_MAX: usize = 1 << 20;
 
-/// The pieces, in the order in which they are written: deletes, updates, inserts.
+/// The pieces, in the order in which they are written: deletes, updates, changes of keys, inserts.
 #[derive(Debug)]
 pub struct Pieces(pub(super) Vec<Piece>);
 
@@ -39,7 +40,7 @@ pub(super) struct Piece {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     Delete,
-    /// Sets these columns.
+    /// Sets these columns; of rows that change their keys, those of the key among them.
     Update(Arc<[usize]>),
     /// Puts a row in the place of the one with its key: a column that cannot be updated may have changed.
     Replace(Arc<Row>),
@@ -56,7 +57,7 @@ impl Work {
             Work::Update(_) | Work::Replace(_) | Work::Present => {
                 format!("{found} of {expected} rows to be updated were there")
             }
-            Work::Absent => format!("{found} rows to be inserted were already there"),
+            Work::Absent => format!("of the new keys {found} were already there"),
             Work::Insert => format!("{found} of {expected} rows were inserted"),
         }
     }
@@ -67,17 +68,20 @@ impl Pieces {
     pub(super) fn of(table: &Table, net: Net) -> Outcome<Pieces> {
         let mut pieces = Pieces(Vec::new());
         if let Some(key) = table.key() {
-            let texts = |text: segue_model::key::KeyText| text.0.into_iter().map(Value::Text).collect();
+            let texts = |text: KeyText| text.0.into_iter().map(Value::Text).collect();
             let deletes: Vec<Row> = net.deletes.into_iter().map(texts).collect();
             let columns: Vec<usize> = (0..key.columns.len()).collect();
             pieces.write(&Work::Delete, deletes.iter(), &columns);
             for group in &net.updates {
                 pieces.update(table, key, group);
             }
+            for group in &net.moves {
+                pieces.rekey(key, group);
+            }
             if key.target_deferrable {
                 pieces.test(&Work::Absent, &net.inserts.iter().collect::<Vec<_>>(), key);
             }
-        } else if !net.deletes.is_empty() || !net.updates.is_empty() {
+        } else if !net.deletes.is_empty() || !net.updates.is_empty() || !net.moves.is_empty() {
             return Err(without_key(table));
         }
         let all: Vec<usize> = (0..table.columns.len()).collect();
@@ -99,6 +103,21 @@ impl Pieces {
         }
         let columns: Vec<usize> = key.columns.iter().chain(&group.set).copied().collect();
         self.write(&Work::Update(group.set.clone().into()), plain.into_iter(), &columns);
+    }
+
+    /// Each row is found by the key that it has, and gets the new one with the rest.
+    fn rekey(&mut self, key: &Key, group: &MoveGroup) {
+        if key.target_deferrable {
+            let rows: Vec<&Row> = group.rows.iter().map(|(_, row)| row).collect();
+            self.test(&Work::Absent, &rows, key);
+        }
+        let found_and_set = |(from, row): &(KeyText, Row)| {
+            let from = from.0.iter().map(|text| Value::Text(text.clone()));
+            from.chain(group.set.iter().map(|&i| row[i].clone())).collect()
+        };
+        let rows: Vec<Row> = group.rows.iter().map(found_and_set).collect();
+        let columns: Vec<usize> = (0..key.columns.len() + group.set.len()).collect();
+        self.write(&Work::Update(group.set.clone().into()), rows.iter(), &columns);
     }
 
     /// Tests which of the rows are there; keys are small, and the statement takes any number of them.

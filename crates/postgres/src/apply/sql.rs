@@ -13,6 +13,9 @@ use std::fmt::Write;
 pub(super) struct Target<'a> {
     pub(super) table: &'a Table,
     pub(super) facts: &'a Facts,
+    /// Columns that only the target has, quoted: a row that is taken away and put back keeps what it has there. Needs to be known where
+    /// that may happen.
+    pub(super) own: &'a [String],
     /// Parameters of statements for one row may lie in [`LARGE`] instead.
     pub(super) staged: bool,
 }
@@ -147,8 +150,8 @@ impl Target<'_> {
     }
 
     /// `INSERT INTO … (columns)`; a table without columns has no list.
-    fn insert_into(&self) -> String {
-        format!("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE", qualified(self.table), self.all_columns())
+    fn insert_into(&self, columns: &str) -> String {
+        format!("INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE", qualified(self.table))
     }
 
     pub(super) fn insert_one(&self) -> String {
@@ -156,13 +159,13 @@ impl Target<'_> {
             return format!("INSERT INTO {} DEFAULT VALUES", qualified(self.table));
         }
         let values = list((0..self.table.columns.len()).map(|i| self.assigned(i, i + 1)), ", ");
-        format!("{} VALUES ({values})", self.insert_into())
+        format!("{} VALUES ({values})", self.insert_into(&self.all_columns()))
     }
 
     pub(super) fn insert_many(&self) -> String {
         let all: Vec<usize> = (0..self.table.columns.len()).collect();
         let values = list(all.iter().map(|&i| self.many_value(i, i)), ", ");
-        format!("{} SELECT {values} FROM {}", self.insert_into(), self.many(&all, 1))
+        format!("{} SELECT {values} FROM {}", self.insert_into(&self.all_columns()), self.many(&all, 1))
     }
 
     /// Parameters: the key, then `set`.
@@ -218,15 +221,22 @@ impl Target<'_> {
     /// Moves a row by removing and inserting it, where an identity column that cannot be updated must change.
     /// Parameters: the old key, then the columns of `set`; the others stay as they are.
     pub(super) fn move_one(&self, key: &Key, set: &[usize]) -> String {
-        let first = key.columns.len() + 1;
         let is = self.key_is(key, |i, n| self.param(i, n + 1));
+        self.put_back(&is, set, key.columns.len() + 1)
+    }
+
+    /// Takes away the row that `is` meant, and puts it back with `set` as the parameters from `first` on say.
+    fn put_back(&self, is: &str, set: &[usize], first: usize) -> String {
         let value = |i: usize| match set.iter().position(|&s| s == i) {
             Some(n) => self.param(i, first + n),
             None => format!("gone.{}", self.column(i)),
         };
-        let values = list((0..self.table.columns.len()).map(value), ", ");
+        let travelling = (0..self.table.columns.len()).map(|i| (self.column(i), value(i)));
+        let own = self.own.iter().map(|column| (column.clone(), format!("gone.{column}")));
+        let (columns, values): (Vec<String>, Vec<String>) = travelling.chain(own).unzip();
         let gone = format!("DELETE FROM {} AS t WHERE {is} RETURNING t.*", self.relation());
-        format!("WITH gone AS ({gone}) {} SELECT {values} FROM gone", self.insert_into())
+        let insert = self.insert_into(&list(columns, ", "));
+        format!("WITH gone AS ({gone}) {insert} SELECT {} FROM gone", list(values, ", "))
     }
 
     /// The place of one row that equals the whole image in the parameters from 1 on. As records: without the casts the
@@ -254,6 +264,11 @@ impl Target<'_> {
             .enumerate()
             .map(|(n, &i)| format!("{} = {}", self.column(i), self.assigned(i, first + n)));
         format!("UPDATE {} AS t SET {} WHERE {}", self.relation(), list(set, ", "), self.whole())
+    }
+
+    /// As [`Target::move_one`], of a row with the whole old image: that in place of the key.
+    pub(super) fn move_whole(&self, set: &[usize]) -> String {
+        self.put_back(&self.whole(), set, self.table.columns.len() + 1)
     }
 
     /// The row with a key as one text, for people.

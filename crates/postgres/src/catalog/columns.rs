@@ -3,6 +3,7 @@
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
+use segue_model::table::Table;
 use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
@@ -51,4 +52,16 @@ pub async fn columns(
         }
     }
     Ok(found)
+}
+
+/// The columns, quoted, that a table has only where its rows land, and whose values nothing but the rows there says: generated ones are
+/// not among them. Takes no lock on it.
+pub(crate) async fn own(client: &Client, table: &Table) -> Outcome<Vec<String>> {
+    let sql = "SELECT quote_ident(a.attname) FROM pg_attribute a WHERE a.attrelid = $1::text::regclass AND a.attnum > 0
+          AND NOT a.attisdropped AND a.attgenerated = '' AND NOT a.attname::text = ANY ($2::text[]) ORDER BY a.attnum";
+    let travelling: Vec<&str> = table.columns.iter().map(|column| column.target.as_str()).collect();
+    let rows = client.query(sql, &[&table.target.sql(), &travelling]).await;
+    let rows =
+        rows.map_err(|e| fault_of(&e).during(format_args!("looking at the columns of {}", table.target)))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -2,7 +2,8 @@
 //!
 //! Rows are compared by their text under the settings that every session of ours has, as a change of the stream would
 //! bring them; no operator of a type is asked. First everything goes that the region does not have, then everything
-//! comes that is not there: a value that moved from one row to another is never in its own way.
+//! comes that is not there: a value that moved from one row to another is never in its own way. What a row has in columns
+//! that do not travel is kept meanwhile, by its key, and comes back with it.
 
 use super::{Side, column_list, column_name};
 use segue_engine::ports::RegionDigest;
@@ -17,6 +18,8 @@ pub(super) struct Comparison<'a> {
     pub(super) relation: &'a str,
     /// The condition of the rows that the region answers for.
     pub(super) condition: &'a str,
+    /// Columns that only the target has, quoted, of rows with a key; those of others are not told from each other.
+    pub(super) own: &'a [String],
 }
 
 /// Where a region's rows lie beside the table, for as long as the session lives.
@@ -31,6 +34,22 @@ pub(super) fn make_beside(table: &Table) -> String {
          AS SELECT {} FROM {} WITH NO DATA",
         table.id.0,
         column_list(table, Side::Target),
+        table.target.sql()
+    )
+}
+
+/// Where rows that go lie with their key and what they have in `own` columns, until the transaction ends.
+fn kept(table: &Table) -> String {
+    format!("pg_temp.segue_kept_{}", table.id.0)
+}
+
+/// Makes that place.
+pub(super) fn make_kept(table: &Table, own: &[String]) -> String {
+    let columns: Vec<String> = own.iter().enumerate().map(|(n, c)| format!(", t.{c} AS o{n}")).collect();
+    format!(
+        "CREATE TEMPORARY TABLE segue_kept_{} ON COMMIT DROP AS SELECT NULL::text AS k{} FROM {} AS t WITH NO DATA",
+        table.id.0,
+        columns.concat(),
         table.target.sql()
     )
 }
@@ -67,6 +86,11 @@ impl Comparison<'_> {
         self.text_of(alias, 0..self.table.columns.len())
     }
 
+    /// The text of a row's key.
+    fn key(&self, alias: &str) -> String {
+        self.text_of(alias, self.table.key().into_iter().flat_map(|key| key.columns.iter().copied()))
+    }
+
     /// `more`, then each row's text, and its number among those with the same one: without a key, rows can be there many
     /// times. Whoever takes from it names the columns, as the table's own can have any name.
     fn numbered(&self, from: &str, condition: &str, more: &str) -> String {
@@ -78,9 +102,9 @@ impl Comparison<'_> {
 
     /// Removes what the region does not have. Returns how many rows, and of how many the region has the key.
     pub(super) fn remove(&self) -> String {
-        let Comparison { table, relation, condition } = self;
+        let Comparison { table, relation, condition, own } = self;
         let beside = beside(table);
-        let Some(key) = table.key() else {
+        if table.key().is_none() {
             return format!(
                 "WITH gone AS (DELETE FROM {relation} AS t WHERE (t.tableoid, t.ctid) IN (SELECT h.o, h.c \
                      FROM {} h(o, c, i, n) WHERE NOT EXISTS (SELECT FROM {} w(i, n) WHERE w.i = h.i AND w.n = h.n)) \
@@ -89,22 +113,33 @@ impl Comparison<'_> {
                 self.numbered(relation, condition, "x.tableoid, x.ctid, "),
                 self.numbered(&beside, "true", "")
             );
+        }
+        let keeps = if own.is_empty() {
+            String::new()
+        } else {
+            let keys = self.key("s");
+            format!(
+                ", kept AS (INSERT INTO {} SELECT * FROM gone WHERE k IN (SELECT {keys} FROM {beside} s))",
+                kept(table)
+            )
         };
-        let key = |alias: &str| self.text_of(alias, key.columns.iter().copied());
+        let with_own: Vec<String> =
+            own.iter().enumerate().map(|(n, column)| format!(", t.{column} AS o{n}")).collect();
         format!(
             "WITH gone AS (DELETE FROM {relation} AS t WHERE {condition} \
-                 AND NOT EXISTS (SELECT FROM {beside} s WHERE {} = {}) RETURNING {} AS k) \
+                 AND NOT EXISTS (SELECT FROM {beside} s WHERE {} = {}) RETURNING {} AS k{}){keeps} \
              SELECT count(*), count(*) FILTER (WHERE k IN (SELECT {} FROM {beside} s)) FROM gone",
             self.row("s"),
             self.row("t"),
-            key("t"),
-            key("s"),
+            self.key("t"),
+            with_own.concat(),
+            self.key("s"),
         )
     }
 
     /// Writes what is not there. Returns how many rows.
     pub(super) fn write(&self) -> String {
-        let Comparison { table, relation, condition } = self;
+        let Comparison { table, relation, condition, own } = self;
         let (beside, columns) = (beside(table), column_list(table, Side::Target));
         let overriding = if table.columns.iter().any(|column| column.identity_always) {
             " OVERRIDING SYSTEM VALUE"
@@ -138,10 +173,23 @@ impl Comparison<'_> {
                 )
             }
         };
+        let into = table.target.sql();
+        if own.is_empty() {
+            return format!(
+                "WITH come AS (INSERT INTO {into} ({columns}){overriding} SELECT {values} FROM {from} WHERE {missing} RETURNING 1) \
+                 SELECT count(*) FROM come"
+            );
+        }
+        let (kept, key) = (kept(table), self.key("s"));
+        let back: Vec<String> = (0..own.len()).map(|n| format!(", h.o{n}")).collect();
         format!(
-            "WITH come AS (INSERT INTO {} ({columns}){overriding} SELECT {values} FROM {from} WHERE {missing} RETURNING 1) \
-             SELECT count(*) FROM come",
-            table.target.sql()
+            "WITH back AS (INSERT INTO {into} ({columns}, {}) OVERRIDING SYSTEM VALUE \
+                 SELECT {values}{} FROM {from} JOIN {kept} h ON h.k = {key} WHERE {missing} RETURNING 1), \
+             come AS (INSERT INTO {into} ({columns}){overriding} \
+                 SELECT {values} FROM {from} WHERE {missing} AND NOT EXISTS (SELECT FROM {kept} h WHERE h.k = {key}) RETURNING 1) \
+             SELECT (SELECT count(*) FROM back) + (SELECT count(*) FROM come)",
+            own.join(", "),
+            back.concat()
         )
     }
 }

@@ -4,6 +4,7 @@ use super::compare::{self, Comparison};
 use super::{CopyForm, Side, column_list, extent_condition};
 use crate::authority::Authority;
 use crate::birth::{Differences, renew};
+use crate::catalog::columns;
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::origin;
@@ -28,8 +29,11 @@ enum Settling {
     Nothing,
     /// To count its rows: the target has had exactly them.
     Equal,
-    /// To remove, and to write, what differs from the rows that lie beside the table.
-    Beside([String; 2]),
+    /// To remove, and to write, what differs from the rows that lie beside the table; and whether the differences are counted.
+    Beside {
+        statements: [String; 2],
+        counted: bool,
+    },
 }
 
 /// Writes regions in one session.
@@ -108,21 +112,45 @@ impl PgWriter {
         Ok(if row.get(0) { name } else { format!("ONLY {name}") })
     }
 
+    /// Makes room beside the table; returns where, and remembers what is left to be done.
+    async fn lay_beside(
+        &mut self,
+        table: &Table,
+        own: &[String],
+        condition: &str,
+        counted: bool,
+    ) -> Outcome<String> {
+        let relation = &self.relation(table).await?;
+        let mut make = compare::make_beside(table);
+        if !own.is_empty() {
+            make = format!("{make}; {}", compare::make_kept(table, own));
+        }
+        let made = self.client.batch_execute(&make).await;
+        made.map_err(|e| fault_of(&e).during("making room beside the table"))?;
+        let comparison = Comparison { table, relation, condition, own };
+        self.onto = Settling::Beside { statements: [comparison.remove(), comparison.write()], counted };
+        Ok(compare::beside(table))
+    }
+
     /// Does what is left to be done before the region is stored, and adds to the count of what was found.
     async fn settle(&mut self) -> Outcome<()> {
-        let [remove, write] = &match std::mem::replace(&mut self.onto, Settling::Nothing) {
+        let (statements, counted) = match std::mem::replace(&mut self.onto, Settling::Nothing) {
             Settling::Nothing => return Ok(()),
             Settling::Equal => {
                 let equal = Differences { rows: self.rows, ..Differences::default() };
                 return renew::found(&self.client, &self.authority, equal).await;
             }
-            Settling::Beside(statements) => statements,
+            Settling::Beside { statements, counted } => (statements, counted),
         };
-        let failed = |e| fault_of(&e).during("writing what differs");
+        let [remove, write] = &statements;
+        let failed = |e| fault_of_rows(&e).during("writing what differs");
         let count = |row: &tokio_postgres::Row, i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
         self.client.batch_execute(compare::PLANNER).await.map_err(failed)?;
         let gone = self.client.query_one(remove, &[]).await.map_err(failed)?;
         let come = self.client.query_one(write, &[]).await.map_err(failed)?;
+        if !counted {
+            return Ok(());
+        }
         let (removed, changed, written) = (count(&gone, 0), count(&gone, 1), count(&come, 0));
         // A row that has changed was removed, and written anew.
         let missing = written.saturating_sub(changed);
@@ -149,20 +177,21 @@ impl RegionWriter for PgWriter {
         self.enter().await?;
         self.onto = Settling::Nothing;
         let condition = self.replaced(table, unit, extent);
+        let own = match onto {
+            Onto::Replaced | Onto::Compared if table.key().is_some() => {
+                columns::own(&self.client, table).await?
+            }
+            Onto::Nothing | Onto::Replaced | Onto::Compared => Vec::new(),
+        };
         let into = match onto {
             Onto::Nothing => table.target.sql(),
-            Onto::Replaced => {
+            Onto::Replaced if own.is_empty() => {
                 let delete = format!("DELETE FROM {} WHERE {condition}", self.relation(table).await?);
                 self.client.batch_execute(&delete).await.map_err(|e| fault_of(&e))?;
                 table.target.sql()
             }
-            Onto::Compared => {
-                let relation = &self.relation(table).await?;
-                let made = self.client.batch_execute(&compare::make_beside(table)).await;
-                made.map_err(|e| fault_of(&e).during("making room beside the table"))?;
-                let comparison = Comparison { table, relation, condition: &condition };
-                self.onto = Settling::Beside([comparison.remove(), comparison.write()]);
-                compare::beside(table)
+            Onto::Replaced | Onto::Compared => {
+                self.lay_beside(table, &own, &condition, onto == Onto::Compared).await?
             }
         };
         let statement = format!(

@@ -189,6 +189,9 @@ static CHECKS: &[Check] = &[
         Box::pin(servers::collations(l))
     }),
     looked("generated", "do both sides compute the same?", |l| Box::pin(shapes::generated(l))),
+    looked("target-columns", "what becomes of columns that only the target has?", |l| {
+        Box::pin(shapes::only_on_target(l))
+    }),
     looked("identity", "are identity columns the same on both sides?", |l| Box::pin(shapes::identity(l))),
     looked("sequences", "can the target go on where the source's sequences stand?", |l| {
         Box::pin(shapes::sequences(l))

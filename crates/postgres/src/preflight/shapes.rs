@@ -1,7 +1,7 @@
 //! What belongs to a table besides its rows: defaults, generated and identity columns, sequences, partitions, children,
 //! large objects, and the numbers of its types.
 
-use super::{Finding, Looks};
+use super::{Finding, Looks, Verdict};
 use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -118,6 +118,44 @@ pub(super) async fn generated(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         found.push(Finding::warn(Side::Target, what, remedy).about(table));
     }
     Ok(found)
+}
+
+/// What a row has in a column of the target's own is nowhere else. It goes where the row goes, and ends where that comes anew.
+pub(super) async fn only_on_target(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let [here, there] = filled(looks).await?;
+    let mut own: BTreeMap<i64, Vec<&str>> = BTreeMap::new();
+    for (place, column) in &there {
+        if !column.generated && !here.contains_key(place) {
+            own.entry(place.0).or_default().push(&place.1);
+        }
+    }
+    let sql = "SELECT t.no FROM root t JOIN pg_class c ON c.oid = t.oid WHERE c.relkind = 'p'";
+    let parted = looks.ask_pairs(Side::Source, sql).await?;
+    let parted: BTreeSet<i64> = parted.iter().map(|row| row.get(0)).collect();
+    let finding = |(no, columns): (i64, Vec<&str>)| {
+        let (from, table) = (looks.table(Side::Source, no), looks.table(Side::Target, no));
+        let is_keyless = looks.catalog().tables.iter().any(|t| t.target == table && t.key().is_none());
+        let mut anew = vec!["is inserted"];
+        if parted.contains(&no) {
+            anew.push("an UPDATE on the source moves to another partition, which the log has as a deletion and an insertion");
+        }
+        if is_keyless {
+            anew.push("is repaired, as the table has no key");
+        }
+        let what = format!(
+            "{table} has columns on the target only ({}). A row keeps what it has there when it changes, its key too; one that {} has \
+             their defaults there",
+            columns.join(", "),
+            anew.join(", or ")
+        );
+        let remedy = format!(
+            "fill them after the switch, or have them travel: ALTER TABLE {} ADD COLUMN … on the source, too",
+            from.sql()
+        );
+        let finding = Finding::warn(Side::Target, what, remedy).about(&table);
+        Finding { verdict: if anew.len() > 1 { Verdict::Warn } else { Verdict::Pass }, ..finding }
+    };
+    Ok(own.into_iter().map(finding).collect())
 }
 
 /// An identity column on one side only: inserts without the column fail after the switch, or with it.

@@ -169,6 +169,17 @@ pub(crate) const CASES: &[Case] = &[
         "ALTER TABLE orders DROP total",
         "public.orders.total is computed as (amount * (2)::numeric) on the source, and is not there on the target",
     ),
+    Case {
+        cure: Sql("", "ALTER TABLE parts DROP mark; ALTER TABLE orders DROP mark"),
+        ..case(
+            "target-columns",
+            "",
+            "ALTER TABLE parts ADD mark text DEFAULT 'new';
+             ALTER TABLE orders ADD mark text",
+            "public.parts has columns on the target only (mark). A row keeps what it has there when it changes, its key too; one that \
+             is inserted, or an UPDATE on the source moves to another partition",
+        )
+    },
     case("identity", "", "ALTER TABLE customers ALTER id SET GENERATED ALWAYS", "GENERATED ALWAYS identity column on the target"),
     Case {
         cure: Sql("", "ALTER SEQUENCE customers_id_seq MAXVALUE 9223372036854775807"),

@@ -3,6 +3,8 @@
 // A helper that fails is a failed test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod keys;
+#[path = "../support/mod.rs"]
 mod support;
 
 use segue_engine::fault::{Fault, Recovery};
