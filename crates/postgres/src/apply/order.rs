@@ -112,8 +112,8 @@ impl PgApplier {
                 };
                 let moved = old.as_ref().filter(|_| moved);
                 let mut requests = Vec::new();
-                if moved.is_some() && key.target_deferrable {
-                    requests.push(absent_request(target, key, new));
+                if let (Some(old), true) = (moved, key.target_deferrable) {
+                    requests.push(free_request(target, key, old, new));
                 }
                 requests.push(update_request(target, key, moved, new));
                 requests
@@ -215,6 +215,12 @@ fn insert_request(target: &Target<'_>, new: &Row) -> Request {
 fn absent_request(target: &Target<'_>, key: &Key, new: &Row) -> Request {
     let params = key.columns.iter().map(|&i| Param::many([&new[i]])).collect();
     request(target.present_many(key), params, Some(0))
+}
+
+/// Tests that no other row has the new key. The row itself may: equal keys can be written in different ways.
+fn free_request(target: &Target<'_>, key: &Key, old: &Row, new: &Row) -> Request {
+    let params = key_params(key, new).into_iter().chain(key_params(key, old)).collect();
+    request(target.taken_by_another(key), params, Some(0))
 }
 
 /// Updates the row with `old`'s key (set if the key changes) or `new`'s, leaving alone what `new` does not carry.

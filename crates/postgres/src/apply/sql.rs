@@ -206,6 +206,14 @@ impl Target<'_> {
         )
     }
 
+    /// One row if there is one with the first key that does not have the second one. Parameters: the two keys, of which one value can be
+    /// written in two ways.
+    pub(super) fn taken_by_another(&self, key: &Key) -> String {
+        let is = self.key_is(key, |i, n| self.param(i, n + 1));
+        let itself = self.key_is(key, |i, n| self.param(i, key.columns.len() + n + 1));
+        format!("SELECT FROM {} AS t WHERE {is} AND NOT ({itself})", self.relation())
+    }
+
     /// Reads all rows whose keys are in a part of a list. Parameters: the list, and the numbers of its first and last key. `None` for a
     /// key of several columns, and one of whose type no list can be made of text.
     pub(super) fn read_listed(&self, key: &Key) -> Option<String> {

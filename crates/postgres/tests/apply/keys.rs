@@ -90,6 +90,37 @@ async fn a_row_that_is_put_back_keeps_what_only_the_target_has() {
 }
 
 #[tokio::test]
+async fn a_deferrable_key_takes_another_text_of_the_same_value_and_no_duplicate() {
+    let ddl = "CREATE EXTENSION citext SCHEMA public;
+        CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE TABLE n (id numeric PRIMARY KEY DEFERRABLE, a text); CREATE TABLE f (id float8 PRIMARY KEY DEFERRABLE, a text);
+        CREATE TABLE c (id citext PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, a text);
+        CREATE TABLE l (id text COLLATE loose, sub numeric, a text, PRIMARY KEY (id, sub) DEFERRABLE)";
+    let mut target = Target::start(Options::default(), ddl).await;
+    for (name, [key, same, other]) in [
+        ("n", ["1.0", "1.00", "2.0"]),
+        ("f", ["0", "-0", "2"]),
+        ("c", ["key", "KEY", "other"]),
+        ("l", ["key 1.0", "KEY 1.00", "key 2"]),
+    ] {
+        let table = target.table(name).await;
+        assert!(table.key().unwrap().target_deferrable, "{name}");
+        let old = |key: &str| format!("{key} -");
+        target
+            .in_order(&table, vec![ins(&format!("{key} x")), moved(&old(key), &format!("{same} y"))])
+            .await
+            .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let now = format!("({},y)", same.replace(' ', ","));
+        assert_eq!(target.rows(name).await, now);
+        // Another row is still told from the row itself.
+        target.in_order(&table, vec![ins(&format!("{other} x"))]).await.unwrap();
+        mismatch(target.in_order(&table, vec![moved(&old(other), &format!("{key} z"))]).await);
+        target.applier.rollback().await.unwrap();
+        assert_eq!(target.cluster.scalar(&format!("SELECT count(*) FROM {name}")).await.unwrap(), "2");
+    }
+}
+
+#[tokio::test]
 async fn a_deferrable_key_is_tested_where_many_rows_change_theirs() {
     let ddl = "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, a text)";
     let mut target = Target::start(Options::default(), ddl).await;
