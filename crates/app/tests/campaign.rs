@@ -93,10 +93,10 @@ fn campaign_walks_every_kind_of_point_there_is() {
     // Those of leaves are walked in `leaves`, those of the switch in `switch_kill.rs`, that of a rollback
     // in `rollback.rs`, those of a new stream in `new_stream.rs`, those of a completion in `complete.rs`, those of strays and
     // of a lost or outdated way back in `switch/way_back.rs`, those of a schema in `target_schema.rs`, that of a
-    // backlog in `backlog.rs`, that of cancelling in `cancelled.rs`.
+    // backlog in `backlog.rs`, that of cancelling in `cancelled.rs`; at that of a repair one is held, in `switch/repairs.rs`.
     let walked = [
         "birth", "renew", "region", "batch", "backfill", "idle", "leaf", "switch", "rollback", "complete",
-        "stray", "schema", "outdated", "lost", "backlog", "cancel",
+        "stray", "schema", "outdated", "lost", "backlog", "cancel", "repair",
     ];
     let known = walked.iter().map(|kind| points(kind).len()).sum::<usize>();
     assert_eq!(known, killpoint::ALL.len(), "a kind of point is not walked: {:?}", killpoint::ALL);

@@ -77,6 +77,7 @@ pub const ALL: &[&str] = &[
     "region.durable",
     "region.stored",
     "region.committed",
+    "repair.begun",
     "backlog.relayed",
     "batch.begun",
     "batch.written",

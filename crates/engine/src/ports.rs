@@ -186,6 +186,14 @@ pub trait RegionReader: Send {
         unit: UnitId,
         extent: &Extent,
     ) -> impl Future<Output = Outcome<RegionDigest>> + Send;
+    /// Which version of the row with `key` the snapshot shows, as [`Reading::version`](crate::verify::ports::Reading::version)
+    /// of the same side has it; empty where there is none.
+    fn version(
+        &mut self,
+        table: &Table,
+        unit: UnitId,
+        key: &KeyText,
+    ) -> impl Future<Output = Outcome<String>> + Send;
     /// The next piece (tens of KiB), `None` at the end.
     fn next_piece(&mut self) -> impl Future<Output = Outcome<Option<Bytes>>> + Send;
     /// Ends the snapshot, whether or not everything was read.
@@ -309,6 +317,9 @@ pub trait RegionWriter: Send {
         extent: &Extent,
         digest: &RegionDigest,
     ) -> impl Future<Output = Outcome<bool>> + Send;
+    /// Whether one row of the table can keep out another one that has another key: by a value that only one may have. Asked
+    /// between regions.
+    fn has_rivals(&mut self, table: &Table) -> impl Future<Output = Outcome<bool>> + Send;
     /// Writes a piece as the reader delivered it.
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Outcome<()>> + Send;
     /// Ends the rows; returns how many there were. Nothing is committed yet.

@@ -17,6 +17,7 @@ use segue_model::key::KeyText;
 use segue_model::region::Extent;
 use segue_model::stage::Stage;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -60,7 +61,12 @@ impl Following {
     }
 
     async fn repair(&self, extent: &Extent) -> Outcome<Repaired> {
-        timeout(PATIENCE, self.repairer.repair(&table(), extent)).await.unwrap()
+        self.repair_seen(extent, None).await
+    }
+
+    /// A repair of a row that was seen in this version.
+    async fn repair_seen(&self, extent: &Extent, seen: Option<&str>) -> Outcome<Repaired> {
+        timeout(PATIENCE, self.repairer.repair(&table(), extent, seen)).await.unwrap()
     }
 
     fn refuses(&self, fault: Option<Fault>) {
@@ -113,4 +119,31 @@ async fn a_fault_that_passes_ends_no_stream_and_one_that_leaves_the_commit_unkno
     following.refuses(Some(Fault::ambiguous("TEST-UNKNOWN", "the answer was lost")));
     following.repair(&Extent::ALL).await.unwrap_err();
     assert_eq!(timeout(PATIENCE, following.run).await.unwrap().unwrap().code, "TEST-UNKNOWN");
+}
+
+#[tokio::test]
+async fn a_row_that_has_not_stood_still_is_not_copied_to_where_others_may_hold_its_values() {
+    let following = Following::start(1).await;
+    let of_key = |key: &'static str| Extent::Key(KeyText::from_texts([key]));
+    following.source.insert([7]);
+    following.arrives().await;
+    // Where no other row is in its way, a row may have changed meanwhile.
+    assert_eq!(following.repair_seen(&of_key("7"), Some("before")).await.unwrap(), Repaired::Copied);
+    following.target.has_rivals.store(true, Ordering::Relaxed);
+    let refused = following.repair_seen(&of_key("7"), Some("before")).await.unwrap();
+    let fault = match refused {
+        Repaired::Refused(fault) => fault,
+        Repaired::Copied => panic!("it is copied"),
+    };
+    assert_eq!(fault.code, "SEGUE-REPAIR-CHANGED", "{fault}");
+    assert!(fault.what.contains("(7)"), "{fault}");
+    // One that has come since has changed, too; one that is gone is in nobody's way.
+    let refused = following.repair_seen(&of_key("7"), Some("")).await.unwrap();
+    assert!(matches!(refused, Repaired::Refused(_)), "{refused:?}");
+    assert_eq!(following.repair_seen(&of_key("8"), Some("before")).await.unwrap(), Repaired::Copied);
+    assert_eq!(following.repair_seen(&of_key("7"), Some("new big")).await.unwrap(), Repaired::Copied);
+    assert_eq!(following.repair(&Extent::ALL).await.unwrap(), Repaired::Copied);
+    following.source.insert([8, 9]);
+    following.arrives().await;
+    assert!(!following.run.is_finished());
 }

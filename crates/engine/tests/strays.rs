@@ -314,7 +314,7 @@ async fn a_stray_larger_than_memory_is_counted_to_its_last_change() {
 async fn repairs_are_refused_while_the_side_does_not_own_the_writes() {
     let world = World::new(1, Admission::Nothing);
     let running = world.run().await;
-    let repair = || running.handles.repairer.repair(&running.handles.tables[&TableId(0)], &Extent::ALL);
+    let repair = || running.handles.repairer.repair(&running.handles.tables[&TableId(0)], &Extent::ALL, None);
     world.source.insert([1]);
     running.caught_up().await;
     let refused = within(repair()).await.unwrap_err();
@@ -393,7 +393,7 @@ async fn parts_of_a_side_that_does_not_own_the_writes_are_left_alone() {
 async fn rows_are_not_copied_anew_while_the_owner_does_not_show_what_was_applied() {
     let world = World::new(1, Admission::All);
     let running = world.run().await;
-    let repair = || running.handles.repairer.repair(&running.handles.tables[&TableId(0)], &Extent::ALL);
+    let repair = || running.handles.repairer.repair(&running.handles.tables[&TableId(0)], &Extent::ALL, None);
     let hidden = world.source.insert_hidden(1);
     running.caught_up().await;
     assert_eq!(within(repair()).await.unwrap_err().code, "SEGUE-NOT-SHOWN");

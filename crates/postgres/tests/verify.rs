@@ -48,7 +48,7 @@ struct ByHand {
 }
 
 impl Repairer for ByHand {
-    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<Repaired> {
+    async fn repair(&self, table: &Table, extent: &Extent, _: Option<&str>) -> Outcome<Repaired> {
         let name = format!("{} ", table.target.sql());
         let wanted = |(key, statement): &(Option<KeyText>, String)| match extent {
             Extent::Key(wanted) => key.as_ref() == Some(wanted),

@@ -44,6 +44,8 @@ pub struct Work {
     /// What its rows find on the target. Those of a leaf that was attached later are replaced by the whole unit's
     /// condition, so that the unit is one region.
     pub onto: Onto,
+    /// Of a single row: the version that it must still have under the snapshot, if it is there.
+    pub steady: Option<String>,
     /// So many workers are at it.
     workers: AtomicUsize,
     /// Held while a bound is looked up, so that two workers do not cut the same gap.
@@ -62,6 +64,7 @@ impl Work {
             unit,
             table,
             onto,
+            steady: None,
             workers: AtomicUsize::new(0),
             cutting: tokio::sync::Mutex::default(),
             region_rows: AtomicU64::new(rows),

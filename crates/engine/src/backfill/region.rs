@@ -1,6 +1,7 @@
 //! Copying one region: snapshot, seam, rows, durable source, commit. In that order.
 
 use super::{Shared, Work, elapsed_ms};
+use crate::fault::Fault;
 use crate::killpoint;
 use crate::ports::{Onto, Outcome, RegionDigest, RegionReader, RegionRecord, RegionWriter, Source, Target};
 use segue_model::region::{Extent, RegionId};
@@ -45,6 +46,7 @@ pub async fn copy_region<S: Source, T: Target>(
     };
     let start = Instant::now();
     killpoint::pass("region.seam");
+    stands_still::<S>(reader, work, extent).await?;
     let onto = match extent {
         Extent::Key(_) => Onto::Replaced,
         Extent::Range { .. } => work.onto,
@@ -74,6 +76,24 @@ pub async fn copy_region<S: Source, T: Target>(
     shared.regions.copied(work.unit, id);
     shared.progress.region_copied(work.table.id, rows, bytes);
     Ok(Some(Copied { rows, fixed_ms: took_ms.saturating_sub(streamed_ms), streamed_ms }))
+}
+
+/// Refuses a row that is to have stood still and has not.
+async fn stands_still<S: Source>(reader: &mut S::Reader, work: &Work, extent: &Extent) -> Outcome<()> {
+    let (Some(steady), Extent::Key(key)) = (&work.steady, extent) else { return Ok(()) };
+    let version = reader.version(&work.table, work.unit, key).await?;
+    // One that is gone is in nobody's way.
+    if version.is_empty() || version == *steady {
+        return Ok(());
+    }
+    let what = format!(
+        "the row {key} of {} changes while it is to be copied, and the other side keeps values unique: another row may have to have \
+         one of its values first, or after it",
+        work.table.source
+    );
+    let next_step =
+        "`segue verify --repair` once more, when the application does not change the row all the time";
+    Err(Fault::operator("SEGUE-REPAIR-CHANGED", what, next_step))
 }
 
 /// The digest of the region's rows, if the target has exactly them: nothing has to be copied then, and the writer is ready

@@ -3,12 +3,19 @@
 //! The stream stands while a row is copied, so nothing it has applied or is about to apply can fall between the row's
 //! snapshot and its seam. Afterwards the seam decides about later events, as it does for any copied region.
 //!
+//! The row comes from a moment that the stream has not reached, to other rows that are still as they were. Where one row can
+//! keep another one out, that would stop the stream: an event of the time between, which gives another row a value that this
+//! one has now, and may have got only later. So there a row is copied only if the owner has shown this very version of it
+//! before something that was applied since. It has then stood still all the time between, and what it holds nobody else had:
+//! the other side is what the owner was where the stream stands.
+//!
 //! A stream whose side does not own the writes refuses: its rows are not the ones that are right.
 
 use super::build::{Batch, Builder, gone};
 use crate::admission::Admissions;
 use crate::backfill::{Shared, Work, copy_region};
 use crate::fault::{Fault, Recovery};
+use crate::killpoint;
 use crate::moving::Moving;
 use crate::ports::{Onto, Outcome, RegionReader, RegionWriter, Source, Target};
 use crate::regions::Regions;
@@ -27,6 +34,8 @@ const REQUESTS_MAX: usize = 16;
 pub struct RepairRequest {
     table: TableId,
     extent: Extent,
+    /// The version that the owner's row had before something that has been applied since.
+    seen: Option<String>,
     done: oneshot::Sender<Outcome<Repaired>>,
     /// No part is moved while this is repaired, whether or not anybody still waits for it.
     _still: OwnedRwLockReadGuard<()>,
@@ -53,7 +62,7 @@ impl StreamRepairer {
 }
 
 impl Repairer for StreamRepairer {
-    async fn repair(&self, table: &Table, extent: &Extent) -> Outcome<Repaired> {
+    async fn repair(&self, table: &Table, extent: &Extent, seen: Option<&str>) -> Outcome<Repaired> {
         // Also here: a stream that waits for the decision does not hear of requests.
         self.admissions.owner_only(&what(table))?;
         // Where equal keys can have different text, an event could not be matched to a single row's seam.
@@ -61,7 +70,8 @@ impl Repairer for StreamRepairer {
         let extent = if by_key { extent.clone() } else { Extent::ALL };
         let still = self.moving.still().await;
         let (done, answer) = oneshot::channel();
-        let request = RepairRequest { table: table.id, extent, done, _still: still };
+        let seen = seen.map(str::to_owned);
+        let request = RepairRequest { table: table.id, extent, seen, done, _still: still };
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -75,23 +85,35 @@ impl<S: Source, T: Target> Builder<S, T> {
     /// Repairs what is asked for. Only a fault that ends the stream is returned; the asker hears of any other. Whatever a
     /// server says before the commit was asked for is of the second kind: the rows are as they were.
     pub(super) async fn repair(&mut self, batch: &mut Batch, request: RepairRequest) -> Outcome<()> {
-        let RepairRequest { table, extent, done, _still } = request;
+        let RepairRequest { table, extent, seen, done, _still } = request;
         self.flush(batch).await?;
         let what = what(&*self.table(table)?);
         let answer = match allowed(self.shared.admissions.clone(), &self.passage, &what).await? {
-            Ok(()) => self.copy_again(table, extent).await?,
+            Ok(()) => self.copy_again(table, extent, seen).await?,
             Err(refused) => Err(refused),
         };
         let _ = done.send(answer);
         Ok(())
     }
 
-    async fn copy_again(&mut self, id: TableId, extent: Extent) -> Outcome<Outcome<Repaired>> {
-        let work = Work::new(UnitId::from(id), self.table(id)?, Onto::Replaced);
+    async fn copy_again(
+        &mut self,
+        id: TableId,
+        extent: Extent,
+        seen: Option<String>,
+    ) -> Outcome<Outcome<Repaired>> {
+        let mut work = Work::new(UnitId::from(id), self.table(id)?, Onto::Replaced);
         let (mut reader, mut writer) = match self.sessions().await {
             Ok(sessions) => sessions,
             Err(fault) => return answer(fault),
         };
+        if seen.is_some() {
+            match writer.has_rivals(&work.table).await {
+                Ok(has_rivals) => work.steady = seen.filter(|_| has_rivals),
+                Err(fault) => return answer(fault),
+            }
+        }
+        killpoint::pass("repair.begun");
         let before = self.regions().before(work.unit, &extent);
         let copied = copy_marked(&self.shared, (&mut reader, &mut writer), &work, &extent).await;
         let Err(fault) = copied else {

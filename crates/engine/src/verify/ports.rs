@@ -156,7 +156,15 @@ pub enum Repaired {
 /// Writes the owner's rows over differences.
 pub trait Repairer: Send + Sync + 'static {
     /// Copies the rows of `extent` again, through the same path as the stream.
-    fn repair(&self, table: &Table, extent: &Extent) -> impl Future<Output = Outcome<Repaired>> + Send;
+    ///
+    /// `seen`, of a single row: the version that the owner has shown ([`Reading::version`]) before a call of [`Passage::passed`]
+    /// that has returned since. Where other rows can keep it out, it is copied only if it has stood still.
+    fn repair(
+        &self,
+        table: &Table,
+        extent: &Extent,
+        seen: Option<&str>,
+    ) -> impl Future<Output = Outcome<Repaired>> + Send;
 }
 
 /// A range whose rows have been compared, unsettled ones settled.

@@ -2,11 +2,12 @@
 //!
 //! Where the other side has a unique column beside the key, one row can keep another one out: a row that the owner does not
 //! have, one that the owner has moved the value away from, or one whose change is still on its way. So rows that are too many
-//! go first, and what was refused is tried again after the others. Rows that hold each other's values are left, with the reason.
+//! go first, and what was refused is tried again after the others. Rows that hold each other's values are left, with the reason,
+//! and so are those that never stand still.
 
-use super::Parts;
 use super::ports::{Comparable, Item, Passage, RangeCounts, Repaired, Repairer, Store};
-use super::settle::Settled;
+use super::settle::{Settled, cost_of};
+use super::{Parts, metered};
 use crate::fault::Fault;
 use crate::ports::Outcome;
 use segue_model::divergence::{Class, Divergence};
@@ -17,6 +18,8 @@ use std::collections::BTreeMap;
 
 /// Times that all rows left are tried without one of them being taken.
 const STUCK_MAX: u32 = 3;
+/// Rows that are looked at together before they are copied: of more of them the first look would be old by the time of the last.
+const TOGETHER_MAX: usize = 64;
 /// Rows of a range that may be refused. More of them have one reason, which is not another row.
 const REFUSED_MAX: usize = 100;
 
@@ -29,10 +32,12 @@ pub(super) async fn repair<O: Comparable, X: Comparable, P: Passage, S: Store, R
 ) -> Outcome<()> {
     let mut refused = BTreeMap::new();
     match &table.identity {
-        Identity::Key(key) if key.bytewise => refused = by_key(parts, table, &settled.divergent).await?,
+        Identity::Key(key) if key.bytewise => {
+            refused = by_key(parts, table, &settled.divergent, counts).await?;
+        }
         // Where no single row has a seam, as where equal keys can have different text, the table is copied anew, once.
         Identity::Key(_) | Identity::WholeRow => {
-            if let Repaired::Refused(fault) = parts.repairer.repair(table, &Extent::ALL).await? {
+            if let Repaired::Refused(fault) = parts.repairer.repair(table, &Extent::ALL, None).await? {
                 refused = settled.divergent.iter().map(|(item, _)| (item.clone(), fault.clone())).collect();
             }
         }
@@ -58,6 +63,7 @@ async fn by_key<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
     parts: &Parts<O, X, P, S, R>,
     table: &Table,
     divergent: &[(Item, Divergence)],
+    counts: &mut RangeCounts,
 ) -> Outcome<BTreeMap<Item, Fault>> {
     let (extra, others): (Vec<_>, Vec<_>) =
         divergent.iter().partition(|(_, d)| d.difference.class == Class::Extra);
@@ -70,13 +76,20 @@ async fn by_key<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
     loop {
         let (tried, mut refused) = (left.len(), BTreeMap::new());
         let mut again = Vec::new();
-        for (item, key) in left {
-            match parts.repairer.repair(table, &Extent::Key(key.clone())).await? {
-                Repaired::Copied => {}
-                Repaired::Refused(fault) if again.len() >= REFUSED_MAX => return Err(fault),
-                Repaired::Refused(fault) => {
-                    refused.insert(item.clone(), fault);
-                    again.push((item, key));
+        for some in left.chunks(TOGETHER_MAX) {
+            let items: Vec<Item> = some.iter().map(|(item, _)| item.clone()).collect();
+            let seen = metered(&mut counts.owner, parts.owner.read(table, &items), |r| cost_of(r)).await?;
+            // Also what is in the way may be on its way out of it.
+            parts.passed().await?;
+            for ((item, key), seen) in some.iter().zip(seen) {
+                let extent = Extent::Key(key.clone());
+                match parts.repairer.repair(table, &extent, Some(seen.version.as_str())).await? {
+                    Repaired::Copied => {}
+                    Repaired::Refused(fault) if again.len() >= REFUSED_MAX => return Err(fault),
+                    Repaired::Refused(fault) => {
+                        refused.insert(item.clone(), fault);
+                        again.push((item.clone(), key.clone()));
+                    }
                 }
             }
         }
@@ -84,8 +97,6 @@ async fn by_key<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
         if again.is_empty() || stuck >= STUCK_MAX {
             return Ok(refused);
         }
-        // What is in the way may be on its way out of it.
-        parts.passed().await?;
         left = again;
     }
 }

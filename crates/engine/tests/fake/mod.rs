@@ -371,6 +371,10 @@ impl RegionReader for FakeReader {
         let rows = self.shown(extent);
         Ok(RegionDigest { rows: rows.len() as u64, sum: format!("{rows:?}"), bytes: 0 })
     }
+    async fn version(&mut self, _: &Table, _: UnitId, key: &KeyText) -> Outcome<String> {
+        let shown = self.shown(&Extent::Key(key.clone()));
+        Ok(shown.into_values().map(|(a, big)| format!("{a} {big}")).collect())
+    }
     async fn copy(&mut self, _: &Table, _: UnitId, extent: &Extent) -> Outcome<()> {
         let rows = self.shown(extent);
         self.pieces = rows.into_iter().map(|r| Bytes::from(serde_json::to_vec(&r).unwrap())).collect();

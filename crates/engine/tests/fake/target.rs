@@ -11,6 +11,7 @@ use segue_model::position::Position;
 use segue_model::region::{CopiedRegion, Extent};
 use segue_model::table::*;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What survives a kill.
@@ -29,6 +30,8 @@ pub struct FakeTarget {
     committed: Arc<Mutex<Durable>>,
     /// What it says to a region that is to be committed, if it does not take it.
     pub refuses: Arc<Mutex<Option<Fault>>>,
+    /// Its rows can keep each other out.
+    pub has_rivals: Arc<AtomicBool>,
     /// Only for its randomness.
     pub source: FakeSource,
 }
@@ -39,6 +42,7 @@ impl FakeTarget {
             durable: Arc::default(),
             committed: Arc::default(),
             refuses: Arc::default(),
+            has_rivals: Arc::default(),
             source: source.clone(),
         }
     }
@@ -137,6 +141,9 @@ impl RegionWriter for FakeWriter {
             self.rows.extend(here);
         }
         Ok(equal)
+    }
+    async fn has_rivals(&mut self, _: &Table) -> Outcome<bool> {
+        Ok(self.target.has_rivals.load(Ordering::Relaxed))
     }
     async fn write(&mut self, piece: Bytes) -> Outcome<()> {
         self.rows.push(serde_json::from_slice(&piece).unwrap());

@@ -5,6 +5,7 @@ use super::{CopyForm, Side, column_list, extent_condition, key_literals, key_nam
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::numbered;
+use crate::verify::VERSION;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use segue_engine::fault::Fault;
@@ -191,6 +192,16 @@ impl RegionReader for PgReader {
         let sql = compare::digest(table, Side::Source, &self.from, &self.condition(table, unit, extent));
         let row = self.client.query_one(&sql, &[]).await;
         Ok(compare::digest_of(&row.map_err(|e| fault_of(&e))?))
+    }
+
+    async fn version(&mut self, table: &Table, unit: UnitId, key: &KeyText) -> Outcome<String> {
+        let condition = self.condition(table, unit, &Extent::Key(key.clone()));
+        let statement = format!("SELECT {VERSION} FROM {} AS t WHERE {condition}", self.from);
+        let rows = self.client.query(&statement, &[]).await.map_err(|e| fault_of(&e))?;
+        // As a side whose key was dropped is read for comparison, too.
+        let mut versions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        versions.sort_unstable();
+        Ok(versions.join(" "))
     }
 
     async fn next_piece(&mut self) -> Outcome<Option<Bytes>> {

@@ -224,6 +224,14 @@ impl RegionWriter for PgWriter {
         Ok(true)
     }
 
+    async fn has_rivals(&mut self, table: &Table) -> Outcome<bool> {
+        let keys = table.key().map_or(&[][..], |key| &key.columns);
+        let keys: Vec<&str> = keys.iter().map(|&c| table.columns[c].target.as_str()).collect();
+        let row = self.client.query_one(RIVALS, &[&table.target.sql(), &keys]).await;
+        let during = |e| fault_of(&e).during(format_args!("looking at the indexes of {}", table.target));
+        Ok(row.map_err(during)?.get(0))
+    }
+
     async fn write(&mut self, mut piece: Bytes) -> Outcome<()> {
         let Some(sink) = &mut self.sink else {
             return Err(Fault::bug("SEGUE-COPY", "rows written outside a region"));
@@ -276,6 +284,17 @@ impl RegionWriter for PgWriter {
         self.client.batch_execute("ROLLBACK").await.map_err(|e| fault_of(&e))
     }
 }
+
+/// Whether the table `$1`, or a partition of it, has an index that refuses a row at once because of another one that has another key
+/// (`$2`, its columns). Of deferrable constraints nothing is checked in a session of the replica role.
+const RIVALS: &str = "WITH RECURSIVE tree(oid) AS (
+        SELECT $1::text::regclass::oid
+         UNION ALL
+        SELECT i.inhrelid FROM tree t JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'p' JOIN pg_inherits i ON i.inhparent = t.oid)
+    SELECT EXISTS (SELECT FROM tree t JOIN pg_index i ON i.indrelid = t.oid AND i.indislive AND i.indimmediate
+       WHERE i.indisexclusion OR i.indisunique AND NOT $2::text[] <@ ARRAY(
+             SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY x(attnum, no)
+               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = x.attnum WHERE x.no <= i.indnkeyatts))";
 
 /// A row that another one of the target keeps out says what to do about that one.
 fn fault_of_rows(error: &tokio_postgres::Error) -> Fault {

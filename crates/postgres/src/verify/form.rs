@@ -58,7 +58,7 @@ pub(super) struct TableForm {
 }
 
 /// Which rows a version is made of: a row version that was replaced never comes back under the same three numbers.
-const VERSION: &str = "t.tableoid::text || t.ctid::text || t.xmin::text";
+pub(crate) const VERSION: &str = "t.tableoid::text || t.ctid::text || t.xmin::text";
 
 pub(super) fn name_on(column: &Column, side: Side) -> &str {
     match side {

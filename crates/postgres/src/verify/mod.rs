@@ -10,6 +10,7 @@ pub use store::PgStore;
 use crate::connect::Endpoint;
 use crate::copy::Side;
 use crate::error::fault_of;
+pub(crate) use form::VERSION;
 use form::{HashForm, TableForm, name_on};
 use futures_util::future::try_join_all;
 use segue_engine::fault::{Fault, Recovery};

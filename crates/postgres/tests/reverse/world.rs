@@ -247,7 +247,7 @@ impl Running {
 
     /// Copies all rows of a table anew, as `verify --repair` does with those that differ.
     pub(crate) async fn repair(&self, table: u32) {
-        self.until(self.repairer.repair(&self.tables[&TableId(table)], &Extent::ALL)).await.unwrap();
+        self.until(self.repairer.repair(&self.tables[&TableId(table)], &Extent::ALL, None)).await.unwrap();
     }
 
     /// Row changes applied by this run.

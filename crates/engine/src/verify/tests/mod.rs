@@ -346,7 +346,7 @@ async fn what_was_hot_and_what_was_just_applied_is_compared_at_rest() {
     // What differs is compared at every fence, until somebody has mended it.
     let again = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
     assert_eq!((again.compared, again.divergences.len()), (2, 2));
-    parts.repairer.repair(&table(true), &Extent::ALL).await.expect("no fault");
+    parts.repairer.repair(&table(true), &Extent::ALL, None).await.expect("no fault");
     let mended = parts.compare_at_rest(&tables, &queue).await.expect("no fault");
     assert_eq!((mended.compared, mended.divergences.len()), (2, 0));
     assert!(parts.unsettled.is_empty(), "nothing is left to be compared");
@@ -399,7 +399,7 @@ async fn a_difference_is_closed_in_the_store_once_live_comparison_finds_its_row_
     queue.applied(&tables, &[touch(113)]);
     parts.compare_at_rest(&tables, &queue).await.expect("no fault");
     assert_eq!(live.counts().open, 2);
-    parts.repairer.repair(&table(true), &Extent::ALL).await.expect("no fault");
+    parts.repairer.repair(&table(true), &Extent::ALL, None).await.expect("no fault");
     // The store is away just then, and is told later, though no other row is touched.
     parts.store.is_away.store(true, std::sync::atomic::Ordering::Relaxed);
     queue.applied(&tables, &[touch(3), touch(113)]);

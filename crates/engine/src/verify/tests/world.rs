@@ -426,7 +426,7 @@ impl Passage for Stream {
 }
 
 impl Repairer for Stream {
-    async fn repair(&self, _: &Table, extent: &Extent) -> Outcome<Repaired> {
+    async fn repair(&self, _: &Table, extent: &Extent, _: Option<&str>) -> Outcome<Repaired> {
         let mut world = self.world();
         let keys: Vec<i64> = match extent {
             Extent::Key(key) => vec![number(key)],

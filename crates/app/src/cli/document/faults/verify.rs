@@ -16,6 +16,12 @@ pub(super) const FAULTS: &[Known] = &[
     ),
     known("SEGUE-OWNER-CHANGED", "the writes changed hands while rows were compared", "verify again"),
     known(
+        "SEGUE-REPAIR-CHANGED",
+        "a row changed while it was to be repaired, and the other side keeps values unique: it could have got into the way of \
+         changes that the stream has not brought yet",
+        "`segue verify --repair` once more, when the application does not change the row all the time",
+    ),
+    known(
         "SEGUE-STANDS-STILL",
         "the target owns the writes, and what is written there does not arrive on the source, so that no row can be compared",
         "do what the message, and `segue status`, say of the way back; then verify again",
