@@ -7,6 +7,7 @@ mod collation;
 mod column_type;
 pub mod columns;
 pub mod drift;
+pub(crate) mod hash;
 mod identity;
 mod read;
 pub mod server;

@@ -292,9 +292,9 @@ fn source_behind(journal: &[Entry], stream: &StreamIdentity) -> Option<Fault> {
     Some(Fault { what: text("fault"), next_step: text("next_step"), ..restored() })
 }
 
-/// What only streaming finds out: the source has removed the log that the stream needs, or the log has rows of a form that a
-/// table had for a while and has no more.
-const FOUND_BY_STREAMING: &[&str] = &[LOG_REMOVED, "SEGUE-DDL-DRIFT"];
+/// What only streaming finds out: the source has removed the log that the stream needs, the log has rows of a form that a
+/// table had for a while and has no more, or it says of rows that they are gone and not which ones.
+const FOUND_BY_STREAMING: &[&str] = &[LOG_REMOVED, "SEGUE-DDL-DRIFT", "SEGUE-HASH-LEAF"];
 
 /// That the stream cannot read on, found out by streaming: it is what the last run has ended with that came so far.
 fn unreadable(journal: &[Entry]) -> Option<Fault> {
@@ -437,7 +437,7 @@ mod tests {
     #[test]
     fn a_log_that_cannot_be_read_is_what_the_last_run_has_ended_with() {
         let ended = |code: &str| entry("fault", json!({ "code": code, "fault": "gone", "next_step": "go" }));
-        for code in ["SEGUE-LOG-REMOVED", "SEGUE-DDL-DRIFT"] {
+        for code in ["SEGUE-LOG-REMOVED", "SEGUE-DDL-DRIFT", "SEGUE-HASH-LEAF"] {
             let found = unreadable(&[entry("following", json!({})), ended(code)]);
             assert_eq!(found, Some(Fault::operator(code, "gone", "go")));
             assert_eq!(unreadable(&[ended(code), entry("following", json!({}))]), None);

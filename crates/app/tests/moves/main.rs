@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a failed test")]
 
 mod gate;
+mod hash_leaves;
 mod loose_keys;
 mod own_columns;
 mod partitions;

@@ -5,7 +5,7 @@ use super::session::{Refused, Request};
 use super::sql::Target;
 use super::value::{LARGE_BYTES_MIN, Param};
 use super::{PgApplier, State, refused_rows};
-use crate::catalog::columns;
+use crate::catalog::{columns, hash};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
 use segue_engine::ports::{ApplyError, Mismatch, Outcome};
@@ -85,6 +85,9 @@ impl PgApplier {
         let table = target.table;
         let incomplete = |e: KeyIncomplete| Fault::bug("SEGUE-APPLY", format!("{}: {e}", table.target));
         let requests = match (&table.identity, &change.action) {
+            (_, Action::Truncate { leaf: Some(leaf), .. }) if hash::is_untold(&leaf.condition) => {
+                return Err(hash::untold(&table.source, &leaf.name).into());
+            }
             (_, Action::Truncate { leaf, within }) => {
                 let plain = leaf.is_none() && within.is_none() && self.may_truncate(target).await?;
                 truncate_requests(target, leaf.as_ref(), within.as_deref(), plain)

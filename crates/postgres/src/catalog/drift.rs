@@ -1,7 +1,7 @@
 //! What changed in the source's catalog since it was read, which the change stream does not announce: partitions that
 //! were attached or detached, columns and definitions that were altered. Polled.
 
-use super::{SourceRelation, refusal, shape};
+use super::{SourceRelation, hash, refusal, shape};
 use crate::birth::{bounded_lock, enter};
 use crate::error::fault_of;
 use crate::numbered;
@@ -237,12 +237,15 @@ async fn leaf(
     let row = source.query_opt(sql, &[&oid]).await;
     let row = row.map_err(|e| fault_of(&e).during(format_args!("reading the bounds of {}", shape.name)))?;
     let condition: Option<String> = row.map(|row| row.get(0));
-    let partitioned: HashMap<u32, QualifiedName> =
+    let Some(condition) = condition else { return Ok(None) };
+    let names: HashMap<u32, QualifiedName> =
         now.0.iter().filter(|(_, s)| s.partitioned).map(|(oid, s)| (*oid, s.name.clone())).collect();
-    Ok(condition.map(|condition| Leaf {
-        name: shape.name.to_string(),
-        condition: shape::leaf_condition(&condition, &partitioned, (&table.source, &table.target)),
-    }))
+    let hashes = hash::read(source, &names.keys().copied().collect::<Vec<u32>>()).await?;
+    let partitioned = shape::Partitioned { names: &names, hashes: &hashes };
+    // What the other side's tables are like is not known here.
+    let condition =
+        shape::leaf_condition(&condition, partitioned, (&table.source, &table.target), |_, _| true);
+    Ok(Some(Leaf { name: shape.name.to_string(), condition }))
 }
 
 /// Adds the leaf of this number to the publication, under a lock that waits for its writers: whatever is written to it

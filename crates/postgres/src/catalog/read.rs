@@ -3,6 +3,7 @@
 //! Uses only columns that every supported server has; decides nothing.
 
 use super::collation::Collation;
+use super::hash::{self, Hashes};
 use crate::error::fault_of;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -131,6 +132,8 @@ pub(super) struct Side {
     pub(super) relations: HashMap<u32, Vec<Relation>>,
     /// Every partitioned table in the trees, roots included.
     pub(super) partitioned: HashMap<u32, QualifiedName>,
+    /// How the keys of those are hashed that are partitioned by hash.
+    pub(super) hashes: Hashes,
     pub(super) columns: HashMap<u32, Vec<ColumnFacts>>,
     pub(super) types: HashMap<u32, TypeFacts>,
     pub(super) indexes: HashMap<u32, Vec<Index>>,
@@ -168,6 +171,7 @@ pub(super) async fn read(
     let roots = roots(&transaction, names, privileges).await?;
     let root_oids: Vec<u32> = roots.iter().flatten().map(|r| r.oid).collect();
     let (relations, partitioned) = leaves(&transaction, &root_oids, privileges).await?;
+    let hashes = hash::read(&transaction, &partitioned.keys().copied().collect::<Vec<u32>>()).await?;
     let columns = columns(&transaction, &server, &root_oids).await?;
     let used: Vec<u32> = columns.values().flatten().map(|c| c.type_oid).collect();
     let types = types(&transaction, &server, &used).await?;
@@ -175,7 +179,7 @@ pub(super) async fn read(
     all.extend(relations.values().flatten().map(|r| r.oid));
     let indexes = indexes(&transaction, &all).await?;
     transaction.rollback().await.map_err(|e| fault_of(&e))?;
-    Ok(Side { label, server, roots, relations, partitioned, columns, types, indexes })
+    Ok(Side { label, server, roots, relations, partitioned, hashes, columns, types, indexes })
 }
 
 async fn server(transaction: &Transaction<'_>) -> Outcome<Server> {

@@ -1,5 +1,6 @@
 //! From the facts of both catalogs to one [`Table`], or to every reason why not. No I/O.
 
+use super::hash::{self, Hashes};
 use super::identity::{self, Carried};
 use super::read::{ColumnFacts, Relation, Side};
 use super::{SourceRelation, column_type, refusal};
@@ -65,10 +66,7 @@ pub(super) fn build(
             return built;
         }
     };
-    built.relations = relations
-        .iter()
-        .map(|relation| source_relation(relation, id.into(), &source.partitioned, names))
-        .collect();
+    built.relations = relations.iter().map(|relation| source_relation(&pair, relation, id.into())).collect();
     let estimate = estimate(relations);
     if let Some(why) = one_region.as_ref().filter(|_| estimate.bytes > ONE_SNAPSHOT_BYTES_MAX) {
         built.warnings.push(one_snapshot(&from.name, &estimate, why));
@@ -129,32 +127,42 @@ fn missing(
 }
 
 /// The published relation.
-fn source_relation(
-    relation: &Relation,
-    unit: UnitId,
-    partitioned: &HashMap<u32, QualifiedName>,
-    roots: (&QualifiedName, &QualifiedName),
-) -> SourceRelation {
-    let condition = relation.condition.as_ref();
+fn source_relation(pair: &Pair<'_>, relation: &Relation, unit: UnitId) -> SourceRelation {
+    let Pair { source, target, from, to } = pair;
+    let partitioned = Partitioned { names: &source.partitioned, hashes: &source.hashes };
+    let is_alike = |here: u32, there: &QualifiedName| {
+        let hashes = source.hashes.get(&here);
+        target.partitioned.iter().any(|(oid, name)| name == there && target.hashes.get(oid) == hashes)
+    };
+    let told = |condition: &String| leaf_condition(condition, partitioned, (&from.name, &to.name), is_alike);
+    let leaf = |condition: &String| Leaf { name: relation.name.to_string(), condition: told(condition) };
     SourceRelation {
         oid: relation.oid,
         table: TableId(unit.0),
         unit,
         name: relation.name.clone(),
-        leaf: condition.map(|condition| Leaf {
-            name: relation.name.to_string(),
-            condition: leaf_condition(condition, partitioned, roots),
-        }),
+        leaf: relation.condition.as_ref().map(leaf),
     }
 }
 
-/// A leaf's partition constraint as the target can evaluate it.
+/// The partitioned tables of the source, by number.
+#[derive(Clone, Copy)]
+pub(super) struct Partitioned<'a> {
+    pub(super) names: &'a HashMap<u32, QualifiedName>,
+    pub(super) hashes: &'a Hashes,
+}
+
+/// A leaf's partition constraint as the target can evaluate it. `is_alike`: whether the target's table of this name is
+/// partitioned as the source's of this number is.
 pub(super) fn leaf_condition(
     condition: &str,
-    partitioned: &HashMap<u32, QualifiedName>,
+    partitioned: Partitioned<'_>,
     roots: (&QualifiedName, &QualifiedName),
+    is_alike: impl Fn(u32, &QualifiedName) -> bool,
 ) -> String {
-    condition_on_target(condition, |oid| target_of(oid, partitioned, roots))
+    hash::told(condition, partitioned.hashes, |oid| {
+        target_of(oid, partitioned.names, roots).filter(|name| is_alike(oid, name))
+    })
 }
 
 /// The target's table for a partitioned source table: of the same name below the root.
@@ -169,27 +177,6 @@ fn target_of(
     }
     let schema = if name.schema == from.schema { &to.schema } else { &name.schema };
     Some(QualifiedName::new(schema, &name.name))
-}
-
-/// The bounds of a hash partition name their table by its number, which the target numbers otherwise.
-fn condition_on_target(condition: &str, target_of: impl Fn(u32) -> Option<QualifiedName>) -> String {
-    let call = "satisfies_hash_partition('";
-    let mut rest = condition;
-    let mut translated = String::new();
-    while let Some(at) = rest.find(call) {
-        translated.push_str(&rest[..at]);
-        rest = &rest[at + call.len()..];
-        let number = rest.split_once("'::oid");
-        match number.and_then(|(digits, tail)| Some((target_of(digits.parse().ok()?)?, tail))) {
-            Some((name, tail)) => {
-                let name = quote_literal(&name.sql());
-                translated.push_str(&format!("satisfies_hash_partition({name}::pg_catalog.regclass"));
-                rest = tail;
-            }
-            None => translated.push_str(call),
-        }
-    }
-    translated + rest
 }
 
 fn estimate(relations: &[Relation]) -> Estimate {
@@ -429,20 +416,4 @@ fn identity(
         target_deferrable: backing.deferrable,
     };
     Ok((Identity::Key(key), one_region))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hash_bounds_name_the_targets_table() {
-        let condition = "satisfies_hash_partition('16400'::oid, 2, 0, id) AND satisfies_hash_partition('7'::oid, 2, 0, id)";
-        let target_of = |oid| (oid == 16400).then(|| QualifiedName::new("S", "it's"));
-        assert_eq!(
-            condition_on_target(condition, target_of),
-            "satisfies_hash_partition('\"S\".\"it''s\"'::pg_catalog.regclass, 2, 0, id) \
-             AND satisfies_hash_partition('7'::oid, 2, 0, id)"
-        );
-    }
 }

@@ -4,7 +4,7 @@ use super::compare::{self, Comparison};
 use super::{CopyForm, Side, column_list, extent_condition};
 use crate::authority::Authority;
 use crate::birth::{Differences, renew};
-use crate::catalog::columns;
+use crate::catalog::{columns, hash};
 use crate::connect::Endpoint;
 use crate::error::fault_of;
 use crate::origin;
@@ -161,13 +161,15 @@ impl PgWriter {
     }
 
     /// The condition of the rows that a region replaces.
-    fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> String {
+    fn replaced(&self, table: &Table, unit: UnitId, extent: &Extent) -> Outcome<String> {
         let conditions = self.conditions.read().unwrap_or_else(PoisonError::into_inner);
+        let within = extent_condition(table, extent, Side::Target);
         match (extent, conditions.get(&unit)) {
-            (Extent::Range { .. }, Some(leaf)) => {
-                format!("({leaf}) AND ({})", extent_condition(table, extent, Side::Target))
+            (Extent::Range { .. }, Some(leaf)) if hash::is_untold(leaf) => {
+                Err(hash::untold(&table.source, "a partition"))
             }
-            (Extent::Range { .. } | Extent::Key(_), _) => extent_condition(table, extent, Side::Target),
+            (Extent::Range { .. }, Some(leaf)) => Ok(format!("({leaf}) AND ({within})")),
+            (Extent::Range { .. } | Extent::Key(_), _) => Ok(within),
         }
     }
 }
@@ -176,7 +178,7 @@ impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
         self.enter().await?;
         self.onto = Settling::Nothing;
-        let condition = self.replaced(table, unit, extent);
+        let condition = self.replaced(table, unit, extent)?;
         let own = match onto {
             Onto::Replaced | Onto::Compared if table.key().is_some() => {
                 columns::own(&self.client, table).await?
@@ -212,7 +214,7 @@ impl RegionWriter for PgWriter {
         digest: &RegionDigest,
     ) -> Outcome<bool> {
         self.enter().await?;
-        let (relation, condition) = (self.relation(table).await?, self.replaced(table, unit, extent));
+        let (relation, condition) = (self.relation(table).await?, self.replaced(table, unit, extent)?);
         let sql = compare::digest(table, Side::Target, &relation, &condition);
         let row = self.client.query_one(&sql, &[]).await;
         let found = compare::digest_of(&row.map_err(|e| fault_of(&e).during("comparing what is there"))?);

@@ -162,7 +162,8 @@ impl Leave<'_> {
         client: &Client,
         name: &QualifiedName,
     ) -> Result<Option<Vec<KeyText>>, Refused> {
-        // Bounds of hash partitions are written in the target's words; there is no default partition beside them.
+        // It means the same here as on the target, but for a hash that only the target's table can be asked for: beside hash partitions
+        // there is no default one.
         let condition = &self.part.condition;
         let keys = key_names(self.table, Side::Source);
         let texts: Vec<String> = keys.iter().map(|key| format!("{key}::text")).collect();

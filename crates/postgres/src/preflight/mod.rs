@@ -181,6 +181,9 @@ static CHECKS: &[Check] = &[
         Box::pin(streams::subscriptions(l))
     }),
     looked("partitions", "has the target a partition for every row?", |l| Box::pin(shapes::partitions(l))),
+    looked("hash-partitions", "can rows of a hash partition be told on the other side?", |l| {
+        Box::pin(shapes::hashed(l))
+    }),
     looked("constraints", "do both sides hold rows to the same?", |l| Box::pin(constraints::one_sided(l))),
     looked("foreign-keys", "do references stay within the migration?", |l| {
         Box::pin(constraints::leading_out(l))

@@ -2,6 +2,7 @@
 //! large objects, and the numbers of its types.
 
 use super::{Finding, Looks, Verdict};
+use crate::catalog::hash;
 use crate::definition::settled;
 use segue_engine::ports::Outcome;
 use segue_model::name::QualifiedName;
@@ -156,6 +157,35 @@ pub(super) async fn only_on_target(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
         Finding { verdict: if anew.len() > 1 { Verdict::Warn } else { Verdict::Pass }, ..finding }
     };
     Ok(own.into_iter().map(finding).collect())
+}
+
+/// Rows of a partition that is emptied by itself, or leaves, are gone where they were: on the other side only its bound can tell them.
+pub(super) async fn hashed(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
+    let mut found = Vec::new();
+    for (side, catalog) in [(Side::Source, looks.catalog()), (Side::Target, looks.back())] {
+        for table in &catalog.tables {
+            let mut leaves = catalog.relations.iter().filter(|relation| relation.table == table.id);
+            if !leaves.any(|r| r.leaf.as_ref().is_some_and(|leaf| hash::is_untold(&leaf.condition))) {
+                continue;
+            }
+            let what = format!(
+                "{} is partitioned on the {side} by the hash of a key that each server hashes to another number (an enum, say, or text of a \
+                 collation that is not deterministic): when one of its partitions is emptied by itself, attached, detached or dropped, the \
+                 stream stops, as which rows of the {} are its own cannot be told",
+                table.source,
+                side.other()
+            );
+            let remedy = match side {
+                Side::Source => {
+                    "empty partitions by DELETE, or the whole table; where it has happened, `segue run --new-stream` compares all rows and \
+                     goes on"
+                }
+                Side::Target => "after the switch empty partitions by DELETE, or the whole table",
+            };
+            found.push(Finding::warn(side, what, remedy).about(&table.source));
+        }
+    }
+    Ok(found)
 }
 
 /// An identity column on one side only: inserts without the column fail after the switch, or with it.

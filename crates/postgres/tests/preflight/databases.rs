@@ -113,6 +113,11 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case("partitions", "", "DROP TABLE p2", "has no partition FOR VALUES FROM (100) TO (200)"),
     Case {
+        also: &["type-numbers"],
+        cure: Sql(IN_RANGES, IN_RANGES),
+        ..case("hash-partitions", BY_ENUM, BY_ENUM, "public.parts is partitioned on the source by the hash of a key")
+    },
+    Case {
         cure: Sql("ALTER TABLE parts2 RENAME TO parts", ""),
         ..case("tables", "ALTER TABLE parts RENAME TO parts2", "", "public.parts does not exist on the source")
     },
@@ -348,6 +353,12 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
+const BY_ENUM: &str = "DROP TABLE parts; CREATE TYPE grade AS ENUM ('a', 'b');
+    CREATE TABLE parts (id int, v grade, PRIMARY KEY (id, v)) PARTITION BY HASH (v);
+    CREATE TABLE p1 PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0)";
+const IN_RANGES: &str = "DROP TABLE parts; DROP TYPE grade; CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+    CREATE TABLE p1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+    CREATE TABLE p2 PARTITION OF parts FOR VALUES FROM (100) TO (200)";
 const KINDS: &str =
     "CREATE SCHEMA kinds; CREATE TYPE kinds.mood AS ENUM ('a'); ALTER TABLE customers ADD mood kinds.mood";
 const FORCED: &str = "ALTER TABLE orders ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY";

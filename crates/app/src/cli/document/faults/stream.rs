@@ -13,6 +13,13 @@ pub(super) const FAULTS: &[Known] = &[
         "the migration was contained: what was under way was broken off",
         "`segue resume` when it may go on",
     ),
+    known(
+        "SEGUE-HASH-LEAF",
+        "a partition was emptied by itself, or came or left, and which rows are its own cannot be told on the other side: each \
+         server hashes its key to another number",
+        "`segue run --new-stream`: every row is compared with the source's, those that are gone are removed, and those that \
+         differ written. `segue plan` warns of such tables beforehand",
+    ),
     ambiguous("SEGUE-JOURNAL-MOVED", "somebody else has written a record of the journal meanwhile"),
     ambiguous("SEGUE-JOURNAL-UNKNOWN", "the answer to a record of the journal was lost: it may be there"),
     retry(
