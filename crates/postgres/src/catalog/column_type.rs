@@ -404,6 +404,7 @@ mod tests {
             columns: HashMap::new(),
             types: types.into_iter().map(|facts| (facts.oid, facts)).collect(),
             indexes: HashMap::new(),
+            hashes: HashMap::new(),
         }
     }
 

@@ -126,7 +126,7 @@ pub(super) async fn only_on_target(looks: &Looks<'_>) -> Outcome<Vec<Finding>> {
     let [here, there] = filled(looks).await?;
     let mut own: BTreeMap<i64, Vec<&str>> = BTreeMap::new();
     for (place, column) in &there {
-        if !column.generated && !here.contains_key(place) {
+        if !column.is_generated() && !here.contains_key(place) {
             own.entry(place.0).or_default().push(&place.1);
         }
     }

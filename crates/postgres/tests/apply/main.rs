@@ -174,6 +174,7 @@ async fn the_net_effect_is_written_set_wise_and_one_by_one_alike() {
                 UpdateGroup { set: vec![2], rows: each("2# ~ new") },
             ],
             inserts: each("1# again y"),
+            ..Net::default()
         };
         target.net(&t, net).await.unwrap();
         let count = |sql: &str| format!("SELECT count(*) FROM t WHERE {sql}");
