@@ -78,6 +78,11 @@ async fn another_target_gets_nothing_before_the_first_one_is_given_up() {
     // The first one is told, if it was not gone.
     goes_to(&pair, &pair.target, "");
     pair.refused(&pair.run(), CODE).await;
+    // A right target is not given up for a wrong source: what is on the right one would be left there for good.
+    let stranger = Cluster::start(Options::default()).await;
+    stranger.execute(MAKE).await;
+    pair.write_spec(&stranger.url("postgres"), &other.url("postgres"), &TABLES, "");
+    assert!(pair.segue(&["cancel", "--json"], 1).contains("SEGUE-OTHER-SOURCE"));
     goes_to(&pair, &other, "");
     pair.segue(&["cancel"], 0);
     run.wait(PATIENCE).await.unwrap();

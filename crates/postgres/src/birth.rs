@@ -23,7 +23,7 @@ mod wait;
 
 pub use complete::{close_source, close_target, end_streams, forget_all_but_records, has_records, listed};
 pub use end::{drop_objects, drop_reverse, forget, is_there};
-pub use pair::{Reached, only_target, pair};
+pub use pair::{Reached, only_each_other, only_target, pair};
 pub use renew::{Differences, clear, differences, last_applied, succeed};
 pub use resume::{Told, is_known, is_lost, known, resume, resume_check, told};
 pub use reverse::reverse;

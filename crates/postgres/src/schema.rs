@@ -185,7 +185,7 @@ const MAKING: [&str; 3] = [DDL, crate::fence::DDL, crate::ddl_guard::DDL];
 
 /// What [`ensure`] runs: the statements that make the schema, and a comment that tells by which ones it was made.
 pub fn statements() -> Vec<String> {
-    let comment = format!("COMMENT ON SCHEMA segue IS {}", quote_literal(&imprint()));
+    let comment = format!("COMMENT ON TABLE segue.format IS {}", quote_literal(&imprint()));
     MAKING.into_iter().map(str::to_owned).chain([comment]).collect()
 }
 
@@ -227,9 +227,9 @@ pub(crate) async fn refusal(client: &Client) -> Outcome<Option<Fault>> {
 }
 
 /// Whether exactly these statements have made what is there, and nothing of it is gone since: what [`ensure`] would do again
-/// takes a start some 20 ms for each database.
-async fn is_made(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let sql = "SELECT obj_description(n.oid, 'pg_namespace') IS NOT DISTINCT FROM $1
+/// takes a start some 20 ms for each database. Waits for whoever makes it, or removes it.
+async fn is_made(client: &mut Client) -> Result<bool, tokio_postgres::Error> {
+    let sql = "SELECT obj_description(to_regclass('segue.format'), 'pg_class') IS NOT DISTINCT FROM $1
             AND NOT EXISTS (SELECT FROM unnest($2::text[]) made(name) WHERE to_regclass(made.name) IS NULL)
             AND NOT EXISTS (SELECT FROM unnest($3::text[]) made(name) WHERE NOT EXISTS (
                 SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND 'segue.' || p.proname = made.name))
@@ -238,7 +238,12 @@ async fn is_made(client: &Client) -> Result<bool, tokio_postgres::Error> {
     let indexes = made_with("CREATE INDEX IF NOT EXISTS ").into_iter().map(|name| format!("segue.{name}"));
     let relations: Vec<String> = tables.chain(indexes).collect();
     let functions = made_with("CREATE OR REPLACE FUNCTION ");
-    let row = client.query_opt(sql, &[&imprint(), &relations, &functions]).await?;
+    let transaction = client.transaction().await?;
+    transaction
+        .batch_execute("SELECT pg_advisory_xact_lock_shared(hashtextextended('segue:schema', 0))")
+        .await?;
+    let row = transaction.query_opt(sql, &[&imprint(), &relations, &functions]).await?;
+    transaction.rollback().await?;
     Ok(row.is_some_and(|row| row.get(0)))
 }
 

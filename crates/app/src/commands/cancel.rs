@@ -147,7 +147,7 @@ struct Ends<'a> {
 impl Ends<'_> {
     /// Refuses a target that the migration does not go to: what is on the source is another one's then.
     async fn are_a_pair(self, migration: &str) -> Outcome<()> {
-        birth::only_target(self.source, (self.target, self.reached), migration).await
+        birth::only_each_other(self.source, (self.target, self.reached), migration).await
     }
 }
 

@@ -193,6 +193,16 @@ impl<'d> Attempt<'d> {
         birth::only_target(source, (target, &sides.target.address()), spec.name.as_str()).await
     }
 
+    /// Writes down on both sides which target the migration goes to.
+    pub(super) async fn pair(&self, target: &Client) -> Outcome<()> {
+        let Driver { spec, sides, .. } = self.driver;
+        let source = sides.source.connect("plan").await?;
+        let authority = (spec.name.as_str(), self.lease.token);
+        birth::pair(&source, (target, &sides.target.address()), authority).await?;
+        sides.source.keep(source);
+        Ok(())
+    }
+
     /// What an earlier process took and did not answer, nobody else will.
     async fn answer_orphans(&self) -> Outcome<()> {
         let orphaned = json!({ "fault": "the driver could not finish this: it died, or lost a server or a connection meanwhile", "code": "SEGUE-DRIVER-DIED",
@@ -292,11 +302,12 @@ impl<'d> Attempt<'d> {
         }
         try_join_all(sides.written().into_iter().map(|side| self.take_over(side))).await?;
         self.answer_orphans().await?;
-        let (reached, authority) = (sides.target.address(), (spec.name.as_str(), self.lease.token));
-        birth::pair(&source, (&target, &reached), authority).await?;
         sides.source.keep(source);
         target_schema::create_missing(self.driver, self.lease).await?;
         let (catalog, found) = tokio::try_join!(plan::plan(spec, sides), self.find(&target, &journal))?;
+        if !matches!(found, Found::Nothing) {
+            self.pair(&target).await?;
+        }
         match found {
             Found::Stream(identity, opening) => {
                 self.driver.check_unchanged(&control.journal(0).await?, &catalog.tables)?;

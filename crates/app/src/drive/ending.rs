@@ -41,7 +41,8 @@ impl Driver {
         let told = self.record(lease, "fault", body.clone()).await;
         // The journal takes the word of the highest token that was raised there. One that has ended early has not raised its own.
         let is_early = told.is_err_and(|refused| refused.code == "SEGUE-SUPERSEDED");
-        if is_early && *code != "SEGUE-SUPERSEDED" && self.superseded(lease).await.is_none() {
+        let is_of_here = is_early && self.control.is_of_here().await.unwrap_or(false);
+        if is_of_here && *code != "SEGUE-SUPERSEDED" && self.superseded(lease).await.is_none() {
             let again = async {
                 shut_out(&self.sides.control, self.spec.name.as_str(), lease.token, true).await?;
                 self.record(lease, "fault", body).await

@@ -171,6 +171,7 @@ impl Attempt<'_> {
         let Driver { spec, sides, .. } = self.driver;
         birth::source_owns(&sides.source.connect("stream").await?, spec.name.as_str()).await?;
         self.nothing_filled(catalog, target).await?;
+        self.pair(target).await?;
         let body = json!({ "plan": plan::remembered(&catalog.tables) });
         self.driver.record(self.lease, "preparing", body).await?;
         self.fence(catalog, target).await?;

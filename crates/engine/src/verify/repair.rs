@@ -20,7 +20,8 @@ use std::collections::BTreeMap;
 const STUCK_MAX: u32 = 3;
 /// Rows that are looked at together before they are copied: of more of them the first look would be old by the time of the last.
 const TOGETHER_MAX: usize = 64;
-/// Rows of a range that may be refused. More of them have one reason, which is not another row.
+/// Rows of a range that may be refused. More of them have one reason, which is not another row; those that have only changed
+/// meanwhile do not count.
 const REFUSED_MAX: usize = 100;
 
 /// Writes the owner's rows over the differences, and settles them once more.
@@ -76,6 +77,7 @@ async fn by_key<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
     loop {
         let (tried, mut refused) = (left.len(), BTreeMap::new());
         let mut again = Vec::new();
+        let mut in_the_way = 0;
         for some in left.chunks(TOGETHER_MAX) {
             let items: Vec<Item> = some.iter().map(|(item, _)| item.clone()).collect();
             let seen = metered(&mut counts.owner, parts.owner.read(table, &items), |r| cost_of(r)).await?;
@@ -85,8 +87,9 @@ async fn by_key<O: Comparable, X: Comparable, P: Passage, S: Store, R: Repairer>
                 let extent = Extent::Key(key.clone());
                 match parts.repairer.repair(table, &extent, Some(seen.version.as_str())).await? {
                     Repaired::Copied => {}
-                    Repaired::Refused(fault) if again.len() >= REFUSED_MAX => return Err(fault),
+                    Repaired::Refused(fault) if in_the_way >= REFUSED_MAX => return Err(fault),
                     Repaired::Refused(fault) => {
+                        in_the_way += usize::from(fault.code != "SEGUE-REPAIR-CHANGED");
                         refused.insert(item.clone(), fault);
                         again.push((item.clone(), key.clone()));
                     }

@@ -246,9 +246,13 @@ pub(super) fn update_request(target: &Target<'_>, key: &Key, old: Option<&Row>, 
     request(sql, params, Some(1))
 }
 
-/// Whether the change may take its row away and put it back, because a column that cannot be updated has another value.
+/// Whether the change may take its row away and put it back, because a column that cannot be updated has another value. That of a
+/// key has the same one where the key stays.
 fn may_put_back(table: &Table, change: &Change) -> bool {
-    matches!(change.action, Action::Update { .. }) && table.columns.iter().any(|c| c.identity_always)
+    let Action::Update { old, .. } = &change.action else { return false };
+    let is_of_key = |i: &usize| table.key().is_some_and(|key| key.columns.contains(i));
+    let mut fixed = (0..table.columns.len()).filter(|&i| table.columns[i].identity_always);
+    fixed.any(|i| old.is_some() || !is_of_key(&i))
 }
 
 /// One row with the whole old image becomes the new one; with an identity column that cannot be updated, by being put back.

@@ -43,6 +43,15 @@ pub async fn only_target(source: &Client, target: Reached<'_>, migration: &str) 
     both(source, target, migration).await.map(drop)
 }
 
+/// Refuses a source that is not the one which the target's side of `migration` comes from, and a target as [`only_target`] does: what
+/// is removed on a right target for the sake of a wrong source is gone, and what is on the right source stays. Changes nothing.
+pub async fn only_each_other(source: &Client, target: Reached<'_>, migration: &str) -> Outcome<()> {
+    let (of_source, of_target) = both(source, target, migration).await?;
+    let is_one =
+        of_source.is_some() || of_target.is_none() || is_from_here(source, target.0, migration).await?;
+    if is_one { Ok(()) } else { Err(another_source(migration, target.1)) }
+}
+
 /// Marks both sides as a pair, under the token, which was raised on both, and refuses what [`only_target`] does: nobody else
 /// marks the source meanwhile. To be called before anything is made for a stream; can be repeated.
 pub async fn pair(source: &Client, target: Reached<'_>, authority: Authority<'_>) -> Outcome<()> {
@@ -101,6 +110,41 @@ async fn both(
         }
     }
     Ok((of_source, of_target))
+}
+
+/// Whether a source without a mark is the one that the target's stream comes from: its server was restored to before it got one,
+/// or it knows the slot. A target without a stream comes from anywhere.
+async fn is_from_here(source: &Client, target: &Client, migration: &str) -> Outcome<bool> {
+    let failed = |e| fault_of(&e);
+    let sql = "SELECT system_id FROM segue.stream WHERE migration = $1 AND direction = 'forward'";
+    let Some(stream) = target.query_opt(sql, &[&migration]).await.map_err(failed)? else { return Ok(true) };
+    let own =
+        "SELECT system_identifier::text, to_regclass('segue.slot') IS NOT NULL FROM pg_control_system()";
+    let row = source.query_one(own, &[]).await.map_err(failed)?;
+    if row.get::<_, String>(0) == stream.get::<_, String>(0) {
+        return Ok(true);
+    }
+    if !row.get::<_, bool>(1) {
+        return Ok(false);
+    }
+    let slot = "SELECT EXISTS (SELECT FROM segue.slot WHERE migration = $1)";
+    Ok(source.query_one(slot, &[&migration]).await.map_err(failed)?.get(0))
+}
+
+fn another_source(migration: &str, target: &str) -> Fault {
+    let name = stream_name(migration, Direction::Forward).unwrap_or_default();
+    Fault::operator(
+        "SEGUE-OTHER-SOURCE",
+        format!(
+            "the target {target} gets the rows of migration {migration} from another source than this one, which has nothing of it: \
+             what was done here would leave {name} behind there, for which that server keeps its log"
+        ),
+        format!(
+            "correct the source in the spec. Only if the other one is gone for good, on the target: DELETE FROM segue.pair WHERE \
+             migration = {}; then ask again",
+            quote_literal(migration)
+        ),
+    )
 }
 
 /// Whether a target without a mark is the one that is remembered: it was restored to before it got one, somebody has

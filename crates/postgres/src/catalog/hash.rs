@@ -42,7 +42,6 @@ impl Hash {
             "int4" => ("hashint4extended(", ""),
             "int8" => ("hashint8extended(", ""),
             "oid" => ("hashoidextended(", ""),
-            "char" => ("hashcharextended(", ""),
             "bool" => ("hashcharextended((", ")::int::\"char\""),
             "numeric" => ("hash_numeric_extended(", ""),
             "uuid" => ("uuid_hash_extended(", ""),
@@ -69,17 +68,21 @@ impl Hash {
 /// How the keys of those of `tables` are hashed that are partitioned by hash.
 pub(super) async fn read(client: &impl GenericClient, tables: &[u32]) -> Outcome<Hashes> {
     let sql = "SELECT h.partrelid, CASE WHEN o.opcdefault AND n.nspname = 'pg_catalog' THEN y.typname::text ELSE '' END,
-                coalesce(l.collisdeterministic, true) AND current_setting('server_encoding') = 'UTF8'
+                coalesce(l.collisdeterministic, true) AND current_setting('server_encoding') = 'UTF8', k.attnum <> 0
            FROM pg_partitioned_table h
-          CROSS JOIN LATERAL unnest(h.partclass::oid[], h.partcollation::oid[]) WITH ORDINALITY k(opclass, collation, no)
+          CROSS JOIN LATERAL unnest(h.partclass::oid[], h.partcollation::oid[], h.partattrs::int2[])
+                WITH ORDINALITY k(opclass, coll, attnum, no)
            JOIN pg_opclass o ON o.oid = k.opclass JOIN pg_type y ON y.oid = o.opcintype
-           JOIN pg_namespace n ON n.oid = y.typnamespace LEFT JOIN pg_collation l ON l.oid = k.collation
+           JOIN pg_namespace n ON n.oid = y.typnamespace LEFT JOIN pg_collation l ON l.oid = k.coll
           WHERE h.partstrat = 'h' AND h.partrelid = ANY($1::oid[]) ORDER BY h.partrelid, k.no";
     let rows = client.query(sql, &[&tables]).await;
     let rows = rows.map_err(|e| fault_of(&e).during("reading how partitions are hashed"))?;
     let mut found = Hashes::new();
     for row in &rows {
-        found.entry(row.get(0)).or_default().push(Hash::of(row.get(1), row.get(2)));
+        // What is computed of a row may be computed otherwise on another server.
+        let is_column: bool = row.get(3);
+        let hash = if is_column { Hash::of(row.get(1), row.get(2)) } else { Hash::Own };
+        found.entry(row.get(0)).or_default().push(hash);
     }
     Ok(found)
 }
@@ -189,8 +192,8 @@ pub(crate) fn untold(table: &QualifiedName, leaf: impl Display) -> Fault {
             "{table}: {leaf} was emptied by itself (TRUNCATE, or a partition that left or came), and which rows were its own cannot be \
              told: each server hashes its key to another number"
         ),
-        "`segue run --new-stream` compares all rows, removes those that are gone, and writes those that differ; to be spared that, \
-         empty such partitions by DELETE, or the whole table",
+        "`segue run --new-stream` compares all rows, removes those that are gone, and writes those that differ; a way back that has met it \
+         cannot go on, and only `segue complete` ends its waiting. To be spared that, empty such partitions by DELETE, or the whole table",
     )
 }
 

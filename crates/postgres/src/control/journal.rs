@@ -93,6 +93,15 @@ impl Control {
         row.map(|row| row.get(0)).ok_or_else(|| Fault::bug("SEGUE-CONTROL", "the journal has no end"))
     }
 
+    /// Whether nobody drives this migration over another control database, as far as is known here: a token that somebody has raised
+    /// here, without a record of it, was raised by one who does.
+    pub async fn is_of_here(&self) -> Outcome<bool> {
+        let sql = "SELECT EXISTS (SELECT FROM segue.journal WHERE migration = $1)
+                OR NOT EXISTS (SELECT FROM segue.token WHERE migration = $1)";
+        let row = self.row(sql, &[&self.migration]).await?;
+        Ok(row.is_some_and(|row| row.get(0)))
+    }
+
     /// The records after number `after`, in order.
     pub async fn journal(&self, after: i64) -> Outcome<Vec<Entry>> {
         let sql = "SELECT seq, (extract(epoch FROM at) * 1000000)::bigint, version, actor, kind, body::text

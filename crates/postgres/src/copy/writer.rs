@@ -174,13 +174,22 @@ impl PgWriter {
     }
 }
 
+impl PgWriter {
+    async fn may_lay_beside(&self) -> Outcome<bool> {
+        let sql = "SELECT has_database_privilege(current_database(), 'TEMPORARY')";
+        Ok(self.client.query_one(sql, &[]).await.map_err(|e| fault_of(&e))?.get(0))
+    }
+}
+
 impl RegionWriter for PgWriter {
     async fn begin(&mut self, table: &Table, unit: UnitId, extent: &Extent, onto: Onto) -> Outcome<()> {
         self.enter().await?;
         self.onto = Settling::Nothing;
         let condition = self.replaced(table, unit, extent)?;
         let own = match onto {
-            Onto::Replaced | Onto::Compared if table.key().is_some() => {
+            Onto::Compared if table.key().is_some() => columns::own(&self.client, table).await?,
+            // What the target has of its own is kept only by a role that may lay rows beside others.
+            Onto::Replaced if table.key().is_some() && self.may_lay_beside().await? => {
                 columns::own(&self.client, table).await?
             }
             Onto::Nothing | Onto::Replaced | Onto::Compared => Vec::new(),

@@ -78,7 +78,7 @@ async fn a_database_without_a_row_has_none() {
 async fn what_an_earlier_build_made_is_brought_up_to_date() {
     let mut world = World::start(Options::default(), limits(60_000), Role::Follower).await;
     stream_to(&world.client, Direction::Forward).await;
-    let earlier = "COMMENT ON SCHEMA segue IS NULL; ALTER TABLE segue.owner DROP COLUMN opened_at;
+    let earlier = "COMMENT ON TABLE segue.format IS NULL; ALTER TABLE segue.owner DROP COLUMN opened_at;
          DROP FUNCTION segue.open; DROP FUNCTION segue.become_follower;
          CREATE FUNCTION segue.open(_migration text, _epoch bigint, _direction text, _position pg_lsn, _lock_ms int)
              RETURNS jsonb LANGUAGE sql AS 'SELECT NULL::jsonb';
@@ -119,7 +119,7 @@ async fn a_start_waits_for_no_writer_that_has_taken_the_tables_back() {
     world.fenced(0, 1).await;
     world.until_the_deadline().await;
     app.batch_execute("BEGIN; INSERT INTO plain VALUES (2, 'late')").await.unwrap();
-    let unmade = "SET lock_timeout = '1s'; COMMENT ON SCHEMA segue IS 'made by segue: another build'";
+    let unmade = "SET lock_timeout = '1s'; COMMENT ON TABLE segue.format IS 'made by segue: another build'";
     world.client.batch_execute(unmade).await.unwrap();
     schema::ensure(&mut world.client).await.unwrap();
     app.batch_execute("COMMIT").await.unwrap();

@@ -233,6 +233,7 @@ pub(super) const FACTS: &[Facts] = &[
             "SEGUE-LOCKED",
             "SEGUE-NOTHING-FILLED",
             "SEGUE-SWITCHED",
+            "SEGUE-OTHER-SOURCE",
             "SEGUE-OTHER-TARGET",
             "SEGUE-CONNECTION",
         ],

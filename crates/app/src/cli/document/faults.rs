@@ -257,6 +257,11 @@ pub(super) const FAULTS: &[Known] = &[
         "correct the address in the spec; only if the server was really replaced, `segue run --new-stream`",
     ),
     known(
+        "SEGUE-OTHER-SOURCE",
+        "the target gets the rows of the migration of this name from another source than the spec's",
+        "correct the source in the spec; the message says what to do if that one is gone for good",
+    ),
+    known(
         "SEGUE-OTHER-TARGET",
         "what is on the source is another target's, to which the migration of this name goes already",
         "correct the target in the spec, or give the migration another name; or `segue cancel` with the other target first",
