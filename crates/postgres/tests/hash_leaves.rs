@@ -51,7 +51,6 @@ const TYPES: &[(&str, &str)] = &[
     ("int4", "n * 7919 - 100000"),
     ("int8", "(n - 250) * 10000000019"),
     ("oid", "n"),
-    ("\"char\"", "chr(65 + n % 20)::\"char\""),
     ("bool", "n % 2 = 0"),
     ("numeric", "(n - 200) / 7.0"),
     ("uuid", "md5(n::text)::uuid"),
