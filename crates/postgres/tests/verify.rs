@@ -423,7 +423,8 @@ async fn what_was_found_equal_is_open_no_more_and_what_is_found_later_is() {
     let endpoint = Endpoint::parse(&cluster.url("postgres")).unwrap();
     let control = Control::connect(&endpoint, "m").await.unwrap();
     // As an earlier build has left it.
-    cluster.execute("ALTER TABLE segue.divergence DROP COLUMN equal_at").await;
+    let earlier = "COMMENT ON TABLE segue.format IS NULL; ALTER TABLE segue.divergence DROP COLUMN equal_at";
+    cluster.execute(earlier).await;
     schema::ensure(&mut endpoint.connect("test").await.unwrap()).await.unwrap();
     let store = PgStore::new(endpoint, "m".into(), Direction::Forward);
     let open = async || control.standing(0, 0).await.unwrap().open;
