@@ -62,6 +62,7 @@ pub const ALL: &[&str] = &[
     "schema.index",
     "schema.mended",
     "schema.finished",
+    "birth.paired",
     "birth.fenced",
     "birth.incarnation",
     "birth.slot",

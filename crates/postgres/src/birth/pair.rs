@@ -9,6 +9,7 @@
 use super::{Authority, Direction, stream_name, under_token};
 use crate::error::fault_of;
 use segue_engine::fault::Fault;
+use segue_engine::killpoint;
 use segue_engine::ports::Outcome;
 use segue_model::sqltext::quote_literal;
 use tokio_postgres::Client;
@@ -68,6 +69,7 @@ pub async fn pair(source: &Client, target: Reached<'_>, authority: Authority<'_>
     // The target first: a source that is marked, and the target not, would have another one than its own.
     let marked = under_token(target.0, authority, &row(authority.0, &mark, &place)).await.map_err(during)?;
     let mark = marked.ok_or_else(|| Fault::bug("SEGUE-CATALOG", "the target got no mark"))?;
+    killpoint::pass("birth.paired");
     let row = row(authority.0, &quote_literal(&mark), &place);
     under_token(source, authority, &row).await.map(drop).map_err(during)
 }

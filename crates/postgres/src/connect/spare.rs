@@ -80,15 +80,3 @@ impl Endpoint {
         matches!(renamed, Ok(Ok(()))).then_some(client)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nothing_is_kept_where_nothing_was_given_back() {
-        let endpoint = Endpoint::parse("postgresql://u@127.0.0.1:1/d").unwrap();
-        assert!(endpoint.spare("segue test").await.is_none());
-        assert!(endpoint.clone().spare("segue test").await.is_none());
-    }
-}
