@@ -28,7 +28,7 @@ const TRIED: u32 = 200;
 const READ_MAX: u32 = 500;
 /// How long it is believed how fast a table is read, and how long a server that refuses is left alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// A row that takes longer is not in the memory of the server or its system: there 10 µs are many, on processors that others use 30,
+/// A row that takes as long is not in the memory of the server or its system: there 10 µs are many, on processors that others use 30,
 /// and a fast disk takes 80.
 pub const ROW_SLOW: Duration = Duration::from_micros(60);
 
@@ -56,7 +56,7 @@ struct Wanted {
 }
 
 impl Ahead {
-    /// Reads on the server behind `endpoint` where rows take longer than `row_slow` each.
+    /// Reads on the server behind `endpoint` where rows take `row_slow` each or longer: with none, everywhere.
     pub fn new(endpoint: Endpoint, row_slow: Duration) -> Ahead {
         Ahead { endpoint, row_slow, queue: OnceLock::new() }
     }
@@ -162,7 +162,7 @@ impl Session {
             .map_err(|e| fault_of(&e).during(format_args!("reading rows of {}", wanted.table.target)))
     }
 
-    /// What reads rows of a table, if the server takes longer than `row_slow` for one; none for a key whose lists cannot be written.
+    /// What reads rows of a table, if the server takes `row_slow` or longer for one; none for a key whose lists cannot be written.
     async fn try_reading(&self, wanted: &Wanted, row_slow: Duration) -> Outcome<Option<Statement>> {
         let table = &wanted.table;
         let facts = facts::look_up(&self.client, table).await?;
@@ -180,6 +180,6 @@ impl Session {
         self.read_some(&statement, wanted, 1, TRIED).await?;
         let each = began.elapsed().saturating_sub(2 * way) / TRIED;
         self.client.batch_execute(AHEAD[1]).await.map_err(during)?;
-        Ok((each > row_slow).then_some(statement))
+        Ok((each >= row_slow).then_some(statement))
     }
 }
